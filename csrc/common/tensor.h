@@ -1,0 +1,68 @@
+// Argument checks and conversions of the operators. A message names the operator, the argument, what was expected and what was got.
+//
+// std::invalid_argument reaches Python as ValueError and std::out_of_range as IndexError (tests/ops/test_errors.py holds
+// us to it); torch's own check macro would give a RuntimeError that begins with a path of the machine it was built on.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+namespace hrrl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline std::string shape(const Tensor& t) {
+  std::ostringstream text;
+  text << '[';
+  for (int64_t d = 0; d < t.dim(); ++d) text << (d ? ", " : "") << t.size(d);
+  text << ']';
+  return text.str();
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d)
+    if (a.size(d) != b.size(d)) return false;
+  return true;
+}
+
+inline bool same_device(const Tensor& a, const Tensor& b) {
+  return a.is_cuda() == b.is_cuda() && a.get_device_index() == b.get_device_index();
+}
+
+inline bool is_floating(const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+    case ScalarType::Double:
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Conversions that cost nothing where nothing needs converting: a call through the dispatcher takes a microsecond.
+inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+inline Tensor as_type(const Tensor& t, ScalarType type) {
+  return t.scalar_type() == type ? t : torch::stable::to(t, type);
+}
+inline Tensor as_double(const Tensor& t) { return as_contiguous(as_type(t, ScalarType::Double)); }
+
+template <class Error, class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::ostringstream text;
+  (text << ... << parts);
+  throw Error(text.str());
+}
+
+}  // namespace hrrl
+
+// The message is built only when the check fails.
+#define HRRL_CHECK(condition, ...) \
+  if (!(condition)) ::hrrl::fail<std::invalid_argument>(__VA_ARGS__)

@@ -1,0 +1,56 @@
+// The CPU kernels and how one of their builds is chosen.
+//
+// The files in csrc/cpu/kernels/ know nothing of torch: raw pointers and sizes. CMake compiles them once per instruction
+// set, each build in a namespace of its own, and kernels() picks the best that the processor has when first asked.
+#pragma once
+
+#include <cstdint>
+
+namespace hrrl::cpu {
+
+enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
+
+// out_i = x_i + tau tau_scale_i g_i / ||g_i||, norm_i = ||g_i|| for the examples i in [begin, end).
+struct PerturbArgs {
+  const void *x, *grad;     // [B, size]
+  void* out;                // [B, size]
+  void* norm;               // [B] float, or double for kDouble
+  const double* tau_scale;  // [B] or null
+  double tau;
+  int64_t size;
+};
+
+// Rows [begin, end) of the weighted cross-entropy. Targets and concepts have been checked.
+struct CrossEntropyArgs {
+  const void* logits;  // [B, C]
+  const int64_t *target, *concept_;
+  const double *q, *concept_count;
+  double total;        // N
+  void* example_loss;  // [B] float, or double for kDouble
+  void* grad_logits;   // [B, C] or null; float for kHalf
+  int64_t batch, classes;
+  double label_smoothing;
+};
+
+struct Kernels {
+  const char* name;
+  void (*perturb)(Dtype, const PerturbArgs&, int64_t begin, int64_t end);
+  // scratch: `classes` doubles
+  void (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
+};
+
+#define HRRL_DECLARE_ISA(isa)                                                                            \
+  namespace isa {                                                                                        \
+  void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                   \
+  void concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
+  }
+HRRL_DECLARE_ISA(baseline)
+#ifdef HRRL_X86
+HRRL_DECLARE_ISA(avx2)
+HRRL_DECLARE_ISA(avx512)
+#endif
+#undef HRRL_DECLARE_ISA
+
+const Kernels& kernels();
+
+}  // namespace hrrl::cpu

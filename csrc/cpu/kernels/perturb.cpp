@@ -1,0 +1,110 @@
+// out_i = x_i + tau g_i / ||g_i||, one example at a time.
+//
+// - The squares are summed in double. A float32 gradient can then be as small as 1e-45 or as large as 3e38 and keeps its
+//   direction; in float32 its squares would vanish below 1e-23 and overflow above 1e19.
+// - tau / ||g|| itself may leave the range of float32. Such an example takes the loop in double; all others take the fast one.
+// - ||g|| = 0 and ||g|| not finite leave the example as it is, to the bit. One overflowed gradient then costs one example
+//   its perturbation, not the batch its values.
+#include "cpu/kernels.h"
+#include "cpu/kernels/simd.h"
+
+namespace hrrl::cpu::HRRL_ISA {
+
+template <class scalar_t>
+static double sum_of_squares(const scalar_t* g, int64_t size) {
+  vdouble total[4] = {};  // four chains hide the latency of the additions
+  int64_t j = 0;
+  for (; j + 4 * kWidth <= size; j += 4 * kWidth)
+    for (int chain = 0; chain < 4; ++chain) {
+      const vdouble v = to_double(load(g + j + chain * kWidth));
+      total[chain] += v * v;
+    }
+  for (; j + kWidth <= size; j += kWidth) {
+    const vdouble v = to_double(load(g + j));
+    total[0] += v * v;
+  }
+  double result = sum((total[0] + total[1]) + (total[2] + total[3]));
+  for (; j < size; ++j) {
+    const double v = to_float(g[j]);
+    result += v * v;
+  }
+  return result;
+}
+
+template <class scalar_t>
+static void add_scaled(const scalar_t* x, const scalar_t* g, float factor, scalar_t* out, int64_t size) {
+  int64_t j = 0;
+  for (; j + kWidth <= size; j += kWidth) store(out + j, load(x + j) + load(g + j) * factor);
+  for (; j < size; ++j) assign(out[j], to_float(x[j]) + to_float(g[j]) * factor);
+}
+
+template <class scalar_t>
+static double perturb_example(const scalar_t* x, const scalar_t* g, double tau, scalar_t* out, int64_t size) {
+  const double norm = __builtin_sqrt(sum_of_squares(g, size));
+  const bool usable = norm > 0.0 && norm < __builtin_inf();
+  if (!usable || tau == 0.0) {
+    __builtin_memcpy(out, x, static_cast<uint64_t>(size) * sizeof(scalar_t));
+    return norm;
+  }
+  const double factor = tau / norm;
+  const double magnitude = __builtin_fabs(factor);
+  if (magnitude > 1e-30 && magnitude < 1e30)
+    add_scaled(x, g, static_cast<float>(factor), out, size);
+  else
+    for (int64_t j = 0; j < size; ++j)
+      assign(out[j], to_float(x[j]) + static_cast<float>(static_cast<double>(to_float(g[j])) * factor));
+  return norm;
+}
+
+// Doubles have no wider type to sum in: where the squares leave its range, the gradient is scaled by its largest entry.
+static double perturb_example(const double* x, const double* g, double tau, double* out, int64_t size) {
+  double total = 0.0, largest = 0.0;
+  bool finite = true;
+  for (int64_t j = 0; j < size; ++j) {
+    const double magnitude = __builtin_fabs(g[j]);
+    total += g[j] * g[j];
+    largest = magnitude > largest ? magnitude : largest;
+    finite &= magnitude < __builtin_inf();
+  }
+  double scale = 1.0;
+  if (finite && largest > 0.0 && !(total > 1e-280 && total < 1e280)) {
+    scale = largest;
+    total = 0.0;
+    for (int64_t j = 0; j < size; ++j) total += (g[j] / scale) * (g[j] / scale);
+  }
+  const double scaled_norm = __builtin_sqrt(total);
+  if (!finite || largest == 0.0 || tau == 0.0) {
+    __builtin_memcpy(out, x, static_cast<uint64_t>(size) * sizeof(double));
+    return finite ? scaled_norm * scale : total;
+  }
+  for (int64_t j = 0; j < size; ++j) out[j] = x[j] + tau * ((g[j] / scale) / scaled_norm);
+  return scaled_norm * scale;
+}
+
+template <class scalar_t, class norm_t>
+static void perturb_examples(const PerturbArgs& args, int64_t begin, int64_t end) {
+  const auto* x = static_cast<const scalar_t*>(args.x);
+  const auto* grad = static_cast<const scalar_t*>(args.grad);
+  auto* out = static_cast<scalar_t*>(args.out);
+  auto* norm = static_cast<norm_t*>(args.norm);
+  for (int64_t i = begin; i < end; ++i) {
+    const double tau = args.tau_scale ? args.tau * args.tau_scale[i] : args.tau;
+    const int64_t offset = i * args.size;
+    norm[i] = static_cast<norm_t>(perturb_example(x + offset, grad + offset, tau, out + offset, args.size));
+  }
+}
+
+void perturb(Dtype dtype, const PerturbArgs& args, int64_t begin, int64_t end) {
+  switch (dtype) {
+    case Dtype::kFloat:
+      return perturb_examples<float, float>(args, begin, end);
+    case Dtype::kDouble:
+      return perturb_examples<double, double>(args, begin, end);
+    case Dtype::kHalf:
+      return perturb_examples<half, float>(args, begin, end);
+    case Dtype::kBFloat16:
+      return perturb_examples<bfloat16, float>(args, begin, end);
+  }
+}
+
+}  // namespace hrrl::cpu::HRRL_ISA

@@ -1,0 +1,140 @@
+// Vectors of kWidth floats for the CPU kernels, on the compilers' vector extension.
+//
+// Each file that includes this is compiled once per instruction set. So everything here has internal linkage: were these
+// functions shared between the builds, the linker could keep the AVX-512 copy and run it on a processor without AVX-512.
+// For the same reason the kernels use no templates of the standard library.
+#pragma once
+
+#include <cstdint>
+
+#if defined(__F16C__) || defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#define HRRL_INLINE static inline __attribute__((always_inline))
+
+namespace hrrl::cpu::HRRL_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kWidth = 16;
+#elif defined(__AVX2__)
+constexpr int kWidth = 8;
+#else
+constexpr int kWidth = 4;
+#endif
+
+using half = _Float16;
+struct bfloat16 {
+  uint16_t bits;
+};
+
+typedef float vfloat __attribute__((vector_size(4 * kWidth)));
+typedef uint32_t vuint __attribute__((vector_size(4 * kWidth)));
+typedef uint16_t vshort __attribute__((vector_size(2 * kWidth)));
+typedef double vdouble __attribute__((vector_size(8 * kWidth)));
+
+template <class To, class From>
+HRRL_INLINE To bit_cast(From from) {
+  To to;
+  static_assert(sizeof(to) == sizeof(from));
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+HRRL_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
+HRRL_INLINE vdouble to_double(vfloat v) { return __builtin_convertvector(v, vdouble); }
+HRRL_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+
+// One element
+
+HRRL_INLINE float to_float(float v) { return v; }
+HRRL_INLINE float to_float(half v) { return static_cast<float>(v); }
+HRRL_INLINE float to_float(bfloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
+
+HRRL_INLINE void assign(float& to, float v) { to = v; }
+HRRL_INLINE void assign(half& to, float v) { to = static_cast<half>(v); }
+HRRL_INLINE void assign(bfloat16& to, float v) {  // to nearest, ties to even; NaN stays NaN
+  const uint32_t bits = bit_cast<uint32_t>(v);
+  to.bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// kWidth elements at any alignment
+
+HRRL_INLINE vfloat load(const float* p) {
+  vfloat v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+HRRL_INLINE vfloat load(const bfloat16* p) {
+  vshort bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return bit_cast<vfloat>(__builtin_convertvector(bits, vuint) << 16);
+}
+HRRL_INLINE vfloat load(const half* p) {
+#if defined(__AVX512F__)
+  return bit_cast<vfloat>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return bit_cast<vfloat>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  vfloat v;
+  for (int lane = 0; lane < kWidth; ++lane) v[lane] = to_float(p[lane]);
+  return v;
+#endif
+}
+
+HRRL_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)); }
+HRRL_INLINE void store(bfloat16* p, vfloat v) {
+  const vuint bits = bit_cast<vuint>(v);
+  const vuint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const vuint nan = vuint{} + 0x7fc0;
+  const vshort result = __builtin_convertvector(bit_cast<vuint>(v != v ? nan : rounded), vshort);
+  __builtin_memcpy(p, &result, sizeof(result));
+}
+HRRL_INLINE void store(half* p, vfloat v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtps_ph(bit_cast<__m512>(v), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bit_cast<__m256>(v), _MM_FROUND_TO_NEAREST_INT));
+#else
+  for (int lane = 0; lane < kWidth; ++lane) assign(p[lane], v[lane]);
+#endif
+}
+
+// Across the lanes, pairwise
+
+HRRL_INLINE float sum(vfloat v) {
+  float lanes[kWidth];
+  store(lanes, v);
+  for (int width = kWidth / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
+}
+HRRL_INLINE double sum(vdouble v) {
+  double lanes[kWidth];
+  __builtin_memcpy(lanes, &v, sizeof(v));
+  for (int width = kWidth / 2; width > 0; width /= 2)
+    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+  return lanes[0];
+}
+
+// exp(x) for x <= 0, to 1 ulp; below -87.3, where float32 has no normal numbers left, 0. NaN stays NaN.
+// x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the Taylor series of e^r economised to degree 6; 2^n is put
+// together from its bits. Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
+HRRL_INLINE vfloat exp_nonpositive(vfloat x) {
+  constexpr float kMagic = 12582912.0f;
+  const vfloat shifted = x * 1.44269504088896341f + kMagic;
+  const vfloat n = shifted - kMagic;
+  const vfloat r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
+  vfloat p = broadcast(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  const vuint exponent = (bit_cast<vuint>(shifted) - 0x4b400000u + 127u) << 23;
+  return x < -87.3f ? vfloat{} : p * bit_cast<vfloat>(exponent);
+}
+
+}  // namespace hrrl::cpu::HRRL_ISA

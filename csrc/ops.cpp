@@ -1,0 +1,27 @@
+// Every operator schema of the library, once. No logic.
+//
+// Letters: B examples, C classes, K concepts, R rows. An implementation registers itself at the foot of its own file
+// (csrc/cpu/*_cpu.cpp, csrc/cuda/*_cuda.cpp); shapes, fakes and gradients for tracing are in hrrl_ext/ops/_autograd.py,
+// the public functions and what they promise in hrrl_ext/ops/.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(hrrl_ext, m) {
+  // x, grad [B, ...] -> x + tau * tau_scale_i * grad_i / ||grad_i||_F, and the norms [B]
+  m.def(
+      "perturb(Tensor x, Tensor grad, float tau, Tensor? tau_scale=None) -> (Tensor x_perturbed, Tensor grad_norm)");
+
+  // logits [B, C], target [B], concept [B], q [K], concept_count [K]
+  //   -> loss [], concept_loss [K], example_loss [B], d loss / d logits [B, C] ([0] unless asked for)
+  m.def(
+      "concept_cross_entropy(Tensor logits, Tensor target, Tensor concept, Tensor q, Tensor concept_count, "
+      "float label_smoothing, bool with_grad) "
+      "-> (Tensor loss, Tensor concept_loss, Tensor example_loss, Tensor grad_logits)");
+
+  // v [..., K] -> the nearest point of {p >= 0, sum p = radius}, for every row
+  m.def("project_simplex(Tensor v, float radius) -> Tensor");
+
+  // q, concept_loss, q0 [K] -> P(q + eta * eta_scale * (concept_loss - lam * (q - q0)))
+  m.def(
+      "update_distribution(Tensor q, Tensor concept_loss, Tensor q0, float eta, float lam, Tensor? eta_scale=None) "
+      "-> Tensor");
+}

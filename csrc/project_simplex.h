@@ -1,0 +1,73 @@
+// project_simplex and update_distribution: checks and allocation, shared by the CPU and the CUDA implementation.
+#pragma once
+
+#include <cmath>
+#include <optional>
+
+#include "common/tensor.h"
+
+namespace hrrl {
+
+struct ProjectSimplex {
+  Tensor v, out;  // [..., K] contiguous
+  int64_t rows, size;
+  double radius;
+};
+
+inline ProjectSimplex prepare_project_simplex(const Tensor& v, double radius) {
+  HRRL_CHECK(is_floating(v), "project_simplex: v must be float16, bfloat16, float32 or float64");
+  HRRL_CHECK(v.dim() >= 1 && v.size(v.dim() - 1) >= 1,
+             "project_simplex: v must have at least one entry along the projected dimension, got ", shape(v));
+  HRRL_CHECK(std::isfinite(radius) && radius > 0, "project_simplex: radius must be positive and finite, got ", radius);
+  const int64_t size = v.size(v.dim() - 1);
+  return {as_contiguous(v), torch::stable::new_empty(v, v.sizes()), v.numel() / size, size, radius};
+}
+
+// One step of Eq. 6. Everything is float64 inside: at lam = 1e-3 the first step moves q by thousands before it is
+// projected, where float32 would lose q altogether.
+struct UpdateDistribution {
+  Tensor q, concept_loss, q0;       // [K] double contiguous
+  std::optional<Tensor> eta_scale;  // [] double
+  Tensor out;                       // [K] double; returned in the dtype of q
+  int64_t size;
+  double eta, lam;
+  ScalarType type;
+
+  Tensor result() const { return as_type(out, type); }
+};
+
+inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Tensor& concept_loss, const Tensor& q0,
+                                                      double eta, double lam, const std::optional<Tensor>& eta_scale) {
+  constexpr const char* op = "update_distribution: ";
+  HRRL_CHECK(q.dim() == 1 && q.size(0) >= 1, op, "q must have shape [K] with K >= 1, got ", shape(q));
+  HRRL_CHECK(q.scalar_type() == ScalarType::Float || q.scalar_type() == ScalarType::Double, op,
+             "q must be float32 or float64");
+  const Tensor* others[] = {&concept_loss, &q0};
+  const char* names[] = {"concept_loss", "q0"};
+  for (int i = 0; i < 2; ++i) {
+    HRRL_CHECK(same_shape(q, *others[i]), op, names[i], " must have the shape of q, ", shape(q), ", got ",
+               shape(*others[i]));
+    HRRL_CHECK(is_floating(*others[i]), op, names[i], " must be a floating-point tensor");
+    HRRL_CHECK(same_device(q, *others[i]), op, names[i], " must be on the device of q");
+  }
+  HRRL_CHECK(std::isfinite(eta) && eta >= 0, op, "eta must be finite and not negative, got ", eta);
+  HRRL_CHECK(std::isfinite(lam) && lam >= 0, op, "lam must be finite and not negative, got ", lam);
+
+  std::optional<Tensor> scale;
+  if (eta_scale) {
+    HRRL_CHECK(eta_scale->numel() == 1, op, "eta must be a number or a tensor of one entry, got ", shape(*eta_scale));
+    HRRL_CHECK(same_device(q, *eta_scale), op, "eta must be on the device of q");
+    scale = as_double(*eta_scale);
+  }
+  return {as_double(q),
+          as_double(concept_loss),
+          as_double(q0),
+          std::move(scale),
+          torch::stable::new_empty(q, q.sizes(), ScalarType::Double),
+          q.size(0),
+          eta,
+          lam,
+          q.scalar_type()};
+}
+
+}  // namespace hrrl

@@ -1,0 +1,27 @@
+"""The operators of HRRL as plain functions, on CPU and CUDA.
+
+============================== =============================================================
+:func:`perturb`                x̃ = x + τ g/‖g‖_F, per example
+:func:`concept_cross_entropy`  Σ_i (N/N_k) q_k ℓ_i / B, and the losses per concept
+:func:`update_distribution`    q ← P_Δ(q + η_q (ĝ - λ (q - q0)))
+:func:`project_simplex`        the projection P_Δ itself, batched and differentiable
+:func:`check_labels`           raises for labels out of range, on any device
+:mod:`reference`               the same functions in plain PyTorch
+============================== =============================================================
+"""
+
+from . import reference
+from ._types import ConceptLoss
+from .concept_cross_entropy import check_labels, concept_cross_entropy
+from .perturb import perturb
+from .simplex import project_simplex, update_distribution
+
+__all__ = [
+    "ConceptLoss",
+    "check_labels",
+    "concept_cross_entropy",
+    "perturb",
+    "project_simplex",
+    "reference",
+    "update_distribution",
+]

@@ -1,0 +1,36 @@
+"""Loads the operator libraries into torch. Nothing is compiled here, and nothing is hidden when it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _load(name: str) -> None:
+    path = _PACKAGE / name
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        raise ImportError(
+            f"hrrl_ext: cannot load {path} with torch {torch.__version__}: {error}. "
+            "The native library is built by `pip install -e .` (see README, Installation)."
+        ) from error
+
+
+_load("libhrrl_ops.so")
+# The CUDA kernels need the libraries of a CUDA torch, but no GPU.
+if torch.version.cuda is not None and (_PACKAGE / "libhrrl_ops_cuda.so").exists():
+    _load("libhrrl_ops_cuda.so")
+elif torch.version.cuda is not None:
+
+    def _refuse(*_: object, **__: object) -> None:
+        raise NotImplementedError(
+            "this build of hrrl_ext has no CUDA kernels; with nvcc on PATH, reinstall it with "
+            "HRRL_CUDA=ON, or move the tensors to the CPU"
+        )
+
+    for _name in ("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"):
+        torch.library.impl(f"hrrl_ext::{_name}", "CUDA", _refuse)

@@ -1,0 +1,72 @@
+"""The specification of the operators: the same signatures in plain PyTorch, with no cleverness.
+
+Any device, differentiable by autograd to any order, and slow. The tests hold the kernels to these
+functions; a user may read them to learn what the kernels compute.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._types import ConceptLoss
+
+
+def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:
+    """See :func:`hrrl_ext.ops.perturb`. Differentiable in x, grad and tau; grad_norm is not."""
+    g = grad.flatten(1).double() if grad.dim() > 1 else grad[:, None].double()  # [B, P]
+    # The direction is that of g / largest, whose squares neither vanish nor overflow.
+    largest = F.pad(g.detach().abs(), (0, 1)).amax(1, keepdim=True)  # [B, 1]; 0 if P = 0
+    usable = (largest > 0) & torch.isfinite(largest)
+    g = g / torch.where(usable, largest, 1.0)
+    norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
+    z = torch.where(usable, g / torch.where(usable, norm, 1.0), 0.0)
+    if isinstance(tau, Tensor):
+        tau = tau.double().reshape(-1, 1)
+    x_perturbed = (x.double() + (tau * z).view(x.shape)).to(x.dtype)
+    grad_norm = (largest * norm).squeeze(1).detach()
+    return x_perturbed, grad_norm.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def concept_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    concept: Tensor,
+    q: Tensor,
+    concept_count: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+) -> ConceptLoss:
+    """See :func:`hrrl_ext.ops.concept_cross_entropy`."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    example_loss = F.cross_entropy(
+        logits, target, reduction="none", label_smoothing=label_smoothing
+    )
+    batch = max(len(target), 1)
+    p = concept_count.double() / concept_count.double().sum()  # N_k / N
+    loss = ((q / p)[concept] * example_loss).sum() / batch
+    example_loss = example_loss.detach()
+    sums = torch.zeros_like(p).index_add_(0, concept, example_loss.double())
+    concept_loss = torch.where(sums == 0, 0.0, sums / (p * batch))
+    return ConceptLoss(loss.to(example_loss.dtype), concept_loss.to(q.dtype), example_loss)
+
+
+def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
+    """See :func:`hrrl_ext.ops.project_simplex`. Sorts (Duchi et al., 2008)."""
+    v = v.movedim(dim, -1)
+    u = v.double() - v.detach().double().amax(-1, keepdim=True)
+    descending = u.sort(-1, descending=True).values
+    rank = torch.arange(1, u.shape[-1] + 1, device=v.device)
+    nu = (descending.cumsum(-1) - radius) / rank  # the threshold if the support had `rank` entries
+    support = (descending > nu).sum(-1, keepdim=True).clamp(min=1)
+    p = (u - nu.gather(-1, support - 1)).clamp(min=0)
+    return p.to(v.dtype).movedim(-1, dim)
+
+
+def update_distribution(
+    q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float | Tensor, lam: float
+) -> Tensor:
+    """See :func:`hrrl_ext.ops.update_distribution`."""
+    ascended = q.double() + eta * (concept_loss.double() - lam * (q.double() - q0.double()))
+    return project_simplex(ascended).to(q.dtype)

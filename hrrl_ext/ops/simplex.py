@@ -1,0 +1,62 @@
+"""The concept level of HRRL: projected gradient ascent on the simplex."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _autograd  # noqa: F401  (registers the operators)
+
+_project_simplex = torch.ops.hrrl_ext.project_simplex.default
+_update_distribution = torch.ops.hrrl_ext.update_distribution.default
+
+
+def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
+    """min_p ‖p - v‖₂   s.t.   p ≥ 0, Σ p = radius, along ``dim``.
+
+    The solution is p = max(v - ν, 0) with one ν per row, found by Newton's method in float64 without
+    sorting (Michelot, 1986): linear in the size for any practical input, from 1 to millions.
+
+    Args:
+        v: [..., K, ...] float16, bfloat16, float32 or float64.
+        dim: the projected dimension.
+        radius: Σ p, positive. 1 for a probability distribution.
+
+    Returns:
+        p, shape and dtype of ``v``. P(v + a) = P(v) for a constant a, and entries of ±1e30 cost no
+        precision. -Inf is an entry that gets nothing; NaN or +Inf makes its row NaN.
+
+    Differentiable, to any order: dv = 1_S (dp - mean_S dp) with S = {p > 0}. Deterministic.
+    Raises ValueError if ``v`` has no entry along ``dim``.
+
+    Equivalent to :func:`hrrl_ext.ops.reference.project_simplex`, which sorts.
+    """
+    if dim in (-1, v.dim() - 1):
+        return _project_simplex(v, radius)
+    return _project_simplex(v.movedim(dim, -1), radius).movedim(-1, dim)
+
+
+def update_distribution(
+    q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float | Tensor, lam: float
+) -> Tensor:
+    """q ← P_Δ(q + η_q (ĝ - λ (q - q0))): one ascent step of the adversary (HRRL, Eq. 6).
+
+    Args:
+        q, q0: [K] the adversary's and the reference distribution; q float32 or float64.
+        concept_loss: [K] ĝ, as :func:`concept_cross_entropy` returns it.
+        eta: η_q ≥ 0, a number or a tensor of one entry (on the device of ``q``, which is then not
+            waited for).
+        lam: λ ≥ 0.
+
+    Returns:
+        the new q [K] in the dtype of ``q``; ``q`` itself is left alone. Everything is computed in
+        float64. A NaN or +Inf in ``concept_loss`` makes all of it NaN.
+
+    Carries no gradient: the adversary's step is not differentiated through.
+
+    Equivalent to ``project_simplex(q + eta * (concept_loss - lam * (q - q0)))``.
+    """
+    with torch.no_grad():
+        if isinstance(eta, Tensor):
+            return _update_distribution(q, concept_loss, q0, 1.0, lam, eta)
+        return _update_distribution(q, concept_loss, q0, eta, lam)

@@ -1,0 +1,20 @@
+"""The two players of the game that HRRL solves, and the objective that joins them.
+
+============================== ==================================================================
+:class:`ExamplePerturbation`   example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
+:class:`ConceptDistribution`   concept level: q, raised by projected gradient ascent
+:class:`HRRLObjective`         both, for a training loop of one's own
+============================== ==================================================================
+"""
+
+from .concepts import ConceptDistribution, slow_phase_divisor, variance_gain
+from .objective import HRRLObjective
+from .perturbation import ExamplePerturbation
+
+__all__ = [
+    "ConceptDistribution",
+    "ExamplePerturbation",
+    "HRRLObjective",
+    "slow_phase_divisor",
+    "variance_gain",
+]

@@ -1,0 +1,95 @@
+"""Both players in one module, for any training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .concepts import ConceptDistribution
+from .perturbation import BatchNormStatistics, ExamplePerturbation
+
+
+class HRRLObjective(nn.Module):
+    """min_θ max_{q in Δ}  Σ_k (q_k/N_k) Σ_{i in k} ℓ(x̃_i, y_i; θ) - (λ/2) ‖q - q0‖²   (HRRL, Eq. 4).
+
+    One step of Algorithm 1 in a loop of one's own::
+
+        x = objective.perturb(model, x, target)          # line 9, example level
+        out = objective(model(x), target, concept)       # the losses at θ_t, weighted by q_t
+        optimizer.zero_grad(); out.loss.backward(); optimizer.step()     # line 10
+        objective.update(out.concept_loss)               # line 11, concept level
+
+    Both updates use the losses at θ_t: there is no second forward pass.
+
+    ================ ======= ==========
+    name             tau     lam
+    ================ ======= ==========
+    ERM              0       None
+    EL               > 0     None
+    CL               0       > 0
+    HRRL             > 0     > 0
+    ================ ======= ==========
+
+    With tau = 0 and lam = None (and the default q0) every weight is exactly 1 and the loss is the
+    plain mean cross-entropy.
+
+    Args:
+        concept_count: [K] training examples per concept; None is one concept, for tau alone.
+        tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`.
+        lam, s, c, q0: see :class:`ConceptDistribution`.
+        label_smoothing: of the loss, in both passes.
+    """
+
+    def __init__(
+        self,
+        concept_count: Tensor | Sequence[int] | None = None,
+        *,
+        tau: float,
+        lam: float | None,
+        s: int = 1000,
+        c: float | Literal["auto"] = 10.0,
+        q0: Tensor | Sequence[float] | None = None,
+        batch_norm: BatchNormStatistics = "batch",
+        label_smoothing: float = 0.0,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.label_smoothing = label_smoothing
+        self.perturbation = ExamplePerturbation(
+            tau, batch_norm=batch_norm, label_smoothing=label_smoothing, loss_scale=loss_scale
+        )
+        count = [1] if concept_count is None else concept_count
+        self.distribution = ConceptDistribution(count, lam=lam, s=s, c=c, q0=q0)
+
+    def perturb(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """x̃ [B, ...], detached; ``x`` itself where tau = 0. See :class:`ExamplePerturbation`."""
+        x_perturbed: Tensor = self.perturbation(model, x, target)
+        return x_perturbed
+
+    def forward(
+        self, logits: Tensor, target: Tensor, concept: Tensor | None = None
+    ) -> ops.ConceptLoss:
+        """logits [B, C], target [B], concept [B] → :class:`hrrl_ext.ops.ConceptLoss`, weighted by q.
+
+        ``concept`` may be left out where there is one concept.
+        """
+        if concept is None:
+            if len(self.distribution.q) > 1:
+                raise ValueError(f"concept is needed: there are {len(self.distribution.q)} concepts")
+            concept = torch.zeros_like(target)
+        return ops.concept_cross_entropy(
+            logits,
+            target,
+            concept,
+            self.distribution.q,
+            self.distribution.concept_count,
+            label_smoothing=self.label_smoothing,
+        )
+
+    def update(self, concept_loss: Tensor) -> None:
+        """One ascent step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""
+        self.distribution.update(concept_loss)

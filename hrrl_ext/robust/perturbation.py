@@ -1,0 +1,106 @@
+"""The example level: each example moves along its own input gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .. import ops
+
+BatchNormStatistics = Literal["batch", "running"]
+
+
+class ExamplePerturbation(nn.Module):
+    """x̃_i = x_i + τ z_i,   z_i = ∇_{x_i} ℓ(x_i, y_i; θ) / ‖∇_{x_i} ℓ‖_F   (HRRL, Algorithm 1, line 9).
+
+    One forward and one backward pass to the input: no gradient of a weight is computed, no buffer of
+    the model changes. The loss is the plain sum over the batch, without the concepts' weights: any
+    positive factor of an example's loss cancels in z, and a weight of 0 would switch it off.
+
+    Args:
+        tau: ‖x̃ - x‖_F, in the units of ``x``. Models here take images in [0, 1], so it is in pixel
+            units; a τ meant for normalised inputs is about 4 times as large (1/std of ImageNet). The
+            norm is over the whole image and grows with its side: 0.03 at 32×32 is about 0.2 at
+            224×224. tau = 0 returns ``x`` itself and costs nothing. Nothing is clipped.
+        batch_norm: which statistics batch normalisation uses during the pass. "batch": those of the
+            batch, as in the training pass that follows (then z_i depends, weakly, on the other
+            images of the batch); "running": the running averages (then it does not). The paper does
+            not say. Running statistics stay as they are in both cases.
+        label_smoothing: of ℓ, as in the training loss.
+        loss_scale: multiplies the loss before the pass. The direction does not depend on it; under
+            float16 autocast it keeps small gradients from vanishing.
+
+    Dropout, if the model has it, draws its own mask in this pass.
+    """
+
+    def __init__(
+        self,
+        tau: float,
+        *,
+        batch_norm: BatchNormStatistics = "batch",
+        label_smoothing: float = 0.0,
+        loss_scale: float = 1.0,
+    ) -> None:
+        super().__init__()
+        if not (math.isfinite(tau) and tau >= 0):
+            raise ValueError(f"tau must be finite and not negative, got {tau}")
+        if batch_norm not in get_args(BatchNormStatistics):
+            raise ValueError(f"batch_norm must be 'batch' or 'running', got {batch_norm!r}")
+        if not (math.isfinite(loss_scale) and loss_scale > 0):
+            raise ValueError(f"loss_scale must be finite and positive, got {loss_scale}")
+        self.tau = float(tau)
+        self.batch_norm: BatchNormStatistics = batch_norm
+        self.label_smoothing = label_smoothing
+        self.loss_scale = loss_scale
+
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
+        if self.tau == 0:
+            return x
+        if not x.is_floating_point():
+            raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
+        x = x.detach()
+        with torch.enable_grad(), _frozen_statistics(model, self.batch_norm):
+            leaf = x.clone().requires_grad_()
+            logits = model(leaf)
+            loss = F.cross_entropy(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                target,
+                reduction="sum",
+                label_smoothing=self.label_smoothing,
+            )
+            (grad,) = torch.autograd.grad(loss * self.loss_scale, leaf)
+        return ops.perturb(x, grad, self.tau)[0]
+
+    def extra_repr(self) -> str:
+        return f"tau={self.tau}, batch_norm={self.batch_norm!r}"
+
+
+@contextmanager
+def _frozen_statistics(model: nn.Module, use: BatchNormStatistics) -> Iterator[None]:
+    """Within, no normalisation layer updates its running statistics; afterwards all is as before."""
+    layers = [
+        m
+        for m in model.modules()
+        if isinstance(m, _NormBase) and m.training and m.track_running_stats
+    ]
+    held = [(m.running_mean, m.running_var) for m in layers]
+    for m in layers:
+        if use == "running":
+            m.training = False
+        else:  # a layer without running statistics uses those of the batch and has none to update
+            m.track_running_stats = False
+            m.running_mean = m.running_var = None
+    try:
+        yield
+    finally:
+        for m, (mean, var) in zip(layers, held, strict=True):
+            m.training = m.track_running_stats = True
+            m.running_mean, m.running_var = mean, var
