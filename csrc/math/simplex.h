@@ -1,7 +1,8 @@
 // Threshold nu of the projection onto the simplex {p >= 0, sum p = radius}: P(v) = max(v - nu, 0).
 //
-// - Newton's method on the convex, piecewise linear f(nu) = sum_j max(v_j - nu, 0) - radius (Michelot, 1986). It starts at
-//   a lower bound of the root and climbs; the support {v_j > nu} only shrinks, and when it stops shrinking nu is exact.
+// - Newton's method on the convex, piecewise linear f(nu) = sum_j max(v_j - nu, 0) - radius (Michelot, 1986). On the support
+//   S = {v_j > nu} its step is nu = (sum_S v_j - radius) / |S|, computed in this form because it forgets the rounding of the
+//   steps before. It starts at or below the root and climbs, S only shrinks, and when it stops shrinking nu is exact.
 //   No sort, no scratch, 2 to 12 passes in practice.
 // - P(v + a) = P(v) for a constant a, so v is shifted by its maximum: entries of 1e30 cost no precision.
 // - -inf is an entry that gets nothing. NaN or +inf anywhere gives NaN everywhere (never an endless loop).
@@ -27,16 +28,16 @@ inline SimplexThreshold simplex_threshold(const scalar_t* v, int64_t size, doubl
   }
   if (!finite || max == -__builtin_inf()) return {0.0, __builtin_nan("")};
 
-  double nu = -radius;  // f(nu) >= 0 here: the largest entry alone reaches the radius
+  double nu = -radius;  // at or below the root: the largest entry alone reaches the radius
   int64_t support = size + 1;
   for (;;) {
     // Four partial sums: a chain of dependent additions would be the slowest part of the loop.
-    double excess[4] = {0.0, 0.0, 0.0, 0.0};
+    double sum[4] = {0.0, 0.0, 0.0, 0.0};
     int64_t count[4] = {0, 0, 0, 0};
     const auto add = [&](int64_t j, int lane) {
-      const double value = (static_cast<double>(v[j]) - max) - nu;
-      excess[lane] += value > 0.0 ? value : 0.0;
-      count[lane] += value > 0.0;
+      const double value = static_cast<double>(v[j]) - max;
+      sum[lane] += value > nu ? value : 0.0;
+      count[lane] += value > nu;
     };
     int64_t j = 0;
     for (; j + 4 <= size; j += 4)
@@ -44,9 +45,9 @@ inline SimplexThreshold simplex_threshold(const scalar_t* v, int64_t size, doubl
     for (; j < size; ++j) add(j, 0);
 
     const int64_t now = count[0] + count[1] + count[2] + count[3];
-    if (now == support || now == 0) return {max, nu};
+    if (now >= support || now == 0) return {max, nu};
     support = now;
-    nu += ((excess[0] + excess[1]) + (excess[2] + excess[3]) - radius) / static_cast<double>(support);
+    nu = ((sum[0] + sum[1]) + (sum[2] + sum[3]) - radius) / static_cast<double>(support);
   }
 }
 

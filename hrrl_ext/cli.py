@@ -1,0 +1,224 @@
+"""The program ``hrrl``: the Python functions under the same names.
+
+What a command does is imported when it runs, so that ``hrrl --help`` answers at once. Exit status: 0, 1
+for an error (one line, with a way out; --debug shows the trace), 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import jsonargparse
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """Usage errors in one line, with the nearest known option for one that is not known."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.split())
+        known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
+        for option in re.findall(r"--[\w.-]+", message):
+            near = difflib.get_close_matches(option, known, n=1)
+            if option not in known and near:
+                message += f" (did you mean {near[0]}?)"
+                break
+        program = self.prog.replace(" [options]", "")
+        print(f"{program}: error: {message}; see {program} --help", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    args = parser.parse_args(argv)
+    command = args.subcommand
+    if command is None:
+        parser.print_help()
+        return 2
+    warnings.showwarning = _one_line_warning
+    try:
+        _COMMANDS[command][1](args[command])
+    except KeyboardInterrupt:
+        print(f"hrrl {command}: interrupted", file=sys.stderr)
+        return 1
+    except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if args.debug:
+            raise
+        print(f"hrrl {command}: error: {_one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = _Parser(prog="hrrl", description="Hierarchically robust representation learning.")
+    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
+    commands = parser.add_subcommands(required=False)
+    for name, (add_arguments, run) in _COMMANDS.items():
+        summary = (run.__doc__ or "").splitlines()[0]
+        sub = _Parser(prog=f"hrrl {name}", description=summary)
+        add_arguments(sub)
+        commands.add_subcommand(name, sub, help=summary)
+    return parser
+
+
+# --- demo
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/demo", help="folder for the table and the pictures")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs per variant")
+
+
+def _demo(args: Namespace) -> None:
+    """Train ERM, EL, CL and HRRL on real digits and probe their features under two shifts."""
+    from .demo import run_demo
+
+    run_demo(args.out, seeds=args.seeds, report=lambda line: print(line, flush=True))
+
+
+# --- train
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    from .training.config import TrainingConfig
+
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--data", nargs="+", required=True, help="training images: digits, .npz "
+                        "parts, a folder, torchvision:NAME")
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--model", default="resnet18", help="name of the model")
+    parser.add_argument("--concepts", help="classes, cifar100, imagenet, or a JSON or CSV file; "
+                        "the data set's own if not given")
+    parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
+    parser.add_argument("--root", help="where data sets of torchvision lie")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
+    parser.add_class_arguments(TrainingConfig)
+
+
+def _train(args: Namespace) -> None:
+    """Learn features with Algorithm 1."""
+    from .training import HRRLTrainer
+
+    options = args.as_dict()
+    options.pop("config")
+    result = HRRLTrainer(
+        data=_source(options.pop("data")), validation=_source(options.pop("validation")), **options
+    ).fit()
+    print(f"saved {result.out}")
+
+
+# --- extract
+
+
+def _extract_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, help="folder of a run")
+    parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
+    parser.add_argument("--split", default="train", help="train or test, where the source has both")
+    parser.add_argument("--root", help="where data sets of torchvision lie")
+    parser.add_argument("--image_size", type=int, help="side that images are resized to")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", required=True, help="file to write, .safetensors")
+
+
+def _extract(args: Namespace) -> None:
+    """Save the features of images: the input of a trained model's last layer."""
+    from .data import load_images
+    from .training import choose_device, load_model
+    from .transfer import extract_features, save_features
+
+    images = load_images(
+        _source(args.data), split=args.split, image_size=args.image_size, root=args.root
+    )
+    model = load_model(args.model).to(choose_device(args.device))
+    features = extract_features(model, images, batch_size=args.batch_size)
+    save_features(args.out, features)
+    print(f"saved {args.out}: {len(features.labels)} features of {features.features.shape[1]} numbers")
+
+
+# --- probe
+
+
+def _probe_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--train", required=True, help="features to train the SVM on")
+    parser.add_argument("--test", required=True, help="features to measure it on")
+    parser.add_argument("--C", default="search", help="a number, or search: on a part of --train")
+    parser.add_argument("--normalise", default="l2", help="l2, standard or none")
+    parser.add_argument("--out", help="JSON file for the result")
+
+
+def _probe(args: Namespace) -> None:
+    """Train a linear SVM on saved features and measure how well they transfer."""
+    import json
+
+    from ._files import replacing
+    from .transfer import load_features
+    from .transfer.probe import probe
+
+    c: Any = args.C if args.C == "search" else _number("C", args.C)
+    normalise = None if args.normalise == "none" else args.normalise
+    result = probe(load_features(args.train), load_features(args.test), C=c, normalise=normalise)
+    for name, value in result.to_dict().items():
+        print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
+    if args.out is not None:
+        with replacing(args.out) as path:
+            path.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
+
+
+# --- info
+
+
+def _info_arguments(parser: ArgumentParser) -> None:
+    del parser  # takes none
+
+
+def _info(args: Namespace) -> None:
+    """Show what was built and what of it is in use."""
+    del args
+    from . import __version__, build_info
+
+    for name, value in {"hrrl_ext": __version__, **build_info()}.items():
+        print(f"{name:20} {'none' if value in (None, '') else value}")
+
+
+_COMMANDS: dict[str, Any] = {
+    "demo": (_demo_arguments, _demo),
+    "train": (_train_arguments, _train),
+    "extract": (_extract_arguments, _extract),
+    "probe": (_probe_arguments, _probe),
+    "info": (_info_arguments, _info),
+}
+
+
+def _source(parts: list[str] | None) -> Any:
+    return parts if parts is None or len(parts) > 1 else parts[0]
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number or 'search', got {text!r}") from None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"hrrl: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
