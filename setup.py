@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 class CMakeBuild(build_ext):
-    """Configures, builds and installs into the package: the source tree (editable) or the wheel's."""
+    """Configures, builds and installs into the package: the source tree (editable) or the wheel."""
 
     def run(self) -> None:
         import pybind11
@@ -33,8 +33,8 @@ class CMakeBuild(build_ext):
                 configure.append(f"-D{name}={os.environ[name]}")
         subprocess.run(configure, check=True)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(os.cpu_count() or 1))
-        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
-        subprocess.run(["cmake", "--install", str(build), "--prefix", str(prefix)], check=True)
+        subprocess.run(["cmake", "--build", build, "--parallel", jobs], check=True)
+        subprocess.run(["cmake", "--install", build, "--prefix", prefix], check=True)
 
 
 setup(

@@ -42,8 +42,8 @@ def main() -> None:
     args = parser.parse_args()
     config = {
         "epochs": args.epochs,
-        "batch_size": 128,
-        "lr": 0.1,
+        "batch_size": 64,
+        "lr": 0.05,
         "width": args.width,
         "precision": "bf16",
         "channels_last": True,

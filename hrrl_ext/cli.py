@@ -48,7 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"hrrl {command}: interrupted", file=sys.stderr)
         return 1
-    except (ArithmeticError, ImportError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        ArithmeticError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if args.debug:
             raise
         print(f"hrrl {command}: error: {_one_line(error)}", file=sys.stderr)
@@ -91,12 +99,18 @@ def _train_arguments(parser: ArgumentParser) -> None:
     from .training.config import TrainingConfig
 
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
-    parser.add_argument("--data", nargs="+", required=True, help="training images: digits, .npz "
-                        "parts, a folder, torchvision:NAME")
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        help="training images: digits, .npz parts, a folder, torchvision:NAME",
+    )
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--model", default="resnet18", help="name of the model")
-    parser.add_argument("--concepts", help="classes, cifar100, imagenet, or a JSON or CSV file; "
-                        "the data set's own if not given")
+    parser.add_argument(
+        "--concepts",
+        help="classes, cifar100, imagenet, or a JSON or CSV file; the data set's own if not given",
+    )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
     parser.add_argument("--root", help="where data sets of torchvision lie")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
@@ -144,7 +158,9 @@ def _extract(args: Namespace) -> None:
     model = load_model(args.model).to(choose_device(args.device))
     features = extract_features(model, images, batch_size=args.batch_size)
     save_features(args.out, features)
-    print(f"saved {args.out}: {len(features.labels)} features of {features.features.shape[1]} numbers")
+    print(
+        f"saved {args.out}: {len(features.labels)} features of {features.features.shape[1]} numbers"
+    )
 
 
 # --- probe

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from ._files import replacing
-from .data import ConceptMap, ImageSet, imbalance, load_images, lower_resolution
+from .data import ArrayImages, ConceptMap, ImageSet, imbalance, load_images, lower_resolution
 from .plots import plot_histories
 from .transfer.table import Target, TransferTable, transfer_table
 
@@ -44,6 +44,7 @@ def run_demo(
     """Trains ERM, EL, CL and HRRL with each seed, probes them, writes table.md and the pictures."""
     out = Path(out)
     train, test = load_images("digits", split="train"), load_images("digits", split="test")
+    assert isinstance(train, ArrayImages) and isinstance(test, ArrayImages)
     concept_map = ConceptMap.from_names([SHAPE[name] for name in train.classes])
     keep = [KEEP[name] for name in concept_map.names]
     source = imbalance(train, concept_map.concept(train.target), keep, seed=0)

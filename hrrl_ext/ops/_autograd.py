@@ -67,7 +67,7 @@ def _(
 
 
 def _keep_grad_logits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    loss, concept_loss, example_loss, grad_logits = output
+    _, concept_loss, example_loss, grad_logits = output
     ctx.mark_non_differentiable(concept_loss, example_loss, grad_logits)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(grad_logits)
@@ -78,7 +78,9 @@ def _scale_grad_logits(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Ten
     if grad_loss is None:
         return (None,) * 7
     if not ctx.with_grad:
-        raise RuntimeError("concept_cross_entropy was called with with_grad=False; nothing to scale")
+        raise RuntimeError(
+            "concept_cross_entropy was called with with_grad=False; nothing to scale"
+        )
     if torch.is_grad_enabled():
         raise RuntimeError(
             "concept_cross_entropy is differentiable once; create_graph=True is not supported. "

@@ -86,7 +86,9 @@ class ConceptDistribution(nn.Module):
         if lam is not None:
             _check_schedule(s, lam)
         if c != "auto" and not (math.isfinite(c) and c >= 1):
-            raise ValueError(f"c must be 'auto' or at least 1 (it slows the first s steps), got {c}")
+            raise ValueError(
+                f"c must be 'auto' or at least 1 (it slows the first s steps), got {c}"
+            )
         self.lam = None if lam is None else float(lam)
         self.s = s
         self.register_buffer("concept_count", count.clone())

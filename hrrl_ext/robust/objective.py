@@ -79,7 +79,9 @@ class HRRLObjective(nn.Module):
         """
         if concept is None:
             if len(self.distribution.q) > 1:
-                raise ValueError(f"concept is needed: there are {len(self.distribution.q)} concepts")
+                raise ValueError(
+                    f"concept is needed: there are {len(self.distribution.q)} concepts"
+                )
             concept = torch.zeros_like(target)
         return ops.concept_cross_entropy(
             logits,

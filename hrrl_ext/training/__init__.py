@@ -2,6 +2,13 @@
 
 from .checkpoint import CheckpointError, load_model
 from .config import TrainingConfig
-from .trainer import HRRLTrainer, TrainingResult
+from .trainer import HRRLTrainer, TrainingResult, choose_device
 
-__all__ = ["CheckpointError", "HRRLTrainer", "TrainingConfig", "TrainingResult", "load_model"]
+__all__ = [
+    "CheckpointError",
+    "HRRLTrainer",
+    "TrainingConfig",
+    "TrainingResult",
+    "choose_device",
+    "load_model",
+]

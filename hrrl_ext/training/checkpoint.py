@@ -55,6 +55,7 @@ def save_checkpoint(out: Path, epoch: int, model: nn.Module, state: Mapping[str,
         partial.mkdir(parents=True)
         save_weights(model, str(partial / "model.safetensors"))
         torch.save(dict(state), partial / "state.pt")
+        shutil.copymode(partial / "state.pt", partial / "model.safetensors")  # which came as 0600
         for path in (partial / "model.safetensors", partial / "state.pt", partial):
             sync(path)
         os.rename(partial, final)
@@ -64,7 +65,11 @@ def save_checkpoint(out: Path, epoch: int, model: nn.Module, state: Mapping[str,
         kept = checkpoints(out)
         raise CheckpointError(
             f"could not write the checkpoint {final}: {error}. "
-            + (f"{kept[-1]} is intact; free some space and resume" if kept else "None was saved yet")
+            + (
+                f"{kept[-1]} is intact; free some space and resume"
+                if kept
+                else "None was saved yet"
+            )
         ) from error
     for old in checkpoints(out)[:-_KEEP]:
         shutil.rmtree(old)
@@ -81,7 +86,7 @@ def load_checkpoint(out: Path, model: nn.Module) -> dict[str, Any]:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             load_weights(model, path / "model.safetensors")
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0] or type(error).__name__
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
             continue
         assert isinstance(state, dict)
@@ -140,7 +145,9 @@ def load_model(out: str | os.PathLike[str], model: nn.Module | None = None) -> n
     config = read_config(out)
     if model is None:
         if config["model"] is None:
-            raise ValueError(f"{out} is a run of a module of your own; pass one of its kind as model=")
+            raise ValueError(
+                f"{out} is a run of a module of your own; pass one of its kind as model="
+            )
         from ..models import build_model
 
         model = build_model(

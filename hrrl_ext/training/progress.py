@@ -12,7 +12,9 @@ ProgressStyle = Literal["auto", "bar", "plain", "off"]
 class Progress:
     """``step`` after each mini-batch, ``line`` after each epoch; a context manager."""
 
-    def __init__(self, style: ProgressStyle, total_steps: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, style: ProgressStyle, total_steps: int, stream: TextIO | None = None
+    ) -> None:
         if style not in get_args(ProgressStyle):
             raise ValueError(
                 f"progress must be one of {', '.join(get_args(ProgressStyle))}, got {style!r}"

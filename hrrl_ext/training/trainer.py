@@ -26,7 +26,9 @@ from .progress import Progress, ProgressStyle
 
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 _CALIBRATION_BATCHES = 8
-_FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass; any power of two that keeps gradients normal
+_FP16_LOSS_SCALE = (
+    1024.0  # of the input-gradient pass; any power of two that keeps gradients normal
+)
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -92,12 +94,11 @@ class HRRLTrainer:
     ) -> None:
         self.config = _training_config(config)
         self.out = None if out is None else Path(out)
-        self.device = _device(device)
+        self.device = choose_device(device)
         self.progress = progress
         self._require_free(resume)
 
-        size = self.config.image_size
-        self.images = load_images(data, split="train", image_size=size, root=root)
+        self.images = self._open(data, "train", root)
         concept, self.concept_names = resolve_concepts(concepts, self.images)
         if len(self.images) == 0:
             raise ValueError(f"data: {self.images.name} holds no image")
@@ -109,7 +110,7 @@ class HRRLTrainer:
         self.batches = self._batches(self.images, concept, shuffle=True, num_workers=num_workers)
         self.validation: Batches | None = None
         if validation is not None:
-            images = load_images(validation, split="test", image_size=size, root=root)
+            images = self._open(validation, "test", root)
             ids = self._validation_concept(images, concepts, validation_concepts)
             self.validation = self._batches(images, ids, shuffle=False, num_workers=num_workers)
 
@@ -277,6 +278,15 @@ class HRRLTrainer:
 
     # --- set-up
 
+    def _open(self, source: Source, split: str, root: str | None) -> ImageSet:
+        of_torchvision = isinstance(source, str) and source.startswith("torchvision:")
+        return load_images(
+            source,
+            split=split,
+            image_size=self.config.image_size,
+            root=root if of_torchvision else None,
+        )
+
     def _batches(
         self, images: ImageSet, concept: Tensor, *, shuffle: bool, num_workers: int
     ) -> Batches:
@@ -401,7 +411,7 @@ def _training_config(config: dict[str, Any]) -> TrainingConfig:
     return TrainingConfig(**config)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(name)

@@ -20,7 +20,7 @@ from .probe import probe
 VARIANTS = ("ERM", "EL", "CL", "HRRL")
 
 
-def variant_levels(name: str, tau: float, lam: float | None) -> dict[str, float | None]:
+def variant_levels(name: str, tau: float, lam: float) -> dict[str, Any]:
     """tau and lam of a variant: EL has the example level alone, CL the concept level, HRRL both."""
     if name not in VARIANTS:
         raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, got {name!r}")
@@ -93,7 +93,12 @@ class TransferTable:
         rows = self.rows()
         width = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
         return "\n".join(
-            "  ".join([row[0].ljust(width[0]), *(v.rjust(w) for v, w in zip(row[1:], width[1:], strict=True))])
+            "  ".join(
+                [
+                    row[0].ljust(width[0]),
+                    *(v.rjust(w) for v, w in zip(row[1:], width[1:], strict=True)),
+                ]
+            )
             for row in rows
         )
 
@@ -139,7 +144,9 @@ def transfer_table(
             measured = ("accuracy", "worst_concept_accuracy") if validation is not None else ()
             accuracies = {}
             for target in targets:
-                train, test = (extract_features(result.model, s) for s in (target.train, target.test))
+                train, test = (
+                    extract_features(result.model, s) for s in (target.train, target.test)
+                )
                 accuracies[target.name] = probe(train, test).accuracy
             trial = Trial(
                 variant, seed, {m: result.last[m] for m in measured}, accuracies, result.history

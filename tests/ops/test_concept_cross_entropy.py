@@ -17,7 +17,9 @@ from hrrl_ext.ops import ConceptLoss, reference
 CASES = pytest.mark.parametrize("case", cases.CONCEPT_CASES, ids=str)
 
 
-def with_gradient(function: Any, arguments: dict[str, Tensor], eps: float) -> tuple[ConceptLoss, Tensor]:
+def with_gradient(
+    function: Any, arguments: dict[str, Tensor], eps: float
+) -> tuple[ConceptLoss, Tensor]:
     logits = arguments["logits"].clone().requires_grad_()
     out = function(**(arguments | {"logits": logits}), label_smoothing=eps)
     (grad,) = torch.autograd.grad(out.loss, logits)
@@ -131,7 +133,9 @@ def test_only_the_loss_carries_a_gradient_and_only_once() -> None:
     with pytest.raises(ValueError, match=r"q carries no gradient.*detach"):
         ops.concept_cross_entropy(logits, **(a | {"q": a["q"].requires_grad_()}))
     with torch.no_grad():
-        assert not ops.concept_cross_entropy(logits, **(a | {"q": a["q"].detach()})).loss.requires_grad
+        assert not ops.concept_cross_entropy(
+            logits, **(a | {"q": a["q"].detach()})
+        ).loss.requires_grad
 
 
 def test_concepts_without_an_example() -> None:  # H-T13
@@ -298,5 +302,7 @@ def test_bad_smoothing() -> None:
 def test_check_labels() -> None:
     good = torch.tensor([0, 1, 2])
     ops.check_labels(good, good, num_classes=3, num_concepts=3)
-    with pytest.raises(IndexError, match=r"concept must lie in \[0, 2\), got 2 at example 2 \(1 of 3"):
+    with pytest.raises(
+        IndexError, match=r"concept must lie in \[0, 2\), got 2 at example 2 \(1 of 3"
+    ):
         ops.check_labels(good, good, num_classes=3, num_concepts=2)

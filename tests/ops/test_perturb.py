@@ -27,7 +27,9 @@ def assert_close_to_oracle(x: Tensor, grad: Tensor, tau: float | Tensor) -> None
     compute = cases.EPS[torch.float64 if double else torch.float32] * (2 if double else 1)
     size = max(x[0].numel(), 1) if len(x) else 1
     order = size**0.5 * cases.EPS[torch.float64] if double else 0.0
-    bound = cases.EPS[x.dtype] * (1 if double else 0.505) * exact.abs() + (4 * compute + order) * step
+    bound = (
+        cases.EPS[x.dtype] * (1 if double else 0.505) * exact.abs() + (4 * compute + order) * step
+    )
     assert ((got.double() - exact).abs() - bound).max().item() <= torch.finfo(x.dtype).tiny
     torch.testing.assert_close(norm.double(), exact_norm, rtol=compute + order, atol=0)
     assert got.dtype == x.dtype

@@ -63,7 +63,9 @@ def test_properties(values: list[float], shift: float, radius: float) -> None:
     assert (p >= 0).all()
     torch.testing.assert_close(ops.project_simplex(v + shift, radius=radius), p, rtol=0, atol=size)
     order = torch.randperm(len(v))
-    torch.testing.assert_close(ops.project_simplex(v[order], radius=radius), p[order], rtol=0, atol=size)
+    torch.testing.assert_close(
+        ops.project_simplex(v[order], radius=radius), p[order], rtol=0, atol=size
+    )
     torch.testing.assert_close(
         p, reference.project_simplex(v, radius=radius), rtol=1e-12, atol=size
     )
@@ -80,7 +82,9 @@ def test_one_lipschitz(k: int, seed: int) -> None:
 
 def test_literal_values() -> None:
     def project(*values: float, radius: float = 1.0) -> list[float]:
-        return ops.project_simplex(torch.tensor(values, dtype=torch.float64), radius=radius).tolist()
+        return ops.project_simplex(
+            torch.tensor(values, dtype=torch.float64), radius=radius
+        ).tolist()
 
     assert project(-7.0) == [1.0]
     assert project(5.0, radius=3.0) == [3.0]
@@ -174,7 +178,9 @@ def test_update_is_ascent_then_projection(k: int, lam: float, dtype: torch.dtype
         torch.testing.assert_close(
             got.double(), truth, rtol=cases.EPS[dtype], atol=1e-15 * (1 + eta * 7)
         )
-        on_device = ops.update_distribution(q, gain, q0, torch.tensor(eta, dtype=torch.float64), lam)
+        on_device = ops.update_distribution(
+            q, gain, q0, torch.tensor(eta, dtype=torch.float64), lam
+        )
         torch.testing.assert_close(on_device, got, rtol=1e-15, atol=1e-15)
 
 

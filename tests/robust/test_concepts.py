@@ -197,7 +197,10 @@ def test_theorem_3_bounds_a_game() -> None:
     [
         ({"concept_count": []}, r"concept_count must have shape \[K\]"),
         ({"concept_count": [[1, 2]]}, r"got \[1, 2\]"),
-        ({"concept_count": [3, 0, 2]}, "concept_count must be positive, got 0 for concept 1.*merge"),
+        (
+            {"concept_count": [3, 0, 2]},
+            "concept_count must be positive, got 0 for concept 1.*merge",
+        ),
         ({"concept_count": [3, math.nan]}, "got nan for concept 1"),
         ({"lam": 0.0}, "lam must be positive and finite, got 0.0; None switches"),
         ({"lam": -1.0}, "lam must be positive"),

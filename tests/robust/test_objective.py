@@ -69,7 +69,9 @@ def test_without_both_levels_it_is_erm(objective: HRRLObjective) -> None:
     """Every weight is exactly 1; what is left between the two runs is the rounding of exp in float64,
     over 200 steps with momentum."""
     ours, plain = network(), network()
-    torch.testing.assert_close(train(ours, objective, 200), train_erm(plain, 200), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        train(ours, objective, 200), train_erm(plain, 200), rtol=1e-9, atol=0
+    )
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
     if objective.distribution.lam is None:
@@ -127,7 +129,8 @@ def test_five_steps_of_algorithm_1_by_hand() -> None:
         for v, y, k in zip(x.tolist(), target.tolist(), concept.tolist(), strict=True):
             p = softmax(v)
             slope = [
-                math.fsum(w[j][f] * (p[j] - (j == y)) for j in range(CLASSES)) for f in range(FEATURES)
+                math.fsum(w[j][f] * (p[j] - (j == y)) for j in range(CLASSES))
+                for f in range(FEATURES)
             ]
             length = math.sqrt(math.fsum(g * g for g in slope))
             v = [a + tau * g / length for a, g in zip(v, slope, strict=True)]
@@ -146,7 +149,9 @@ def test_five_steps_of_algorithm_1_by_hand() -> None:
                 break
         q = [max(value - nu, 0.0) for value in v]
 
-        torch.testing.assert_close(model.weight.detach(), torch.tensor(w).double(), rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            model.weight.detach(), torch.tensor(w).double(), rtol=0, atol=1e-6
+        )
         assert model.weight.tolist() == [pytest.approx(row, abs=1e-13) for row in w]
         assert objective.distribution.q.tolist() == pytest.approx(q, abs=1e-13)
 

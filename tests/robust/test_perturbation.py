@@ -141,5 +141,7 @@ def test_bad_settings(arguments: dict, message: str) -> None:
 
 def test_bad_images() -> None:
     x = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
-    with pytest.raises(ValueError, match=r"x must be a floating-point image in \[0, 1\], got torch.uint8"):
+    with pytest.raises(
+        ValueError, match=r"x must be a floating-point image in \[0, 1\], got torch.uint8"
+    ):
         ExamplePerturbation(1.0)(network(), x, torch.zeros(2).long())

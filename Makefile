@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+# What they need first (a virtual environment, torch, the native build) is made when it is missing or out of date.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The torch that the library is developed and tested with; any from 2.10 on will do.
+TORCH  ?= torch==2.13.0
+
+BIN    := $(VENV)/bin
+NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
+
+.PHONY: demo test test-fast check format bench info clean
+
+demo: $(VENV)/.built
+	$(BIN)/hrrl demo --out runs/demo
+
+test: check
+	$(BIN)/python -m pytest -m "not gpu"
+
+test-fast: $(VENV)/.built
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+check: $(VENV)/.built
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) $(wildcard tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+
+format: $(VENV)/.built
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) $(wildcard tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+
+bench: $(VENV)/.built
+	$(BIN)/pip install --quiet --group bench
+	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=runs/bench.json
+	$(BIN)/python bench/table.py runs/bench.json
+
+info: $(VENV)/.built
+	$(BIN)/hrrl info
+
+clean:
+	rm -rf $(VENV) build runs *.egg-info hrrl_ext/*.so
+
+# --group reads the lists of tools in pyproject.toml. The extension is built in the environment itself, so that torch is
+# fetched once; `pip install -e .` on its own builds in isolation just as well.
+$(VENV)/.tools: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/pip install --quiet "$(TORCH)" setuptools cmake ninja pybind11 numpy --group test --group lint
+	touch $@
+
+$(VENV)/.built: $(VENV)/.tools $(NATIVE)
+	HRRL_WERROR=ON $(BIN)/pip install --quiet --no-build-isolation --editable ".[images,plots]"
+	touch $@

@@ -1,0 +1,118 @@
+"""Concept files: which concept every class belongs to, as JSON or CSV.
+
+JSON is one object, {"class name or index": "concept name", ...}; CSV has the header
+`class,concept`. The order of the lines matters in one way only: concepts are numbered by first
+appearance in the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from hrrl_ext.data.messages import listed, nearest
+
+LAYOUT = 'JSON {"class": "concept", ...} or CSV with the header `class,concept`'
+
+
+def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Class name or index → concept name, in file order.
+
+    Raises FileNotFoundError, or ValueError for a file of another layout, an empty name or a class
+    given twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"concept file {path} does not exist; expected {LAYOUT}")
+    readers = {".json": _json_pairs, ".csv": csv_pairs}
+    if path.suffix.lower() not in readers:
+        raise ValueError(f"concept file {path}: unknown suffix {path.suffix!r}; expected {LAYOUT}")
+    try:
+        pairs = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
+        return _checked(pairs)
+    except (ValueError, csv.Error) as error:  # ValueError: also undecodable JSON and UTF-8
+        raise ValueError(f"concept file {path}: {error}; expected {LAYOUT}") from error
+
+
+def write_concept_file(path: str | os.PathLike[str], concept_of: Mapping[str, str]) -> None:
+    """Write class → concept as JSON. Atomic: a reader sees the old file or the whole new one."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(
+            json.dumps(concept_of, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) -> list[str]:
+    """Concept name of each class, in class order [C].
+
+    Keys are class names where `classes` is given; keys that are all numbers are class indices,
+    unless the classes themselves carry exactly these names. Raises ValueError naming unknown keys
+    (with the nearest known class) and classes left out.
+    """
+    by_index = all(key.isdecimal() for key in concept_of)
+    if classes is None or (by_index and not set(concept_of) <= set(classes)):
+        classes = [str(i) for i in range(len(concept_of) if classes is None else len(classes))]
+    elif len(set(classes)) < len(classes):
+        twice = [name for i, name in enumerate(classes) if name in classes[:i]]
+        raise ValueError(
+            f"class names are not unique ({listed(twice)}); give class indices instead of names"
+        )
+    unknown = [key for key in concept_of if key not in set(classes)]
+    if unknown:
+        raise ValueError(
+            f"unknown {_noun(unknown)} {nearest(unknown, classes)}; "
+            f"{len(classes)} classes are known"
+        )
+    missing = [name for name in classes if name not in concept_of]
+    if missing:
+        raise ValueError(f"no concept is given for {_noun(missing)} {listed(missing)}")
+    return [concept_of[name] for name in classes]
+
+
+def csv_pairs(text: str) -> list[tuple[str, str]]:
+    """(class, concept) of each line below the header `class,concept`; blank lines are skipped."""
+    lines = csv.reader(io.StringIO(text, newline=""))
+    rows = [[cell.strip() for cell in line] for line in lines if any(line)]
+    if not rows or rows[0] != ["class", "concept"]:
+        raise ValueError(f"the header is {','.join(rows[0]) if rows else ''!r}")
+    for row in rows[1:]:
+        if len(row) != 2:
+            raise ValueError(f"the line {','.join(row)!r} has {len(row)} cells, not 2")
+    return [(row[0], row[1]) for row in rows[1:]]
+
+
+def _json_pairs(text: str) -> list[tuple[str, str]]:
+    # A plain dict would keep the last of two equal keys in silence, hence the pairs.
+    pairs = json.loads(text, object_pairs_hook=list)
+    if not (isinstance(pairs, list) and all(isinstance(pair, tuple) for pair in pairs)):
+        raise ValueError("the top level is not one object")
+    for key, concept in pairs:
+        if not isinstance(concept, str):
+            raise ValueError(f"the concept of class {key!r} is not a string")
+    return pairs
+
+
+def _checked(pairs: list[tuple[str, str]]) -> dict[str, str]:
+    if not pairs:
+        raise ValueError("no class is listed")
+    concept_of: dict[str, str] = {}
+    for name, concept in pairs:
+        if not name or not concept:
+            raise ValueError(f"empty name in {name!r} -> {concept!r}")
+        if name in concept_of:
+            raise ValueError(f"class {name!r} is listed twice")
+        concept_of[name] = concept
+    return concept_of
+
+
+def _noun(names: Sequence[str]) -> str:
+    return "class" if len(names) == 1 else "classes"

@@ -1,0 +1,205 @@
+"""`ImageSet`, the data that every part of the library takes, and `ArrayImages`, one in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from hrrl_ext.data.concepts import ConceptMap
+from hrrl_ext.data.ids import Ids, checked_ids
+from hrrl_ext.data.resize import check_image_size, fit_tensor
+
+Array: TypeAlias = "Tensor | np.ndarray"
+
+
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """N labelled RGB images of one size.
+
+    target: [N] int64 on the CPU, in 0..C-1; classes: the C class names (a class may have no image);
+    concept_map: the concepts that come with the data, or None; image_shape: (3, H, W); name: for
+    messages.
+
+    images[i] → (image [3, H, W], class id); images.__getitems__(indices) → (images [B, 3, H, W],
+    target [B]). Images are uint8, or float32 in [0, 1]. A fetch is deterministic and never
+    augments. A subclass implements `__getitems__`, `subset` and `resized`.
+    """
+
+    def __init__(
+        self,
+        target: Ids,
+        image_shape: tuple[int, int, int],
+        *,
+        classes: Sequence[str] | None,
+        concept_map: ConceptMap | None,
+        name: str,
+    ) -> None:
+        self.name = name
+        bound = None if classes is None else len(classes)
+        self.target = checked_ids(target, f"{name}: target", bound=bound)
+        if classes is None:
+            classes = [str(c) for c in range(int(self.target.max()) + 1 if len(self.target) else 0)]
+        self.classes = [str(c) for c in classes]
+        if concept_map is not None and concept_map.num_classes != len(self.classes):
+            raise ValueError(
+                f"{name}: concept_map has {concept_map.num_classes} classes, "
+                f"the images have {len(self.classes)}"
+            )
+        self.concept_map = concept_map
+        self.image_shape = image_shape
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        images, target = self.__getitems__([index])
+        return images[0], int(target[0])
+
+    def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
+        """Images [B, 3, H, W] and target [B] of B indices; negative ones count from the end."""
+        raise NotImplementedError
+
+    def subset(self, indices: Ids) -> ImageSet:
+        """The images at these indices, in this order, with the same classes and concepts."""
+        raise NotImplementedError
+
+    def resized(self, image_size: int) -> ImageSet:
+        """The same images as squares of image_size pixels: shorter side resized, centre cropped."""
+        raise NotImplementedError
+
+    def _rows(self, indices: Ids) -> Tensor:
+        """Row numbers [B] int64 in -N..N-1. IndexError out of range, TypeError for a mask."""
+        rows = torch.as_tensor(indices)
+        if rows.numel() == 0:
+            return rows.to(torch.int64).reshape(0)
+        if rows.dtype == torch.bool or rows.is_floating_point():
+            raise TypeError(
+                f"{self.name}: indices must be integers, got {rows.dtype}; "
+                "of a mask take mask.nonzero().flatten()"
+            )
+        if rows.ndim != 1:
+            raise ValueError(f"{self.name}: indices must have shape [B], got {list(rows.shape)}")
+        low, high = int(rows.min()), int(rows.max())
+        if low < -len(self) or high >= len(self):
+            raise IndexError(
+                f"{self.name}: indices must lie in 0..{len(self) - 1}, got {low}..{high}"
+            )
+        return rows.to(torch.int64)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.name}: {len(self)} images {list(self.image_shape)}, "
+            f"{self.num_classes} classes)"
+        )
+
+
+class ArrayImages(ImageSet):
+    """Images in memory, as NumPy array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W].
+
+    uint8, or floats in [0, 1] (kept as float32). Grey images are repeated to three channels.
+    `images` is the stored contiguous tensor [N, 3, H, W] on the CPU; where nothing had to be
+    converted it shares memory with the argument. Raises TypeError for another dtype, ValueError for
+    another shape, or values that are not finite or not in [0, 1].
+    """
+
+    def __init__(
+        self,
+        images: Array,
+        target: Ids,
+        *,
+        classes: Sequence[str] | None = None,
+        concept_map: ConceptMap | None = None,
+        name: str = "images",
+    ) -> None:
+        self.images = _checked_images(images, name)
+        height, width = self.images.shape[2:]
+        super().__init__(
+            target, (3, height, width), classes=classes, concept_map=concept_map, name=name
+        )
+        if len(self.images) != len(self.target):
+            raise ValueError(
+                f"{name}: {len(self.images)} images, but {len(self.target)} labels in target"
+            )
+
+    def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
+        rows = self._rows(indices)
+        return self.images[rows], self.target[rows]
+
+    def subset(self, indices: Ids) -> ArrayImages:
+        rows = self._rows(indices)
+        return self.with_images(self.images[rows], self.target[rows])
+
+    def resized(self, image_size: int) -> ArrayImages:
+        check_image_size(image_size)
+        if self.image_shape[1:] == (image_size, image_size):
+            return self
+        return self.with_images(fit_tensor(self.images, image_size), self.target)
+
+    def with_images(self, images: Tensor, target: Tensor) -> ArrayImages:
+        """This set with other images, in the stored form [N, 3, H, W], and other targets [N]."""
+        # Not through the constructor: a stored side of 3 pixels would be an ambiguous layout there.
+        other = copy.copy(self)
+        other.images, other.target = images, target
+        other.image_shape = (3, images.shape[2], images.shape[3])
+        return other
+
+
+def _checked_images(images: Array, name: str) -> Tensor:
+    if isinstance(images, np.ndarray):
+        if images.dtype.kind == "f":
+            images = images.astype(np.float32, copy=False)  # also to native byte order
+        if images.dtype not in (np.uint8, np.float32):
+            raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"{name}: images must be a tensor or a NumPy array, got {type(images).__name__}"
+        )
+    if images.is_floating_point():
+        images = images.detach().to("cpu", torch.float32)
+    elif images.dtype != torch.uint8:
+        raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
+    images = _channels_first(images.cpu(), name).contiguous()
+    if images.is_floating_point() and len(images):
+        _check_range(images, name)
+    return images
+
+
+def _check_range(images: Tensor, name: str) -> None:
+    low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)  # NaN passes through both
+    bad = (~((low >= 0) & (high <= 1))).nonzero().flatten()
+    if len(bad):
+        i = int(bad[0])
+        raise ValueError(
+            f"{name}: float images must lie in [0, 1]; image {i} holds values from "
+            f"{low[i]:.6g} to {high[i]:.6g}; divide by 255, or clamp"
+        )
+
+
+def _channels_first(images: Tensor, name: str) -> Tensor:
+    """[N, H, W], [N, H, W, 3] or [N, 3, H, W] → [N, 3, H, W]."""
+    layouts = "[N, H, W], [N, H, W, 3] or [N, 3, H, W]"
+    shape = list(images.shape)
+    if images.ndim not in (3, 4) or 0 in shape[1:]:
+        raise ValueError(f"{name}: images must have shape {layouts}, got {shape}")
+    if images.ndim == 3:
+        return images.unsqueeze(1).expand(-1, 3, -1, -1)
+    first, last = shape[1] == 3, shape[3] == 3
+    if first and last:
+        raise ValueError(
+            f"{name}: images {shape} may be [N, H, W, 3] or [N, 3, H, W]; pad the side of 3 pixels"
+        )
+    if not first and not last:
+        raise ValueError(
+            f"{name}: images must have shape {layouts}, got {shape}; drop an axis of one channel"
+        )
+    return images if first else images.permute(0, 3, 1, 2)

@@ -1,0 +1,114 @@
+"""Where images come from. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from torch import Tensor
+
+from hrrl_ext.data.archives import open_archives
+from hrrl_ext.data.folders import FolderImages, open_folder
+from hrrl_ext.data.ids import Ids
+from hrrl_ext.data.image_sets import Array, ArrayImages, ImageSet
+from hrrl_ext.data.resize import check_image_size
+from hrrl_ext.data.torchvision_sets import open_torchvision
+
+__all__ = ["ArrayImages", "FolderImages", "ImageSet", "Source", "load_images"]
+
+FilePath: TypeAlias = "str | os.PathLike[str]"
+Source: TypeAlias = "FilePath | Sequence[FilePath] | tuple[Array, Ids] | ImageSet"
+
+_LAYOUTS = (
+    '"digits"; a NumPy archive (.npz) with image and label, or a list of its parts; a folder '
+    "root/class/image.png or root/{train,val,test}/class/image.png; "
+    '"torchvision:NAME" with root=...; a tuple (images, target); or an ImageSet'
+)
+_SPLITS = ("train", "val", "test", "all")
+_DIGITS_SEED = 0
+
+
+def load_images(
+    source: Source,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    root: FilePath | None = None,
+) -> ImageSet:
+    """Open images; nothing is downloaded.
+
+    source is one of
+    - "digits": scikit-learn's 1797 images of 8 x 8, with splits "train", "test" and "all"
+    - a .npz archive, or a list of parts: image, label, and optionally class_names,
+      concept_names, class_to_concept
+    - a folder: root/{train,val,test}/class/image, or root/class/image; "test" falls back to "val"
+    - "torchvision:CIFAR10" and other names, with root=... the folder that torchvision expects
+    - a tuple (images, target), see `ArrayImages`; or an ImageSet, which passes through
+
+    split counts where the source has splits: an archive, a folder without split folders, a tuple
+    and an ImageSet hold one set, and give it for every split. image_size makes square images of
+    that side (shorter side resized, bilinear and antialiased, then centre cropped); None keeps the
+    size of arrays, image files need it.
+    Raises FileNotFoundError, ValueError or TypeError saying which layouts are accepted.
+    """
+    if split not in _SPLITS:
+        raise ValueError(f"images: split must be one of {', '.join(_SPLITS)}, got {split!r}")
+    if image_size is not None:
+        check_image_size(image_size)
+    images = _open(source, split, image_size, root)
+    return images if image_size is None else images.resized(image_size)
+
+
+def _open(source: Source, split: str, image_size: int | None, root: FilePath | None) -> ImageSet:
+    if isinstance(source, str) and source.startswith("torchvision:"):
+        return open_torchvision(source.removeprefix("torchvision:"), split, image_size, root)
+    if root is not None:
+        raise ValueError(f'images: root goes with "torchvision:NAME" only, got root={root!r}')
+    if isinstance(source, ImageSet):
+        return source
+    if isinstance(source, str) and source == "digits":
+        return _digits(split)
+    if isinstance(source, (str, os.PathLike)):
+        return _open_path(Path(source), split, image_size)
+    if isinstance(source, (list, tuple)):
+        if source and all(isinstance(part, (str, os.PathLike)) for part in source):
+            return open_archives([Path(part) for part in source])
+        if len(source) == 2 and isinstance(source[0], (np.ndarray, Tensor)):
+            return ArrayImages(source[0], source[1])
+    raise TypeError(f"images: cannot open this {type(source).__name__}; give {_LAYOUTS}")
+
+
+def _open_path(path: Path, split: str, image_size: int | None) -> ImageSet:
+    if path.is_dir():
+        if image_size is None:
+            raise ValueError(
+                f"images: {path} holds files of any size: give image_size=..., the side in pixels"
+            )
+        return open_folder(path, split, image_size)
+    if not path.exists():
+        raise FileNotFoundError(f"images: {str(path)!r} does not exist; give {_LAYOUTS}")
+    if path.suffix.lower() != ".npz":
+        raise ValueError(f"images: {path} is no .npz archive; give {_LAYOUTS}")
+    return open_archives([path])
+
+
+def _digits(split: str) -> ArrayImages:
+    from sklearn.datasets import load_digits
+
+    if split == "val":
+        raise ValueError("images: digits has the splits train, test and all, got 'val'")
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)  # 0..16 → 0..255
+    target = digits.target.astype(np.int64)
+    in_test = np.zeros(len(target), dtype=bool)
+    # RandomState: NumPy guarantees its stream, so the split never changes.
+    random = np.random.RandomState(_DIGITS_SEED)
+    for digit in range(10):
+        members = random.permutation(np.flatnonzero(target == digit))
+        in_test[members[: round(len(members) / 4)]] = True
+    chosen = {"train": ~in_test, "test": in_test, "all": np.ones_like(in_test)}[split]
+    names = [str(name) for name in digits.target_names]
+    return ArrayImages(images[chosen], target[chosen], classes=names, name=f"digits-{split}")

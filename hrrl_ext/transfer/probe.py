@@ -1,0 +1,223 @@
+"""Linear SVM on frozen features: the paper's measure of a representation (Tables 2 to 4).
+
+The paper prints "linear SVM" and a parameter searched in 10^i, i = -3..1. The solver, the scaling
+of the features and the data on which the search is scored are ours: docs/transfer.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import LinearSVC
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .features import Features
+
+__all__ = ["LinearProbe", "ProbeResult", "probe"]
+
+
+class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn is untyped
+    """One-vs-rest linear SVM with squared hinge; C is searched on a part of the training data.
+
+        min_{w,b} 1/2 (‖w‖² + b²) + C Σ_i max(0, 1 - y_i (w·x_i + b))²        per class, y = ±1
+
+    C                a positive number, or "search": the best of `grid` on held-out training data,
+                     the smaller C among equals, then a fit on all of it
+    normalise        "l2": rows of norm 1; "standard": columns of mean 0 and variance 1 over the
+                     examples fitted on; None: features as they are
+    validation_size  share of every class that the search holds out. Each class keeps at least one
+                     example to fit on, and one with two or more has at least one held out
+    max_iter         of liblinear, per class
+    random_state     of the held-out part, and of liblinear's dual solver (N < D)
+
+    Features are [N, D] arrays or tensors (converted to float64), labels [N] of any type. If no
+    class has two examples there is nothing to search on: then C_ = 1.0 and scores_ is empty.
+
+    Attributes after fit: C_, scores_ (C → validation accuracy, empty if C was given), converged_
+    (whether the last fit met liblinear's tolerance; one ConvergenceWarning names each C, searched
+    or chosen, that did not), classes_, n_features_in_, pipeline_ (normalisation, then LinearSVC),
+    and of that SVM coef_ and intercept_ (for normalised features) and n_iter_.
+    """
+
+    def __init__(
+        self,
+        C: float | Literal["search"] = "search",
+        *,
+        grid: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        normalise: Literal["l2", "standard"] | None = "l2",
+        validation_size: float = 0.2,
+        max_iter: int = 2000,
+        random_state: int | np.random.RandomState | None = 0,
+    ) -> None:
+        self.C = C
+        self.grid = grid
+        self.normalise = normalise
+        self.validation_size = validation_size
+        self.max_iter = max_iter
+        self.random_state = random_state
+
+    def fit(self, X: Any, y: Any) -> LinearProbe:
+        """Fit on features X [N, D] and labels y [N]; ValueError on fewer than two classes."""
+        self._check_parameters()
+        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64)
+        check_classification_targets(y)
+        self.classes_ = np.unique(y)
+        if len(self.classes_) < 2:
+            raise ValueError(
+                f"LinearProbe: y must hold at least 2 classes, got 1 class ({self.classes_[0]!r})"
+            )
+        unconverged: list[float] = []
+        self.scores_: dict[float, float] = {}
+        if self.C == "search":
+            held = _held_out(y, self.validation_size, check_random_state(self.random_state))
+            for C in sorted({float(C) for C in self.grid}) if held.any() else ():
+                svm = self._fitted(C, X[~held], y[~held], unconverged)
+                self.scores_[C] = float(svm.score(X[held], y[held]))
+            self.C_ = max(self.scores_, key=self.scores_.__getitem__, default=1.0)
+        else:
+            self.C_ = float(self.C)
+        self.pipeline_ = self._fitted(self.C_, X, y, unconverged)
+        self.coef_ = self.pipeline_[-1].coef_
+        self.intercept_ = self.pipeline_[-1].intercept_
+        self.n_iter_ = int(self.pipeline_[-1].n_iter_)
+        self.converged_ = self.n_iter_ < self.max_iter
+        if unconverged:
+            warnings.warn(
+                f"LinearProbe: liblinear did not converge in {self.max_iter} iterations for C = "
+                f"{', '.join(f'{C:g}' for C in sorted(set(unconverged)))} (chosen: {self.C_:g}); "
+                "raise max_iter, or use normalise='l2', which converges soonest",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Class of every row of X [N, D]: an array [N] of entries of classes_."""
+        X = self._check_features(X)
+        return np.asarray(self.pipeline_.predict(X))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """w·x + b per row: [N, classes], or [N] for two classes, positive meaning classes_[1]."""
+        X = self._check_features(X)
+        return np.asarray(self.pipeline_.decision_function(X))
+
+    def _fitted(self, C: float, X: np.ndarray, y: np.ndarray, unconverged: list[float]) -> Pipeline:
+        """Normalisation and SVM fitted on these rows; C joins `unconverged` if it stopped early."""
+        scalers = {"standard": StandardScaler(), "l2": Normalizer(), None: "passthrough"}
+        svm = LinearSVC(
+            C=C,
+            dual="auto",  # primal (deterministic, Newton) for N >= D, else coordinate descent
+            intercept_scaling=1.0,  # scores depend on it: liblinear regularises the intercept
+            max_iter=self.max_iter,
+            random_state=self.random_state,
+        )
+        pipeline = make_pipeline(scalers[self.normalise], svm)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # fit warns once, for all
+            pipeline.fit(X, y)
+        if svm.n_iter_ >= self.max_iter:
+            unconverged.append(C)
+        return pipeline
+
+    def _check_features(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        return np.asarray(validate_data(self, _to_numpy(X), dtype=np.float64, reset=False))
+
+    def _check_parameters(self) -> None:
+        if isinstance(self.C, str) and self.C == "search":
+            if len(self.grid) == 0 or not all(_is_positive(C) for C in self.grid):
+                raise ValueError(
+                    f"LinearProbe: grid must hold positive numbers, at least one, got {self.grid}"
+                )
+        elif not _is_positive(self.C):
+            raise ValueError(
+                f"LinearProbe: C must be a positive, finite number or 'search', got {self.C!r}"
+            )
+        if self.normalise not in ("standard", "l2", None):
+            raise ValueError(
+                f"LinearProbe: normalise must be 'standard', 'l2' or None, got {self.normalise!r}"
+            )
+        if not (_is_positive(self.validation_size) and self.validation_size < 1):
+            raise ValueError(
+                "LinearProbe: validation_size must lie between 0 and 1, a share of every class, "
+                f"got {self.validation_size!r}"
+            )
+        if not _is_positive(self.max_iter):
+            raise ValueError(f"LinearProbe: max_iter must be at least 1, got {self.max_iter}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """Accuracies in [0, 1] on the test features of a probe fitted on the training features.
+
+    worst_class_accuracy is the least over the classes with test examples. A test class that the
+    training features lack counts as wrong. C and converged: see `LinearProbe`.
+    """
+
+    accuracy: float
+    C: float
+    converged: bool
+    worst_class_accuracy: float
+    n_train: int
+    n_test: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def probe(train: Features, test: Features, **parameters: Any) -> ProbeResult:
+    """Fit a `LinearProbe(**parameters)` on train [N, D], measure it on test [M, D].
+
+    C is searched within train: test is looked at once, at the end. ValueError: test is empty.
+    """
+    if len(test.features) == 0:
+        raise ValueError("probe: test has no examples; check the path and split it came from")
+    svm = LinearProbe(**parameters).fit(train.features, train.labels)
+    labels = _to_numpy(test.labels)
+    correct = svm.predict(test.features) == labels
+    worst = min(float(correct[labels == label].mean()) for label in np.unique(labels))
+    return ProbeResult(
+        accuracy=float(correct.mean()),
+        C=svm.C_,
+        converged=svm.converged_,
+        worst_class_accuracy=worst,
+        n_train=len(train.features),
+        n_test=len(labels),
+    )
+
+
+def _held_out(y: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:
+    """Mask [N] of the examples to validate on: `share` of every class, within 1 .. size - 1.
+
+    scikit-learn's stratified split refuses a class of one example and parts smaller than the number
+    of classes. Here such a class is only fitted on, and every fit sees every class.
+    """
+    held = np.zeros(len(y), dtype=bool)
+    for label in np.unique(y):
+        rows = random.permutation(np.flatnonzero(y == label))
+        held[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
+    return held
+
+
+def _is_positive(x: object) -> bool:
+    return isinstance(x, Real) and 0 < float(x) < np.inf
+
+
+def _to_numpy(x: Any) -> Any:
+    if not isinstance(x, torch.Tensor):
+        return x
+    x = x.detach().cpu()
+    return (x.double() if x.is_floating_point() else x).numpy()  # NumPy has no bfloat16

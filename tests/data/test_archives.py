@@ -1,0 +1,140 @@
+"""NumPy archives: layouts, parts, concepts, and files that are broken in many ways."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from hrrl_ext.data import ConceptMap, load_images
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 4, 5, 3), dtype=np.uint8)
+ARRAYS = {
+    "image": IMAGES,
+    "label": np.array([0, 1, 2, 2, 1, 0]),
+    "class_names": np.array(["cat", "dog", "car"]),
+    "concept_names": np.array(["animal", "vehicle"]),
+    "class_to_concept": np.array([0, 0, 1]),
+}
+
+
+def save(path, **changes):
+    arrays = {key: value for key, value in (ARRAYS | changes).items() if value is not None}
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def test_all_keys(tmp_path):
+    images = load_images(save(tmp_path / "toys.npz"))
+    assert np.array_equal(images.images.numpy(), IMAGES.transpose(0, 3, 1, 2))
+    assert images.target.tolist() == [0, 1, 2, 2, 1, 0]
+    assert images.classes == ["cat", "dog", "car"]
+    assert images.concept_map == ConceptMap.from_names(["animal", "animal", "vehicle"])
+    assert images.name == "toys"
+
+
+def test_only_the_required_keys(tmp_path):
+    none = dict.fromkeys(["class_names", "concept_names", "class_to_concept"])
+    images = load_images(str(save(tmp_path / "a.npz", image=IMAGES[..., 0], **none)))
+    assert images.classes == ["0", "1", "2"]
+    assert images.concept_map is None
+    assert images.image_shape == (3, 4, 5)
+
+
+def test_byte_strings_and_small_integers(tmp_path):
+    path = save(
+        tmp_path / "a.npz",
+        class_names=np.array([b"cat", b"dog", b"car"]),
+        class_to_concept=np.array([0, 0, 1], dtype=np.int8),
+        label=ARRAYS["label"].astype(np.uint8),
+    )
+    images = load_images(path)
+    assert images.classes == ["cat", "dog", "car"]
+    assert images.target.dtype == torch.int64
+    assert images.concept_map is not None
+    assert images.concept_map.class_to_concept.tolist() == [0, 0, 1]
+
+
+def test_parts_are_concatenated_in_order(tmp_path):
+    first = save(tmp_path / "a.npz")
+    second = save(tmp_path / "b.npz", image=IMAGES[:2, ::-1], label=np.array([2, 0]))
+    for parts in ([first, second], (str(first), second)):
+        images = load_images(parts)
+        assert len(images) == 8
+        assert images.target.tolist() == [0, 1, 2, 2, 1, 0, 2, 0]
+        assert np.array_equal(images[6][0].numpy(), IMAGES[0, ::-1].transpose(2, 0, 1))
+        assert images.concept_map is not None
+    assert len(load_images([first])) == 6
+
+
+@pytest.mark.parametrize(
+    ("what", "changes"),
+    [
+        ("image size", {"image": IMAGES[:, :2]}),
+        ("dtype", {"image": IMAGES / 255}),
+        ("classes", {"class_names": np.array(["cat", "cow", "car"])}),
+        ("concepts", {"class_to_concept": np.array([0, 1, 1])}),
+        ("concepts", {"concept_names": None, "class_to_concept": None}),
+    ],
+)
+def test_parts_must_agree(tmp_path, what, changes):
+    parts = [save(tmp_path / "a.npz"), save(tmp_path / "b.npz", **changes)]
+    with pytest.raises(ValueError, match=rf"b\.npz: {what} differ from .*a\.npz"):
+        load_images(parts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": None}, "no array image"),
+        ({"label": None}, "no array label"),
+        ({"image": IMAGES[..., :2]}, "images must have shape"),
+        ({"image": IMAGES.astype(np.int32)}, "must be uint8"),
+        ({"image": IMAGES * 1.0}, r"must lie in \[0, 1\]; image 0"),
+        ({"label": ARRAYS["label"] * 1.0}, "must hold integers"),
+        ({"label": ARRAYS["label"][:3]}, "6 images, but 3 labels"),
+        ({"label": ARRAYS["label"] + 1}, r"must be in 0\.\.2, got 3"),
+        ({"concept_names": None}, "belong together"),
+        ({"class_to_concept": np.array([0, 1])}, "concept_map has 2 classes"),
+        ({"class_to_concept": np.array([0, 0, 0])}, "no class belongs to concept 'vehicle'"),
+        ({"class_to_concept": np.array([0.0, 0, 1])}, "must hold integers"),
+        ({"image": np.array([{}] * 6)}, "allow_pickle=False"),
+    ],
+)
+def test_other_layouts_name_the_file_and_the_layout(tmp_path, changes, message):
+    path = save(tmp_path / "bad.npz", **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images(path)
+    assert str(path) in str(caught.value)
+    assert "expected a NumPy archive (.npz) with image" in str(caught.value)
+
+
+def test_truncated_at_any_place(tmp_path):
+    path = save(tmp_path / "bad.npz")
+    whole = path.read_bytes()
+    for size in range(0, len(whole) - 1, 37):
+        path.write_bytes(whole[:size])
+        with pytest.raises(ValueError, match=r"bad\.npz: not a readable archive"):
+            load_images(path)
+
+
+def test_damaged_content(tmp_path):
+    path = save(tmp_path / "bad.npz")
+    damaged = bytearray(path.read_bytes())
+    damaged[200:220] = bytes(20)  # inside the compressed images
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"bad\.npz: not a readable archive"):
+        load_images(path)
+
+
+def test_a_single_array_is_no_archive(tmp_path):
+    path = tmp_path / "bad.npz"
+    with path.open("wb") as file:
+        np.save(file, IMAGES)
+    with pytest.raises(ValueError, match="not a readable archive"):
+        load_images(path)
+
+
+def test_missing_part(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist; expected"):
+        load_images([save(tmp_path / "a.npz"), tmp_path / "none.npz"])

@@ -1,0 +1,142 @@
+"""Concept files: layouts, matching with class names, round trip, and every refusal."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hrrl_ext.data import ConceptMap
+
+CLASSES = ["cat", "dog", "car"]
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("c.json", '{"car": "vehicle", "cat": "animal", "dog": "animal"}'),
+        ("c.csv", "class,concept\ncar,vehicle\ncat,animal\ndog,animal\n"),
+        ("c.CSV", "\ufeffclass, concept\r\n\r\ncar , vehicle\r\ncat,animal\r\ndog,animal"),
+    ],
+)
+def test_class_names(tmp_path, name, text):
+    concepts = ConceptMap.from_file(write(tmp_path, name, text), CLASSES)
+    assert concepts.names == ["vehicle", "animal"]  # first appearance in the file
+    assert concepts.class_to_concept.tolist() == [1, 1, 0]  # order of the classes
+
+
+@pytest.mark.parametrize("classes", [None, CLASSES, ["same", "same", "same"]])
+def test_class_indices(tmp_path, classes):
+    path = write(tmp_path, "c.csv", "class,concept\n2,vehicle\n0,animal\n1,animal\n")
+    assert ConceptMap.from_file(path, classes).class_to_concept.tolist() == [1, 1, 0]
+
+
+def test_class_names_that_are_numbers_are_names(tmp_path):
+    # Folders "0", "1", "10", "2" in sorted order: the name "2" is the class of index 3.
+    path = write(tmp_path, "c.csv", "class,concept\n0,a\n1,a\n2,b\n10,a\n")
+    concepts = ConceptMap.from_file(path, ["0", "1", "10", "2"])
+    assert concepts.class_to_concept.tolist() == [0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "ids", [[0, 0, 1], [1, 0, 2, 0], [0], ConceptMap.cifar100().class_to_concept.tolist()]
+)
+def test_json_round_trip_keeps_the_numbers(tmp_path, ids):
+    names = [f"concept {chr(0x3B1 + k)}" for k in range(max(ids) + 1)]
+    concepts = ConceptMap(torch.tensor(ids), names)
+    concepts.to_json(tmp_path / "map.json")
+    assert ConceptMap.from_file(tmp_path / "map.json") == concepts
+    # Also where the data set has names for its classes.
+    named = [f"class {c}" for c in range(len(ids))]
+    assert ConceptMap.from_file(tmp_path / "map.json", named) == concepts
+
+
+def test_write_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "map.json"
+    ConceptMap.from_names(["a"]).to_json(path)
+
+    def full_disk(*args):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        ConceptMap.from_names(["b"]).to_json(path)
+    assert json.loads(path.read_text()) == {"0": "a"}
+    assert [p.name for p in tmp_path.iterdir()] == ["map.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("class,concept\ncat,a\ndgo,a\ncar,b\n", r"unknown class 'dgo' \(nearest known: 'dog'\)"),
+        ("class,concept\ncat,a\ncar,b\n", "no concept is given for class 'dog'"),
+        ("class,concept\ncar,b\n", "no concept is given for classes 'cat', 'dog'"),
+        ("class,concept\n0,a\n1,a\n3,b\n", "unknown class '3'"),
+        ("class,concept\ncat,a\ncat,b\n", "class 'cat' is listed twice"),
+        ("class,concept\ncat,\n", "empty name"),
+        ("class,concept\n", "no class is listed"),
+        ("", "the header is ''"),
+        ("name,concept\ncat,a\n", "the header is 'name,concept'"),
+        ("class,concept\ncat,a,b\n", "'cat,a,b' has 3 cells, not 2"),
+        (f"class,concept\n{'a' * 200_000},a\n", "field larger than field limit"),
+    ],
+)
+def test_csv_refusals(tmp_path, text, message):
+    path = write(tmp_path, "c.csv", text)
+    with pytest.raises(ValueError, match=message) as caught:
+        ConceptMap.from_file(path, CLASSES)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"cat": "a", "cat": "b"}', "class 'cat' is listed twice"),
+        ('{"cat": 1}', "concept of class 'cat' is not a string"),
+        ('{"cat": {"a": "b"}}', "concept of class 'cat' is not a string"),
+        ('["a", "b"]', "the top level is not one object"),
+        ('[{"cat": "a"}]', "the top level is not one object"),
+        ("{", "expected JSON"),
+        ("{}", "no class is listed"),
+    ],
+)
+def test_json_refusals(tmp_path, text, message):
+    path = write(tmp_path, "c.json", text)
+    with pytest.raises(ValueError, match=message) as caught:
+        ConceptMap.from_file(path, CLASSES)
+    assert str(path) in str(caught.value)
+
+
+def test_long_lists_are_cut_short(tmp_path):
+    path = write(tmp_path, "c.csv", "class,concept\nc0,a\n")
+    with pytest.raises(ValueError, match=r"'c5' and 14 more$"):
+        ConceptMap.from_file(path, [f"c{i}" for i in range(20)])
+
+
+def test_names_without_class_names_to_match(tmp_path):
+    path = write(tmp_path, "c.csv", "class,concept\ncat,a\n")
+    with pytest.raises(ValueError, match=r"without class names .* indices 0\.\.C-1"):
+        ConceptMap.from_file(path)
+
+
+def test_repeated_class_names_cannot_be_matched(tmp_path):
+    path = write(tmp_path, "c.csv", "class,concept\ncrane,a\n")
+    with pytest.raises(ValueError, match=r"not unique \('crane'\); give class indices"):
+        ConceptMap.from_file(path, ["crane", "crane"])
+
+
+def test_missing_file_unknown_suffix_and_bytes(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        ConceptMap.from_file(tmp_path / "none.json")
+    with pytest.raises(ValueError, match=r"unknown suffix '\.txt'"):
+        ConceptMap.from_file(write(tmp_path, "c.txt", "class,concept\n0,a\n"))
+    (tmp_path / "latin.csv").write_bytes(b"class,concept\ncaf\xe9,a\n")
+    with pytest.raises(ValueError, match=r"latin\.csv"):
+        ConceptMap.from_file(tmp_path / "latin.csv")

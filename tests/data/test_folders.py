@@ -1,0 +1,151 @@
+"""FolderImages and split folders, on small files written by the tests."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from hrrl_ext.data import FolderImages, load_images
+from hrrl_ext.data.folders import DecodedImages
+from hrrl_ext.data.resize import fit_picture
+
+Image = pytest.importorskip("PIL.Image")
+
+
+def picture(seed: int, height: int = 6, width: int = 8):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def save(root, files):
+    """{"class/name.png": seed}"""
+    for name, seed in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(root / name)
+    return root
+
+
+def test_classes_and_files_in_sorted_order(tmp_path):
+    save(tmp_path, {"dog/b.png": 1, "dog/a.PNG": 0, "cat/z.bmp": 2, "10/x.png": 3, "9/x.tiff": 4})
+    (tmp_path / "dog" / "notes.txt").write_text("no image")
+    (tmp_path / "dog" / "._a.png").write_bytes(b"resource fork")
+    (tmp_path / ".cache").mkdir()
+    images = FolderImages(tmp_path, image_size=6)
+    assert images.classes == ["10", "9", "cat", "dog"]
+    assert images.target.tolist() == [0, 1, 2, 3, 3]
+    assert images.image_shape == (3, 6, 6)
+    assert images.concept_map is None
+    for i, seed in enumerate([3, 4, 2, 0, 1]):
+        assert torch.equal(images[i][0], fit_picture(picture(seed), 6))
+
+
+def test_fetch_and_subset(tmp_path):
+    images = FolderImages(save(tmp_path, {f"c/{i}.png": i for i in range(4)}), image_size=5)
+    x, target = images.__getitems__([3, 1])
+    assert x.shape == (2, 3, 5, 5)
+    assert x.dtype == torch.uint8
+    assert target.tolist() == [0, 0]
+    part = images.subset([3, 1])
+    assert isinstance(part, FolderImages)
+    assert len(part) == 2
+    assert torch.equal(part.__getitems__([0, 1])[0], x)
+    assert len(images) == 4  # untouched
+    assert images.__getitems__([])[0].shape == (0, 3, 5, 5)
+    with pytest.raises(IndexError):
+        part[2]
+
+
+def test_pickling_for_spawned_workers(tmp_path):
+    images = FolderImages(save(tmp_path, {"c/0.png": 0}), image_size=5)
+    again = pickle.loads(pickle.dumps(images))
+    assert torch.equal(again[0][0], images[0][0])
+
+
+def test_resized(tmp_path):
+    images = FolderImages(save(tmp_path, {"c/0.png": 0}), image_size=5)
+    assert torch.equal(images.resized(4)[0][0], fit_picture(picture(0), 4))
+    assert images.image_shape == (3, 5, 5)
+    with pytest.raises(ValueError, match="at least 1"):
+        images.resized(0)
+
+
+def test_an_unreadable_image_is_named(tmp_path):
+    save(tmp_path, {"c/good.png": 0})
+    (tmp_path / "c" / "text.png").write_text("no image")
+    whole = (tmp_path / "c" / "good.png").read_bytes()
+    (tmp_path / "c" / "truncated.png").write_bytes(whole[: len(whole) // 2])
+    images = FolderImages(tmp_path, image_size=4)
+    images[0]
+    with pytest.raises(OSError, match=r"cannot decode image .*text\.png"):
+        images[1]
+    with pytest.raises(OSError, match=r"cannot decode image .*truncated\.png"):
+        images[2]
+
+
+def test_missing_and_empty_folders(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no such folder; expected root/class/image\.png"):
+        FolderImages(tmp_path / "none", image_size=4)
+    with pytest.raises(FileNotFoundError, match="no class folders"):
+        FolderImages(tmp_path, image_size=4)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="class folder 'empty' holds no image"):
+        FolderImages(tmp_path, image_size=4)
+
+
+def test_without_pillow(tmp_path, monkeypatch):
+    save(tmp_path, {"c/0.png": 0})
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(ImportError, match=r'pip install "hrrl_ext\[images\]"'):
+        FolderImages(tmp_path, image_size=4)
+
+
+def test_split_folders_share_the_classes_of_train(tmp_path):
+    save(tmp_path, {"train/ant/0.png": 0, "train/bee/0.png": 1, "val/bee/0.png": 2})
+    train = load_images(tmp_path, image_size=4)
+    assert train.classes == ["ant", "bee"]
+    for split in ("val", "test"):  # test falls back to val
+        held_out = load_images(tmp_path, split=split, image_size=4)
+        assert held_out.classes == ["ant", "bee"]
+        assert held_out.target.tolist() == [1]
+    save(tmp_path, {"test/ant/0.png": 3})
+    assert load_images(tmp_path, split="test", image_size=4).target.tolist() == [0]
+    with pytest.raises(FileNotFoundError, match="no folder for split 'all', only 'train', 'val'"):
+        load_images(tmp_path, split="all", image_size=4)
+
+
+def test_a_class_unknown_to_train(tmp_path):
+    save(tmp_path, {"train/ant/0.png": 0, "test/aunt/0.png": 1})
+    with pytest.raises(ValueError, match=r"unknown class folder 'aunt' \(nearest known: 'ant'\)"):
+        load_images(tmp_path, split="test", image_size=4)
+
+
+def test_held_out_folder_alone(tmp_path):
+    save(tmp_path, {"val/ant/0.png": 0})
+    assert load_images(tmp_path, split="test", image_size=4).classes == ["ant"]
+    with pytest.raises(FileNotFoundError, match="no folder for split 'train'"):
+        load_images(tmp_path, image_size=4)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    save(tmp_path, {"bus/0.png": 0, "train/0.png": 1})
+    for split in ("train", "test"):  # one set: every split is the same
+        images = load_images(tmp_path, split=split, image_size=4)
+        assert images.classes == ["bus", "train"]
+        assert len(images) == 2
+
+
+def test_folder_needs_a_size(tmp_path):
+    with pytest.raises(ValueError, match="give image_size"):
+        load_images(save(tmp_path, {"c/0.png": 0}))
+
+
+def test_folder_passes_through_and_changes_size(tmp_path):
+    images = FolderImages(save(tmp_path, {"c/0.png": 0}), image_size=5)
+    assert load_images(images) is images
+    smaller = load_images(images, image_size=4)
+    assert isinstance(smaller, DecodedImages)
+    assert smaller[0][0].shape == (3, 4, 4)

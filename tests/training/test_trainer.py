@@ -1,0 +1,410 @@
+"""HRRLTrainer on small real data: the algorithm, reproducibility, resume, and everything that can go wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hrrl_ext
+from hrrl_ext.data import ArrayImages, ConceptMap, load_images
+from hrrl_ext.training import CheckpointError, HRRLTrainer, TrainingConfig, checkpoint, load_model
+
+DIGITS = load_images("digits", split="train").subset(range(160))
+SMALL: dict[str, Any] = {
+    "data": DIGITS,
+    "concepts": "classes",
+    "epochs": 3,
+    "batch_size": 32,
+    "lr": 0.05,
+    "width": 4,
+    "crop_padding": 1,
+    "progress": "off",
+}
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    return [value.detach().clone() for value in model.state_dict().values()]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def rows(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what depends on the clock."""
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")}
+        for row in history
+    ]
+
+
+class Narrow(nn.Module):
+    """A module of one's own, with dropout: its random state must survive as well."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+
+def test_learns_and_reports() -> None:
+    result = HRRLTrainer(
+        data=load_images("digits"), validation="digits", concepts="classes", tau=0.1, lam=10.0,
+        epochs=6, batch_size=64, lr=0.05, width=8, crop_padding=1, flip=False, progress="off",
+    ).fit()  # fmt: skip
+    last = result.last
+    assert last["accuracy"] > 0.6  # 10 classes: 0.1 by chance
+    assert 0 <= last["worst_concept_accuracy"] <= last["accuracy"] <= 1
+    assert last["worst_concept_accuracy"] == min(last["concept_accuracy"].values())
+    assert sum(last["q"].values()) == pytest.approx(1.0)
+    assert 1 <= last["effective_concepts"] <= 10
+    assert [row["lr"] for row in result.history] == pytest.approx(
+        [0.05, 0.05, 0.005, 0.005, 0.0005, 0.0005]
+    )
+    assert last["loss"] < result.history[0]["loss"]
+
+
+def test_a_step_is_algorithm_1() -> None:
+    """train_step against the same lines written out with the plain functions, in float64: batch
+    normalisation over a few values multiplies rounding by orders of magnitude."""
+    trainer = HRRLTrainer(**SMALL, tau=0.2, lam=5.0, weight_decay=1e-2)
+    oracle = HRRLTrainer(**SMALL, tau=0.2, lam=5.0, weight_decay=1e-2)
+    trainer.model.double().train()
+    model, d = oracle.model.double().train(), oracle.objective.distribution
+    for x, target, concept in trainer.batches.epoch(0):
+        x = x.double()
+        trainer.train_step(x, target, concept)
+        buffers = {name: b.clone() for name, b in model.named_buffers()}
+        leaf = x.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(model(leaf), target, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, leaf)
+        for name, b in model.named_buffers():
+            b.copy_(buffers[name])  # the pass leaves no trace
+        x = hrrl_ext.ops.reference.perturb(x, grad, 0.2)[0]
+        out = hrrl_ext.ops.reference.concept_cross_entropy(
+            model(x), target, concept, d.q, d.concept_count
+        )
+        oracle.optimizer.zero_grad()
+        out.loss.backward()
+        oracle.optimizer.step()
+        d.update(out.concept_loss)
+        torch.testing.assert_close(trainer.objective.distribution.q, d.q, rtol=0, atol=1e-9)
+    for a, b in zip(weights(trainer.model), weights(model), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_variants_share_weights_and_batches() -> None:
+    erm, cl = (HRRLTrainer(**SMALL, tau=0.0, lam=lam) for lam in (None, 1e12))
+    assert same(weights(erm.model), weights(cl.model))
+    assert same(weights(erm.fit().model), weights(cl.fit().model))  # λ → ∞ is ERM
+
+
+def test_same_seed_same_bits_and_no_global_randomness() -> None:
+    state = torch.get_rng_state()
+    first = HRRLTrainer(**SMALL, tau=0.1, lam=5.0).fit()
+    assert torch.equal(torch.get_rng_state(), state)
+    second = HRRLTrainer(**SMALL, tau=0.1, lam=5.0).fit()
+    other = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, seed=1).fit()
+    assert same(weights(first.model), weights(second.model))
+    assert rows(first.history) == rows(second.history)
+    assert not same(weights(first.model), weights(other.model))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_and_channels_last(precision: str) -> None:
+    settings = SMALL | {"epochs": 4}
+    half = HRRLTrainer(**settings, tau=0.1, lam=5.0, precision=precision, channels_last=True).fit()
+    full = HRRLTrainer(**settings, tau=0.1, lam=5.0).fit()
+    assert all(p.dtype == torch.float32 for p in half.model.parameters())
+    assert half.last["loss"] == pytest.approx(full.last["loss"], rel=0.1)
+    assert half.last["loss"] < half.history[0]["loss"]
+    assert half.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+# --- the run's folder
+
+
+@pytest.mark.parametrize("stop_after", [1, 2])
+def test_resumes_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:  # H-T16
+    settings = SMALL | {"tau": 0.1, "lam": 5.0, "c": "auto"}
+    torch.manual_seed(7)
+    whole = HRRLTrainer(Narrow(), **settings, out=tmp_path / "whole").fit()
+    torch.manual_seed(7)
+    stopped = HRRLTrainer(Narrow(), **settings, out=tmp_path / "cut")
+    train_epoch = stopped._train_epoch
+
+    def stop(epoch: int, progress: Any) -> dict[str, Any]:
+        if epoch == stop_after:
+            raise KeyboardInterrupt
+        return train_epoch(epoch, progress)
+
+    stopped._train_epoch = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    torch.manual_seed(99)  # whatever the new process did before
+    resumed = HRRLTrainer(Narrow(), **settings, out=tmp_path / "cut", resume=True).fit()
+    assert same(weights(whole.model), weights(resumed.model))
+    assert rows(whole.history) == rows(resumed.history)
+    assert len((tmp_path / "cut/metrics.csv").read_text().splitlines()) == 1 + 3
+    again = HRRLTrainer(
+        Narrow(), **settings, out=tmp_path / "cut", resume=True
+    ).fit()  # is finished
+    assert same(weights(whole.model), weights(again.model))
+
+
+@pytest.mark.slow
+def test_survives_being_killed(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a real process; what it saved is whole and gives the same bits."""
+    script = textwrap.dedent(
+        """
+        import sys
+        from hrrl_ext import HRRLTrainer
+        from hrrl_ext.data import load_images
+        HRRLTrainer(data=load_images("digits").subset(range(160)), concepts="classes", epochs=40,
+            batch_size=32, lr=0.05, width=4, tau=0.1, lam=5.0, progress="plain", out=sys.argv[1],
+            resume=len(sys.argv) > 2).fit()
+        """
+    )
+
+    def start(*arguments: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script, *arguments]
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+    killed = start(str(tmp_path / "run"))
+    assert killed.stderr is not None
+    for _ in range(5):
+        killed.stderr.readline()
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert int(checkpoint.checkpoints(tmp_path / "run")[-1].name[-4:]) >= 5
+    for arguments in ([str(tmp_path / "run"), "resume"], [str(tmp_path / "whole")]):
+        process = start(*arguments)
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert same(weights(load_model(tmp_path / "run")), weights(load_model(tmp_path / "whole")))
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = HRRLTrainer(**SMALL, validation=DIGITS, tau=0.1, lam=5.0, out=out).fit()
+    config = json.loads((out / "config.json").read_text())
+    assert config["training"]["tau"] == 0.1
+    assert config["concepts"] == [str(d) for d in range(10)]
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == result.history
+    with (out / "metrics.csv").open(newline="") as f:
+        table = list(csv.DictReader(f))
+    assert [int(row["epoch"]) for row in table] == [1, 2, 3]
+    assert float(table[2]["q/7"]) == result.last["q"]["7"]
+    kept = checkpoint.checkpoints(out)
+    assert [path.name for path in kept] == ["epoch-0002", "epoch-0003"]
+    state = torch.load(kept[-1] / "state.pt", weights_only=True)
+    assert torch.equal(
+        state["objective"]["distribution.q"],
+        torch.tensor(list(result.last["q"].values()), dtype=torch.float64),
+    )
+    model = load_model(out)
+    assert not model.training
+    assert same(weights(model), weights(result.model))
+    assert [p.name for p in out.rglob("*partial*")] == []
+
+
+def test_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
+    HRRLTrainer(**(SMALL | {"epochs": 1}), tau=0.0, lam=None, out=tmp_path).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match=r"already holds a run; continue it with resume=True"):
+        HRRLTrainer(**SMALL, tau=0.0, lam=None, out=tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(tau, epochs differ\)"):
+        HRRLTrainer(**SMALL, tau=0.5, lam=None, out=tmp_path, resume=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="out must be a folder"):
+        HRRLTrainer(**SMALL, out=tmp_path / "file")
+    with pytest.raises(FileNotFoundError, match=r"resume: .* holds no run"):
+        HRRLTrainer(**SMALL, out=tmp_path / "nothing", resume=True)
+    with pytest.raises(ValueError, match="resume=True needs out"):
+        HRRLTrainer(**SMALL, resume=True)
+
+
+@pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
+    tmp_path: Path, file: str, damage: str
+) -> None:
+    HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path).fit()
+    newest = tmp_path / "checkpoints/epoch-0003" / file
+    content = newest.read_bytes()
+    if damage == "missing":
+        newest.unlink()
+    else:
+        newest.write_bytes(
+            content[: len(content) // 2] if damage == "truncated" else b"not a model"
+        )
+    with pytest.warns(UserWarning, match=r"epoch-0003 cannot be read .*; trying the one before"):
+        trainer = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path, resume=True)
+    assert len(trainer.history) == 2
+    (tmp_path / "checkpoints/epoch-0002" / file).write_bytes(b"")
+    with (
+        pytest.warns(UserWarning, match="cannot be read"),
+        pytest.raises(CheckpointError, match="none of the checkpoints"),
+    ):
+        load_model(tmp_path)
+
+
+def test_a_state_file_cannot_run_code(tmp_path: Path) -> None:
+    HRRLTrainer(**(SMALL | {"epochs": 1}), tau=0.0, lam=None, out=tmp_path).fit()
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path(tmp_path / "executed").touch, ())
+
+    torch.save({"history": Evil()}, tmp_path / "checkpoints/epoch-0001/state.pt")
+    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(CheckpointError):
+        load_model(tmp_path)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
+    """A process that may not write files over 20 kB (the checkpoint has more) stands for the full
+    disk: the write fails in the middle with an OSError."""
+    out = tmp_path / "run"
+    trainer = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=out)
+    save, saved = checkpoint.save_checkpoint, []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def save_with_little_space(*arguments: Any) -> Path:
+        if saved:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        saved.append(save(*arguments))
+        return saved[-1]
+
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    checkpoint.save_checkpoint = save_with_little_space
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"could not write .*epoch-0002.*epoch-0001 is intact"
+        ):
+            trainer.fit()
+    finally:
+        checkpoint.save_checkpoint = save
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["epoch-0001"]
+    resumed = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=out, resume=True).fit()
+    whole = HRRLTrainer(**SMALL, tau=0.1, lam=5.0).fit()
+    assert same(weights(resumed.model), weights(whole.model))
+
+
+# --- what goes wrong
+
+
+def test_warns_before_q_collapses() -> None:
+    """lam = 0.001 throws q into a corner in the first steps; the warning names concept and remedy."""
+    with pytest.warns(
+        UserWarning, match=r"q has concentrated on 1\.\d of 9\.9 concepts: '\d'.*Raise lam"
+    ):
+        HRRLTrainer(**SMALL, tau=0.0, lam=1e-3).fit()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        HRRLTrainer(**SMALL, tau=0.0, lam=50.0).fit()
+
+
+def test_a_diverged_run_stops_and_names_what_is_left(tmp_path: Path) -> None:
+    trainer = HRRLTrainer(**SMALL, tau=0.0, lam=5.0, out=tmp_path)
+    train_epoch = trainer._train_epoch
+
+    def break_second(epoch: int, progress: Any) -> dict[str, Any]:
+        if epoch == 1:
+            trainer.model.fc.weight.data.fill_(math.nan)
+        return train_epoch(epoch, progress)
+
+    trainer._train_epoch = break_second  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 2, step 5.*epoch-0001"):
+        trainer.fit()
+    assert torch.isfinite(trainer.objective.distribution.q).all()
+
+
+def test_per_example_concepts() -> None:
+    ids = torch.arange(160) % 3
+    trainer = HRRLTrainer(**(SMALL | {"concepts": ids, "epochs": 1}), tau=0.0, lam=5.0)
+    assert trainer.objective.distribution.concept_count.tolist() == [54.0, 53.0, 53.0]
+    assert list(trainer.fit().last["q"]) == ["0", "1", "2"]
+    with pytest.raises(ValueError, match="pass them as validation_concepts"):
+        HRRLTrainer(**(SMALL | {"concepts": ids}), validation=DIGITS)
+    HRRLTrainer(**(SMALL | {"concepts": ids}), validation=DIGITS, validation_concepts=ids)
+
+
+IMAGES = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
+BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "unknown": ({"taw": 1.0}, TypeError, "no argument 'taw'; did you mean tau"),
+    "tau": ({"tau": -1.0}, ValueError, "tau must be finite and not negative"),
+    "lam": ({"lam": 0.0}, ValueError, "lam must be positive"),
+    "epochs": ({"epochs": 0}, ValueError, "epochs must be positive, got 0"),
+    "batch_size": ({"batch_size": -1}, ValueError, "batch_size must be positive"),
+    "lr": ({"lr": math.nan}, ValueError, "lr must be positive"),
+    "precision": ({"precision": "fp8"}, ValueError, "precision must be one of fp32, bf16, fp16"),
+    "progress": ({"progress": "loud"}, ValueError, "progress must be one of auto"),
+    "device": ({"device": "cuda:99"}, ValueError, "torch sees no CUDA device"),
+    "model": ({"model": "resnet19"}, ValueError, "nearest known name is 'resnet18'"),
+    "few logits": ({"model": Narrow(classes=7)}, ValueError, r"logits \[B, 10\].*got \[1, 7\]"),
+    "one concept": ({"concepts": [0] * 160}, ValueError, "one concept only.*lam=None"),
+    "empty concept": ({"concepts": [0, 2] * 80}, ValueError, "concept"),
+    "concept length": ({"concepts": [0, 1]}, ValueError, "160"),
+    "no data": ({"data": DIGITS.subset([])}, ValueError, "concept"),
+    "path": ({"data": "/no/such/place"}, FileNotFoundError, "/no/such/place"),
+    "NaN": (
+        {"data": (torch.full((4, 3, 8, 8), math.nan), [0, 1, 0, 1])}, ValueError, "finite|NaN|nan"
+    ),
+    "labels": ({"data": (IMAGES, [0, 1, 2, 3, 4, -1])}, ValueError, "target"),
+    "q0": ({"q0": [1.0]}, ValueError, "q0 must have one entry per concept"),
+    "validation": (
+        {"validation": ArrayImages(IMAGES, [0] * 6, classes=["a"])}, ValueError, "validation has 1 classes"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_before_any_work(name: str, tmp_path: Path) -> None:
+    change, error, message = BAD[name]
+    model = change.pop("model", "resnet18") if "model" in change else "resnet18"
+    settings = SMALL | {"tau": 0.1, "lam": 5.0, "out": tmp_path / "run"} | change
+    with pytest.raises(error, match=message):
+        HRRLTrainer(model, **settings).fit()
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_defaults_are_the_papers() -> None:
+    config = TrainingConfig()
+    assert (config.epochs, config.batch_size, config.lr) == (90, 256, 0.1)
+    assert (config.momentum, config.weight_decay) == (0.9, 1e-4)
+    assert (config.s, config.c) == (1000, 10.0)
+    rates = [config.learning_rate(epoch) for epoch in (0, 29, 30, 59, 60, 89)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+    assert TrainingConfig(milestones=[1]).learning_rate(1) == pytest.approx(0.01)
+    assert TrainingConfig(epochs=1).learning_rate(0) == 0.1
+
+
+def test_concepts_follow_a_map() -> None:
+    parity = ConceptMap.from_names(["even", "odd"] * 5)
+    trainer = HRRLTrainer(**(SMALL | {"concepts": parity}), validation=DIGITS)
+    assert trainer.concept_names == ["even", "odd"]
+    assert trainer.validation is not None
+    assert torch.equal(trainer.validation.concept, DIGITS.target % 2)
