@@ -23,7 +23,8 @@ class _Parser(jsonargparse.ArgumentParser):
     """Usage errors in one line, with the nearest known option for one that is not known."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = " ".join(message.split())
+        commands = "|".join(_COMMANDS)
+        message = re.sub(rf"\b(?:{commands})\.(\w+)", r"--\1", " ".join(message.split()))
         known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
         for option in re.findall(r"--[\w.-]+", message):
             near = difflib.get_close_matches(option, known, n=1)

@@ -1,4 +1,4 @@
-"""Loads the operator libraries into torch. Nothing is compiled here, and nothing is hidden when it fails."""
+"""Loads the operator libraries into torch. Nothing is compiled here, nothing fails in silence."""
 
 from __future__ import annotations
 

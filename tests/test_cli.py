@@ -1,0 +1,146 @@
+"""The program hrrl as a user runs it: a whole path, one-line errors, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hrrl_ext.cli import main
+
+TRAIN = [
+    "train", "--data", "digits", "--concepts", "classes", "--epochs", "1", "--width", "4",
+    "--crop_padding", "1", "--batch_size", "128", "--lr", "0.05",
+]  # fmt: skip
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_train_extract_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    status, stdout, stderr = run(
+        capsys, *TRAIN, "--out", out, "--tau", "0.1", "--lam", "5", "--validation", "digits",
+        "--progress", "plain",
+    )  # fmt: skip
+    assert status == 0, stderr
+    assert stdout == f"saved {out}\n"
+    assert stderr.startswith("epoch 1/1  loss ")
+    assert json.loads((out / "config.json").read_text())["training"]["lam"] == 5.0
+    for split in ("train", "test"):
+        status, stdout, stderr = run(
+            capsys, "extract", "--model", out, "--data", "digits", "--split", split,
+            "--out", tmp_path / f"{split}.safetensors",
+        )  # fmt: skip
+        assert status == 0, stderr
+    assert "450 features of 32 numbers" in stdout
+    status, stdout, stderr = run(
+        capsys, "probe", "--train", tmp_path / "train.safetensors", "--test",
+        tmp_path / "test.safetensors", "--out", tmp_path / "result.json",
+    )  # fmt: skip
+    assert status == 0, stderr
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert f"{result['accuracy']:.4f}" in stdout
+    assert result["accuracy"] > 0.3
+    assert result["n_test"] == 450
+
+    status, _, stderr = run(capsys, *TRAIN, "--out", out, "--tau", "0.1", "--lam", "5")
+    assert (status, stderr.count("\n")) == (1, 1)
+    assert "already holds a run" in stderr
+    status, stdout, _ = run(
+        capsys, *TRAIN, "--out", out, "--tau", "0.1", "--lam", "5", "--resume", "--progress", "off"
+    )
+    assert (status, stdout) == (0, f"saved {out}\n")
+
+
+def test_config_file_and_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("data: [digits]\nconcepts: classes\ntau: 0.5\nlam: null\nepochs: 7\n")
+    status, stdout, _ = run(
+        capsys, "train", "--config", config, "--out", "x", "--epochs", "2", "--print_config"
+    )
+    assert status == 0
+    assert "tau: 0.5" in stdout
+    assert "lam: null" in stdout
+    assert "epochs: 2" in stdout
+
+
+def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
+    files = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+    assert files
+    for path in files:
+        status, _, stderr = run(
+            capsys, "train", "--config", path, "--data", "digits", "--out", "x", "--print_config"
+        )
+        assert status == 0, (path, stderr)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 2, ""),
+        (["trian"], 2, "trian"),
+        (["train"], 2, "--data"),
+        ([*TRAIN, "--out", "x", "--taw", "1"], 2, "--taw 1 (did you mean --tau?)"),
+        ([*TRAIN, "--out", "x", "--tau", "much"], 2, "tau"),
+        ([*TRAIN, "--out", "x", "--epochs", "ten"], 2, "epochs"),
+        ([*TRAIN, "--out", "x", "--tau", "-1"], 1, "tau must be finite and not negative, got -1.0"),
+        ([*TRAIN, "--out", "x", "--lam", "0"], 1, "lam must be positive"),
+        ([*TRAIN, "--out", "x", "--model", "resnet81"], 1, "resnet18"),
+        (["train", "--data", "/no/such.npz", "--out", "x"], 1, "/no/such.npz"),
+        (["train", "--data", "digits", "--out", "x"], 1, 'give "classes"'),
+        (["extract", "--model", "/no/run", "--data", "digits", "--out", "x"], 1, "/no/run"),
+        (["probe", "--train", "/no/a", "--test", "/no/b"], 1, "/no/a"),
+        (["probe", "--train", "a", "--test", "b", "--C", "big"], 1, "C must be a number or 'search'"),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str], status: int, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    got, stdout, stderr = run(capsys, *arguments)
+    assert got == status, stderr
+    assert message in stderr
+    if message:
+        assert stderr.count("\n") == 1
+        assert "Traceback" not in stdout + stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_trace() -> None:
+    with pytest.raises(FileNotFoundError):
+        main(["--debug", "extract", "--model", "/no/run", "--data", "digits", "--out", "x"])
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    status, stdout, _ = run(capsys, "info")
+    assert status == 0
+    for fact in ("hrrl_ext", "compiler", "torch_target", "cuda", "cpu_in_use"):
+        assert f"\n{fact} " in "\n" + stdout
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "hrrl_ext", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "demo" in done.stdout
+
+
+@pytest.mark.slow
+def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, stdout, stderr = run(capsys, "demo", "--out", tmp_path, "--seeds", "1")
+    assert status == 0, stderr
+    for variant in ("ERM", "EL", "CL", "HRRL"):
+        assert f"\n{variant}" in stdout
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"table.md", "trials.jsonl", "loss.png", "q.png", "concept_accuracy.png"}

@@ -1,0 +1,42 @@
+"""What the README shows is what a user sees."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.slow
+def test_the_ten_lines_print_what_they_say(tmp_path: Path) -> None:
+    """Line by line; numbers may differ in the last digit shown, since processors round differently,
+    and the speed does not count."""
+    code = re.search(r"<!-- example -->\n```python\n(.*?)```", README, re.DOTALL)
+    output = re.search(r"<!-- output -->\n```\n(.*?)```", README, re.DOTALL)
+    assert code and output
+    done = subprocess.run(
+        [sys.executable, "-c", code[1]], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=True,
+    )  # fmt: skip
+    shown, printed = (
+        re.sub(r"\d+ img/s", "img/s", text).strip().splitlines() for text in (output[1], done.stdout)
+    )
+    number = re.compile(r"\d+\.\d+")
+    assert [number.sub("#", line) for line in printed] == [number.sub("#", line) for line in shown]
+    for ours, theirs in zip(printed[-1:], shown[-1:], strict=True):
+        for a, b in zip(number.findall(ours), number.findall(theirs), strict=True):
+            assert float(a) == pytest.approx(float(b), abs=0.05)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target

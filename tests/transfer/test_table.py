@@ -1,0 +1,89 @@
+"""The paper's experiment in small: four variants, their features, one table; kept and taken up again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hrrl_ext.data import load_images, lower_resolution
+from hrrl_ext.plots import plot_histories
+from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_levels
+
+DIGITS = load_images("digits", split="train").subset(range(150))
+TARGET = Target("half", lower_resolution(DIGITS), lower_resolution(DIGITS))  # type: ignore[arg-type]
+SMALL: dict[str, Any] = {
+    "concepts": "classes", "validation": DIGITS, "targets": [TARGET], "tau": 0.1, "lam": 5.0,
+    "epochs": 2, "batch_size": 32, "lr": 0.05, "width": 4, "crop_padding": 1,
+}  # fmt: skip
+
+
+def test_levels() -> None:
+    assert variant_levels("ERM", 0.1, 5.0) == {"tau": 0.0, "lam": None}
+    assert variant_levels("EL", 0.1, 5.0) == {"tau": 0.1, "lam": None}
+    assert variant_levels("CL", 0.1, 5.0) == {"tau": 0.0, "lam": 5.0}
+    assert variant_levels("HRRL", 0.1, 5.0) == {"tau": 0.1, "lam": 5.0}
+    with pytest.raises(ValueError, match="a variant is one of ERM, EL, CL, HRRL, got 'DRO'"):
+        variant_levels("DRO", 0.1, 5.0)
+
+
+def test_trains_probes_and_keeps(tmp_path: Path) -> None:
+    lines: list[str] = []
+    table = transfer_table(DIGITS, **SMALL, seeds=[0, 1], out=tmp_path, report=lines.append)
+    assert [(t.variant, t.seed) for t in table.trials] == [
+        (variant, seed) for seed in (0, 1) for variant in ("ERM", "EL", "CL", "HRRL")
+    ]
+    assert len(lines) == 8
+    assert table.columns == ["accuracy", "worst_concept_accuracy", "half"]
+    for trial in table.trials:
+        q = list(trial.history[-1]["q"].values())
+        moved = max(abs(q[k] - trial.history[0]["q"][str(k)]) for k in range(10)) > 0
+        assert moved == (trial.variant in ("CL", "HRRL"))
+        assert 0.1 < trial.targets["half"] <= 1
+    again = transfer_table(DIGITS, **SMALL, seeds=[0, 1], out=tmp_path, report=lines.append)
+    assert len(lines) == 8  # nothing was trained again
+    assert again == table
+    more = transfer_table(
+        DIGITS, **SMALL, seeds=[2], variants=["EL"], out=tmp_path, report=lines.append
+    )
+    assert len(lines) == 9
+    assert [t.seed for t in more.trials] == [2]
+    assert len((tmp_path / "trials.jsonl").read_text().splitlines()) == 9
+    pictures = plot_histories({t.variant: t.history for t in table.trials[:4]}, tmp_path)
+    for picture in pictures:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [p.name for p in pictures] == ["loss.png", "q.png", "concept_accuracy.png"]
+
+
+def trial(variant: str, seed: int, accuracy: float) -> Trial:
+    return Trial(variant, seed, {"accuracy": accuracy}, {"other": accuracy / 2}, [])
+
+
+def test_mean_and_spread_by_hand() -> None:
+    table = TransferTable([trial("HRRL", 0, 0.5), trial("ERM", 0, 0.4), trial("ERM", 1, 0.6)])
+    assert table.cell("ERM", "accuracy") == (0.5, pytest.approx(math.sqrt(0.02)))
+    assert math.isnan(table.cell("HRRL", "other")[1])
+    assert table.variants == ["ERM", "HRRL"]  # the paper's order
+    assert table.to_markdown().splitlines() == [
+        "| features | accuracy | other |",
+        "| --- | ---: | ---: |",
+        "| ERM | 50.0 ± 14.1 | 25.0 ± 7.1 |",
+        "| HRRL | 50.0 | 25.0 |",
+    ]
+    assert str(table).splitlines()[1].split() == ["ERM", "50.0", "±", "14.1", "25.0", "±", "7.1"]
+
+
+def test_plots_without_validation(tmp_path: Path) -> None:
+    rows = [{"epoch": e, "loss": 1 / e, "q": {"a": 0.5, "b": 0.5}} for e in (1, 2)]
+    assert [p.name for p in plot_histories({"run": rows}, tmp_path)] == ["loss.png", "q.png"]
+
+
+def test_trials_are_plain_json(tmp_path: Path) -> None:
+    transfer_table(DIGITS, **(SMALL | {"epochs": 1}), variants=["ERM"], out=tmp_path)
+    stored = json.loads((tmp_path / "trials.jsonl").read_text())
+    assert stored["variant"] == "ERM"
+    assert torch.tensor(stored["targets"]["half"]) <= 1
