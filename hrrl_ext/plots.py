@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,7 +64,7 @@ def _concept_accuracy(histories: Mapping[str, History], path: Path) -> Path:
     """Concepts from hard to easy by the first run, as in Figure 5 of the paper."""
     figure, (axes,) = _axes(1, width=7.0)
     first = next(iter(histories.values()))[-1]["concept_accuracy"]
-    order = sorted((k for k in first if not math.isnan(first[k])), key=lambda k: first[k])
+    order = sorted((k for k in first if first[k] is not None), key=lambda k: first[k])
     for name, rows in histories.items():
         accuracy = rows[-1]["concept_accuracy"]
         axes.plot(range(len(order)), [100 * accuracy[k] for k in order], marker="o", label=name)

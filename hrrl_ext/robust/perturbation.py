@@ -66,9 +66,8 @@ class ExamplePerturbation(nn.Module):
             return x
         if not x.is_floating_point():
             raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
-        x = x.detach()
         with torch.enable_grad(), _frozen_statistics(model, self.batch_norm):
-            leaf = x.clone().requires_grad_()
+            leaf = x.detach().requires_grad_()
             logits = model(leaf)
             loss = F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)),
@@ -77,7 +76,7 @@ class ExamplePerturbation(nn.Module):
                 label_smoothing=self.label_smoothing,
             )
             (grad,) = torch.autograd.grad(loss * self.loss_scale, leaf)
-        return ops.perturb(x, grad, self.tau)[0]
+        return ops.perturb(x.detach(), grad, self.tau)[0]
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import math
 import os
 import time
 import warnings
@@ -72,8 +74,9 @@ class HRRLTrainer:
         progress: "auto" (a bar on a terminal, else a line per epoch), "bar", "plain" or "off".
         **config: the fields of :class:`TrainingConfig`: tau, lam, s, c, epochs, batch_size, lr, ...
 
-    Deterministic given the seed, the device and the number of threads. Bad arguments raise before
-    any training; a loss that is not finite stops the run and leaves the last checkpoint.
+    Deterministic given the seed and the number of threads (on CUDA as far as cuDNN is; see
+    torch.use_deterministic_algorithms). Bad arguments raise before any training; a loss that is not
+    finite stops the run and leaves the last checkpoint.
     """
 
     def __init__(
@@ -338,8 +341,10 @@ class HRRLTrainer:
         half = _DTYPE.get(self.config.precision)
         return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
 
-    def _by_concept(self, values: Tensor) -> dict[str, float]:
-        return dict(zip(self.concept_names, values.tolist(), strict=True))
+    def _by_concept(self, values: Tensor) -> dict[str, float | None]:
+        """NaN (a concept without a validation example) is None, which JSON knows."""
+        numbers = (None if math.isnan(value) else value for value in values.tolist())
+        return dict(zip(self.concept_names, numbers, strict=True))
 
     # --- the run's folder
 
@@ -426,8 +431,6 @@ def _effective(q: Tensor) -> float:
 
 def _plain(value: Any) -> Any:
     """As JSON would give it back."""
-    import json
-
     return json.loads(json.dumps(value))
 
 

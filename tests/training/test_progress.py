@@ -41,8 +41,11 @@ def test_off() -> None:
 
 
 def test_a_bar_is_cleared_away_when_training_fails() -> None:
-    stream = Terminal()
-    with pytest.raises(ValueError, match="boom"), Progress("bar", 3, stream) as progress:
+    def fail(progress: Progress) -> None:
         progress.step(1, "")
         raise ValueError("boom")
-    assert progress._bar.finished or not progress._bar.live.is_started
+
+    progress = Progress("bar", 3, Terminal())
+    with pytest.raises(ValueError, match="boom"), progress:
+        fail(progress)
+    assert not progress._bar.live.is_started

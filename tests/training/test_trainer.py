@@ -408,3 +408,16 @@ def test_concepts_follow_a_map() -> None:
     assert trainer.concept_names == ["even", "odd"]
     assert trainer.validation is not None
     assert torch.equal(trainer.validation.concept, DIGITS.target % 2)
+
+
+def test_a_concept_without_validation_examples_is_not_zero_percent(tmp_path: Path) -> None:
+    some = DIGITS.subset((DIGITS.target != 3).nonzero().flatten())
+    settings = SMALL | {"epochs": 1, "validation": some, "out": tmp_path}
+    last = HRRLTrainer(**settings, tau=0.0, lam=None).fit().last
+    assert last["concept_accuracy"]["3"] is None
+    assert last["worst_concept_accuracy"] == min(
+        v for v in last["concept_accuracy"].values() if v is not None
+    )
+    row = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in row
+    assert json.loads(row) == last
