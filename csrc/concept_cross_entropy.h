@@ -36,8 +36,8 @@ inline ConceptCrossEntropy prepare_concept_cross_entropy(const Tensor& logits, c
   const Tensor* ids[] = {&target, &concept_};
   const char* names[] = {"target", "concept"};
   for (int i = 0; i < 2; ++i) {
-    HRRL_CHECK(ids[i]->dim() == 1 && ids[i]->size(0) == batch, op, names[i], " must have one entry per example, shape [",
-               batch, "] like logits, got ", shape(*ids[i]));
+    HRRL_CHECK(ids[i]->dim() == 1 && ids[i]->size(0) == batch, op, names[i],
+               " must have one entry per example, shape [", batch, "] like logits, got ", shape(*ids[i]));
     HRRL_CHECK(ids[i]->scalar_type() == ScalarType::Long, op, names[i], " must be int64; use .long()");
     HRRL_CHECK(same_device(logits, *ids[i]), op, names[i], " must be on the device of logits");
   }

@@ -7,8 +7,7 @@
 
 STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   // x, grad [B, ...] -> x + tau * tau_scale_i * grad_i / ||grad_i||_F, and the norms [B]
-  m.def(
-      "perturb(Tensor x, Tensor grad, float tau, Tensor? tau_scale=None) -> (Tensor x_perturbed, Tensor grad_norm)");
+  m.def("perturb(Tensor x, Tensor grad, float tau, Tensor? tau_scale=None) -> (Tensor x_perturbed, Tensor grad_norm)");
 
   // logits [B, C], target [B], concept [B], q [K], concept_count [K]
   //   -> loss [], concept_loss [K], example_loss [B], d loss / d logits [B, C] ([0] unless asked for)

@@ -17,7 +17,7 @@ struct Perturb {
   Tensor norm;                      // [B]
   std::optional<Tensor> tau_scale;  // [B] double, contiguous
   int64_t batch, size;
-  Tensor x_perturbed;               // what is returned: `out`, or what `out` is copied to by finish()
+  Tensor x_perturbed;  // what is returned: `out`, or what `out` is copied to by finish()
 
   void finish() {
     if (x_perturbed.get() != out.get()) torch::stable::copy_(x_perturbed, out);
@@ -36,7 +36,8 @@ inline Tensor with_layout_of(const Tensor& layout, const Tensor& t) {
   return torch::stable::copy_(copy, t);
 }
 
-inline Perturb prepare_perturb(const Tensor& x, const Tensor& grad, double tau, const std::optional<Tensor>& tau_scale) {
+inline Perturb prepare_perturb(const Tensor& x, const Tensor& grad, double tau,
+                               const std::optional<Tensor>& tau_scale) {
   HRRL_CHECK(x.dim() >= 1, "perturb: x must have a batch dimension, got a scalar");
   HRRL_CHECK(is_floating(x), "perturb: x must be float16, bfloat16, float32 or float64 (images in [0, 1]); convert it");
   HRRL_CHECK(same_shape(x, grad), "perturb: grad must have the shape of x, ", shape(x), ", got ", shape(grad));

@@ -1,5 +1,5 @@
-// What pybind11 binds: facts about the build, which are no tensor operators. Includes nothing of torch, whose own copy of
-// pybind11 does not compile against the stable ABI.
+// What pybind11 binds: facts about the build, which are no tensor operators. Includes nothing of torch, whose own copy
+// of pybind11 does not compile against the stable ABI.
 #include <pybind11/pybind11.h>
 
 #include "cpu/capability.h"

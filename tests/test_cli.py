@@ -100,7 +100,11 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
         (["train", "--data", "digits", "--out", "x"], 1, 'give "classes"'),
         (["extract", "--model", "/no/run", "--data", "digits", "--out", "x"], 1, "/no/run"),
         (["probe", "--train", "/no/a", "--test", "/no/b"], 1, "/no/a"),
-        (["probe", "--train", "a", "--test", "b", "--C", "big"], 1, "C must be a number or 'search'"),
+        (
+            ["probe", "--train", "a", "--test", "b", "--C", "big"],
+            1,
+            "C must be a number or 'search'",
+        ),
     ],
 )
 def test_errors_are_one_line(

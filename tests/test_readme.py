@@ -26,7 +26,8 @@ def test_the_ten_lines_print_what_they_say(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT, text=True, check=True,
     )  # fmt: skip
     shown, printed = (
-        re.sub(r"\d+ img/s", "img/s", text).strip().splitlines() for text in (output[1], done.stdout)
+        re.sub(r"\d+ img/s", "img/s", text).strip().splitlines()
+        for text in (output[1], done.stdout)
     )
     number = re.compile(r"\d+\.\d+")
     assert [number.sub("#", line) for line in printed] == [number.sub("#", line) for line in shown]

@@ -1,5 +1,6 @@
 // The instruction set that the CPU kernels use: the best that the processor has, or less where the environment variable
-// HRRL_CPU_CAPABILITY asks for it ("baseline", "avx2", "avx512"), which is how the tests reach every build on one machine.
+// HRRL_CPU_CAPABILITY asks for it ("baseline", "avx2", "avx512"), which is how the tests reach every build on one
+// machine.
 #pragma once
 
 #include <cstdlib>

@@ -12,12 +12,12 @@ namespace {
 void check_range(const char* name, const int64_t* ids, int64_t batch, int64_t limit) {
   for (int64_t i = 0; i < batch; ++i)
     if (ids[i] < 0 || ids[i] >= limit)
-      fail<std::out_of_range>("concept_cross_entropy: ", name, " must lie in [0, ", limit, "), got ", ids[i], " at example ",
-                              i);
+      fail<std::out_of_range>("concept_cross_entropy: ", name, " must lie in [0, ", limit, "), got ", ids[i],
+                              " at example ", i);
 }
 
-// concept_loss_k = 1/B sum_{i in k} (N / N_k) l_i and loss = sum_k q_k concept_loss_k, in double and in the order of the
-// batch: the same bits for any number of threads.
+// concept_loss_k = 1/B sum_{i in k} (N / N_k) l_i and loss = sum_k q_k concept_loss_k, in double and in the order of
+// the batch: the same bits for any number of threads.
 template <class loss_t>
 void reduce(const ConceptCrossEntropy& c, double total) {
   const auto* example_loss = static_cast<const loss_t*>(c.example_loss.data_ptr());
@@ -51,8 +51,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
   check_range("target", targets, c.batch, c.classes);
   check_range("concept", concepts, c.batch, c.concepts);
   for (int64_t i = 0; i < c.batch; ++i)
-    HRRL_CHECK(count[concepts[i]] > 0, "concept_cross_entropy: concept_count must be positive where the batch has examples,"
-               " got ", count[concepts[i]], " for concept ", concepts[i], "; count the images of the training set");
+    HRRL_CHECK(count[concepts[i]] > 0,
+               "concept_cross_entropy: concept_count must be positive where the batch has examples,"
+               " got ",
+               count[concepts[i]], " for concept ", concepts[i], "; count the images of the training set");
 
   double total = 0.0;  // N; exact for whole counts
   for (int64_t k = 0; k < c.concepts; ++k) total += count[k];

@@ -1,14 +1,17 @@
 // The CPU kernels and how one of their builds is chosen.
 //
-// The files in csrc/cpu/kernels/ know nothing of torch: raw pointers and sizes. CMake compiles them once per instruction
-// set, each build in a namespace of its own, and kernels() picks the best that the processor has when first asked.
+// The files in csrc/cpu/kernels/ know nothing of torch: raw pointers and sizes. CMake compiles them once per
+// instruction set, each build in a namespace of its own, and kernels() picks the best that the processor has when first
+// asked.
 #pragma once
 
 #include <cstdint>
 
+#include "common/dtype_id.h"
+
 namespace hrrl::cpu {
 
-enum class Dtype { kFloat, kDouble, kHalf, kBFloat16 };
+using hrrl::Dtype;
 
 // out_i = x_i + tau tau_scale_i g_i / ||g_i||, norm_i = ||g_i|| for the examples i in [begin, end).
 struct PerturbArgs {
@@ -39,9 +42,9 @@ struct Kernels {
   void (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
 };
 
-#define HRRL_DECLARE_ISA(isa)                                                                            \
-  namespace isa {                                                                                        \
-  void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                   \
+#define HRRL_DECLARE_ISA(isa)                                                                              \
+  namespace isa {                                                                                          \
+  void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                     \
   void concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
   }
 HRRL_DECLARE_ISA(baseline)

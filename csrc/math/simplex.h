@@ -1,9 +1,10 @@
 // Threshold nu of the projection onto the simplex {p >= 0, sum p = radius}: P(v) = max(v - nu, 0).
 //
-// - Newton's method on the convex, piecewise linear f(nu) = sum_j max(v_j - nu, 0) - radius (Michelot, 1986). On the support
-//   S = {v_j > nu} its step is nu = (sum_S v_j - radius) / |S|, computed in this form because it forgets the rounding of the
-//   steps before. It starts at or below the root and climbs, S only shrinks, and when it stops shrinking nu is exact.
-//   No sort, no scratch, 2 to 12 passes in practice.
+// - Newton's method on the convex, piecewise linear f(nu) = sum_j max(v_j - nu, 0) - radius (Michelot, 1986). On the
+// support
+//   S = {v_j > nu} its step is nu = (sum_S v_j - radius) / |S|, computed in this form because it forgets the rounding
+//   of the steps before. It starts at or below the root and climbs, S only shrinks, and when it stops shrinking nu is
+//   exact. No sort, no scratch, 2 to 12 passes in practice.
 // - P(v + a) = P(v) for a constant a, so v is shifted by its maximum: entries of 1e30 cost no precision.
 // - -inf is an entry that gets nothing. NaN or +inf anywhere gives NaN everywhere (never an endless loop).
 #pragma once

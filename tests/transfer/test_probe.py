@@ -151,9 +151,9 @@ def test_features_are_not_changed(digits):
 def test_the_scale_of_the_features_does_not_matter(digits, normalise):
     train, test = digits
     predictions = [
-        LinearProbe(normalise=normalise).fit(f * train.features, train.labels).predict(
-            f * test.features
-        )
+        LinearProbe(normalise=normalise)
+        .fit(f * train.features, train.labels)
+        .predict(f * test.features)
         for f in (1.0, 2.0**-10)  # a power of two: the same bits after normalisation
     ]
     assert (predictions[0] == predictions[1]).all()

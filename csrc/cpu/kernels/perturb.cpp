@@ -1,9 +1,12 @@
 // out_i = x_i + tau g_i / ||g_i||, one example at a time.
 //
-// - The squares are summed in double. A float32 gradient can then be as small as 1e-45 or as large as 3e38 and keeps its
+// - The squares are summed in double. A float32 gradient can then be as small as 1e-45 or as large as 3e38 and keeps
+// its
 //   direction; in float32 its squares would vanish below 1e-23 and overflow above 1e19.
-// - tau / ||g|| itself may leave the range of float32. Such an example takes the loop in double; all others take the fast one.
-// - ||g|| = 0 and ||g|| not finite leave the example as it is, to the bit. One overflowed gradient then costs one example
+// - tau / ||g|| itself may leave the range of float32. Such an example takes the loop in double; all others take the
+// fast one.
+// - ||g|| = 0 and ||g|| not finite leave the example as it is, to the bit. One overflowed gradient then costs one
+// example
 //   its perturbation, not the batch its values.
 #include "cpu/kernels.h"
 #include "cpu/kernels/simd.h"

@@ -1,8 +1,8 @@
 // Vectors of kWidth floats for the CPU kernels, on the compilers' vector extension.
 //
-// Each file that includes this is compiled once per instruction set. So everything here has internal linkage: were these
-// functions shared between the builds, the linker could keep the AVX-512 copy and run it on a processor without AVX-512.
-// For the same reason the kernels use no templates of the standard library.
+// Each file that includes this is compiled once per instruction set. So everything here has internal linkage: were
+// these functions shared between the builds, the linker could keep the AVX-512 copy and run it on a processor without
+// AVX-512. For the same reason the kernels use no templates of the standard library.
 #pragma once
 
 #include <cstdint>

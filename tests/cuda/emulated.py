@@ -1,0 +1,211 @@
+"""The CUDA kernels compiled for the host (emulation/), behind functions on CPU tensors.
+
+Every array that a kernel sees stands between red zones. Those of inputs are NaN (or ids out of all
+ranges), so a read beyond the end spoils a result; those of outputs are checked after every call.
+Outputs start as NaN, so an entry that is never written shows.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = Path(__file__).resolve().parent / "emulation"
+# In the order of hrrl::Dtype
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+# -fno-gnu-unique: every library keeps its own machine and shared memory, mutants as well.
+FLAGS = (
+    *("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+)
+# Set for a process that has the libraries of the sanitizers loaded (test_sanitized_kernels.py).
+SANITIZE = bool(os.environ.get("HRRL_EMULATION_SANITIZE"))
+SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+_RED_ZONE = 0 if SANITIZE else 64  # entries; the address sanitizer has red zones of its own
+_BAD_ID = 2**60
+
+
+class EmulationError(RuntimeError):
+    """A kernel broke a rule of CUDA."""
+
+
+class RedZoneError(AssertionError):
+    """A kernel wrote outside its output."""
+
+
+def build(name: str, folder: Path, csrc: Path = ROOT / "csrc") -> ctypes.CDLL:
+    """Compiles emulation/<name>.cpp against the kernels in ``csrc`` and loads it."""
+    library = folder / f"{name}.so"
+    flags = (*FLAGS, *(SANITIZERS if SANITIZE else ()))
+    command = ["g++", *flags, f"-I{csrc}", f"-I{SOURCES}", str(SOURCES / f"{name}.cpp")]
+    result = subprocess.run(
+        [*command, "-o", str(library)], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"{library.stem} does not compile:\n{result.stderr}")
+    return ctypes.CDLL(str(library))
+
+
+class Array:
+    """A contiguous copy of ``t`` between red zones, ``offset`` entries off 64-byte alignment."""
+
+    def __init__(self, t: Tensor, offset: int = 0) -> None:
+        self._filler = torch.nan if t.dtype.is_floating_point else _BAD_ID
+        # torch aligns what it allocates to 64 bytes, and the red zone is a multiple of that.
+        self._whole = torch.full((2 * _RED_ZONE + offset + t.numel(),), self._filler, dtype=t.dtype)
+        self._begin = _RED_ZONE + offset
+        self.values = self._whole[self._begin : self._begin + t.numel()].view(t.shape)
+        self.values.copy_(t)
+        self._before = self._whole.clone()
+
+    @classmethod
+    def output(cls, *shape: int, dtype: torch.dtype, offset: int = 0) -> Array:
+        return cls(torch.full(shape, torch.nan, dtype=dtype), offset)
+
+    @property
+    def pointer(self) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self._whole.data_ptr() + self._begin * self._whole.element_size())
+
+    def check_red_zones(self) -> None:
+        for zone in (slice(None, self._begin), slice(self._begin + self.values.numel(), None)):
+            if not same_bits(self._whole[zone], self._before[zone]):
+                raise RedZoneError("a kernel wrote outside its output")
+
+    def check_unchanged(self) -> None:
+        if not same_bits(self._whole, self._before):
+            raise RedZoneError("a kernel wrote to its input")
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(
+        a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
+    )
+
+
+class Emulation:
+    """The operators as the CUDA library computes them.
+
+    ``seed`` is the order of blocks, warps and lanes: 0 as numbered, 1 backwards, others shuffled.
+    """
+
+    def __init__(self, folder: Path, csrc: Path = ROOT / "csrc") -> None:
+        self._folder, self._csrc = folder, csrc
+        self._libraries: dict[str, ctypes.CDLL] = {}
+        self.seed = 0
+
+    def _call(self, operator: str, function: str, inputs: list[Array], *args: object) -> None:
+        if operator not in self._libraries:
+            self._libraries[operator] = build(f"entry_{operator}", self._folder, self._csrc)
+        library = self._libraries[operator]
+        library.reset(ctypes.c_uint(self.seed))
+        entry = getattr(library, function)
+        entry.restype = ctypes.c_char_p
+        failure = entry(*(a.pointer if isinstance(a, Array) else a for a in args))
+        if failure is not None:
+            raise EmulationError(failure.decode())
+        for array in inputs:
+            array.check_unchanged()
+        for arg in args:
+            if isinstance(arg, Array):
+                arg.check_red_zones()
+
+    def perturb(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        tau: float,
+        tau_scale: Tensor | None = None,
+        *,
+        offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        batch = x.shape[0]
+        size = x[0].numel() if batch else 0
+        inputs = [Array(x, offset), Array(grad, offset)]
+        out = Array.output(*x.shape, dtype=x.dtype, offset=offset)
+        norm = Array.output(batch, dtype=torch.promote_types(x.dtype, torch.float32))
+        scale = None if tau_scale is None else Array(tau_scale.double())
+        self._call(
+            "perturb",
+            "emulate_perturb",
+            inputs + ([scale] if scale else []),
+            *(DTYPES.index(x.dtype), *inputs, out, norm, scale),
+            *(ctypes.c_double(tau), ctypes.c_int64(batch), ctypes.c_int64(size)),
+        )
+        return out.values, norm.values
+
+    def concept_cross_entropy(
+        self,
+        logits: Tensor,
+        target: Tensor,
+        concept: Tensor,
+        q: Tensor,
+        concept_count: Tensor,
+        label_smoothing: float = 0.0,
+        with_grad: bool = True,
+        *,
+        offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch, classes = logits.shape
+        inputs = [
+            *(Array(logits, offset), Array(target), Array(concept)),
+            *(Array(q.double()), Array(concept_count.double())),
+        ]
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        dtype = torch.float64 if logits.dtype == torch.float64 else dtype
+        loss, concept_loss = (
+            Array.output(dtype=dtype),
+            Array.output(len(q), dtype=torch.float64),
+        )
+        example_loss = Array.output(batch, dtype=dtype)
+        grad_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
+        grad = Array.output(batch, classes, dtype=grad_dtype, offset=offset) if with_grad else None
+        self._call(
+            "concept_cross_entropy",
+            "emulate_concept_cross_entropy",
+            inputs,
+            *(DTYPES.index(logits.dtype), *inputs, loss, concept_loss, example_loss, grad),
+            *(ctypes.c_int64(batch), ctypes.c_int64(classes), ctypes.c_int64(len(q))),
+            ctypes.c_double(label_smoothing),
+        )
+        grad_logits = grad.values if grad else logits.new_empty(0, dtype=grad_dtype)
+        return loss.values, concept_loss.values, example_loss.values, grad_logits
+
+    def project_simplex(self, v: Tensor, radius: float = 1.0) -> Tensor:
+        given, out = Array(v), Array.output(*v.shape, dtype=v.dtype)
+        size = v.shape[-1]
+        self._call(
+            "project_simplex",
+            "emulate_project_simplex",
+            [given],
+            *(DTYPES.index(v.dtype), given, out),
+            *(ctypes.c_int64(v.numel() // size), ctypes.c_int64(size), ctypes.c_double(radius)),
+        )
+        return out.values
+
+    def update_distribution(
+        self,
+        q: Tensor,
+        concept_loss: Tensor,
+        q0: Tensor,
+        eta: float,
+        lam: float,
+        eta_scale: Tensor | None = None,
+    ) -> Tensor:
+        inputs = [Array(q), Array(concept_loss), Array(q0)]
+        scale = None if eta_scale is None else Array(eta_scale)
+        out = Array.output(len(q), dtype=torch.float64)
+        self._call(
+            "project_simplex",
+            "emulate_update_distribution",
+            inputs + ([scale] if scale else []),
+            *(*inputs, scale, out),
+            *(ctypes.c_int64(len(q)), ctypes.c_double(eta), ctypes.c_double(lam)),
+        )
+        return out.values

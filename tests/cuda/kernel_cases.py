@@ -1,0 +1,156 @@
+"""What the CUDA kernels are tried on, and what they must return: inputs and float64 oracles that
+the emulated kernels (test_emulated_*.py) and the real ones (test_cuda.py) share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from cases import EPS, FLOATS, ConceptCase, generator
+from torch import Tensor
+
+NAN, INF = torch.nan, torch.inf
+
+# perturb: a warp takes rows up to 1024 elements, a block up to 16384, several share a longer one.
+# Packs are of 2, 4 or 8.
+PERTURB_SIZES = [1, 2, 8, 31, 32, 33, 1023, 1024, 1025, 1032, 5003, 16384, 16385, 32776, 40009]
+PERTURB_BATCHES = [1, 2, 9, 17]  # a block holds 8 rows that are a warp's
+
+
+def perturb_input(batch: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    g = generator(1000 * batch + size)
+    x = torch.rand(batch, size, generator=g, dtype=torch.float64)
+    grad = torch.randn(batch, size, generator=g, dtype=torch.float64)
+    return x.to(dtype), grad.to(dtype)
+
+
+def check_perturb(
+    x: Tensor, grad: Tensor, tau: float, tau_scale: Tensor | None, out: Tensor, norm: Tensor
+) -> None:
+    """One rounding of the result in its dtype, and 4 of the step in the dtype that computes.
+
+    In float64 the oracle rounds as well, and the sums are in another order.
+    """
+    largest = F.pad(grad.double().abs(), (0, 1)).amax(1, keepdim=True)
+    usable = (largest > 0) & largest.isfinite()
+    shrunk = torch.where(usable, grad.double() / largest, 0.0)
+    shrunk_norm = shrunk.norm(dim=1, keepdim=True)
+    length = torch.full_like(largest, tau)
+    if tau_scale is not None:
+        length = length * tau_scale.double()[:, None]
+    step = torch.where(usable, length * shrunk / shrunk_norm, 0.0)
+    exact = x.double() + step
+    computed_in = EPS[torch.float64 if x.dtype == torch.float64 else torch.float32]
+    own = 0.505 * EPS[x.dtype] if x.dtype != torch.float64 else 2 * EPS[x.dtype]
+    order = grad.shape[1] ** 0.5 * EPS[torch.float64]
+    bound = own * exact.abs() + (4 * computed_in + order) * step.abs()
+    subnormal = torch.finfo(x.dtype).smallest_normal * EPS[x.dtype]
+    assert ((out.double() - exact).abs() <= bound + subnormal)[usable.squeeze(1)].all()
+    still = ~usable.squeeze(1) | (length.squeeze(1) == 0)
+    assert torch.equal(out[still].view(torch.uint8), x[still].view(torch.uint8))  # to the bit
+    exact_norm = (largest * shrunk_norm).squeeze(1)[usable.squeeze(1)]
+    close(norm[usable.squeeze(1)], exact_norm.to(norm.dtype), rtol=computed_in + order, atol=0.0)
+
+
+def close(got: Tensor, expected: Tensor, rtol: float, atol: float) -> None:
+    got, expected = got.double(), expected.double()
+    torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, equal_nan=True)
+
+
+# concept_cross_entropy: 8 lanes up to 64 classes, a warp up to 1024, a block of 256 up to 8192, of
+# 1024 beyond; up to 1024 concepts one per block, beyond 32.
+CLASSES = [1, 2, 3, 10, 31, 33, 63, 64, 65, 100, 1000, 1023, 1024, 1025, 1032, 5003, 8200]
+CONCEPT_CASES = [
+    *(ConceptCase(5, classes, 3, dtype) for classes in CLASSES for dtype in FLOATS),
+    *(ConceptCase(7, classes, 4, dtype, 0.1) for classes in (10, 72, 1100) for dtype in FLOATS),
+    *(ConceptCase(batch, 10, 11) for batch in (0, 1, 15, 16, 17, 257, 600)),
+    *(ConceptCase(40, 3, concepts) for concepts in (1, 2, 200, 1024, 1025, 1500)),
+    ConceptCase(7, 5, 2, label_smoothing=0.9),
+    ConceptCase(9, 12, 3, scale=80.0),
+    ConceptCase(9, 12, 3, scale=1e4),
+    ConceptCase(9, 1500, 3, scale=1e-6),
+]
+
+
+@dataclass(frozen=True)
+class ConceptResult:
+    loss: Tensor
+    concept_loss: Tensor
+    example_loss: Tensor
+    grad_logits: Tensor
+
+
+def check_concept_cross_entropy(
+    case: ConceptCase, arguments: dict[str, Tensor], result: ConceptResult
+) -> None:
+    """example_loss and grad_logits against float64; the sums, in double, against example_loss.
+
+    z - max rounds by up to half an eps of it, which the exponential turns into a relative error;
+    the exponential, the sums of at most 32 terms per thread and the quotients add some eps.
+    """
+    logits = arguments["logits"].double().requires_grad_()
+    target, concept, q = arguments["target"], arguments["concept"], arguments["q"].double()
+    example_loss = F.cross_entropy(
+        logits, target, reduction="none", label_smoothing=case.label_smoothing
+    )
+    share = arguments["concept_count"].double() / arguments["concept_count"].double().sum()
+    weight = (q / share)[concept] / max(case.batch, 1)
+    (grad,) = torch.autograd.grad((weight * example_loss).sum(), logits)
+    if case.batch == 0:
+        grad = torch.zeros_like(logits)
+
+    eps = EPS[torch.float64 if case.dtype == torch.float64 else torch.float32]
+    z = logits.detach()
+    spread = z.amax(1, keepdim=True) - z if case.batch else z  # [B, C]
+    at_target = spread.gather(1, target[:, None]).squeeze(1)
+    mean = spread.mean(1) if case.batch else at_target
+    error = 16 * eps * (1 + at_target + mean)
+    assert ((result.example_loss.double() - example_loss.detach()).abs() <= error).all()
+
+    p = z.softmax(1)
+    at_labels = F.one_hot(target, case.classes) + case.label_smoothing / case.classes
+    order = case.classes**0.5 * EPS[torch.float64]  # of the oracle's sums
+    bound = weight[:, None] * (16 * eps + order) * (p * (1 + spread) + at_labels)
+    bound += EPS[result.grad_logits.dtype] * grad.abs() + torch.finfo(torch.float32).tiny
+    assert ((result.grad_logits.double() - grad).abs() <= bound).all()
+
+    check_concept_sums(arguments, result)
+
+
+def check_concept_sums(arguments: dict[str, Tensor], result: ConceptResult) -> None:
+    q, count = arguments["q"].double(), arguments["concept_count"].double()
+    example_loss = result.example_loss.double()
+    sums = torch.zeros_like(q).index_add(0, arguments["concept"], example_loss)
+    batch = max(len(example_loss), 1)
+    expected = torch.where(sums == 0, 0.0, sums / (count / count.sum() * batch))
+    close(result.concept_loss, expected, rtol=1e-13, atol=0.0)
+    terms = torch.where(expected == 0, 0.0, q * expected)
+    close(result.loss, terms.sum(), rtol=max(1e-13, 0.505 * EPS[result.loss.dtype]), atol=0.0)
+
+
+# project_simplex: up to 4096 entries wait in shared memory; a block has K / 4 threads, 32 to 1024.
+SIMPLEX_SIZES = [1, 2, 3, 11, 31, 32, 33, 127, 129, 1000, 1025, 4096, 4097, 5003]
+
+
+def simplex_input(rows: int, size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:
+    g = generator(100 * rows + size)
+    return (scale * torch.randn(rows, size, generator=g, dtype=torch.float64)).to(dtype)
+
+
+def simplex_oracle(v: Tensor, radius: float = 1.0) -> Tensor:
+    """By sorting (Duchi et al., 2008), in float64."""
+    u = v.double() - v.double().amax(-1, keepdim=True)
+    descending = u.sort(-1, descending=True).values
+    rank = torch.arange(1, u.shape[-1] + 1)
+    nu = (descending.cumsum(-1) - radius) / rank
+    support = (descending > nu).sum(-1, keepdim=True)
+    return (u - nu.gather(-1, support - 1)).clamp(min=0)
+
+
+def check_simplex(v: Tensor, radius: float, p: Tensor) -> None:
+    """The rounding of p, and of sums of K doubles no larger than the radius in p and oracle."""
+    atol = radius * v.shape[-1] ** 0.5 * 4 * EPS[torch.float64]
+    atol += torch.finfo(v.dtype).smallest_normal * EPS[v.dtype]
+    close(p, simplex_oracle(v, radius), rtol=0.505 * EPS[v.dtype], atol=atol)

@@ -1,0 +1,311 @@
+"""The CUDA operators on a GPU: the cases of the emulated kernels, and what only a GPU can show,
+namely streams, graphs, synchronisation and scheduling that differs from run to run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import kernel_cases as kc
+import pytest
+import torch
+from cases import EPS, FLOATS, ConceptCase
+from kernel_cases import NAN, ConceptResult
+from torch import Tensor
+
+from hrrl_ext import ops
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+DEVICE = "cuda"
+kernels = torch.ops.hrrl_ext
+
+
+def on_device(arguments: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: t.to(DEVICE) for name, t in arguments.items()}
+
+
+def concepts_on_device(
+    arguments: dict[str, Tensor], label_smoothing: float = 0.0, with_grad: bool = True
+) -> ConceptResult:
+    results = kernels.concept_cross_entropy(
+        *on_device(arguments).values(), label_smoothing, with_grad
+    )
+    return ConceptResult(*(t.cpu() for t in results))
+
+
+@contextlib.contextmanager
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+# ------------------------------------------------------------------------------------------
+# Values
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [*kc.PERTURB_SIZES, 150_528, 1_000_001])
+def test_perturb(size: int, dtype: torch.dtype) -> None:
+    for batch in (1, 3, 70):
+        if batch * size > 5_000_000:
+            continue
+        x, grad = kc.perturb_input(batch, size, dtype)
+        if batch > 2:
+            grad[1], grad[2, -1], x[1, 0] = 0, NAN, -0.0
+        scale = torch.linspace(-1, 2, batch, dtype=torch.float64)
+        out, norm = ops.perturb(x.to(DEVICE), grad.to(DEVICE), 0.37)
+        kc.check_perturb(x, grad, 0.37, None, out.cpu(), norm.cpu())
+        out, norm = ops.perturb(x.to(DEVICE), grad.to(DEVICE), scale.to(DEVICE))
+        kc.check_perturb(x, grad, 1.0, scale, out.cpu(), norm.cpu())
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("side", [3, 16, 40, 80])
+def test_channels_last_is_not_copied(side: int, dtype: torch.dtype) -> None:
+    last = torch.channels_last
+    x = torch.rand(3, 3, side, side, dtype=torch.float32).to(dtype).to(memory_format=last)
+    grad = torch.randn(3, 3, side, side).to(dtype).to(memory_format=last)
+    out, norm = ops.perturb(x.to(DEVICE), grad.to(DEVICE), 0.37)
+    assert out.is_contiguous(memory_format=last)
+    rows = [t.cpu().permute(0, 2, 3, 1).reshape(3, -1) for t in (x, grad, out)]
+    kc.check_perturb(rows[0], rows[1], 0.37, None, rows[2], norm.cpu())
+
+
+@pytest.mark.parametrize("offset", [1, 3])
+@pytest.mark.parametrize("size", [64, 2048, 32768])
+def test_perturb_at_any_alignment(size: int, offset: int) -> None:
+    for dtype in FLOATS:
+        x, grad = kc.perturb_input(2, size, dtype)
+        shifted = []
+        for t in (x, grad):
+            whole = torch.empty(offset + t.numel(), dtype=dtype, device=DEVICE)
+            shifted.append(whole[offset:].view(t.shape).copy_(t))
+        out, norm = ops.perturb(shifted[0], shifted[1], 0.5)
+        kc.check_perturb(x, grad, 0.5, None, out.cpu(), norm.cpu())
+
+
+@pytest.mark.parametrize("case", kc.CONCEPT_CASES, ids=str)
+def test_concept_cross_entropy(case: ConceptCase) -> None:
+    arguments = case.arguments()
+    result = concepts_on_device(arguments, case.label_smoothing)
+    kc.check_concept_cross_entropy(case, arguments, result)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(ConceptCase(8192, 1000, 11, dtype) for dtype in FLOATS),
+        ConceptCase(65536, 10, 11),
+        ConceptCase(64, 32768, 5, torch.bfloat16, label_smoothing=0.1),
+        ConceptCase(64, 32769, 5),
+        ConceptCase(5000, 100, 10_000),
+    ],
+    ids=str,
+)
+def test_large_concept_cross_entropy(case: ConceptCase) -> None:
+    arguments = case.arguments()
+    result = concepts_on_device(arguments, case.label_smoothing)
+    kc.check_concept_cross_entropy(case, arguments, result)
+
+
+def test_gradient_reaches_the_logits() -> None:
+    arguments = on_device(ConceptCase(33, 37, 7).arguments())
+    grads = []
+    for device in (DEVICE, "cpu"):
+        moved = {name: t.to(device) for name, t in arguments.items()}
+        moved["logits"].requires_grad_()
+        ops.concept_cross_entropy(**moved).loss.mul(3.0).backward()
+        assert moved["logits"].grad is not None
+        grads.append(moved["logits"].grad.cpu())
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("classes", [10, 200, 1500])
+@pytest.mark.parametrize("bad", [-1, 2**40, -(2**62)])
+@pytest.mark.parametrize("name", ["target", "concept"])
+def test_bad_labels_are_never_an_index(name: str, bad: int, classes: int) -> None:
+    arguments = ConceptCase(9, classes, 4).arguments()
+    arguments[name][6] = bad
+    arguments = on_device(arguments)
+    with no_synchronisation():
+        results = kernels.concept_cross_entropy(*arguments.values(), 0.0, True)
+    torch.cuda.synchronize()  # an illegal access would show here
+    loss, _, example_loss, grad = results
+    assert loss.isnan()
+    assert example_loss.isnan().tolist() == [i == 6 for i in range(9)]
+    assert grad.isnan().all(1).tolist() == [i == 6 for i in range(9)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", [*kc.SIMPLEX_SIZES, 100_003])
+def test_project_simplex(size: int, dtype: torch.dtype) -> None:
+    for rows, radius in ((1, 1.0), (7, 2.5)):
+        v = kc.simplex_input(rows, size, dtype)
+        kc.check_simplex(v, radius, ops.project_simplex(v.to(DEVICE), radius=radius).cpu())
+
+
+def test_many_rows() -> None:
+    v = kc.simplex_input(200_003, 3, torch.float32)
+    kc.check_simplex(v, 1.0, ops.project_simplex(v.to(DEVICE)).cpu())
+
+
+def test_simplex_of_bad_rows() -> None:
+    v = kc.simplex_input(4, 100, torch.float64)
+    v[1, 3], v[2, 0] = NAN, torch.inf
+    p = ops.project_simplex(v.to(DEVICE)).cpu()
+    assert p.isnan().all(1).tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("size", [1, 11, 1000, 5003, 1_000_000])
+def test_update_distribution(size: int) -> None:
+    q, q0, gain = (row / row.sum() for row in kc.simplex_input(3, size, torch.float64).abs())
+    gain = 7 + gain
+    got = ops.update_distribution(q.to(DEVICE), gain.to(DEVICE), q0.to(DEVICE), 1000.0, 1e-3)
+    expected = ops.update_distribution(q, gain, q0, 1000.0, 1e-3)
+    torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=2e4 * EPS[torch.float64])
+
+
+def test_empty() -> None:
+    x = torch.zeros(0, 3, 4, 4, device=DEVICE)
+    out, norm = ops.perturb(x, x, 1.0)
+    assert out.shape == x.shape
+    assert norm.shape == (0,)
+    assert ops.project_simplex(torch.zeros(0, 3, device=DEVICE)).shape == (0, 3)
+    result = concepts_on_device(ConceptCase(0, 5, 3).arguments())
+    assert result.loss == 0
+    assert result.concept_loss.tolist() == [0.0] * 3
+
+
+# ------------------------------------------------------------------------------------------
+# One iteration of Algorithm 1, as a training loop runs it
+
+
+def iteration(
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
+    """perturb, concept_cross_entropy and update_distribution on fixed inputs; and those inputs."""
+    g = torch.Generator().manual_seed(5)
+    x = torch.rand(40, 3, 80, 80, generator=g).to(dtype).to(DEVICE)
+    grad = torch.randn(40, 3, 80, 80, generator=g).to(dtype).to(DEVICE)
+    arguments = on_device(ConceptCase(600, 100, 11, dtype).arguments())
+    q0 = arguments["concept_count"] / arguments["concept_count"].sum()
+
+    def run() -> list[Tensor]:
+        moved = kernels.perturb(x, grad, 0.3)
+        losses = kernels.concept_cross_entropy(*arguments.values(), 0.1, True)
+        q = kernels.update_distribution(arguments["q"], losses[1], q0, 2.0, 0.1)
+        return [*moved, *losses, q, kernels.project_simplex(arguments["logits"], 1.0)]
+
+    return run, [x, grad, *arguments.values()]
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_same_bits_in_a_hundred_runs(dtype: torch.dtype) -> None:
+    run, inputs = iteration(dtype)
+    before = [t.clone() for t in inputs]
+    expected = run()
+    for _ in range(100):
+        assert all(torch.equal(a, b) for a, b in zip(run(), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+
+
+def test_nothing_waits_for_the_device() -> None:
+    run, _ = iteration()
+    with no_synchronisation():
+        run()
+
+
+def test_allowed_under_deterministic_algorithms() -> None:
+    torch.use_deterministic_algorithms(True)
+    try:
+        iteration()[0]()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_side_stream() -> None:
+    """Kernels on any other stream would not wait for the inputs to change, and see the old ones."""
+    run, inputs = iteration()
+    torch.cuda.synchronize()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(200_000_000)  # some 0.1 s
+        for t in inputs[:3]:
+            t.mul_(2)
+        got = run()
+    torch.cuda.synchronize()
+    assert all(torch.equal(a, b) for a, b in zip(got, run(), strict=True))
+
+
+def test_graph_capture_and_replay() -> None:
+    run, inputs = iteration()
+    warm_up = torch.cuda.Stream()
+    with torch.cuda.stream(warm_up):
+        run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    for factor in (1.0, -2.0):
+        inputs[1].mul_(factor)  # grad
+        inputs[2].mul_(factor)  # logits
+        graph.replay()
+        expected = run()
+        torch.cuda.synchronize()
+        assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_another_device_than_the_current_one() -> None:
+    x, grad = kc.perturb_input(3, 5003, torch.float32)
+    out, norm = ops.perturb(x.to("cuda:1"), grad.to("cuda:1"), 0.37)
+    assert out.device == torch.device("cuda:1")
+    assert torch.cuda.current_device() == 0
+    kc.check_perturb(x, grad, 0.37, None, out.cpu(), norm.cpu())
+
+
+# ------------------------------------------------------------------------------------------
+# The border
+
+
+def test_opcheck() -> None:
+    x, grad = (t.to(DEVICE) for t in kc.perturb_input(4, 60, torch.float32))
+    tau = torch.rand(4, dtype=torch.float64, device=DEVICE)
+    q, gain, q0 = kc.simplex_input(3, 11, torch.float64).softmax(1).to(DEVICE)
+    arguments = on_device(ConceptCase(9, 10, 4).arguments())
+    arguments["logits"].requires_grad_()
+    torch.library.opcheck(kernels.perturb.default, (x, grad, 0.5, tau))
+    torch.library.opcheck(kernels.concept_cross_entropy.default, (*arguments.values(), 0.1, True))
+    torch.library.opcheck(kernels.project_simplex.default, (x.clone().requires_grad_(), 1.0))
+    torch.library.opcheck(kernels.update_distribution.default, (q, gain, q0, 1.0, 0.1, tau[:1]))
+
+
+def test_mixed_devices_are_refused() -> None:
+    x = torch.rand(2, 3)
+    with pytest.raises(ValueError, match="same device"):
+        ops.perturb(x.to(DEVICE), x, 1.0)
+    with pytest.raises(ValueError, match="same device"):
+        ops.perturb(x, x.to(DEVICE), 1.0)
+    arguments = ConceptCase(4, 3, 2).arguments()
+    with pytest.raises(ValueError, match="on the device of logits"):
+        ops.concept_cross_entropy(**(on_device(arguments) | {"q": arguments["q"]}))
+
+
+def test_agreement_with_the_cpu() -> None:
+    for dtype in FLOATS:
+        x, grad = kc.perturb_input(6, 777, dtype)
+        grad[1], grad[2, 3], grad[3] = 0, NAN, grad[3] * 1e-6
+        on_gpu = kernels.perturb(x.to(DEVICE), grad.to(DEVICE), 0.2)
+        for got, want in zip(on_gpu, kernels.perturb(x, grad, 0.2), strict=True):
+            kc.close(got.cpu(), want, 2 * EPS[dtype], atol=EPS[dtype] / 4)
+        v = kc.simplex_input(4, 50, dtype)
+        p = kernels.project_simplex(v.to(DEVICE), 2.0)
+        kc.close(p.cpu(), kernels.project_simplex(v, 2.0), 2 * EPS[dtype], atol=1e-14)

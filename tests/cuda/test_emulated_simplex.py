@@ -1,0 +1,88 @@
+"""The CUDA kernels of project_simplex and update_distribution, emulated on the host."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import kernel_cases as kc
+import pytest
+import torch
+from cases import EPS, FLOATS
+from emulated import Emulation
+from kernel_cases import INF, NAN
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("size", kc.SIMPLEX_SIZES)
+def test_project_simplex(emulation: Emulation, size: int, dtype: torch.dtype) -> None:
+    for scale, radius in ((1.0, 1.0), (0.01, 1.0), (30.0, 2.5)):
+        v = kc.simplex_input(3 if size < 1000 else 1, size, dtype, scale)
+        kc.check_simplex(v, radius, emulation.project_simplex(v, radius))
+
+
+@pytest.mark.parametrize("size", [2, 300, 5003])
+def test_more_rows_than_blocks(mutant: Callable[[str, str, str], Emulation], size: int) -> None:
+    few_blocks = mutant("project_simplex.cu", "kMaxGrid = 65536", "kMaxGrid = 3")
+    v = kc.simplex_input(8, size, torch.float32)
+    kc.check_simplex(v, 1.0, few_blocks.project_simplex(v))
+
+
+@pytest.mark.parametrize("size", [2, 7, 40, 5003])
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_ties(emulation: Emulation, size: int, dtype: torch.dtype) -> None:
+    p = emulation.project_simplex(torch.full((2, size), -3.0, dtype=dtype))
+    # The threshold is 1/K - 1 before rounding: in float64 an error of eps, whatever K.
+    torch.testing.assert_close(
+        p, torch.full_like(p, 1 / size), rtol=EPS[dtype], atol=EPS[torch.float64]
+    )
+
+
+def test_vertices_and_inner_points(emulation: Emulation) -> None:
+    v = torch.tensor([[2.0, 1.0, 0.0], [0.2, 0.3, 0.5], [1.5, 1.5, -9.0]], dtype=torch.float64)
+    expected = torch.tensor([[1.0, 0.0, 0.0], [0.2, 0.3, 0.5], [0.5, 0.5, 0.0]], dtype=v.dtype)
+    torch.testing.assert_close(emulation.project_simplex(v), expected, rtol=0, atol=1e-15)
+
+
+def test_entries_at_the_threshold(emulation: Emulation) -> None:
+    """Some units in the last place around it, where rounding could move an entry in and out of the
+    support for ever."""
+    ulps = torch.arange(-4, 5, dtype=torch.float64) * EPS[torch.float64]
+    rows = torch.cartesian_prod(ulps, ulps, ulps)
+    tops = torch.tensor([[0.0, ulps[3].item() / 4]], dtype=torch.float64).expand(len(rows), 2)
+    v = torch.cat([tops, rows / 2 - 0.5], 1)
+    kc.check_simplex(v, 1.0, emulation.project_simplex(v))
+    v = torch.cat([tops[:, :1], rows - 1], 1)
+    kc.check_simplex(v, 1.0, emulation.project_simplex(v))
+
+
+@pytest.mark.parametrize("size", [5, 200, 5003])
+def test_simplex_of_extreme_values(emulation: Emulation, size: int) -> None:
+    v = kc.simplex_input(8, size, torch.float64)
+    v[0] += 1e30  # all entries round to 1e30
+    v[1] -= 1e30
+    v[2, 1], v[2, 0] = 1e30, -1e30
+    v[3, 1:] = -INF
+    v[4, 2] = NAN
+    v[5, 0] = INF
+    v[6] = -INF
+    p = emulation.project_simplex(v)
+    one_hot = torch.eye(size, dtype=torch.float64)
+    torch.testing.assert_close(p[:2], torch.full_like(p[:2], 1 / size), rtol=0, atol=EPS[v.dtype])
+    assert torch.equal(p[2], one_hot[1])
+    assert torch.equal(p[3], one_hot[0])
+    assert p[4:7].isnan().all()
+    kc.check_simplex(v[7:], 1.0, p[7:])
+
+
+@pytest.mark.parametrize("size", [1, 11, 1000, 5003])
+@pytest.mark.parametrize("eta_scale", [None, 0.25])
+def test_update_distribution(emulation: Emulation, size: int, eta_scale: float | None) -> None:
+    rows = kc.simplex_input(3, size, torch.float64).abs()
+    q, q0 = (row / row.sum() for row in rows[:2])
+    gain, eta, lam = 7 + rows[2], 1000.0, 1e-3  # the first step of Algorithm 1
+    scale = None if eta_scale is None else torch.tensor(eta_scale, dtype=torch.float64)
+    got = emulation.update_distribution(q, gain, q0, eta, lam, scale)
+    step = eta * (1 if eta_scale is None else eta_scale)
+    expected = kc.simplex_oracle(q + step * (gain - lam * (q - q0)))
+    # q + step * gain is about 1e4: it carries an error of 1e4 eps before it is projected.
+    torch.testing.assert_close(got, expected, rtol=0, atol=2e4 * EPS[torch.float64])
