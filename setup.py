@@ -20,7 +20,9 @@ class CMakeBuild(build_ext):
 
         for tool in ("cmake", "ninja"):
             if shutil.which(tool) is None:
-                raise SystemExit(f"building hrrl_ext needs {tool}; install it with: pip install {tool}")
+                raise SystemExit(
+                    f"building hrrl_ext needs {tool}; install it with: pip install {tool}"
+                )
         prefix = ROOT if self.editable_mode or self.inplace else Path(self.build_lib).resolve()
         # One build folder per interpreter, kept between runs: a second install compiles what changed.
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
