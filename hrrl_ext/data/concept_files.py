@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hrrl_ext._files import replacing
 from hrrl_ext.data.messages import listed, nearest
 
 LAYOUT = 'JSON {"class": "concept", ...} or CSV with the header `class,concept`'
@@ -40,15 +41,10 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def write_concept_file(path: str | os.PathLike[str], concept_of: Mapping[str, str]) -> None:
     """Write class → concept as JSON. Atomic: a reader sees the old file or the whole new one."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with replacing(path) as partial:
         partial.write_text(
             json.dumps(concept_of, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) -> list[str]:

@@ -314,14 +314,21 @@ class HRRLTrainer:
             )
         if ids is not None:
             return torch.as_tensor(ids)
-        class_to_concept = torch.zeros(self.images.num_classes, dtype=torch.int64)
+        class_to_concept = torch.full((self.images.num_classes,), -1)
         class_to_concept[self.images.target] = self.batches.concept
         if not torch.equal(class_to_concept[self.images.target], self.batches.concept):
             raise ValueError(
                 "concepts are given per example, so those of the validation set do not follow from "
                 "its classes; pass them as validation_concepts"
             )
-        return class_to_concept[images.target]
+        concept = class_to_concept[images.target]
+        if (concept < 0).any():
+            unknown = self.images.classes[int(images.target[concept < 0][0])]
+            raise ValueError(
+                f"validation has images of class {unknown!r}, of which data has none: its concept is "
+                "not known; leave them out or pass validation_concepts"
+            )
+        return concept
 
     def _check_model(self) -> None:
         """One forward pass of one image, so that a misfit shows before any work."""

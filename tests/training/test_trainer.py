@@ -410,6 +410,13 @@ def test_concepts_follow_a_map() -> None:
     assert torch.equal(trainer.validation.concept, DIGITS.target % 2)
 
 
+def test_a_class_that_was_never_trained_on_has_no_concept() -> None:
+    some = DIGITS.subset((DIGITS.target != 3).nonzero().flatten())
+    parity = ConceptMap.from_names(["even", "odd"] * 5)
+    with pytest.raises(ValueError, match="validation has images of class '3', of which data has none"):
+        HRRLTrainer(**(SMALL | {"data": some, "concepts": parity}), validation=DIGITS)
+
+
 def test_a_concept_without_validation_examples_is_not_zero_percent(tmp_path: Path) -> None:
     some = DIGITS.subset((DIGITS.target != 3).nonzero().flatten())
     settings = SMALL | {"epochs": 1, "validation": some, "out": tmp_path}
