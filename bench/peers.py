@@ -1,0 +1,62 @@
+"""What else a user would write or install: each peer in the form that is fastest for it.
+
+Everything that does not change from step to step (N/N_k, ranks) is prepared outside the timing.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# --- perturb: x + tau * grad / ‖grad‖ per example
+
+
+def eager_perturb(x: Tensor, grad: Tensor, tau: float) -> Tensor:
+    """Three lines that keep any memory layout."""
+    dims = tuple(range(1, grad.dim()))
+    norm: Tensor = torch.linalg.vector_norm(grad, dim=dims, keepdim=True)
+    return x + tau * (grad / norm)
+
+
+def torchattacks_perturb(x: Tensor, grad: Tensor, tau: float) -> Tensor:
+    """The step of torchattacks' PGDL2, line by line. Its view() refuses channels_last."""
+    batch = len(x)
+    norm: Tensor = torch.norm(grad.view(batch, -1), p=2, dim=1) + 1e-10
+    grad = grad / norm.view(batch, 1, 1, 1)
+    return x.detach() + tau * grad
+
+
+# --- concept_cross_entropy: the weighted loss, and the sums per concept
+
+
+def eager_concept_loss(
+    logits: Tensor, target: Tensor, concept: Tensor, q: Tensor, inverse_share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """loss [] and ĝ [K]; inverse_share [K] is N/N_k. Half precision is widened, as autocast does."""
+    example_loss = F.cross_entropy(logits.float(), target, reduction="none")
+    loss = ((q * inverse_share)[concept] * example_loss).mean()
+    sums = torch.zeros_like(q).index_add_(0, concept, example_loss.detach())
+    return loss, sums * inverse_share / len(target)
+
+
+# --- project_simplex and update_distribution
+
+
+def sort_project(v: Tensor, rank: Tensor) -> Tensor:
+    """Duchi et al., 2008, for one vector; rank [K] is 1, 2, ..., K."""
+    descending = v.sort(descending=True).values
+    nu = (descending.cumsum(0) - 1) / rank
+    support = (descending > nu).sum()
+    return (v - nu.gather(0, (support - 1).view(1))).clamp(min=0)
+
+
+def ascend(q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float, lam: float) -> Tensor:
+    """q + η (ĝ - λ (q - q0)), yet to be projected."""
+    return q + eta * (concept_loss - lam * (q - q0))
+
+
+def sort_update(
+    q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float, lam: float, rank: Tensor
+) -> Tensor:
+    return sort_project(ascend(q, concept_loss, q0, eta, lam), rank)

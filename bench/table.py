@@ -1,0 +1,219 @@
+"""Markdown from the JSON of the benchmarks.
+
+    pytest bench --benchmark-only --benchmark-json=results.json
+    python bench/table.py results.json > bench/results/NAME.md
+
+A ratio is the other's time over ours: above 1 we are faster. Below 1 it is bold, and listed at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STATISTICS = {"min": "fastest round", "median": "median round"}
+PEERS = {
+    "eager": "eager",
+    "compile": "torch.compile",
+    "torchattacks": "torchattacks",
+    "entmax": "entmax",
+}
+STEP_BAR = 1.85
+
+
+@dataclass
+class Case:
+    """One case at one place: its facts, and the seconds of each provider."""
+
+    facts: dict[str, Any]
+    seconds: dict[str, float]
+    spread: float
+    """Interquartile range of ours over its median."""
+
+    @property
+    def op(self) -> str:
+        return str(self.facts["op"])
+
+    @property
+    def place(self) -> str:
+        return "GPU" if self.facts["device"] == "cuda" else str(self.facts["threads"])
+
+    def ratio(self, provider: str) -> float | None:
+        seconds = self.seconds.get(provider)
+        return None if seconds is None else seconds / self.seconds["ours"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("results", type=Path, help="what --benchmark-json wrote")
+    parser.add_argument("--statistic", choices=STATISTICS, default="min", help="of the rounds")
+    args = parser.parse_args()
+    print(report(json.loads(args.results.read_text()), args.statistic))
+
+
+def report(results: dict[str, Any], statistic: str) -> str:
+    cases = read_cases(results["benchmarks"], statistic)
+    steps = [case for case in cases if case.op == "training_step"]
+    compared = [case for case in cases if case.op != "training_step"]
+    parts = [header(results, statistic)]
+    if compared:
+        parts += ["## Summary", summary(compared)]
+    for op in dict.fromkeys(case.op for case in compared):
+        parts += [f"## {op}", op_table([case for case in compared if case.op == op])]
+    if steps:
+        parts += ["## Training step", step_table(steps)]
+    if compared:
+        parts += ["## Where we lose", losses(compared)]
+    return "\n\n".join(parts)
+
+
+def read_cases(benchmarks: Iterable[dict[str, Any]], statistic: str) -> list[Case]:
+    """In the order of the run. A case whose own provider did not run (-k) has no ratio: left out."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for benchmark in benchmarks:
+        groups.setdefault(benchmark["group"], []).append(benchmark)
+    cases = []
+    for group in groups.values():
+        by_provider = {one["extra_info"]["provider"]: one for one in group}
+        if "ours" in by_provider:
+            ours = by_provider["ours"]
+            seconds = {name: one["stats"][statistic] for name, one in by_provider.items()}
+            spread = ours["stats"]["iqr"] / ours["stats"]["median"]
+            cases.append(Case(ours["extra_info"], seconds, spread))
+    return cases
+
+
+def header(results: dict[str, Any], statistic: str) -> str:
+    machine, ours = results["machine_info"], results["machine_info"]["hrrl_ext"]
+    device = ours["cuda_device"] or machine["cpu"].get("brand_raw", machine["processor"])
+    load = [ours["load_before"], ours["load_after"]]
+    if None not in load:
+        load = [f"{value:.1f}" for value in load]
+    return "\n".join(
+        [
+            f"# hrrl_ext {ours['version']} on {device}",
+            "",
+            f"- {results['datetime'][:10]}, {ours['cores']} cores, {ours['instructions']} kernels, "
+            f"{ours['compiler']}, torch {ours['torch']}, Python {machine['python_version']}, "
+            f"{machine['system']} {machine['machine']}",
+            f"- load before and after: {load[0]}, {load[1]} (the benchmarks are themselves 1 to "
+            f"{ours['cores']} of it)",
+            "- command: `pytest bench --benchmark-only --benchmark-json=results.json`, then "
+            f"`python bench/table.py results.json --statistic {statistic}`",
+            f"- times: {STATISTICS[statistic]}; IQR: interquartile range of our rounds over their median",
+            "- ratios: the other's time over ours in the same run; above 1 we are faster, "
+            "**bold** we are not",
+        ]
+    )
+
+
+def summary(cases: list[Case]) -> str:
+    rows = []
+    for op in dict.fromkeys(case.op for case in cases):
+        for provider, name in PEERS.items():
+            ratios = {
+                f"{case.facts['case']}, {_threads(case.place)}": ratio
+                for case in cases
+                if case.op == op and (ratio := case.ratio(provider)) is not None
+            }
+            if ratios:
+                worst = min(ratios, key=lambda key: ratios[key])
+                mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+                lost = sum(ratio < 1 for ratio in ratios.values())
+                rows.append(
+                    [op, name, len(ratios), _ratio(mean), _ratio(ratios[worst]), worst, lost]
+                )
+    names = ["op", "against", "cases", "geometric mean", "worst", "worst case", "lost"]
+    return markdown(names, rows)
+
+
+def op_table(cases: list[Case]) -> str:
+    peers = [name for name in PEERS if any(name in case.seconds for case in cases)]
+    rows = [
+        [
+            case.facts["case"],
+            "×".join(map(str, case.facts["shape"])),
+            case.facts["dtype"],
+            case.place,
+            _microseconds(case.seconds["ours"]),
+            f"{100 * case.spread:.0f} %",
+            *(_ratio(case.ratio(name)) for name in peers),
+        ]
+        for case in cases
+    ]
+    columns = [
+        "case",
+        "shape",
+        "dtype",
+        "threads",
+        "ours µs",
+        "IQR",
+        *(PEERS[name] for name in peers),
+    ]
+    return markdown(columns, rows)
+
+
+def step_table(cases: list[Case]) -> str:
+    """HRRL costs two forward passes and 5/3 of ERM at least."""
+    rows = []
+    for case in cases:
+        over_erm = _over(case.seconds["ours"], case.seconds.get("erm"))
+        row = [case.facts["case"], "×".join(map(str, case.facts["shape"])), case.place]
+        row += [f"{1e3 * case.seconds['ours']:.1f}", f"{100 * case.spread:.0f} %"]
+        row += [
+            "–" if over_erm is None else f"{over_erm:.2f}",
+            "–" if over_erm is None else ("yes" if over_erm <= STEP_BAR else "**no**"),
+            _ratio(case.ratio("by_hand")),
+        ]
+        rows.append(row)
+    columns = ["case", "images", "threads", "HRRL ms", "IQR", "HRRL / ERM"]
+    return f"HRRL / ERM has its floor at 5/3 and its bar at {STEP_BAR}.\n\n" + markdown(
+        [*columns, f"≤ {STEP_BAR}", "EL by hand / HRRL"], rows
+    )
+
+
+def losses(cases: list[Case]) -> str:
+    lost = [
+        (ratio, [case.op, case.facts["case"], case.place, name, _ratio(ratio)])
+        for case in cases
+        for provider, name in PEERS.items()
+        if (ratio := case.ratio(provider)) is not None and ratio < 1
+    ]
+    if not lost:
+        return "Nowhere in this run."
+    rows = [row for _, row in sorted(lost, key=lambda item: item[0])]
+    return markdown(["op", "case", "threads", "against", "ratio"], rows)
+
+
+def markdown(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _over(a: float, b: float | None) -> float | None:
+    return None if b is None else a / b
+
+
+def _ratio(ratio: float | None) -> str:
+    if ratio is None:
+        return "–"
+    text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+    return f"**{text}**" if ratio < 1 else text
+
+
+def _microseconds(seconds: float) -> str:
+    us = 1e6 * seconds
+    return f"{us:.2f}" if us < 100 else f"{us:,.0f}"
+
+
+def _threads(place: str) -> str:
+    return {"GPU": "GPU", "1": "1 thread"}.get(place, f"{place} threads")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What a call costs where there is nothing to compute: one element, one thread, no gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import peers
+import pytest
+import torch
+from places import Place, all_places, as_parameters
+from torch import Tensor
+
+from hrrl_ext import ops
+
+pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
+
+OPS = ("perturb", "concept_cross_entropy", "project_simplex", "update_distribution")
+
+
+def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], float]:
+    """Ours, eager, and the value that both must give."""
+    one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
+    ids = torch.zeros(1, device=device, dtype=torch.int64)
+    image, logits = one.view(1, 1, 1, 1), one.view(1, 1)
+    return {
+        "perturb": (
+            lambda: ops.perturb(image, image, 0.5)[0],
+            lambda: peers.eager_perturb(image, image, 0.5),
+            1.5,
+        ),
+        "concept_cross_entropy": (
+            lambda: ops.concept_cross_entropy(logits, ids, ids, one, one).loss,
+            lambda: peers.eager_concept_loss(logits, ids, ids, one, one)[0],
+            0.0,  # one class: nothing to tell apart
+        ),
+        "project_simplex": (
+            lambda: ops.project_simplex(zero),
+            lambda: peers.sort_project(zero, one),
+            1.0,
+        ),
+        "update_distribution": (
+            lambda: ops.update_distribution(one, zero, one, 0.1, 2.0),
+            lambda: peers.sort_update(one, zero, one, 0.1, 2.0, one),
+            1.0,
+        ),
+    }[op]
+
+
+ONE_THREAD = [place for place in all_places() if place.threads == 1]
+
+
+@pytest.mark.parametrize("place", as_parameters(ONE_THREAD), indirect=True)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("provider", ["ours", "eager"])
+def test_call(op: str, provider: str, place: Place, measure: Callable[..., None]) -> None:
+    ours, eager, value = calls(op, place.device)
+
+    def check(actual: Tensor) -> None:
+        assert actual.item() == value
+
+    measure(
+        ours if provider == "ours" else eager,
+        check,
+        op="call",
+        case=op,
+        provider=provider,
+        shape=(1,),
+        dtype="fp32",
+    )

@@ -1,0 +1,110 @@
+"""The table of a run made up here: whose numbers are known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from table import report
+
+
+def benchmark(op: str, case: str, provider: str, seconds: float) -> dict[str, Any]:
+    facts = {"device": "cpu", "threads": 2, "shape": [256, 10], "dtype": "fp32"}
+    return {
+        "group": f"{op} {case}",
+        "extra_info": {"op": op, "case": case, "provider": provider, **facts},
+        "stats": {"min": seconds, "median": 2 * seconds, "iqr": seconds / 2},
+    }
+
+
+def results(*benchmarks: dict[str, Any]) -> dict[str, Any]:
+    ours = {
+        "version": "1.2.3",
+        "compiler": "g++ 13",
+        "instructions": "avx2",
+        "torch": "2.99",
+        "cuda_device": None,
+        "cores": 2,
+        "load_before": 0.04,
+        "load_after": 1.96,
+    }
+    return {
+        "datetime": "2026-01-02T03:04:05",
+        "benchmarks": list(benchmarks),
+        "machine_info": {
+            "node": "secret-host",
+            "cpu": {"brand_raw": "A CPU"},
+            "processor": "x86_64",
+            "python_version": "3.11.0",
+            "system": "Linux",
+            "machine": "x86_64",
+            "hrrl_ext": ours,
+        },
+    }
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The table under a heading, without its two first lines."""
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_ratios_are_the_others_time_over_ours_and_losses_are_shown() -> None:
+    text = report(
+        results(
+            benchmark("perturb", "small", "ours", 2e-6),
+            benchmark("perturb", "small", "eager", 8e-6),
+            benchmark("perturb", "small", "compile", 1e-6),
+            benchmark("perturb", "large", "ours", 1e-3),
+            benchmark("perturb", "large", "eager", 9e-3),
+        ),
+        "min",
+    )
+    assert rows(text, "perturb") == [
+        ["small", "256×10", "fp32", "2", "2.00", "25 %", "4.00", "**0.50**"],
+        ["large", "256×10", "fp32", "2", "1,000", "25 %", "9.00", "–"],
+    ]
+    assert rows(text, "Summary") == [
+        ["perturb", "eager", "2", "6.00", "4.00", "small, 2 threads", "0"],
+        ["perturb", "torch.compile", "1", "**0.50**", "**0.50**", "small, 2 threads", "1"],
+    ]
+    assert rows(text, "Where we lose") == [["perturb", "small", "2", "torch.compile", "**0.50**"]]
+
+
+@pytest.mark.parametrize(("ours", "met"), [(0.184, "yes"), (0.186, "**no**")])
+def test_the_step_is_held_to_its_bar(ours: float, met: str) -> None:
+    text = report(
+        results(
+            benchmark("training_step", "net", "erm", 0.1),
+            benchmark("training_step", "net", "ours", ours),
+            benchmark("training_step", "net", "by_hand", 2 * ours),
+        ),
+        "min",
+    )
+    (row,) = rows(text, "Training step")
+    assert row[3:] == [f"{1e3 * ours:.1f}", "25 %", f"{10 * ours:.2f}", met, "2.00"]
+    assert "## Summary" not in text
+
+
+def test_partial_runs_and_nothing_lost() -> None:
+    text = report(
+        results(
+            benchmark("perturb", "peer only", "eager", 1.0),
+            benchmark("call", "perturb", "ours", 1e-6),
+            benchmark("call", "perturb", "eager", 3e-6),
+            benchmark("training_step", "net", "ours", 0.2),
+        ),
+        "median",
+    )
+    assert "peer only" not in text
+    assert rows(text, "call")[0][4] == "2.00"  # the median
+    assert rows(text, "Training step")[0][5:] == ["–", "–", "–"]
+    assert "Nowhere in this run." in text
+
+
+def test_the_header_names_the_processor_and_the_load_and_not_the_host() -> None:
+    text = report(results(), "min")
+    assert text.startswith("# hrrl_ext 1.2.3 on A CPU")
+    assert "load before and after: 0.0, 2.0" in text
+    assert "secret-host" not in text
