@@ -59,12 +59,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
   double total = 0.0;  // N; exact for whole counts
   for (int64_t k = 0; k < c.concepts; ++k) total += count[k];
 
+  // q_k / p_k and not q_k (N / N_k): q = q0 = N_k / N then gives exactly 1.
+  const auto* q_values = static_cast<const double*>(c.q.data_ptr());
+  std::vector<double> weight(static_cast<size_t>(c.concepts));
+  for (int64_t k = 0; k < c.concepts; ++k) weight[k] = q_values[k] / (count[k] / total) / static_cast<double>(c.batch);
+
   const cpu::CrossEntropyArgs args{c.logits.data_ptr(),
                                    targets,
                                    concepts,
-                                   static_cast<const double*>(c.q.data_ptr()),
-                                   count,
-                                   total,
+                                   weight.data(),
                                    c.example_loss.data_ptr(),
                                    with_grad ? c.grad_logits.data_ptr() : nullptr,
                                    c.batch,
@@ -73,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
   const cpu::Dtype dtype = cpu::dtype_of(c.logits);
   const auto kernel = cpu::kernels().concept_cross_entropy;
   torch::stable::parallel_for(0, c.batch, cpu::grain(8 * c.classes), [&](int64_t begin, int64_t end) {
-    std::vector<double> scratch(static_cast<size_t>(c.classes));
+    std::vector<double> scratch(static_cast<size_t>(c.classes) + 8);  // whole vectors are written to it, as floats
     kernel(dtype, args, begin, end, scratch.data());
   });
   if (dtype == cpu::Dtype::kDouble)

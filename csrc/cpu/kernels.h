@@ -27,10 +27,9 @@ struct PerturbArgs {
 struct CrossEntropyArgs {
   const void* logits;  // [B, C]
   const int64_t *target, *concept_;
-  const double *q, *concept_count;
-  double total;        // N
-  void* example_loss;  // [B] float, or double for kDouble
-  void* grad_logits;   // [B, C] or null; float for kHalf
+  const double* weight;  // [K] q_k / p_k / B
+  void* example_loss;    // [B] float, or double for kDouble
+  void* grad_logits;     // [B, C] or null; float for kHalf
   int64_t batch, classes;
   double label_smoothing;
 };
@@ -38,7 +37,7 @@ struct CrossEntropyArgs {
 struct Kernels {
   const char* name;
   void (*perturb)(Dtype, const PerturbArgs&, int64_t begin, int64_t end);
-  // scratch: `classes` doubles
+  // scratch: classes + 8 doubles
   void (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
 };
 

@@ -2,45 +2,48 @@
 //
 //   l_i = log sum_j exp(z_ij) - (1 - eps) z_iy - eps mean_j z_ij            eps: label smoothing
 //   d loss / d z_ij = w_i / B (softmax(z_i)_j - (1 - eps) [j = y] - eps / C)
-//   w_i = q_k / p_k,  p_k = N_k / N,  k = concept_i
+//   w_i / B = weight_k,  k = concept_i
 //
 // - q is known before the loss, so the gradient leaves with the forward pass and the logits are read from memory once;
 //   the three passes over a row hit the first-level cache.
-// - w_i is the quotient q_k / p_k, not the product q_k (N / N_k): q = q0 = N_k / N then gives exactly 1.
 #include "cpu/kernels.h"
 #include "cpu/kernels/simd.h"
 
 namespace hrrl::cpu::HRRL_ISA {
 
 struct Row {
-  double log_sum;  // log sum_j exp(z_j - max)
+  double log_sum;  // log of exp_sum
+  double exp_sum;  // sum_j exp(z_j - max)
   double mean;     // of z_j - max
   float max;
 };
 
 constexpr float kInfinity = __builtin_inff();
 
+// The last `count` < kWidth classes of a row, filled up with -inf. Where more of the array follows (`spare` elements
+// from z on) a whole vector is read and cut; at the very end it is put together one by one.
 template <class scalar_t>
-HRRL_INLINE vfloat load_tail(const scalar_t* z, int64_t count, float fill) {
+HRRL_INLINE vfloat load_tail(const scalar_t* z, int64_t count, int64_t spare) {
   float lanes[kWidth];
-  for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? to_float(z[lane]) : fill;
-  return load(lanes);
+  if (spare < kWidth) {
+    for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = lane < count ? to_float(z[lane]) : -kInfinity;
+    return load(lanes);
+  }
+  for (int lane = 0; lane < kWidth; ++lane) lanes[lane] = static_cast<float>(lane);
+  return load(lanes) < static_cast<float>(count) ? load(z) : broadcast(-kInfinity);
 }
 
-// Fills exps [C] with exp(z_j - max) and returns what the loss needs; its sum is exp(log_sum).
+// Fills exps (a multiple of kWidth) with exp(z_j - max) and returns what the loss needs; their sum is exp(log_sum).
 template <class scalar_t>
-static Row softmax_terms(const scalar_t* z, int64_t classes, bool smoothing, float* exps, double* exp_sum) {
+HRRL_INLINE Row softmax_terms(const scalar_t* z, int64_t classes, int64_t spare, bool smoothing, float* exps) {
   const int64_t whole = classes - classes % kWidth, rest = classes - whole;
+  const vfloat tail = rest ? load_tail(z + whole, rest, spare - whole) : broadcast(-kInfinity);
 
-  vfloat largest = broadcast(-kInfinity);
+  vfloat largest = tail;
   for (int64_t j = 0; j < whole; j += kWidth) largest = max(load(z + j), largest);
-  if (rest) largest = max(load_tail(z + whole, rest, -kInfinity), largest);
-  float lanes[kWidth];
-  store(lanes, largest);
-  float row_max = lanes[0];
-  for (int lane = 1; lane < kWidth; ++lane) row_max = lanes[lane] > row_max ? lanes[lane] : row_max;
+  const float row_max = max(largest);
 
-  // A NaN never wins the maximum, but z - max is NaN with it and so is everything after.
+  // A NaN may lose the maximum, but z - max is NaN with it and so is everything after.
   vfloat total = {};
   vdouble shifted_total = {};
   for (int64_t j = 0; j < whole; j += kWidth) {
@@ -52,17 +55,15 @@ static Row softmax_terms(const scalar_t* z, int64_t classes, bool smoothing, flo
   }
   double sum_of_shifted = smoothing ? sum(shifted_total) : 0.0;
   if (rest) {
-    const vfloat shifted = load_tail(z + whole, rest, -kInfinity) - row_max;
+    const vfloat shifted = tail - row_max;
     const vfloat e = exp_nonpositive(shifted);
+    store(exps + whole, e);
     total += e;
-    float terms[kWidth];
-    store(terms, e);
-    for (int64_t j = 0; j < rest; ++j) exps[whole + j] = terms[j];
     if (smoothing)
       for (int64_t j = 0; j < rest; ++j) sum_of_shifted += shifted[j];
   }
-  *exp_sum = sum(total);
-  return {__builtin_log(*exp_sum), sum_of_shifted / static_cast<double>(classes), row_max};
+  const float exp_sum = sum(total);
+  return {__builtin_logf(exp_sum), exp_sum, sum_of_shifted / static_cast<double>(classes), row_max};
 }
 
 template <class scalar_t, class grad_t>
@@ -76,23 +77,22 @@ static void cross_entropy_rows(const CrossEntropyArgs& args, int64_t begin, int6
   for (int64_t i = begin; i < end; ++i) {
     const scalar_t* z = logits + i * classes;
     const int64_t target = args.target[i], k = args.concept_[i];
-    double exp_sum;
-    const Row row = softmax_terms(z, classes, eps > 0.0, exps, &exp_sum);
+    const Row row = softmax_terms(z, classes, (args.batch - i) * classes, eps > 0.0, exps);
     const double target_logit = static_cast<double>(to_float(z[target]) - row.max);
     double loss = row.log_sum - (1.0 - eps) * target_logit;
     if (eps > 0.0) loss -= eps * row.mean;
     example_loss[i] = static_cast<float>(loss);
     if (!grad_logits) continue;
 
-    const double weight = args.q[k] / (args.concept_count[k] / args.total) / static_cast<double>(args.batch);
-    const float scale = static_cast<float>(weight / exp_sum);
+    const double weight = args.weight[k];
+    const float scale = static_cast<float>(weight / row.exp_sum);
     const float uniform = static_cast<float>(weight * eps / static_cast<double>(classes));
     grad_t* grad = grad_logits + i * classes;
     int64_t j = 0;
     for (; j + kWidth <= classes; j += kWidth) store(grad + j, load(exps + j) * scale - uniform);
     for (; j < classes; ++j) assign(grad[j], exps[j] * scale - uniform);
     // p_y - 1 as minus the sum of the others would be exact for a confident row; this is as exact as eager's.
-    assign(grad[target], static_cast<float>(weight * (static_cast<double>(exps[target]) / exp_sum - (1.0 - eps) -
+    assign(grad[target], static_cast<float>(weight * (static_cast<double>(exps[target]) / row.exp_sum - (1.0 - eps) -
                                                       eps / static_cast<double>(classes))));
   }
 }
@@ -120,7 +120,7 @@ static void cross_entropy_rows_double(const CrossEntropyArgs& args, int64_t begi
     example_loss[i] = loss;
     if (!grad_logits) continue;
 
-    const double weight = args.q[k] / (args.concept_count[k] / args.total) / static_cast<double>(args.batch);
+    const double weight = args.weight[k];
     for (int64_t j = 0; j < classes; ++j)
       grad_logits[i * classes + j] =
           weight * (exps[j] / total - (j == target ? 1.0 - eps : 0.0) - eps / static_cast<double>(classes));

@@ -5,7 +5,9 @@
 // AVX-512. For the same reason the kernels use no templates of the standard library.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
@@ -101,21 +103,28 @@ HRRL_INLINE void store(half* p, vfloat v) {
 #endif
 }
 
-// Across the lanes, pairwise
+// Across the lanes, by halves: after log2(kWidth) rotations every lane holds the result.
 
+template <int kShift, class vector, size_t... kLane>
+HRRL_INLINE vector rotate(vector v, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(v, v, ((kLane + kShift) % kWidth)...);
+}
+template <int kShift = kWidth / 2, class vector, class Combine>
+HRRL_INLINE auto across(vector v, Combine combine) {
+  v = combine(v, rotate<kShift>(v, std::make_index_sequence<kWidth>()));
+  if constexpr (kShift > 1)
+    return across<kShift / 2>(v, combine);
+  else
+    return v[0];
+}
 HRRL_INLINE float sum(vfloat v) {
-  float lanes[kWidth];
-  store(lanes, v);
-  for (int width = kWidth / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
+  return across(v, [](vfloat a, vfloat b) { return a + b; });
 }
 HRRL_INLINE double sum(vdouble v) {
-  double lanes[kWidth];
-  __builtin_memcpy(lanes, &v, sizeof(v));
-  for (int width = kWidth / 2; width > 0; width /= 2)
-    for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
-  return lanes[0];
+  return across(v, [](vdouble a, vdouble b) { return a + b; });
+}
+HRRL_INLINE float max(vfloat v) {
+  return across(v, [](vfloat a, vfloat b) { return a > b ? a : b; });
 }
 
 // exp(x) for x <= 0, to 1 ulp; below -87.3, where float32 has no normal numbers left, 0. NaN stays NaN.
