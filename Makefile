@@ -33,6 +33,7 @@ format: $(VENV)/.built
 
 bench: $(VENV)/.built
 	$(BIN)/pip install --quiet --group bench
+	mkdir -p runs
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=runs/bench.json
 	$(BIN)/python bench/table.py runs/bench.json
 

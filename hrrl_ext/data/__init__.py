@@ -1,9 +1,9 @@
 """Images, their concepts, and reproducible mini-batches."""
 
-from hrrl_ext.data.batches import Augmentation, Batches
-from hrrl_ext.data.concepts import ConceptMap, Concepts, resolve_concepts
-from hrrl_ext.data.shifts import imbalance, lower_resolution
-from hrrl_ext.data.sources import ArrayImages, FolderImages, ImageSet, Source, load_images
+from .batches import Augmentation, Batches
+from .concepts import ConceptMap, Concepts, resolve_concepts
+from .shifts import imbalance, lower_resolution
+from .sources import ArrayImages, FolderImages, ImageSet, Source, load_images
 
 __all__ = [
     "ArrayImages",

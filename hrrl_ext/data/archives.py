@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hrrl_ext.data.concepts import ConceptMap
-from hrrl_ext.data.image_sets import ArrayImages
+from .concepts import ConceptMap
+from .image_sets import ArrayImages
 
 LAYOUT = (
     "a NumPy archive (.npz) with image [N, H, W], [N, H, W, 3] or [N, 3, H, W] (uint8, or float "

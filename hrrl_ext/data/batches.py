@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from hrrl_ext.data.ids import checked_ids
-from hrrl_ext.data.image_sets import ImageSet
+from .ids import checked_ids
+from .image_sets import ImageSet
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hrrl_ext._files import replacing
-from hrrl_ext.data.messages import listed, nearest
+from .._files import replacing
+from .messages import listed, nearest
 
 LAYOUT = 'JSON {"class": "concept", ...} or CSV with the header `class,concept`'
 

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from hrrl_ext.data.concept_files import (
+from .concept_files import (
     LAYOUT,
     match_classes,
     read_concept_file,
     write_concept_file,
 )
-from hrrl_ext.data.concept_tables import (
+from .concept_tables import (
     CIFAR100_CONCEPTS,
     IMAGENET_CONCEPTS,
     cifar100_table,
     imagenet_table,
     look_up,
 )
-from hrrl_ext.data.ids import Ids, checked_ids
-from hrrl_ext.data.messages import listed
+from .ids import Ids, checked_ids
+from .messages import listed
 
 if TYPE_CHECKING:
-    from hrrl_ext.data.image_sets import ImageSet
+    from .image_sets import ImageSet
 
 _CHOICES = (
     '"classes" (every class is a concept), "cifar100", "imagenet", a ConceptMap, one integer id '

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hrrl_ext.data.concepts import ConceptMap
-from hrrl_ext.data.ids import Ids
-from hrrl_ext.data.image_sets import ImageSet
-from hrrl_ext.data.messages import listed, nearest
-from hrrl_ext.data.resize import check_image_size, fit_picture
+from .concepts import ConceptMap
+from .ids import Ids
+from .image_sets import ImageSet
+from .messages import listed, nearest
+from .resize import check_image_size, fit_picture
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hrrl_ext.data.concepts import ConceptMap
-from hrrl_ext.data.ids import Ids, checked_ids
-from hrrl_ext.data.resize import check_image_size, fit_tensor
+from .concepts import ConceptMap
+from .ids import Ids, checked_ids
+from .resize import check_image_size, fit_tensor
 
 Array: TypeAlias = "Tensor | np.ndarray"
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrrl_ext.data.ids import Ids, checked_ids
-from hrrl_ext.data.image_sets import ArrayImages, ImageSet
+from .ids import Ids, checked_ids
+from .image_sets import ArrayImages, ImageSet
 
 _CHUNK = 1024  # images in float32 at a time
 

@@ -10,12 +10,12 @@ from typing import TypeAlias
 import numpy as np
 from torch import Tensor
 
-from hrrl_ext.data.archives import open_archives
-from hrrl_ext.data.folders import FolderImages, open_folder
-from hrrl_ext.data.ids import Ids
-from hrrl_ext.data.image_sets import Array, ArrayImages, ImageSet
-from hrrl_ext.data.resize import check_image_size
-from hrrl_ext.data.torchvision_sets import open_torchvision
+from .archives import open_archives
+from .folders import FolderImages, open_folder
+from .ids import Ids
+from .image_sets import Array, ArrayImages, ImageSet
+from .resize import check_image_size
+from .torchvision_sets import open_torchvision
 
 __all__ = ["ArrayImages", "FolderImages", "ImageSet", "Source", "load_images"]
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from hrrl_ext.data.concepts import ConceptMap
-from hrrl_ext.data.folders import DecodedImages
-from hrrl_ext.data.image_sets import ArrayImages, ImageSet
+from .concepts import ConceptMap
+from .folders import DecodedImages
+from .image_sets import ArrayImages, ImageSet
 
 if TYPE_CHECKING:
     from PIL import Image
