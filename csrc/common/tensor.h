@@ -1,9 +1,9 @@
 // Argument checks and conversions of the operators. A message names the operator, the argument, what was expected and
 // what was got.
 //
-// std::invalid_argument reaches Python as ValueError and std::out_of_range as IndexError (tests/ops/test_errors.py
-// holds us to it); torch's own check macro would give a RuntimeError that begins with a path of the machine it was
-// built on.
+// std::invalid_argument reaches the caller of hrrl_ext.ops as ValueError (hrrl_ext/ops/_library.py sees to it) and
+// std::out_of_range as IndexError; the tests hold us to both. torch's own check macro would give a RuntimeError that
+// begins with a path of the machine it was built on.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +20,27 @@ def _load(name: str) -> None:
             f"hrrl_ext: cannot load {path} with torch {torch.__version__}: {error}. "
             "The native library is built by `pip install -e .` (see README, Installation)."
         ) from error
+
+
+def operator(name: str) -> Callable[..., Any]:
+    """The operator, with its refusals as ValueError on every torch.
+
+    The native checks throw std::invalid_argument, which some releases of torch hand on as ValueError
+    (2.10, 2.13) and others as RuntimeError (2.15).
+    """
+    call = getattr(torch.ops.hrrl_ext, name).default
+
+    def checked(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return call(*arguments)
+        try:
+            return call(*arguments)
+        except RuntimeError as error:
+            if str(error).startswith(f"{name}: "):
+                raise ValueError(str(error)) from None
+            raise
+
+    return checked
 
 
 _load("libhrrl_ops.so")

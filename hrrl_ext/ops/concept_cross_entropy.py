@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from . import _autograd  # noqa: F401  (registers the operator)
+from ._library import operator
 from ._types import ConceptLoss
 
-_concept_cross_entropy = torch.ops.hrrl_ext.concept_cross_entropy.default
+_concept_cross_entropy = operator("concept_cross_entropy")
 
 
 def concept_cross_entropy(

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from . import _autograd, reference  # noqa: F401  (registers the operators)
+from ._library import operator
 
-_perturb = torch.ops.hrrl_ext.perturb.default
+_perturb = operator("perturb")
 
 
 def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from . import _autograd  # noqa: F401  (registers the operators)
+from ._library import operator
 
-_project_simplex = torch.ops.hrrl_ext.project_simplex.default
-_update_distribution = torch.ops.hrrl_ext.update_distribution.default
+_project_simplex = operator("project_simplex")
+_update_distribution = operator("update_distribution")
 
 
 def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
