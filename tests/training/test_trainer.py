@@ -413,7 +413,9 @@ def test_concepts_follow_a_map() -> None:
 def test_a_class_that_was_never_trained_on_has_no_concept() -> None:
     some = DIGITS.subset((DIGITS.target != 3).nonzero().flatten())
     parity = ConceptMap.from_names(["even", "odd"] * 5)
-    with pytest.raises(ValueError, match="validation has images of class '3', of which data has none"):
+    with pytest.raises(
+        ValueError, match="validation has images of class '3', of which data has none"
+    ):
         HRRLTrainer(**(SMALL | {"data": some, "concepts": parity}), validation=DIGITS)
 
 
