@@ -21,7 +21,7 @@ import torch
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ImageSet, load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
-from hrrl_ext.transfer.table import Target, transfer_table
+from hrrl_ext.transfer import Target, transfer_table
 
 SIZE = 32
 TAU_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)

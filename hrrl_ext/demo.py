@@ -18,7 +18,7 @@ import torch
 from ._files import replacing
 from .data import ArrayImages, ConceptMap, ImageSet, imbalance, load_images, lower_resolution
 from .plots import plot_histories
-from .transfer.table import Target, TransferTable, transfer_table
+from .transfer import Target, TransferTable, transfer_table
 
 SHAPE = {
     **dict.fromkeys("0689", "round"),

@@ -98,6 +98,7 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
         ([*TRAIN, "--out", "x", "--model", "resnet81"], 1, "resnet18"),
         (["train", "--data", "/no/such.npz", "--out", "x"], 1, "/no/such.npz"),
         (["train", "--data", "digits", "--out", "x"], 1, 'give "classes"'),
+        (["demo", "--seeds", "0", "--out", "x"], 1, "at least one seed"),
         (["extract", "--model", "/no/run", "--data", "digits", "--out", "x"], 1, "/no/run"),
         (["probe", "--train", "/no/a", "--test", "/no/b"], 1, "/no/a"),
         (

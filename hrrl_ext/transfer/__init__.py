@@ -1,10 +1,11 @@
 """Transfer to another task: frozen features f(x) and a linear SVM on them (Tables 2 to 4).
 
-`LinearProbe` and `ProbeResult` need scikit-learn and are imported on first use.
+The probe needs scikit-learn; it and the table are imported on first use.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from .features import (
@@ -17,24 +18,34 @@ from .features import (
 
 if TYPE_CHECKING:
     from .probe import LinearProbe, ProbeResult
+    from .table import Target, TransferTable, transfer_table
 
 __all__ = [
     "Features",
     "LinearProbe",
     "ProbeResult",
+    "Target",
+    "TransferTable",
     "extract_features",
     "find_classifier",
     "load_features",
     "save_features",
+    "transfer_table",
 ]
+
+# The function probe.probe is not offered here: the module of that name would replace it.
+_LAZY = {
+    "LinearProbe": "probe",
+    "ProbeResult": "probe",
+    "Target": "table",
+    "TransferTable": "table",
+    "transfer_table": "table",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # The function probe.probe is not offered here: the module of that name would replace it.
-    if name in ("LinearProbe", "ProbeResult"):
-        from . import probe
-
-        return getattr(probe, name)
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -124,6 +124,8 @@ def transfer_table(
     each finished trial is kept in ``out/trials.jsonl`` and not computed again.
     """
     seeds, variants = list(seeds), list(variants)
+    if not seeds or not variants:
+        raise ValueError("transfer_table needs at least one seed and one variant")
     levels = {variant: variant_levels(variant, tau, lam) for variant in variants}
     path = None if out is None else Path(out) / "trials.jsonl"
     trials = [] if path is None else _read(path)
