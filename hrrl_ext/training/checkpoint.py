@@ -2,6 +2,7 @@
 
     out/config.json                           settings, model, classes, concepts
     out/metrics.csv, out/metrics.jsonl        one row per epoch
+    out/train.log                             the same in plain lines
     out/checkpoints/epoch-0012/               the newest two
         model.safetensors                     weights and buffers
         state.pt                              optimiser, q and its counter, scaler, random state, history

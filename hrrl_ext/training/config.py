@@ -58,6 +58,10 @@ class TrainingConfig:
     """Of the initial weights, the order of the examples and their augmentation."""
 
     def __post_init__(self) -> None:
+        for name in ("q0", "milestones"):  # tensors, arrays and tuples too, but JSON knows lists
+            if (value := getattr(self, name)) is not None:
+                number = float if name == "q0" else int
+                object.__setattr__(self, name, [number(v) for v in value])
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
         for name, value in (positive | {"width": self.width}).items():
             if not (math.isfinite(value) and value > 0):

@@ -180,10 +180,13 @@ class HRRLTrainer:
                 self._calibrate()
             for epoch in range(len(self.history), self.config.epochs):
                 self.history.append(self._train_epoch(epoch, progress))
+                line = _summary(self.history[-1], self.config.epochs)
                 if self.out is not None:
                     checkpoint.save_checkpoint(self.out, epoch + 1, self.model, self._state())
                     checkpoint.write_metrics(self.out, self.history)
-                progress.line(_summary(self.history[-1], self.config.epochs))
+                    with (self.out / "train.log").open("a", encoding="utf-8") as log:
+                        print(line, file=log)
+                progress.line(line)
         return TrainingResult(self.model, self.history, self.out)
 
     # --- one epoch

@@ -213,6 +213,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
         table = list(csv.DictReader(f))
     assert [int(row["epoch"]) for row in table] == [1, 2, 3]
     assert float(table[2]["q/7"]) == result.last["q"]["7"]
+    log = (out / "train.log").read_text().splitlines()
+    assert [line.split()[1] for line in log] == ["1/3", "2/3", "3/3"]
     kept = checkpoint.checkpoints(out)
     assert [path.name for path in kept] == ["epoch-0002", "epoch-0003"]
     state = torch.load(kept[-1] / "state.pt", weights_only=True)
@@ -400,6 +402,9 @@ def test_defaults_are_the_papers() -> None:
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
     assert TrainingConfig(milestones=[1]).learning_rate(1) == pytest.approx(0.01)
     assert TrainingConfig(epochs=1).learning_rate(0) == 0.1
+    assert TrainingConfig(q0=torch.tensor([0.25, 0.75]), milestones=(5, 9)) == TrainingConfig(
+        q0=[0.25, 0.75], milestones=[5, 9]
+    )
 
 
 def test_concepts_follow_a_map() -> None:
