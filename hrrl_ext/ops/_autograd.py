@@ -87,6 +87,10 @@ def _scale_grad_logits(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Ten
             "Use hrrl_ext.ops.reference.concept_cross_entropy for higher derivatives."
         )
     (grad_logits,) = ctx.saved_tensors
+    # loss.backward() itself sends 1: on the CPU, where looking costs nothing, the pass over the
+    # gradient is saved. (While torch traces, the tensor is of a subclass and has no value.)
+    if type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0:
+        return grad_logits.to(ctx.logits_dtype), *(None,) * 6
     return (grad_logits * grad_loss).to(ctx.logits_dtype), *(None,) * 6
 
 

@@ -111,6 +111,21 @@ def test_gradient_is_scaled_by_what_comes_from_above() -> None:
         assert torch.equal(again, plain)
 
 
+def test_gradients_add_up_and_stay_apart() -> None:
+    """Two backward passes into a leaf, and a change of what they left, do not disturb the graph."""
+    a = cases.ConceptCase(9, 10, 3).arguments()
+    leaf = a.pop("logits").requires_grad_()
+    out = ops.concept_cross_entropy(leaf, **a)
+    out.loss.backward(retain_graph=True)
+    assert leaf.grad is not None
+    once = leaf.grad.clone()
+    leaf.grad.mul_(0)
+    out.loss.backward(retain_graph=True)
+    assert torch.equal(leaf.grad, once)
+    out.loss.backward()
+    assert torch.equal(leaf.grad, 2 * once)
+
+
 def test_loss_scale_saves_small_float16_gradients() -> None:
     """exp(-12) / 256 = 2e-8 is below half of float16's smallest number; 65536 times that is not."""
     logits = torch.tensor([[0.0, -12.0]] * 256, dtype=torch.float16, requires_grad=True)
