@@ -39,22 +39,27 @@ def _loss(histories: Mapping[str, History], path: Path) -> Path:
     figure, (axes,) = _axes(1)
     for name, rows in histories.items():
         axes.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], label=name)
-    axes.set(xlabel="epoch", ylabel="mean loss of the (perturbed) examples", yscale="log")
+    axes.set(xlabel="epoch", ylabel="mean loss of the (perturbed) examples")
     axes.legend()
     figure.savefig(path, dpi=120)
     return path
 
 
 def _q(histories: Mapping[str, History], path: Path) -> Path:
+    """A panel per run, a line per concept; the concept that ends with the largest q is named."""
     figure, panels = _axes(len(histories), width=3.6)
     for axes, (name, rows) in zip(panels, histories.items(), strict=True):
-        for concept in rows[-1]["q"]:
-            axes.plot(
-                [row["epoch"] for row in rows], [row["q"][concept] for row in rows], label=concept
-            )
-        axes.set(title=name, xlabel="epoch", ylim=(0, None))
-    panels[0].set_ylabel("q")
-    if len(histories) and len(rows[-1]["q"]) <= 12:
+        epochs, last = [row["epoch"] for row in rows], rows[-1]["q"]
+        for concept in last:
+            axes.plot(epochs, [row["q"][concept] for row in rows], label=concept)
+        largest = max(last, key=lambda k: last[k])
+        axes.annotate(
+            largest, (epochs[-1], last[largest]), ha="right", va="bottom", fontsize="small"
+        )
+        axes.set(title=name, xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    panels[0].set(ylabel="q", ylim=(0, None))  # shared, and only now known
+    if len(last) <= 12:
         panels[-1].legend(fontsize="x-small")
     figure.savefig(path, dpi=120)
     return path

@@ -77,6 +77,28 @@ def test_mean_and_spread_by_hand() -> None:
     assert str(table).splitlines()[1].split() == ["ERM", "50.0", "±", "14.1", "25.0", "±", "7.1"]
 
 
+def test_no_line_of_q_leaves_the_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The panels share an axis; the first run's small q must not cut off the second's large one."""
+    from matplotlib.figure import Figure
+
+    limits = []
+    save = Figure.savefig
+
+    def look(figure: Figure, *arguments: Any, **options: Any) -> None:
+        limits.append([axes.get_ylim() for axes in figure.axes])
+        save(figure, *arguments, **options)
+
+    monkeypatch.setattr(Figure, "savefig", look)
+    runs = {
+        name: [{"epoch": e, "loss": 1.0, "q": {"a": q, "b": 1 - q}} for e in (1, 2)]
+        for name, q in (("flat", 0.5), ("corner", 0.95))
+    }
+    plot_histories(runs, tmp_path)
+    for low, high in limits[1]:
+        assert low == 0
+        assert high > 0.95
+
+
 def test_plots_without_validation(tmp_path: Path) -> None:
     rows = [{"epoch": e, "loss": 1 / e, "q": {"a": 0.5, "b": 0.5}} for e in (1, 2)]
     assert [p.name for p in plot_histories({"run": rows}, tmp_path)] == ["loss.png", "q.png"]
