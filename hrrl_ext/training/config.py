@@ -18,7 +18,7 @@ class TrainingConfig:
 
     tau: float = 0.03
     """Example level: length of the perturbation of one image, in [0, 1] pixel units; 0 is without."""
-    lam: float | None = 20.0
+    lam: float | None = 10.0
     """Concept level: λ, how strongly q is held at q0, in units of the loss; None is without."""
     s: int = 1000
     """Number of slow first steps of q."""
