@@ -137,3 +137,8 @@ def test_perturb_bad_input(name: str) -> None:
     arguments, message = PERTURB_BAD[name]
     with pytest.raises(ValueError, match=f"^perturb: {message}"):
         ops.perturb(*arguments)
+
+
+def test_perturb_bad_input_with_gradients() -> None:
+    with pytest.raises(ValueError, match="^perturb: grad must have the shape of x"):
+        ops.perturb(torch.rand(2, 3, requires_grad=True), torch.rand(2, 4), 1.0)
