@@ -140,5 +140,5 @@ def test_perturb_bad_input(name: str) -> None:
 
 
 def test_perturb_bad_input_with_gradients() -> None:
-    with pytest.raises(ValueError, match="^perturb: grad must have the shape of x"):
+    with pytest.raises(ValueError, match=r"^perturb: grad must have the shape of x"):
         ops.perturb(torch.rand(2, 3, requires_grad=True), torch.rand(2, 4), 1.0)
