@@ -44,8 +44,9 @@ def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tenso
         norm = grad.flatten(1).norm(dim=1)
         x_perturbed = x + tau * grad / norm.view(-1, *[1] * (x.dim() - 1))
     """
-    inputs = (x, grad, tau) if isinstance(tau, Tensor) else (x, grad)
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+    differentiable = torch.is_grad_enabled() and (
+        x.requires_grad or grad.requires_grad or (isinstance(tau, Tensor) and tau.requires_grad)
+    )
     if differentiable and x.shape == grad.shape and x.dtype == grad.dtype:  # else refused below
         return reference.perturb(x, grad, tau)
     if isinstance(tau, Tensor):
