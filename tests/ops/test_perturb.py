@@ -102,8 +102,9 @@ def test_unusable_gradients_leave_their_example_and_no_other(dtype: torch.dtype)
 
 def test_tau_zero_is_the_identity() -> None:  # H-T3
     x = cases.images(4, 3, 8, 8) - 0.5
-    x[0, 0, 0, 0] = -0.0
-    got, _ = ops.perturb(x, cases.gradients(4, 3, 8, 8), 0.0)
+    grad = cases.gradients(4, 3, 8, 8)
+    x[0, 0, 0, :2], grad[0, 0, 0, :2] = -0.0, torch.tensor([1.0, -1.0])  # -0.0 + 0.0 is 0.0
+    got, _ = ops.perturb(x, grad, 0.0)
     assert torch.equal(got.view(torch.int32), x.view(torch.int32))
 
 
