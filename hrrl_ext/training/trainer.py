@@ -27,6 +27,7 @@ from .config import TrainingConfig
 from .progress import Progress, ProgressStyle
 
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
+_FIRST_STEPS = 5  # of a run, each looked at: q moves most there, and a network thrown off stays so
 _CALIBRATION_BATCHES = 8
 _FP16_LOSS_SCALE = (
     1024.0  # of the input-gradient pass; any power of two that keeps gradients normal
@@ -207,10 +208,11 @@ class HRRLTrainer:
             loss_sum += out.example_loss.double().sum()
             correct += (logits.argmax(1) == target).sum()
             concept_loss_sum += out.concept_loss
-            if step % _CHECK_EVERY == 0 or step == len(self.batches):
+            first = epoch == 0 and step <= _FIRST_STEPS
+            if first or step % _CHECK_EVERY == 0 or step == len(self.batches):
                 loss = loss_sum.item() / (step * self.config.batch_size)
                 self._check_loss(out, epoch, step)
-                self._check_distribution(concept_loss_sum / step)
+                self._check_distribution(concept_loss_sum / step, epoch, step)
                 text = f"epoch {epoch + 1}/{self.config.epochs}  loss {loss:.3f}"
                 progress.step(epoch * len(self.batches) + step, text)
         seconds = time.perf_counter() - start
@@ -250,22 +252,24 @@ class HRRLTrainer:
             + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
         )
 
-    def _check_distribution(self, concept_loss: Tensor) -> None:
-        """Warns once when q has run into a corner of the simplex, and says what lam would avoid it."""
+    def _check_distribution(self, concept_loss: Tensor, epoch: int, step: int) -> None:
+        """Warns once when q runs into a corner of the simplex, and says what lam would avoid it."""
         distribution = self.objective.distribution
         if self._warned or distribution.lam is None:
             return
         here, there = distribution.effective_concepts.item(), _effective(distribution.q0)
-        if here > there / 4:
+        if here > there / 2:
             return
         self._warned = True
         k = int(distribution.q.argmax())
         advised = len(distribution.q) * concept_loss.std(correction=0).item()
+        if epoch == 0 and step <= min(_FIRST_STEPS, distribution.s):
+            advised /= distribution.c.item()  # these steps are c times shorter
         warnings.warn(
-            f"q has concentrated on {here:.1f} of {there:.1f} concepts: {self.concept_names[k]!r} has "
-            f"q = {distribution.q[k].item():.2f}, each of its examples counts "
-            f"{distribution.weight[k].item():.0f}-fold. Training can collapse. Raise lam (now "
-            f"{distribution.lam:g}); K times the spread of the concepts' losses is {advised:.2g}",
+            f"in epoch {epoch + 1}, step {step} q has concentrated on {here:.1f} of {there:.1f} "
+            f"concepts: {self.concept_names[k]!r} has q = {distribution.q[k].item():.2f}, each of its "
+            f"examples counts {distribution.weight[k].item():.0f}-fold. Training can collapse. Raise "
+            f"lam (now {distribution.lam:g}); the spread of the concepts' losses asks for {advised:.2g}",
             stacklevel=3,
         )
 
