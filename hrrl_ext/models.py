@@ -177,24 +177,7 @@ class ResNet18(nn.Module):
         return logits
 
 
-def resnet18(
-    num_classes: int,
-    *,
-    stem: Literal["imagenet", "small"] = "imagenet",
-    width: int = 64,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-    zero_init_residual: bool = False,
-) -> nn.Module:
-    """The paper's network: see `ResNet18`."""
-    return ResNet18(
-        num_classes,
-        stem=stem,
-        width=width,
-        mean=mean,
-        std=std,
-        zero_init_residual=zero_init_residual,
-    )
+resnet18 = ResNet18  # under torchvision's name
 
 
 def build_model(

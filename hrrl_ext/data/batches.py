@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .ids import checked_ids
-from .image_sets import ImageSet
+from .image_sets import ImageSet, as_float
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Batches:
         x = x.to(self.device, non_blocking=True)
         if self.augment is not None:
             x = self.augment(x, _generator(self.seed, epoch, number))
-        return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+        return as_float(x)
 
     def _fetched(self, rows: list[list[int]]) -> Iterable[tuple[Tensor, Tensor]]:
         if self.num_workers == 0:

@@ -153,6 +153,11 @@ class ArrayImages(ImageSet):
         return other
 
 
+def as_float(images: Tensor) -> Tensor:
+    """What models take: uint8 images become float32 in [0, 1], float images are taken as they are."""
+    return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
 def _checked_images(images: Array, name: str) -> Tensor:
     if isinstance(images, np.ndarray):
         if images.dtype.kind == "f":

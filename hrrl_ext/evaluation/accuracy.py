@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .._modes import evaluating
 from ..data import Batches
 
 
@@ -22,21 +23,15 @@ class Accuracy:
     """[K] how many examples each concept had"""
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, batches: Batches, num_concepts: int) -> Accuracy:
     """Classifies every example of ``batches`` once, in eval mode; every module's mode is restored."""
-    modes = [(module, module.training) for module in model.modules()]
     correct = torch.zeros(num_concepts, dtype=torch.float64, device=batches.device)
     count = torch.zeros_like(correct)
-    model.eval()
-    try:
+    with evaluating(model):
         for x, target, concept in batches.epoch(0):
             hit = model(x).argmax(1) == target
             correct += torch.bincount(concept, weights=hit, minlength=num_concepts)
             count += torch.bincount(concept, minlength=num_concepts)
-    finally:
-        for module, training in modes:
-            module.training = training
     correct, count = correct.cpu(), count.cpu()
     concept_accuracy = correct / count  # 0/0 = NaN: not there, not 0 %
     present = concept_accuracy[count > 0]

@@ -108,7 +108,7 @@ class ConceptDistribution(nn.Module):
     @property
     def effective_concepts(self) -> Tensor:
         """[] exp of the entropy of q: K where q is uniform, 1 where one concept has everything."""
-        return torch.special.entr(self.q).sum().exp()
+        return effective_number(self.q)
 
     @torch.no_grad()
     def update(self, concept_loss: Tensor) -> None:
@@ -150,6 +150,11 @@ class ConceptDistribution(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_concepts={len(self.q)}, lam={self.lam}, s={self.s}, c={self.c.item():g}"
+
+
+def effective_number(q: Tensor) -> Tensor:
+    """[] exp of the entropy of a distribution: how many entries a uniform one of its entropy has."""
+    return torch.special.entr(q).sum().exp()
 
 
 def _check_schedule(s: int, lam: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import os
@@ -17,11 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._modes import evaluating
 from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data.image_sets import as_float
 from ..evaluation import accuracy
 from ..models import build_model
 from ..ops import ConceptLoss
 from ..robust import HRRLObjective
+from ..robust.concepts import effective_number
 from . import checkpoint
 from .config import TrainingConfig
 from .progress import Progress, ProgressStyle
@@ -29,9 +33,7 @@ from .progress import Progress, ProgressStyle
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 _FIRST_STEPS = 5  # of a run, each looked at: q moves most there, and a network thrown off stays so
 _CALIBRATION_BATCHES = 8
-_FP16_LOSS_SCALE = (
-    1024.0  # of the input-gradient pass; any power of two that keeps gradients normal
-)
+_FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass: keeps float16 gradients normal
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -257,7 +259,7 @@ class HRRLTrainer:
         distribution = self.objective.distribution
         if self._warned or distribution.lam is None:
             return
-        here, there = distribution.effective_concepts.item(), _effective(distribution.q0)
+        here, there = (effective_number(q).item() for q in (distribution.q, distribution.q0))
         if here > there / 2:
             return
         self._warned = True
@@ -273,17 +275,14 @@ class HRRLTrainer:
             stacklevel=3,
         )
 
-    @torch.no_grad()
     def _calibrate(self) -> None:
         """c from the concept losses of the first mini-batches, at θ_0 and without a step."""
-        self.model.eval()  # leaves no trace in the running statistics
         losses = []
-        for number, (x, target, concept) in enumerate(self.batches.epoch(0)):
-            if number == _CALIBRATION_BATCHES:
-                break
-            with self._autocast():
-                logits = self.model(x)
-            losses.append(self.objective(logits, target, concept).concept_loss)
+        with evaluating(self.model):  # leaves no trace in the running statistics
+            for x, target, concept in itertools.islice(self.batches.epoch(0), _CALIBRATION_BATCHES):
+                with self._autocast():
+                    logits = self.model(x)
+                losses.append(self.objective(logits, target, concept).concept_loss)
         self.objective.distribution.calibrate(losses)
 
     # --- set-up
@@ -340,11 +339,8 @@ class HRRLTrainer:
     def _check_model(self) -> None:
         """One forward pass of one image, so that a misfit shows before any work."""
         x = self.images[0][0][None].to(self.device)
-        training = self.model.training
-        self.model.eval()
-        with torch.no_grad():
-            logits = self.model(x.float() / 255 if x.dtype == torch.uint8 else x)
-        self.model.train(training)
+        with evaluating(self.model):
+            logits = self.model(as_float(x))
         if logits.dim() != 2 or logits.shape[1] != self.images.num_classes:
             raise ValueError(
                 f"model must give logits [B, {self.images.num_classes}], one per class of the data, "
@@ -437,10 +433,6 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'cpu'")
     return device
-
-
-def _effective(q: Tensor) -> float:
-    return float(torch.special.entr(q).sum().exp())
 
 
 def _plain(value: Any) -> Any:

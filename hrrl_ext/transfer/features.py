@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .._files import replacing
+from .._modes import evaluating
+from ..data.image_sets import as_float
 
 __all__ = ["Features", "extract_features", "find_classifier", "load_features", "save_features"]
 
@@ -170,16 +172,12 @@ def _borrowed(
     home = weights[0].device if weights else torch.device("cpu")
     there = home if device is None else torch.device(device)
     dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
-    modes = [(module, module.training) for module in model.modules()]
     try:
         if there != home:
             model.to(there)
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model):
             yield there, dtype
     finally:
-        for module, training in modes:
-            module.training = training
         if there != home:
             model.to(home)
 
@@ -243,7 +241,7 @@ def _check_batch(batch: Any) -> tuple[Tensor, Tensor]:
 
 def _as_input(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     images = images.to(device)  # before the conversion: uint8 is a quarter of the bytes
-    return (images.float() / 255 if images.dtype == torch.uint8 else images).to(dtype)
+    return as_float(images).to(dtype)
 
 
 def _feature_rows(inputs: list[Tensor], batch: int, first_row: int) -> Tensor:

@@ -438,3 +438,10 @@ def test_a_concept_without_validation_examples_is_not_zero_percent(tmp_path: Pat
     row = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in row
     assert json.loads(row) == last
+
+
+def test_the_look_at_a_model_leaves_the_mode_of_every_layer() -> None:
+    model = Narrow()
+    model.body.eval()
+    HRRLTrainer(model, **SMALL)
+    assert [m.training for m in (model, model.body, model.head)] == [True, False, True]
