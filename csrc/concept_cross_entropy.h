@@ -8,19 +8,15 @@ namespace hrrl {
 struct ConceptCrossEntropy {
   Tensor logits;            // [B, C] contiguous
   Tensor target, concept_;  // [B] int64 contiguous
-  Tensor q, concept_count;  // [K] double contiguous
+  Tensor q, concept_count;  // [K] floating, contiguous
   Tensor loss;              // []  float, or double for double logits
-  Tensor concept_loss;      // [K] double; returned in the dtype of q
+  Tensor concept_loss;      // [K] dtype of q
   Tensor example_loss;      // [B] dtype of loss
   Tensor grad_logits;       // [B, C], or [0] without gradient
   int64_t batch, classes, concepts;
   double label_smoothing;
-  bool with_grad;
-  ScalarType q_type;
 
-  std::tuple<Tensor, Tensor, Tensor, Tensor> result() const {
-    return {loss, as_type(concept_loss, q_type), example_loss, grad_logits};
-  }
+  std::tuple<Tensor, Tensor, Tensor, Tensor> result() const { return {loss, concept_loss, example_loss, grad_logits}; }
 };
 
 inline ConceptCrossEntropy prepare_concept_cross_entropy(const Tensor& logits, const Tensor& target,
@@ -59,19 +55,16 @@ inline ConceptCrossEntropy prepare_concept_cross_entropy(const Tensor& logits, c
   return {as_contiguous(logits),
           as_contiguous(target),
           as_contiguous(concept_),
-          as_double(q),
-          as_double(concept_count),
-          torch::stable::new_empty(logits, {}, loss_type),
-          torch::stable::new_empty(logits, {q.size(0)}, ScalarType::Double),
-          torch::stable::new_empty(logits, {batch}, loss_type),
-          with_grad ? torch::stable::new_empty(logits, {batch, classes}, grad_type)
-                    : torch::stable::new_empty(logits, {0}, grad_type),
+          as_contiguous(q),
+          as_contiguous(as_floating(concept_count)),
+          new_empty(logits, {}, loss_type),
+          new_empty(logits, {q.size(0)}, q.scalar_type()),
+          new_empty(logits, {batch}, loss_type),
+          with_grad ? new_empty(logits, {batch, classes}, grad_type) : new_empty(logits, {0}, grad_type),
           batch,
           classes,
           q.size(0),
-          label_smoothing,
-          with_grad,
-          q.scalar_type()};
+          label_smoothing};
 }
 
 }  // namespace hrrl

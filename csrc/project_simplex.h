@@ -26,14 +26,11 @@ inline ProjectSimplex prepare_project_simplex(const Tensor& v, double radius) {
 // One step of Eq. 6. Everything is float64 inside: at lam = 1e-3 the first step moves q by thousands before it is
 // projected, where float32 would lose q altogether.
 struct UpdateDistribution {
-  Tensor q, concept_loss, q0;       // [K] double contiguous
+  Tensor q, concept_loss, q0;       // [K] floating, contiguous
   std::optional<Tensor> eta_scale;  // [] double
-  Tensor out;                       // [K] double; returned in the dtype of q
+  Tensor out;                       // [K] dtype of q
   int64_t size;
   double eta, lam;
-  ScalarType type;
-
-  Tensor result() const { return as_type(out, type); }
 };
 
 inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Tensor& concept_loss, const Tensor& q0,
@@ -59,15 +56,14 @@ inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Ten
     HRRL_CHECK(same_device(q, *eta_scale), op, "eta must be on the device of q");
     scale = as_double(*eta_scale);
   }
-  return {as_double(q),
-          as_double(concept_loss),
-          as_double(q0),
+  return {as_contiguous(q),
+          as_contiguous(concept_loss),
+          as_contiguous(q0),
           std::move(scale),
-          torch::stable::new_empty(q, q.sizes(), ScalarType::Double),
+          new_empty(q, {q.size(0)}, q.scalar_type()),
           q.size(0),
           eta,
-          lam,
-          q.scalar_type()};
+          lam};
 }
 
 }  // namespace hrrl

@@ -6,9 +6,11 @@
 // begins with a path of the machine it was built on.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -49,11 +51,28 @@ inline bool is_floating(const Tensor& t) {
   }
 }
 
-// Conversions that cost nothing where nothing needs converting: a call through the dispatcher takes a microsecond.
+// A new contiguous tensor on the device of `like`. Straight from the allocator: a call through the dispatcher takes a
+// microsecond, as long as the rest of an operator at the size of a concept distribution.
+inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  constexpr size_t kMaxDims = 4;
+  int64_t strides[kMaxDims];
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes.begin()[d] > 0 ? sizes.begin()[d] : 1) strides[d] = stride;
+  int32_t device_type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle result = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
+                                                  device_type, like.get_device_index(), &result));
+  return Tensor(result);
+}
+
+// Conversions that cost nothing where nothing needs converting.
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline Tensor as_type(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
+inline Tensor as_floating(const Tensor& t) { return is_floating(t) ? t : torch::stable::to(t, ScalarType::Double); }
 inline Tensor as_double(const Tensor& t) { return as_contiguous(as_type(t, ScalarType::Double)); }
 
 template <class Error, class... Parts>

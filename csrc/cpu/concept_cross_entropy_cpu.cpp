@@ -1,5 +1,6 @@
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "concept_cross_entropy.h"
@@ -18,23 +19,20 @@ void check_range(const char* name, const int64_t* ids, int64_t batch, int64_t li
 
 // concept_loss_k = 1/B sum_{i in k} (N / N_k) l_i and loss = sum_k q_k concept_loss_k, in double and in the order of
 // the batch: the same bits for any number of threads.
-template <class loss_t>
-void reduce(const ConceptCrossEntropy& c, double total) {
-  const auto* example_loss = static_cast<const loss_t*>(c.example_loss.data_ptr());
+void reduce(const ConceptCrossEntropy& c, const cpu::Doubles& q, const cpu::Doubles& count, double total) {
   const auto* concept_ = static_cast<const int64_t*>(c.concept_.data_ptr());
-  const auto* q = static_cast<const double*>(c.q.data_ptr());
-  const auto* count = static_cast<const double*>(c.concept_count.data_ptr());
-  auto* concept_loss = static_cast<double*>(c.concept_loss.data_ptr());
-
-  for (int64_t k = 0; k < c.concepts; ++k) concept_loss[k] = 0.0;
-  for (int64_t i = 0; i < c.batch; ++i) concept_loss[concept_[i]] += static_cast<double>(example_loss[i]);
+  std::vector<double> sums(static_cast<size_t>(c.concepts), 0.0);
+  cpu::visit(c.example_loss, [&](const auto* example_loss) {
+    for (int64_t i = 0; i < c.batch; ++i) sums[concept_[i]] += static_cast<double>(example_loss[i]);
+  });
   double loss = 0.0;
   for (int64_t k = 0; k < c.concepts; ++k) {
-    if (concept_loss[k] == 0.0) continue;  // absent: 0, whatever N_k is
-    concept_loss[k] /= count[k] / total * static_cast<double>(c.batch);
-    loss += q[k] * concept_loss[k];
+    if (sums[k] == 0.0) continue;  // absent: 0, whatever N_k is
+    sums[k] /= count[k] / total * static_cast<double>(c.batch);
+    loss += q[k] * sums[k];
   }
-  *static_cast<loss_t*>(c.loss.data_ptr()) = static_cast<loss_t>(loss);
+  cpu::visit(c.concept_loss, [&](auto* out) { std::copy(sums.begin(), sums.end(), out); });
+  cpu::visit(c.loss, [&](auto* out) { *out = static_cast<std::decay_t<decltype(*out)>>(loss); });
 }
 
 }  // namespace
@@ -47,7 +45,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
       prepare_concept_cross_entropy(logits, target, concept_, q, concept_count, label_smoothing, with_grad);
   const auto* targets = static_cast<const int64_t*>(c.target.data_ptr());
   const auto* concepts = static_cast<const int64_t*>(c.concept_.data_ptr());
-  const auto* count = static_cast<const double*>(c.concept_count.data_ptr());
+  const cpu::Doubles q_values(c.q), count(c.concept_count);
   check_range("target", targets, c.batch, c.classes);
   check_range("concept", concepts, c.batch, c.concepts);
   for (int64_t i = 0; i < c.batch; ++i)
@@ -60,7 +58,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
   for (int64_t k = 0; k < c.concepts; ++k) total += count[k];
 
   // q_k / p_k and not q_k (N / N_k): q = q0 = N_k / N then gives exactly 1.
-  const auto* q_values = static_cast<const double*>(c.q.data_ptr());
   std::vector<double> weight(static_cast<size_t>(c.concepts));
   for (int64_t k = 0; k < c.concepts; ++k) weight[k] = q_values[k] / (count[k] / total) / static_cast<double>(c.batch);
 
@@ -79,10 +76,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
     std::vector<double> scratch(static_cast<size_t>(c.classes) + 8);  // whole vectors are written to it, as floats
     kernel(dtype, args, begin, end, scratch.data());
   });
-  if (dtype == cpu::Dtype::kDouble)
-    reduce<double>(c, total);
-  else
-    reduce<float>(c, total);
+  reduce(c, q_values, count, total);
   return c.result();
 }
 

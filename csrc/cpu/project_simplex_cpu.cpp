@@ -19,46 +19,28 @@ void project(const in_t* v, out_t* out, int64_t size, double radius) {
   }
 }
 
-template <class scalar_t>
-void project_rows(const ProjectSimplex& p) {
-  const auto* v = static_cast<const scalar_t*>(p.v.data_ptr());
-  auto* out = static_cast<scalar_t*>(p.out.data_ptr());
-  torch::stable::parallel_for(0, p.rows, cpu::grain(8 * p.size), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) project(v + row * p.size, out + row * p.size, p.size, p.radius);
-  });
-}
-
 }  // namespace
 
 Tensor project_simplex_cpu(const Tensor& v, double radius) {
   const ProjectSimplex p = prepare_project_simplex(v, radius);
-  switch (p.v.scalar_type()) {
-    case ScalarType::Double:
-      project_rows<double>(p);
-      break;
-    case ScalarType::Half:
-      project_rows<torch::headeronly::Half>(p);
-      break;
-    case ScalarType::BFloat16:
-      project_rows<torch::headeronly::BFloat16>(p);
-      break;
-    default:
-      project_rows<float>(p);
-  }
+  cpu::visit(p.out, [&](auto* out) {
+    const auto* in = static_cast<decltype(out)>(p.v.data_ptr());
+    torch::stable::parallel_for(0, p.rows, cpu::grain(8 * p.size), [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) project(in + row * p.size, out + row * p.size, p.size, p.radius);
+    });
+  });
   return p.out;
 }
 
 Tensor update_distribution_cpu(const Tensor& q, const Tensor& concept_loss, const Tensor& q0, double eta, double lam,
                                const std::optional<Tensor>& eta_scale) {
   const UpdateDistribution u = prepare_update_distribution(q, concept_loss, q0, eta, lam, eta_scale);
-  const auto* q_t = static_cast<const double*>(u.q.data_ptr());
-  const auto* gain = static_cast<const double*>(u.concept_loss.data_ptr());
-  const auto* anchor = static_cast<const double*>(u.q0.data_ptr());
+  const cpu::Doubles q_t(u.q), gain(u.concept_loss), anchor(u.q0);
   const double step = u.eta_scale ? eta * *static_cast<const double*>(u.eta_scale->data_ptr()) : eta;
   std::vector<double> ascended(static_cast<size_t>(u.size));
   for (int64_t k = 0; k < u.size; ++k) ascended[k] = q_t[k] + step * (gain[k] - lam * (q_t[k] - anchor[k]));
-  project(ascended.data(), static_cast<double*>(u.out.data_ptr()), u.size, 1.0);
-  return u.result();
+  cpu::visit(u.out, [&](auto* out) { project(ascended.data(), out, u.size, 1.0); });
+  return u.out;
 }
 
 }  // namespace hrrl

@@ -13,15 +13,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cuda(const Tens
                                                                       double label_smoothing, bool with_grad) {
   const ConceptCrossEntropy c =
       prepare_concept_cross_entropy(logits, target, concept_, q, concept_count, label_smoothing, with_grad);
-  const Tensor workspace = torch::stable::new_empty(c.logits, {cuda::kCrossEntropyWorkspace}, ScalarType::Double);
+  const Tensor workspace = new_empty(c.logits, {cuda::kCrossEntropyWorkspace}, ScalarType::Double);
+  const Tensor q_double = as_double(c.q), count_double = as_double(c.concept_count);
+  Tensor concept_loss = new_empty(c.logits, {c.concepts}, ScalarType::Double);
   // An empty batch is launched as well: its sums are zeros that somebody has to write.
   const cuda::CrossEntropyParams params{c.logits.data_ptr(),
                                         static_cast<const int64_t*>(c.target.data_ptr()),
                                         static_cast<const int64_t*>(c.concept_.data_ptr()),
-                                        static_cast<const double*>(c.q.data_ptr()),
-                                        static_cast<const double*>(c.concept_count.data_ptr()),
+                                        static_cast<const double*>(q_double.data_ptr()),
+                                        static_cast<const double*>(count_double.data_ptr()),
                                         c.loss.data_ptr(),
-                                        static_cast<double*>(c.concept_loss.data_ptr()),
+                                        static_cast<double*>(concept_loss.data_ptr()),
                                         c.example_loss.data_ptr(),
                                         with_grad ? c.grad_logits.data_ptr() : nullptr,
                                         c.batch,
@@ -34,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cuda(const Tens
     cuda::launch_concept_cross_entropy(dtype_of(c.logits), params, stream);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return c.result();
+  return {c.loss, as_type(concept_loss, c.q.scalar_type()), c.example_loss, c.grad_logits};
 }
 
 }  // namespace hrrl

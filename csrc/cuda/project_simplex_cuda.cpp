@@ -20,12 +20,14 @@ Tensor project_simplex_cuda(const Tensor& v, double radius) {
 Tensor update_distribution_cuda(const Tensor& q, const Tensor& concept_loss, const Tensor& q0, double eta, double lam,
                                 const std::optional<Tensor>& eta_scale) {
   const UpdateDistribution u = prepare_update_distribution(q, concept_loss, q0, eta, lam, eta_scale);
+  const Tensor q_double = as_double(u.q), gain = as_double(u.concept_loss), anchor = as_double(u.q0);
+  const Tensor out = new_empty(u.q, {u.size}, ScalarType::Double);
   const cuda::UpdateDistributionParams params{
-      static_cast<const double*>(u.q.data_ptr()),
-      static_cast<const double*>(u.concept_loss.data_ptr()),
-      static_cast<const double*>(u.q0.data_ptr()),
+      static_cast<const double*>(q_double.data_ptr()),
+      static_cast<const double*>(gain.data_ptr()),
+      static_cast<const double*>(anchor.data_ptr()),
       u.eta_scale ? static_cast<const double*>(u.eta_scale->data_ptr()) : nullptr,
-      static_cast<double*>(u.out.data_ptr()),
+      static_cast<double*>(out.data_ptr()),
       u.size,
       u.eta,
       u.lam};
@@ -34,7 +36,7 @@ Tensor update_distribution_cuda(const Tensor& q, const Tensor& concept_loss, con
     cuda::launch_update_distribution(params, stream);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  return u.result();
+  return as_type(out, u.q.scalar_type());
 }
 
 }  // namespace hrrl
