@@ -10,10 +10,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace hrrl {
 
@@ -53,15 +53,14 @@ inline bool is_floating(const Tensor& t) {
 
 // A new contiguous tensor on the device of `like`. Straight from the allocator: a call through the dispatcher takes a
 // microsecond, as long as the rest of an operator at the size of a concept distribution.
-inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  constexpr size_t kMaxDims = 4;
-  int64_t strides[kMaxDims];
+inline Tensor new_empty(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= sizes.begin()[d] > 0 ? sizes.begin()[d] : 1) strides[d] = stride;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
                                                   torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
                                                   device_type, like.get_device_index(), &result));
   return Tensor(result);

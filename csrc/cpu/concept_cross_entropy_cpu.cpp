@@ -72,7 +72,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cpu(const Tenso
                                    label_smoothing};
   const cpu::Dtype dtype = cpu::dtype_of(c.logits);
   const auto kernel = cpu::kernels().concept_cross_entropy;
-  torch::stable::parallel_for(0, c.batch, cpu::grain(8 * c.classes), [&](int64_t begin, int64_t end) {
+  cpu::parallel_rows(c.batch, 8 * c.classes, [&](int64_t begin, int64_t end) {
     std::vector<double> scratch(static_cast<size_t>(c.classes) + 8);  // whole vectors are written to it, as floats
     kernel(dtype, args, begin, end, scratch.data());
   });

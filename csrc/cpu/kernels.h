@@ -34,17 +34,35 @@ struct CrossEntropyArgs {
   double label_smoothing;
 };
 
+// out = P(q + eta (concept_loss - lam (q - q0))); [K], q and out float or double
+struct UpdateArgs {
+  const void *q, *concept_loss, *q0;
+  void* out;
+  Dtype q_type, concept_loss_type, q0_type;
+  int64_t size;
+  double eta, lam;
+};
+
+// Entries of a row of the projection that share a maximum.
+constexpr int64_t kSimplexBlock = 128;
+
 struct Kernels {
   const char* name;
   void (*perturb)(Dtype, const PerturbArgs&, int64_t begin, int64_t end);
   // scratch: classes + 8 doubles
   void (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
+  // One row of `size` entries; block_max: one double per kSimplexBlock of them. out may be v.
+  void (*project_simplex)(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);
+  // ascended: `size` doubles; may be out where that is double
+  void (*update_distribution)(const UpdateArgs&, double* ascended, double* block_max);
 };
 
 #define HRRL_DECLARE_ISA(isa)                                                                              \
   namespace isa {                                                                                          \
   void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                     \
   void concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
+  void project_simplex(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);   \
+  void update_distribution(const UpdateArgs&, double* ascended, double* block_max);                        \
   }
 HRRL_DECLARE_ISA(baseline)
 #ifdef HRRL_X86

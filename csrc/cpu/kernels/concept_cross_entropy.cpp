@@ -51,7 +51,7 @@ HRRL_INLINE Row softmax_terms(const scalar_t* z, int64_t classes, int64_t spare,
     const vfloat e = exp_nonpositive(shifted);
     store(exps + j, e);
     total += e;
-    if (smoothing) shifted_total += to_double(shifted);
+    if (smoothing) shifted_total += low(shifted) + high(shifted);
   }
   double sum_of_shifted = smoothing ? sum(shifted_total) : 0.0;
   if (rest) {

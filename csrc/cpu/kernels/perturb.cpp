@@ -15,22 +15,20 @@ namespace hrrl::cpu::HRRL_ISA {
 
 template <class scalar_t>
 static double sum_of_squares(const scalar_t* g, int64_t size) {
-  vdouble total[4] = {};  // four chains hide the latency of the additions
+  constexpr int kChains = 4;  // hide the latency of the additions
+  vdouble total[2 * kChains] = {};
+  const auto add = [&](int64_t j, int chain) {
+    const vfloat v = load(g + j);
+    total[2 * chain] += low(v) * low(v);
+    total[2 * chain + 1] += high(v) * high(v);
+  };
   int64_t j = 0;
-  for (; j + 4 * kWidth <= size; j += 4 * kWidth)
-    for (int chain = 0; chain < 4; ++chain) {
-      const vdouble v = to_double(load(g + j + chain * kWidth));
-      total[chain] += v * v;
-    }
-  for (; j + kWidth <= size; j += kWidth) {
-    const vdouble v = to_double(load(g + j));
-    total[0] += v * v;
-  }
-  double result = sum((total[0] + total[1]) + (total[2] + total[3]));
-  for (; j < size; ++j) {
-    const double v = to_float(g[j]);
-    result += v * v;
-  }
+  for (; j + kChains * kWidth <= size; j += kChains * kWidth)
+    for (int chain = 0; chain < kChains; ++chain) add(j + chain * kWidth, chain);
+  for (; j + kWidth <= size; j += kWidth) add(j, 0);
+  for (int chain = 1; chain < 2 * kChains; ++chain) total[0] += total[chain];
+  double result = sum(total[0]);
+  for (; j < size; ++j) result += to_double(g[j]) * to_double(g[j]);
   return result;
 }
 

@@ -14,6 +14,7 @@
 #endif
 
 #define HRRL_INLINE static inline __attribute__((always_inline))
+#define HRRL_INLINE_MEMBER __attribute__((always_inline))
 
 namespace hrrl::cpu::HRRL_ISA {
 
@@ -30,10 +31,15 @@ struct bfloat16 {
   uint16_t bits;
 };
 
+// Wider vectors than the registers would compile, too, but gcc takes their comparisons apart lane by lane. So a vfloat
+// becomes two vectors of doubles, low(v) and high(v).
+constexpr int kDoubles = kWidth / 2;
 typedef float vfloat __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t vuint __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t vshort __attribute__((vector_size(2 * kWidth)));
-typedef double vdouble __attribute__((vector_size(8 * kWidth)));
+typedef double vdouble __attribute__((vector_size(8 * kDoubles)));
+typedef int64_t vlong __attribute__((vector_size(8 * kDoubles)));
+typedef float vhalf __attribute__((vector_size(4 * kDoubles)));  // half as many floats, not floats of half precision
 
 template <class To, class From>
 HRRL_INLINE To bit_cast(From from) {
@@ -44,8 +50,20 @@ HRRL_INLINE To bit_cast(From from) {
 }
 
 HRRL_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
-HRRL_INLINE vdouble to_double(vfloat v) { return __builtin_convertvector(v, vdouble); }
+template <size_t kFrom, size_t... kLane>
+HRRL_INLINE vdouble half_of(vfloat v, std::index_sequence<kLane...>) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, (kFrom + kLane)...), vdouble);
+}
+HRRL_INLINE vdouble low(vfloat v) { return half_of<0>(v, std::make_index_sequence<kDoubles>()); }
+HRRL_INLINE vdouble high(vfloat v) { return half_of<kDoubles>(v, std::make_index_sequence<kDoubles>()); }
+template <size_t... kLane>
+HRRL_INLINE vfloat join(vdouble low, vdouble high, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(__builtin_convertvector(low, vhalf), __builtin_convertvector(high, vhalf), kLane...);
+}
+HRRL_INLINE vfloat join(vdouble low, vdouble high) { return join(low, high, std::make_index_sequence<kWidth>()); }
+
 HRRL_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+HRRL_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
 
 // One element
 
@@ -53,6 +71,13 @@ HRRL_INLINE float to_float(float v) { return v; }
 HRRL_INLINE float to_float(half v) { return static_cast<float>(v); }
 HRRL_INLINE float to_float(bfloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
 
+template <class scalar_t>
+HRRL_INLINE double to_double(scalar_t v) {
+  return to_float(v);
+}
+HRRL_INLINE double to_double(double v) { return v; }
+
+HRRL_INLINE void assign(double& to, double v) { to = v; }
 HRRL_INLINE void assign(float& to, float v) { to = v; }
 HRRL_INLINE void assign(half& to, float v) { to = static_cast<half>(v); }
 HRRL_INLINE void assign(bfloat16& to, float v) {  // to nearest, ties to even; NaN stays NaN
@@ -64,6 +89,11 @@ HRRL_INLINE void assign(bfloat16& to, float v) {  // to nearest, ties to even; N
 
 HRRL_INLINE vfloat load(const float* p) {
   vfloat v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+HRRL_INLINE vdouble load(const double* p) {
+  vdouble v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
@@ -103,29 +133,43 @@ HRRL_INLINE void store(half* p, vfloat v) {
 #endif
 }
 
-// Across the lanes, by halves: after log2(kWidth) rotations every lane holds the result.
+HRRL_INLINE void store(double* p, vdouble v) { __builtin_memcpy(p, &v, sizeof(v)); }
+HRRL_INLINE void store(float* p, vdouble v) {
+  const vhalf rounded = __builtin_convertvector(v, vhalf);
+  __builtin_memcpy(p, &rounded, sizeof(rounded));
+}
+
+// Across the lanes, by halves: after log2 rotations every lane holds the result.
 
 template <int kShift, class vector, size_t... kLane>
 HRRL_INLINE vector rotate(vector v, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(v, v, ((kLane + kShift) % kWidth)...);
+  return __builtin_shufflevector(v, v, ((kLane + kShift) % sizeof...(kLane))...);
 }
-template <int kShift = kWidth / 2, class vector, class Combine>
+template <int kLanes, int kShift = kLanes / 2, class vector, class Combine>
 HRRL_INLINE auto across(vector v, Combine combine) {
-  v = combine(v, rotate<kShift>(v, std::make_index_sequence<kWidth>()));
+  v = combine(v, rotate<kShift>(v, std::make_index_sequence<kLanes>()));
   if constexpr (kShift > 1)
-    return across<kShift / 2>(v, combine);
+    return across<kLanes, kShift / 2>(v, combine);
   else
     return v[0];
 }
-HRRL_INLINE float sum(vfloat v) {
-  return across(v, [](vfloat a, vfloat b) { return a + b; });
-}
-HRRL_INLINE double sum(vdouble v) {
-  return across(v, [](vdouble a, vdouble b) { return a + b; });
-}
-HRRL_INLINE float max(vfloat v) {
-  return across(v, [](vfloat a, vfloat b) { return a > b ? a : b; });
-}
+struct Add {
+  template <class vector>
+  vector operator()(vector a, vector b) const {
+    return a + b;
+  }
+};
+struct Larger {
+  template <class vector>
+  vector operator()(vector a, vector b) const {
+    return a > b ? a : b;
+  }
+};
+HRRL_INLINE float sum(vfloat v) { return across<kWidth>(v, Add{}); }
+HRRL_INLINE double sum(vdouble v) { return across<kDoubles>(v, Add{}); }
+HRRL_INLINE int64_t sum(vlong v) { return across<kDoubles>(v, Add{}); }
+HRRL_INLINE float max(vfloat v) { return across<kWidth>(v, Larger{}); }
+HRRL_INLINE double max(vdouble v) { return across<kDoubles>(v, Larger{}); }
 
 // exp(x) for x <= 0, to 1 ulp; below -87.3, where float32 has no normal numbers left, 0. NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the Taylor series of e^r economised to degree 6; 2^n is put
