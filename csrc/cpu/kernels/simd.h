@@ -85,6 +85,13 @@ HRRL_INLINE void assign(bfloat16& to, float v) {  // to nearest, ties to even; N
   to.bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// The upper half of each lane is the bfloat16 nearest to it, ties to even. A NaN is cut, not rounded, lest it carry
+// over into the sign; what arithmetic returns is a quiet NaN, which stays one.
+HRRL_INLINE vuint round_to_bfloat16(vfloat v) {
+  const vuint bits = bit_cast<vuint>(v);
+  return bits + (v == v ? ((bits >> 16) & 1) + 0x7fff : vuint{});
+}
+
 // kWidth elements at any alignment
 
 HRRL_INLINE vfloat load(const float* p) {
@@ -116,10 +123,7 @@ HRRL_INLINE vfloat load(const half* p) {
 
 HRRL_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)); }
 HRRL_INLINE void store(bfloat16* p, vfloat v) {
-  const vuint bits = bit_cast<vuint>(v);
-  const vuint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const vuint nan = vuint{} + 0x7fc0;
-  const vshort result = __builtin_convertvector(bit_cast<vuint>(v != v ? nan : rounded), vshort);
+  const vshort result = __builtin_convertvector(round_to_bfloat16(v) >> 16, vshort);
   __builtin_memcpy(p, &result, sizeof(result));
 }
 HRRL_INLINE void store(half* p, vfloat v) {
@@ -137,6 +141,45 @@ HRRL_INLINE void store(double* p, vdouble v) { __builtin_memcpy(p, &v, sizeof(v)
 HRRL_INLINE void store(float* p, vdouble v) {
   const vhalf rounded = __builtin_convertvector(v, vhalf);
   __builtin_memcpy(p, &rounded, sizeof(rounded));
+}
+
+// kDoubles elements at any alignment, as doubles
+
+HRRL_INLINE vdouble load_doubles(const float* p) {
+  vhalf v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, vdouble);
+}
+template <class scalar_t>
+HRRL_INLINE vdouble load_doubles(const scalar_t* p) {
+  vhalf v;
+  for (int lane = 0; lane < kDoubles; ++lane) v[lane] = to_float(p[lane]);
+  return __builtin_convertvector(v, vdouble);
+}
+
+// 2 kWidth elements at any alignment, in an order that load_pair and store_pair share: bfloat16 splits into even and
+// odd places, which takes a shift and a mask where neighbours would have to be spread out.
+
+struct Pair {
+  vfloat first, second;
+};
+template <class scalar_t>
+HRRL_INLINE Pair load_pair(const scalar_t* p) {
+  return {load(p), load(p + kWidth)};
+}
+HRRL_INLINE Pair load_pair(const bfloat16* p) {
+  vuint bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return {bit_cast<vfloat>(bits << 16), bit_cast<vfloat>(bits & 0xffff0000u)};
+}
+template <class scalar_t>
+HRRL_INLINE void store_pair(scalar_t* p, Pair v) {
+  store(p, v.first);
+  store(p + kWidth, v.second);
+}
+HRRL_INLINE void store_pair(bfloat16* p, Pair v) {
+  const vuint bits = (round_to_bfloat16(v.first) >> 16) | (round_to_bfloat16(v.second) & 0xffff0000u);
+  __builtin_memcpy(p, &bits, sizeof(bits));
 }
 
 // Across the lanes, by halves: after log2 rotations every lane holds the result.
