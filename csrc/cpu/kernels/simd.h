@@ -36,6 +36,7 @@ struct bfloat16 {
 constexpr int kDoubles = kWidth / 2;
 typedef float vfloat __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t vuint __attribute__((vector_size(4 * kWidth)));
+typedef int32_t vint __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t vshort __attribute__((vector_size(2 * kWidth)));
 typedef double vdouble __attribute__((vector_size(8 * kDoubles)));
 typedef int64_t vlong __attribute__((vector_size(8 * kDoubles)));
@@ -50,6 +51,11 @@ HRRL_INLINE To bit_cast(From from) {
 }
 
 HRRL_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
+template <int... kLane>
+HRRL_INLINE vint lane_numbers(std::integer_sequence<int, kLane...>) {
+  return vint{kLane...};
+}
+HRRL_INLINE vint lane_numbers() { return lane_numbers(std::make_integer_sequence<int, kWidth>()); }
 template <size_t kFrom, size_t... kLane>
 HRRL_INLINE vdouble half_of(vfloat v, std::index_sequence<kLane...>) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, (kFrom + kLane)...), vdouble);
@@ -214,6 +220,27 @@ HRRL_INLINE int64_t sum(vlong v) { return across<kDoubles>(v, Add{}); }
 HRRL_INLINE float max(vfloat v) { return across<kWidth>(v, Larger{}); }
 HRRL_INLINE double max(vdouble v) { return across<kDoubles>(v, Larger{}); }
 
+// kWidth vectors, one per row, to one vector with a row per lane: result[r] = op over the lanes of rows[r]. A step
+// takes two neighbours, in each of which several rows have kSpan lanes each, to one in which they have half as many.
+
+template <int kSpan, int kPart, size_t... kLane>
+HRRL_INLINE vfloat halves(vfloat a, vfloat b, std::index_sequence<kLane...>) {
+  constexpr int kHalf = kSpan / 2;
+  return __builtin_shufflevector(a, b, (kLane / kHalf * kSpan + kLane % kHalf + kPart * kHalf)...);
+}
+template <int kSpan = kWidth, class Combine>
+HRRL_INLINE vfloat reduce_rows(vfloat* rows, Combine combine) {
+  constexpr auto kLanes = std::make_index_sequence<kWidth>();
+  for (int r = 0; r < kSpan / 2; ++r) {
+    const vfloat a = rows[2 * r], b = rows[2 * r + 1];
+    rows[r] = combine(halves<kSpan, 0>(a, b, kLanes), halves<kSpan, 1>(a, b, kLanes));
+  }
+  if constexpr (kSpan > 2)
+    return reduce_rows<kSpan / 2>(rows, combine);
+  else
+    return rows[0];
+}
+
 // exp(x) for x <= 0, to 1 ulp; below -87.3, where float32 has no normal numbers left, 0. NaN stays NaN.
 // x = n ln 2 + r with |r| <= ln 2 / 2; the polynomial is the Taylor series of e^r economised to degree 6; 2^n is put
 // together from its bits. Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
@@ -231,6 +258,27 @@ HRRL_INLINE vfloat exp_nonpositive(vfloat x) {
   p = p * (r * r) + r + 1.0f;
   const vuint exponent = (bit_cast<vuint>(shifted) - 0x4b400000u + 127u) << 23;
   return x < -87.3f ? vfloat{} : p * bit_cast<vfloat>(exponent);
+}
+
+// log(x) for finite x >= 1, to 1 ulp; NaN stays NaN. x = 2^n m with m from sqrt(1/2) to sqrt(2), and the polynomial is
+// that of Cephes for log(1 + t) = t - t^2 / 2 + t^3 P(t).
+HRRL_INLINE vfloat log_from_one(vfloat x) {
+  const vuint offset = bit_cast<vuint>(x) - 0x3f3504f3u;  // of sqrt(1/2)
+  const vint exponent = bit_cast<vint>(offset) >> 23;
+  const vfloat n = __builtin_convertvector(exponent, vfloat);
+  const vfloat t = bit_cast<vfloat>((offset & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  vfloat p = broadcast(7.0376836292e-2f);
+  p = p * t - 1.1514610310e-1f;
+  p = p * t + 1.1676998740e-1f;
+  p = p * t - 1.2420140846e-1f;
+  p = p * t + 1.4249322787e-1f;
+  p = p * t - 1.6668057665e-1f;
+  p = p * t + 2.0000714765e-1f;
+  p = p * t - 2.4999993993e-1f;
+  p = p * t + 3.3333331174e-1f;
+  const vfloat square = t * t;
+  const vfloat low = (p * t) * square - n * 2.12194440e-4f - 0.5f * square;
+  return x == x ? (t + low) + n * 0.693359375f : x;
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA
