@@ -35,10 +35,10 @@ struct CrossEntropyArgs {
   double label_smoothing;
 };
 
-// So many rows are in work at a time that their exponentials stay in the first-level cache.
+// Rows in work at a time: few enough that they and their exponentials stay in the first-level cache between passes.
 constexpr int64_t kMostRows = 16;
 inline int64_t rows_at_once(int64_t classes) {
-  constexpr int64_t kFloats = 8192;
+  constexpr int64_t kFloats = 2000;
   const int64_t rows = kFloats / (classes + kMostRows);
   return rows < 1 ? 1 : rows > kMostRows ? kMostRows : rows;
 }

@@ -47,12 +47,12 @@ struct Rows {
 template <class scalar_t>
 HRRL_INLINE vfloat find_maxima(const Rows<scalar_t>& rows, int count) {
   vfloat largest[kWidth];
-  for (int r = count; r < kWidth; ++r) largest[r] = vfloat{};
   for (int r = 0; r < count; ++r) {
-    largest[r] = rows.whole < rows.classes ? rows.tail(r) : load(rows.row(r));
-    for (int64_t j = 0; j < rows.whole; j += kWidth) largest[r] = max(load(rows.row(r) + j), largest[r]);
+    vfloat found = rows.tail(r);
+    for (int64_t j = 0; j < rows.whole; j += kWidth) found = max(load(rows.row(r) + j), found);
+    largest[r] = found;
   }
-  return reduce_rows(largest, Larger{});
+  return reduce_rows(largest, count, Larger{});
 }
 
 struct Sums {
@@ -65,7 +65,6 @@ HRRL_INLINE Sums exponentiate(const Rows<scalar_t>& rows, int count, vfloat maxi
   vfloat exp_sum[kWidth], shifted_sum[kWidth];
   float row_max[kWidth];
   store(row_max, maxima);
-  for (int r = count; r < kWidth; ++r) exp_sum[r] = shifted_sum[r] = vfloat{};
   for (int r = 0; r < count; ++r) {
     vfloat sum = {}, shifted_total = {};
     const auto visit = [&](vfloat shifted, int64_t j, vfloat counted) {
@@ -85,7 +84,7 @@ HRRL_INLINE Sums exponentiate(const Rows<scalar_t>& rows, int count, vfloat maxi
     exp_sum[r] = sum;
     shifted_sum[r] = shifted_total;
   }
-  return {reduce_rows(exp_sum, Add{}), kSmoothing ? reduce_rows(shifted_sum, Add{}) : vfloat{}};
+  return {reduce_rows(exp_sum, count, Add{}), kSmoothing ? reduce_rows(shifted_sum, count, Add{}) : vfloat{}};
 }
 
 // What a group of rows needs from its labels. Arrays, since a lane of a vector is expensive to write alone.

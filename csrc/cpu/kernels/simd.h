@@ -228,7 +228,7 @@ HRRL_INLINE vfloat halves(vfloat a, vfloat b, std::index_sequence<kLane...>) {
   constexpr int kHalf = kSpan / 2;
   return __builtin_shufflevector(a, b, (kLane / kHalf * kSpan + kLane % kHalf + kPart * kHalf)...);
 }
-template <int kSpan = kWidth, class Combine>
+template <int kSpan, class Combine>
 HRRL_INLINE vfloat reduce_rows(vfloat* rows, Combine combine) {
   constexpr auto kLanes = std::make_index_sequence<kWidth>();
   for (int r = 0; r < kSpan / 2; ++r) {
@@ -239,6 +239,13 @@ HRRL_INLINE vfloat reduce_rows(vfloat* rows, Combine combine) {
     return reduce_rows<kSpan / 2>(rows, combine);
   else
     return rows[0];
+}
+
+template <class Combine>
+HRRL_INLINE vfloat reduce_rows(vfloat* rows, int count, Combine combine) {
+  if (count == 1) return broadcast(across<kWidth>(rows[0], combine));
+  for (int r = count; r < kWidth; ++r) rows[r] = vfloat{};
+  return reduce_rows<kWidth>(rows, combine);
 }
 
 // exp(x) for x <= 0, to 1 ulp; below -87.3, where float32 has no normal numbers left, 0. NaN stays NaN.
