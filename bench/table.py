@@ -47,12 +47,9 @@ class Case:
         return "GPU" if self.facts["device"] == "cuda" else str(self.facts["threads"])
 
     def ratio(self, provider: str) -> float | None:
-        """Their time over ours. With a copy, their time for as many bytes: our share of its bandwidth."""
+        """Their time over ours."""
         seconds = self.seconds.get(provider)
-        if seconds is None:
-            return None
-        more = self.facts["streams"] / 2 if provider == "copy" else 1.0
-        return more * seconds / self.seconds["ours"]
+        return None if seconds is None else seconds / self.seconds["ours"]
 
 
 def main() -> None:
@@ -113,8 +110,8 @@ def header(results: dict[str, Any], statistic: str) -> str:
             "- command: `pytest bench --benchmark-only --benchmark-json=results.json`, then "
             f"`python bench/table.py results.json --statistic {statistic}`",
             f"- times: {STATISTICS[statistic]}; IQR: interquartile range of our rounds over their median",
-            "- ratios: the other's time over ours in the same run, above 1 we are faster; with a copy, "
-            "our share of its bandwidth. **Bold** is below the bar",
+            "- ratios: the other's time over ours in the same run, above 1 we are faster; a copy moves "
+            "as many bytes as we must. **Bold** is below the bar",
         ]
     )
 

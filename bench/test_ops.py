@@ -55,6 +55,13 @@ def agree(actual: Iterable[Tensor], expected: Iterable[Tensor], tolerance: float
         torch.testing.assert_close(got.double(), want, rtol=0, atol=atol)
 
 
+def copy_of(moved: int, device: str) -> Callable[[], Tensor]:
+    """A copy that reads and writes so many bytes together."""
+    source = torch.ones(moved // 8, dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    return lambda: target.copy_(source)
+
+
 def generator(device: str) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
@@ -116,7 +123,7 @@ def test_perturb(case: Images, provider: str, place: Place, measure: Measure) ->
         "ours": lambda: ops.perturb(x, grad, tau)[0],
         "eager": lambda: peers.eager_perturb(x, grad, tau),
         "torchattacks": lambda: peers.torchattacks_perturb(x, grad, tau),
-        "copy": lambda: torch.empty_like(x).copy_(x),
+        "copy": copy_of(3 * case.bytes, place.device),
     }
     if provider == "compile":
         compiled = place.compiled(peers.eager_perturb)
@@ -124,13 +131,10 @@ def test_perturb(case: Images, provider: str, place: Place, measure: Measure) ->
 
     measure(
         calls[provider],
-        lambda actual: agree(
-            [actual], [x.double() if provider == "copy" else expected], TOLERANCE[case.dtype]
-        ),
+        lambda actual: provider == "copy" or agree([actual], [expected], TOLERANCE[case.dtype]),
         op="perturb",
         case=case,
         provider=provider,
-        streams=2 if provider == "copy" else 3,  # the large arrays read or written
         shape=case.shape,
         dtype=case.dtype,
         layout="channels_last" if case.channels_last else "contiguous",
@@ -212,20 +216,17 @@ def test_forward(case: Logits, provider: str, place: Place, measure: Measure) ->
     """The loss and ĝ alone, but with the gradient that leaves in the same visit: one read, one write."""
     logits, *labels = case.tensors(place.device)
     expected = reference.concept_cross_entropy(logits.detach().double(), *labels)[:2]
-    source = logits.detach()
     measure(
         (lambda: ops.concept_cross_entropy(logits, *labels)[:2])
         if provider == "ours"
-        else (lambda: (torch.empty_like(source).copy_(source),)),
-        lambda actual: agree(
-            [result.detach() for result in actual],
-            expected if provider == "ours" else [source.double()],
-            TOLERANCE[case.dtype],
+        else copy_of(2 * case.bytes, place.device),
+        lambda actual: (
+            provider == "copy"
+            or agree([result.detach() for result in actual], expected, TOLERANCE[case.dtype])
         ),
         op="concept_cross_entropy forward",
         case=case,
         provider=provider,
-        streams=2,
         shape=(case.batch, case.classes),
         dtype=case.dtype,
     )

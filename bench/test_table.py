@@ -9,7 +9,7 @@ from table import report
 
 
 def benchmark(op: str, case: str, provider: str, seconds: float) -> dict[str, Any]:
-    facts = {"device": "cpu", "threads": 2, "shape": [256, 10], "dtype": "fp32", "streams": 3}
+    facts = {"device": "cpu", "threads": 2, "shape": [256, 10], "dtype": "fp32"}
     return {
         "group": f"{op} {case}",
         "extra_info": {"op": op, "case": case, "provider": provider, **facts},
@@ -58,7 +58,7 @@ def test_ratios_are_the_others_time_over_ours_and_losses_are_shown() -> None:
             benchmark("perturb", "small", "compile", 1e-6),
             benchmark("perturb", "large", "ours", 1e-3),
             benchmark("perturb", "large", "eager", 9e-3),
-            benchmark("perturb", "large", "copy", 0.6e-3),
+            benchmark("perturb", "large", "copy", 0.9e-3),
             benchmark("call", "perturb", "ours", 6e-6),
         ),
         "min",
@@ -80,7 +80,7 @@ def test_ratios_are_the_others_time_over_ours_and_losses_are_shown() -> None:
 
 def test_the_time_of_a_gpu_is_its_own() -> None:
     ours, copy = (benchmark("perturb", "x", who, 1.0) for who in ("ours", "copy"))
-    for one, seconds in ((ours, 30e-6), (copy, 17e-6)):
+    for one, seconds in ((ours, 30e-6), (copy, 25.5e-6)):
         one["extra_info"] |= {"device": "cuda", "device_seconds": [0.0, seconds, 1.0]}
     text = report(results(ours, copy), "min")
     assert rows(text, "perturb") == [["x", "256×10", "fp32", "GPU", "30.00", "25 %", "0.85"]]
