@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ..processes import Processes
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 
@@ -37,15 +38,24 @@ class Augmentation:
                 f"Augmentation: crop_padding must be at least 0, got {self.crop_padding}"
             )
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        part: range | None = None,
+        of: int | None = None,
+    ) -> Tensor:
         """images [B, C, H, W], any dtype and device → a new tensor of the same kind.
 
-        generator lives on the CPU, so one seed gives the same images on every device.
+        generator lives on the CPU, so one seed gives the same images on every device. ``part`` says
+        which images of a batch of size ``of`` these are: they look as they would in the whole of it.
         """
         pad, (b, channels, height, width) = self.crop_padding, images.shape
+        here = slice(part.start, part.stop) if part is not None else slice(None)
+        drawn = b if of is None else of
         # All is drawn whatever the settings: switching the flip off leaves the crops in place.
-        top, left = torch.randint(2 * pad + 1, (2, b), generator=generator)
-        flip = torch.randint(2, (b,), generator=generator).bool() & self.flip
+        top, left = torch.randint(2 * pad + 1, (2, drawn), generator=generator)[:, here]
+        flip = torch.randint(2, (drawn,), generator=generator)[here].bool() & self.flip
         column = torch.arange(width)
         rows = top[:, None] + torch.arange(height)  # [B, H] in the padded image
         columns = left[:, None] + torch.where(flip[:, None], width - 1 - column, column)  # [B, W]
@@ -68,6 +78,10 @@ class Batches:
 
     concept: [N] integer ids, one per example; num_workers: processes that fetch images, worthwhile
     for images decoded from files.
+
+    On several processes batch_size counts the examples of all of them, and each yields its part of
+    every batch, augmented as in the whole: what is trained does not depend on their number. For
+    training a last batch with fewer than two examples for each joins the batch before it.
     """
 
     def __init__(
@@ -81,6 +95,7 @@ class Batches:
         augment: Augmentation | None = None,
         device: str | torch.device = "cpu",
         num_workers: int = 0,
+        processes: Processes = Processes(),  # noqa: B008  (frozen)
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
@@ -94,44 +109,52 @@ class Batches:
         self.augment = augment
         self.device = torch.device(device)
         self.num_workers = num_workers
+        self.processes = processes
+        least = 2 * processes.size
+        if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
+            raise ValueError(
+                f"Batches: {processes.size} processes need at least two examples each in every batch; "
+                f"got a batch_size of {batch_size} and {len(images)} images"
+            )
+        whole, rest = divmod(len(images), batch_size)
+        self.sizes = [batch_size] * whole + ([rest] if rest else [])
+        """Examples per batch, over all processes."""
+        if shuffle and 0 < rest < least and whole:
+            self.sizes[-2:] = [batch_size + rest]
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return len(self._sizes())
+        return len(self.sizes)
 
-    def _sizes(self) -> list[int]:
-        whole, rest = divmod(len(self.images), self.batch_size)
-        sizes = [self.batch_size] * whole + ([rest] if rest else [])
-        if self.shuffle and rest == 1 and whole:
-            sizes[-2:] = [self.batch_size + 1]
-        return sizes
-
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """The batches of one epoch, epoch >= 0."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The batches of one epoch, epoch >= 0, from number ``start`` on."""
         if epoch < 0:
             raise ValueError(f"Batches: epoch must be at least 0, got {epoch}")
-        return self._generate(epoch)
+        return self._generate(epoch, start)
 
-    def _generate(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _generate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.arange(len(self.images))
         if self.shuffle:
             order = torch.randperm(len(order), generator=_generator(self.seed, epoch, "order"))
-        rows = [indices.tolist() for indices in order.split(self._sizes())] if len(order) else []
-        for number, (x, target) in enumerate(self._fetched(rows)):
-            x = self._prepared(x, epoch, number)
+        rows = order.split(self.sizes)[start:] if len(order) else ()
+        parts = [self.processes.share(len(batch)) for batch in rows]
+        mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
+        fetched = self._fetched([indices.tolist() for indices in mine if len(indices)])
+        for number, (indices, part) in enumerate(zip(mine, parts, strict=True), start):
+            if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
+                continue
+            x, target = next(fetched)
+            x = x.to(self.device, non_blocking=True)
+            if self.augment is not None:
+                generator = _generator(self.seed, epoch, number)
+                x = self.augment(x, generator, part, self.sizes[number])
             target = target.to(self.device, non_blocking=True)
-            yield x, target, self.concept[rows[number]].to(self.device, non_blocking=True)
+            yield as_float(x), target, self.concept[indices].to(self.device, non_blocking=True)
 
-    def _prepared(self, x: Tensor, epoch: int, number: int) -> Tensor:
-        x = x.to(self.device, non_blocking=True)
-        if self.augment is not None:
-            x = self.augment(x, _generator(self.seed, epoch, number))
-        return as_float(x)
-
-    def _fetched(self, rows: list[list[int]]) -> Iterable[tuple[Tensor, Tensor]]:
+    def _fetched(self, rows: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.num_workers == 0:
             return (self.images.__getitems__(indices) for indices in rows)
-        return DataLoader(
+        loader = DataLoader(
             self.images,
             batch_sampler=rows,
             collate_fn=_as_fetched,
@@ -139,6 +162,7 @@ class Batches:
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global one
         )
+        return iter(loader)
 
 
 def _as_fetched(batch: Any) -> Any:

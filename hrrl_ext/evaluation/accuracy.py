@@ -24,7 +24,10 @@ class Accuracy:
 
 
 def accuracy(model: nn.Module, batches: Batches, num_concepts: int) -> Accuracy:
-    """Classifies every example of ``batches`` once, in eval mode; every module's mode is restored."""
+    """Classifies every example of ``batches`` once, in eval mode; every module's mode is restored.
+
+    On several processes each classifies its part, and all get the whole result.
+    """
     correct = torch.zeros(num_concepts, dtype=torch.float64, device=batches.device)
     count = torch.zeros_like(correct)
     with evaluating(model):
@@ -32,7 +35,8 @@ def accuracy(model: nn.Module, batches: Batches, num_concepts: int) -> Accuracy:
             hit = model(x).argmax(1) == target
             correct += torch.bincount(concept, weights=hit, minlength=num_concepts)
             count += torch.bincount(concept, minlength=num_concepts)
-    correct, count = correct.cpu(), count.cpu()
+    correct = batches.processes.sum(correct).cpu()
+    count = batches.processes.sum(count).cpu()
     concept_accuracy = correct / count  # 0/0 = NaN: not there, not 0 %
     present = concept_accuracy[count > 0]
     return Accuracy(

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from hrrl_ext.data import ArrayImages, Augmentation, Batches
+from hrrl_ext.processes import Processes
 
 N = 10
 
@@ -243,3 +244,52 @@ def test_epoch_is_checked_at_once():
 def test_concept(concept, error):
     with pytest.raises(error, match="Batches: concept must"):
         Batches(image_set(), concept, 4, shuffle=False)
+
+
+@pytest.mark.parametrize(("size", "batch_size"), [(23, 8), (20, 8), (16, 8)])
+def test_processes_share_every_batch(size: int, batch_size: int) -> None:
+    """Put together, the parts are the batches of one process, to the bit."""
+    images = ArrayImages(
+        torch.randint(0, 256, (size, 3, 6, 6), dtype=torch.uint8), torch.arange(size) % 3
+    )
+
+    def batches(processes: Processes) -> Batches:
+        return Batches(
+            images, torch.arange(size) % 2, batch_size, shuffle=True, augment=Augmentation(2),
+            processes=processes,
+        )  # fmt: skip
+
+    parts = [batches(Processes(rank, 3)) for rank in range(3)]
+    whole = batches(Processes())
+    whole.sizes = parts[0].sizes  # three processes join a last batch of fewer than six
+    assert sum(whole.sizes) == size and min(whole.sizes) >= 6
+    for of_all, *of_each in zip(whole.epoch(1), *(part.epoch(1) for part in parts), strict=True):
+        for got, want in zip(zip(*of_each, strict=True), of_all, strict=True):
+            assert torch.equal(torch.cat(got), want)
+
+
+def test_evaluation_counts_every_example_once_on_more_processes_than_examples() -> None:
+    images = ArrayImages(torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([0, 1]))
+    seen = [
+        target
+        for rank in range(4)
+        for _, target, _ in Batches(
+            images, torch.zeros(2).long(), 8, shuffle=False, processes=Processes(rank, 4)
+        ).epoch(0)
+    ]
+    assert torch.equal(torch.cat(seen), images.target)
+
+
+def test_starting_within_an_epoch_gives_the_rest_of_it() -> None:
+    images = ArrayImages(
+        torch.randint(0, 256, (10, 3, 6, 6), dtype=torch.uint8), torch.zeros(10).long()
+    )
+    batches = Batches(images, torch.zeros(10).long(), 3, shuffle=True, augment=Augmentation(1))
+    for got, want in zip(batches.epoch(2, start=2), list(batches.epoch(2))[2:], strict=True):
+        assert torch.equal(got[0], want[0])
+
+
+def test_too_small_a_batch_for_the_processes() -> None:
+    images = ArrayImages(torch.zeros(9, 3, 4, 4, dtype=torch.uint8), torch.zeros(9).long())
+    with pytest.raises(ValueError, match="4 processes need at least two examples each"):
+        Batches(images, torch.zeros(9).long(), 7, shuffle=True, processes=Processes(0, 4))

@@ -1,0 +1,77 @@
+"""One run on several processes (torchrun), or on one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is. ``Processes()`` is the only one, and costs nothing."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def main(self) -> bool:
+        """The one that writes files and talks."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """The part of ``count`` neighbouring things that is this process's; sizes differ by one."""
+        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Adds ``value`` up over all processes, in place: the same bits in each of them."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every process, by rank."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """Until every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
+    """The processes that torchrun has started, connected (NCCL on CUDA, gloo on the CPU), and the device of
+    this one: with "auto" or "cuda" a GPU each. Without torchrun, one process.
+    """
+    chosen = choose_device(device)
+    if not dist.is_initialized():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Processes(), chosen
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size()), chosen
+
+
+def stop_processes() -> None:
+    """Disconnects what :func:`start_processes` connected."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'cpu'")
+    return device
