@@ -115,6 +115,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
     parser.add_argument("--root", help="where data sets of torchvision lie")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--checkpoint_every", type=int, help="save every so many steps, besides after each epoch"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
@@ -123,14 +126,18 @@ def _train_arguments(parser: ArgumentParser) -> None:
 
 def _train(args: Namespace) -> None:
     """Learn features with Algorithm 1."""
+    from .processes import stop_processes
     from .training import HRRLTrainer
 
     options = args.as_dict()
     options.pop("config")
-    result = HRRLTrainer(
+    trainer = HRRLTrainer(
         data=_source(options.pop("data")), validation=_source(options.pop("validation")), **options
-    ).fit()
-    print(f"saved {result.out}")
+    )
+    result = trainer.fit()
+    if trainer.processes.main:
+        print(f"saved {result.out}")
+    stop_processes()
 
 
 # --- extract
@@ -150,7 +157,8 @@ def _extract_arguments(parser: ArgumentParser) -> None:
 def _extract(args: Namespace) -> None:
     """Save the features of images: the input of a trained model's last layer."""
     from .data import load_images
-    from .training import choose_device, load_model
+    from .processes import choose_device
+    from .training import load_model
     from .transfer import extract_features, save_features
 
     images = load_images(

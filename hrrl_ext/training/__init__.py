@@ -1,14 +1,14 @@
 """Algorithm 1 as a trainer: reproducible, resumable, and open about what q does."""
 
-from .checkpoint import CheckpointError, load_model
+from .checkpoint import CheckpointError
 from .config import TrainingConfig
-from .trainer import HRRLTrainer, TrainingResult, choose_device
+from .run_folder import load_model
+from .trainer import HRRLTrainer, TrainingResult
 
 __all__ = [
     "CheckpointError",
     "HRRLTrainer",
     "TrainingConfig",
     "TrainingResult",
-    "choose_device",
     "load_model",
 ]

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from ..robust.perturbation import BatchNormStatistics
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Selection = Literal["average", "worst_concept"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,9 @@ class TrainingConfig:
     epochs: int = 90
     """Passes over the training set."""
     batch_size: int = 256
-    """Examples per step."""
+    """Examples per step, over all processes."""
+    accumulate: int = 1
+    """Parts that a process takes its share of a batch in, one after the other; same step, less memory."""
     lr: float = 0.1
     """Initial learning rate of SGD."""
     milestones: Sequence[int] | None = None
@@ -54,6 +57,8 @@ class TrainingConfig:
     """Autocast of the two forward passes; the losses and q are never in half precision."""
     channels_last: bool = False
     """Memory format of the model and the images."""
+    select: Selection = "average"
+    """Accuracy on the validation set that makes an epoch the best: average or worst_concept."""
     seed: int = 0
     """Of the initial weights, the order of the examples and their augmentation."""
 
@@ -63,17 +68,19 @@ class TrainingConfig:
                 number = float if name == "q0" else int
                 object.__setattr__(self, name, [number(v) for v in value])
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "lr": self.lr}
-        for name, value in (positive | {"width": self.width}).items():
+        positive |= {"width": self.width, "accumulate": self.accumulate}
+        for name, value in positive.items():
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be positive, got {value}")
         for name in ("momentum", "weight_decay", "crop_padding"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must not be negative, got {value}")
-        if self.precision not in get_args(Precision):
-            raise ValueError(
-                f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}"
-            )
+        for name, known in (("precision", Precision), ("select", Selection)):
+            if (value := getattr(self, name)) not in get_args(known):
+                raise ValueError(
+                    f"{name} must be one of {', '.join(get_args(known))}, got {value!r}"
+                )
 
     def learning_rate(self, epoch: int) -> float:
         """lr of an epoch, counted from 0."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
-import json
 import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from .._modes import evaluating
 from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
@@ -24,11 +25,14 @@ from ..data.image_sets import as_float
 from ..evaluation import accuracy
 from ..models import build_model
 from ..ops import ConceptLoss
+from ..processes import start_processes
 from ..robust import HRRLObjective
 from ..robust.concepts import effective_number
-from . import checkpoint
 from .config import TrainingConfig
 from .progress import Progress, ProgressStyle
+from .run_folder import RunFolder
+from .stopping import Stopping
+from .tally import Tally
 
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 _FIRST_STEPS = 5  # of a run, each looked at: q moves most there, and a network thrown off stays so
@@ -69,8 +73,9 @@ class HRRLTrainer:
             split="test". Its concepts follow from its classes by ``concepts``.
         validation_concepts: ids per validation example, where ``concepts`` are ids per example.
         out: folder of the run; None saves nothing.
-        resume: continue the run in ``out`` from its last epoch, to the same bits as if it had never
-            stopped. Without it a folder that holds a run is refused.
+        resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
+            never stopped. Without it a folder that holds a run is refused.
+        checkpoint_every: save every so many steps, besides at the end of each epoch.
         root: where data sets of torchvision lie.
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
@@ -79,7 +84,11 @@ class HRRLTrainer:
 
     Deterministic given the seed and the number of threads (on CUDA as far as cuDNN is; see
     torch.use_deterministic_algorithms). Bad arguments raise before any training; a loss that is not
-    finite stops the run and leaves the last checkpoint.
+    finite stops the run and leaves the last checkpoint. SIGTERM saves and exits with status 143.
+
+    Under torchrun the processes share every batch: ``batch_size`` counts the examples of all of them,
+    gradients and ĝ are those of the whole batch, and q is the same in each to the bit. Only batch
+    normalisation sees its own part. The first process writes and talks.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class HRRLTrainer:
         validation_concepts: Tensor | Sequence[int] | None = None,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        checkpoint_every: int | None = None,
         root: str | None = None,
         device: str = "auto",
         num_workers: int = 0,
@@ -99,10 +109,17 @@ class HRRLTrainer:
         **config: Any,
     ) -> None:
         self.config = _training_config(config)
-        self.out = None if out is None else Path(out)
-        self.device = choose_device(device)
-        self.progress = progress
-        self._require_free(resume)
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every must be at least 1 step, got {checkpoint_every}")
+        self.checkpoint_every = checkpoint_every
+        self.processes, self.device = start_processes(device)
+        self.progress: ProgressStyle = progress if self.processes.main else "off"
+        self.run = None if out is None else RunFolder(out)
+        if self.run is None and resume:
+            raise ValueError("resume=True needs out, the folder of the run to continue")
+        if self.run is not None and not resume:
+            self.run.require_free()
+        self.processes.wait()  # before the first of them creates the folder
 
         self.images = self._open(data, "train", root)
         concept, self.concept_names = resolve_concepts(concepts, self.images)
@@ -153,78 +170,116 @@ class HRRLTrainer:
         self.scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.config.precision == "fp16"
         )
+        # The gradient of the input is no business of the other processes: that pass takes self.model.
+        self.parallel: nn.Module = self.model
+        if self.processes.size > 1:
+            torch.manual_seed(self.config.seed + self.processes.rank)  # dropout draws its own masks
+            self.parallel = DistributedDataParallel(self.model)
         self.history: list[dict[str, Any]] = []
+        self.tally = self._empty_tally()
         self._warned = False
-        if resume:
-            self._resume()
+        if self.run is not None and resume:
+            self.run.require_run(self._description())
+            self._resume(self.run)
 
     # --- Algorithm 1
 
-    def train_step(self, x: Tensor, target: Tensor, concept: Tensor) -> tuple[Tensor, ConceptLoss]:
-        """One iteration of Algorithm 1, lines 9 to 11. Never waits for the device."""
-        with self._autocast():
-            x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
-            logits = self.model(x)  # [B, C]
-        out = self.objective(logits, target, concept)  # the losses at θ_t, weighted by q_t
+    def train_step(
+        self, x: Tensor, target: Tensor, concept: Tensor, *, batch: int | None = None
+    ) -> Tensor:
+        """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]. Never waits for the device.
+
+        The arguments are this process's part of a mini-batch of ``batch`` examples (all of it, if not
+        given), taken in ``accumulate`` parts one after the other.
+        """
+        batch = len(x) if batch is None else batch
+        concept_loss = torch.zeros_like(self.objective.distribution.q)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(out.loss).backward()
+        for part, last in _parts(self.config.accumulate, x, target, concept):
+            share = len(part[0]) / batch
+            with nullcontext() if last else self._keep_gradients():
+                out = self._losses(*part)  # at θ_t, weighted by q_t
+                self.scaler.scale(out.loss * (share * self.processes.size)).backward()
+            concept_loss += out.concept_loss * share
+        self.processes.sum(concept_loss)  # ĝ, of the whole batch
         self.scaler.step(self.optimizer)  # θ_{t+1}, line 10, Eq. 5
         self.scaler.update()
-        self.objective.update(out.concept_loss)  # q_{t+1}, line 11, Eq. 6: still the losses at θ_t
-        return logits.detach(), out
+        self.objective.update(concept_loss)  # q_{t+1}, line 11, Eq. 6: still the losses at θ_t
+        return concept_loss
+
+    def _losses(self, x: Tensor, target: Tensor, concept: Tensor) -> ConceptLoss:
+        if self.config.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        with self._autocast():
+            x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
+            logits = self.parallel(x)  # [B, C]
+        out: ConceptLoss = self.objective(logits, target, concept)
+        self.tally.add(logits.detach(), target, out)
+        return out
+
+    def _keep_gradients(self) -> Any:
+        """Within, backward adds to the gradients of this process and sends none."""
+        parallel = self.parallel
+        return (
+            parallel.no_sync() if isinstance(parallel, DistributedDataParallel) else nullcontext()
+        )
 
     def fit(self) -> TrainingResult:
         """Trains what is left of ``epochs`` and returns the model of the last iterate."""
-        if self.out is not None and not self.history:
-            checkpoint.write_config(self.out, self._description())
+        if self.run is not None and self.processes.main:
+            self.run.begin(self._description(), str(self.device), self.processes.size)
         total = self.config.epochs * len(self.batches)
-        with Progress(self.progress, total) as progress:
-            if self.config.c == "auto" and self.config.lam is not None and not self.history:
+        with Progress(self.progress, total) as progress, Stopping(self.processes) as stopping:
+            fresh = not self.history and not self.tally.steps
+            if self.config.c == "auto" and self.config.lam is not None and fresh:
                 self._calibrate()
             for epoch in range(len(self.history), self.config.epochs):
-                self.history.append(self._train_epoch(epoch, progress))
-                line = _summary(self.history[-1], self.config.epochs)
-                if self.out is not None:
-                    checkpoint.save_checkpoint(self.out, epoch + 1, self.model, self._state())
-                    checkpoint.write_metrics(self.out, self.history)
-                    with (self.out / "train.log").open("a", encoding="utf-8") as log:
-                        print(line, file=log)
-                progress.line(line)
-        return TrainingResult(self.model, self.history, self.out)
+                self.history.append(self._train_epoch(epoch, progress, stopping))
+                self.tally = self._empty_tally()
+                self._write_epoch()
+                self._save()
+                progress.line(_summary(self.history[-1], self.config.epochs))
+        return TrainingResult(self.model, self.history, None if self.run is None else self.run.path)
 
     # --- one epoch
 
-    def _train_epoch(self, epoch: int, progress: Progress) -> dict[str, Any]:
+    def _train_epoch(self, epoch: int, progress: Progress, stopping: Stopping) -> dict[str, Any]:
         lr = self.config.learning_rate(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        start = time.perf_counter()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.int64, device=self.device)
-        concept_loss_sum = torch.zeros_like(self.objective.distribution.q)
-        for step, (x, target, concept) in enumerate(self.batches.epoch(epoch), start=1):
-            if self.config.channels_last:
-                x = x.contiguous(memory_format=torch.channels_last)
-            logits, out = self.train_step(x, target, concept)
-            loss_sum += out.example_loss.double().sum()
-            correct += (logits.argmax(1) == target).sum()
-            concept_loss_sum += out.concept_loss
-            first = epoch == 0 and step <= _FIRST_STEPS
-            if first or step % _CHECK_EVERY == 0 or step == len(self.batches):
-                loss = loss_sum.item() / (step * self.config.batch_size)
-                self._check_loss(out, epoch, step)
-                self._check_distribution(concept_loss_sum / step, epoch, step)
+        start, first = time.perf_counter(), self.tally.steps
+        for x, target, concept in self.batches.epoch(epoch, start=first):
+            concept_loss = self.train_step(
+                x, target, concept, batch=self.batches.sizes[self.tally.steps]
+            )
+            self.tally.concept_loss += concept_loss
+            self.tally.steps += 1
+            step, last = self.tally.steps, self.tally.steps == len(self.batches)
+            look = step % _CHECK_EVERY == 0 or last or (epoch == 0 and step <= _FIRST_STEPS)
+            if look:
+                self._check_loss(concept_loss, epoch, step)
+                self._check_distribution(self.tally.concept_loss / step, epoch, step)
+                loss = self.tally.total(self.processes)[0] / sum(self.batches.sizes[:step])
                 text = f"epoch {epoch + 1}/{self.config.epochs}  loss {loss:.3f}"
                 progress.step(epoch * len(self.batches) + step, text)
-        seconds = time.perf_counter() - start
+            stop = stopping.asked(look)
+            every = self.checkpoint_every
+            if not last and (stop or (every and (epoch * len(self.batches) + step) % every == 0)):
+                self._save()
+            if stop and not last:
+                stopping.leave(self.run)
+        return self._row(epoch, lr, sum(self.batches.sizes[first:]) / (time.perf_counter() - start))
+
+    def _row(self, epoch: int, lr: float, images_per_second: float) -> dict[str, Any]:
         distribution, n = self.objective.distribution, len(self.images)
+        loss, correct = self.tally.total(self.processes)
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * len(self.batches),
             "lr": lr,
-            "loss": loss_sum.item() / n,
-            "train_accuracy": correct.item() / n,
+            "loss": loss / n,
+            "train_accuracy": correct / n,
         }
         if self.validation is not None:
             with self._autocast():
@@ -232,24 +287,25 @@ class HRRLTrainer:
             row["accuracy"] = measured.average
             row["worst_concept_accuracy"] = measured.worst_concept
             row["concept_accuracy"] = self._by_concept(measured.concept)
-        row |= {
-            "concept_loss": self._by_concept(concept_loss_sum / len(self.batches)),
+        return row | {
+            "concept_loss": self._by_concept(self.tally.concept_loss / len(self.batches)),
             "q": self._by_concept(distribution.q),
             "effective_concepts": distribution.effective_concepts.item(),
             "largest_weight": distribution.weight.max().item(),
-            "images_per_second": n / seconds,
-            "seconds": seconds,
+            "images_per_second": images_per_second,
         }
-        return row
 
-    def _check_loss(self, out: ConceptLoss, epoch: int, step: int) -> None:
-        if torch.isfinite(out.loss):
+    def _empty_tally(self) -> Tally:
+        return Tally.empty(len(self.concept_names), self.device)
+
+    def _check_loss(self, concept_loss: Tensor, epoch: int, step: int) -> None:
+        wrong = (~torch.isfinite(concept_loss)).nonzero().flatten().tolist()
+        if not wrong:
             return
-        wrong = (~torch.isfinite(out.concept_loss)).nonzero().flatten().tolist()
-        names = ", ".join(self.concept_names[k] for k in wrong[:3]) or "all"
-        kept = checkpoint.checkpoints(self.out) if self.out else []
+        names = ", ".join(self.concept_names[k] for k in wrong[:3])
+        kept = self.run.checkpoints if self.run is not None else []
         raise FloatingPointError(
-            f"the loss is {out.loss.item()} in epoch {epoch + 1}, step {step} (concepts: {names}). "
+            f"the loss is not finite in epoch {epoch + 1}, step {step} (concepts: {names}). "
             "Lower lr or tau, or raise lam. "
             + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
         )
@@ -279,10 +335,12 @@ class HRRLTrainer:
         """c from the concept losses of the first mini-batches, at θ_0 and without a step."""
         losses = []
         with evaluating(self.model):  # leaves no trace in the running statistics
-            for x, target, concept in itertools.islice(self.batches.epoch(0), _CALIBRATION_BATCHES):
+            batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
+            for (x, target, concept), size in itertools.islice(batches, _CALIBRATION_BATCHES):
                 with self._autocast():
                     logits = self.model(x)
-                losses.append(self.objective(logits, target, concept).concept_loss)
+                part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
+                losses.append(self.processes.sum(part))
         self.objective.distribution.calibrate(losses)
 
     # --- set-up
@@ -309,6 +367,7 @@ class HRRLTrainer:
             augment=augment,
             device=self.device,
             num_workers=num_workers,
+            processes=self.processes,
         )
 
     def _validation_concept(
@@ -358,19 +417,6 @@ class HRRLTrainer:
 
     # --- the run's folder
 
-    def _require_free(self, resume: bool) -> None:
-        if self.out is None:
-            if resume:
-                raise ValueError("resume=True needs out, the folder of the run to continue")
-        elif self.out.exists() and not self.out.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {self.out}")
-        elif checkpoint.holds_run(self.out) and not resume:
-            raise FileExistsError(
-                f"{self.out} already holds a run; continue it with resume=True, or choose another out"
-            )
-        elif resume and not checkpoint.holds_run(self.out):
-            raise FileNotFoundError(f"resume: {self.out} holds no run")
-
     def _description(self) -> dict[str, Any]:
         return {
             "model": self.model_name,
@@ -382,38 +428,61 @@ class HRRLTrainer:
             "training": asdict(self.config),
         }
 
-    def _state(self) -> dict[str, Any]:
-        return {
+    def _write_epoch(self) -> None:
+        """Before the checkpoint: a run killed in between does the epoch, and this, once more."""
+        if self.run is None or not self.processes.main:
+            return
+        chosen = "accuracy" if self.config.select == "average" else "worst_concept_accuracy"
+        row, *before = self.history[::-1]
+        if chosen in row and all(row[chosen] > old[chosen] for old in before):
+            self.run.save_best(self.model, row)
+        lines = [_summary(row, self.config.epochs) for row in self.history]
+        self.run.write_metrics(self.history, lines)
+
+    def _save(self) -> None:
+        if self.run is None:
+            return
+        cuda = self.device.type == "cuda"
+        state = {
             "optimizer": self.optimizer.state_dict(),
             "objective": self.objective.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "rng_cuda": torch.cuda.get_rng_state_all() if self.device.type == "cuda" else [],
+            "rng": self.processes.gather(torch.get_rng_state()),
+            "rng_cuda": self.processes.gather(
+                torch.cuda.get_rng_state(self.device) if cuda else None
+            ),
+            "tally": self.processes.gather(self.tally.state_dict()),
             "history": self.history,
         }
+        step = len(self.history) * len(self.batches) + self.tally.steps
+        if self.processes.main:
+            self.run.save(step, self.model, state)
+        self.processes.wait()
 
-    def _resume(self) -> None:
-        assert self.out is not None
-        here, there = _plain(self._description()), checkpoint.read_config(self.out)
-        changed = [
-            *(k for k in here if k != "training" and here[k] != there.get(k)),
-            *(k for k, v in here["training"].items() if v != there.get("training", {}).get(k)),
-        ]
-        if changed:
+    def _resume(self, run: RunFolder) -> None:
+        if not run.checkpoints:
+            return  # stopped before its first: nothing to take up
+        state, rank = run.load(self.model), self.processes.rank
+        if len(state["rng"]) != self.processes.size:
             raise ValueError(
-                f"resume: {self.out} is a run with other settings ({', '.join(changed)} differ); "
-                "a run is continued as it was begun"
+                f"resume: {run.path} is a run of {len(state['rng'])} processes, got "
+                f"{self.processes.size}; a run is continued as it was begun"
             )
-        if not checkpoint.checkpoints(self.out):
-            return  # stopped within its first epoch: nothing to take up
-        state = checkpoint.load_checkpoint(self.out, self.model)
         self.optimizer.load_state_dict(state["optimizer"])
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"])
-        if state["rng_cuda"]:
-            torch.cuda.set_rng_state_all(state["rng_cuda"])
+        torch.set_rng_state(state["rng"][rank])
+        if state["rng_cuda"][rank] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"][rank], self.device)
+        self.tally.load_state_dict(state["tally"][rank])
         self.history = state["history"]
+
+
+def _parts(count: int, *batch: Tensor) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+    """A batch in so many parts (fewer, if it has fewer examples), and whether each is the last."""
+    count = min(count, len(batch[0]))
+    for number, part in enumerate(zip(*(t.tensor_split(count) for t in batch), strict=True), 1):
+        yield part, number == count
 
 
 def _training_config(config: dict[str, Any]) -> TrainingConfig:
@@ -424,20 +493,6 @@ def _training_config(config: dict[str, Any]) -> TrainingConfig:
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise TypeError(f"HRRLTrainer has no argument {name!r}{hint}")
     return TrainingConfig(**config)
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch sees no CUDA device; use 'cpu'")
-    return device
-
-
-def _plain(value: Any) -> Any:
-    """As JSON would give it back."""
-    return json.loads(json.dumps(value))
 
 
 def _summary(row: dict[str, Any], epochs: int) -> str:

@@ -1,0 +1,207 @@
+"""A run's folder: what it is, what it has measured, and where it can be taken up again.
+
+config.json                       settings, model, classes, concepts
+environment.jsonl                 per start: versions, device, command, commit
+metrics.csv, metrics.jsonl        one row per epoch
+train.log                         the same in plain lines
+checkpoints/step-00000240/        the newest two (checkpoint.py)
+best/                             config.json and model.safetensors of the best epoch
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_model as load_weights
+from safetensors.torch import save_model as save_weights
+from torch import nn
+
+from .._build import build_info
+from .._files import replacing
+from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+
+
+class RunFolder:
+    """Names and contents of the files of one run."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    # --- whether there is a run
+
+    @property
+    def holds_run(self) -> bool:
+        return (self.path / "config.json").exists() or (self.path / "checkpoints").exists()
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        return checkpoints(self.path / "checkpoints")
+
+    def require_free(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"out must be a folder, got the file {self.path}")
+        if self.holds_run:
+            raise FileExistsError(
+                f"{self.path} already holds a run; continue it with resume=True, or choose another out"
+            )
+
+    def require_run(self, description: Mapping[str, Any]) -> None:
+        """That it holds a run, and of this description."""
+        if not self.holds_run:
+            raise FileNotFoundError(f"resume: {self.path} holds no run")
+        here, there = json.loads(json.dumps(description)), self.config()
+        changed = [
+            *(k for k in here if k != "training" and here[k] != there.get(k)),
+            *(k for k, v in here["training"].items() if v != there.get("training", {}).get(k)),
+        ]
+        if changed:
+            raise ValueError(
+                f"resume: {self.path} is a run with other settings ({', '.join(changed)} differ); "
+                "a run is continued as it was begun"
+            )
+
+    # --- writing
+
+    def begin(self, description: Mapping[str, Any], device: str, processes: int) -> None:
+        if not (self.path / "config.json").exists():
+            _write_json(self.path / "config.json", description)
+        with (self.path / "environment.jsonl").open("a", encoding="utf-8") as f:
+            print(json.dumps(_environment(device, processes)), file=f)
+
+    def save(self, step: int, model: nn.Module, state: Mapping[str, Any]) -> None:
+        save_checkpoint(self.path / "checkpoints", step, model, state)
+
+    def save_best(self, model: nn.Module, row: Mapping[str, Any]) -> None:
+        """The weights of the best epoch so far, with the configuration: a model of its own."""
+        with replacing(self.path / "best" / "model.safetensors") as path:
+            save_weights(model, str(path), metadata={"epoch": str(row["epoch"])})
+        _write_json(self.path / "best" / "config.json", self.config() | {"best": dict(row)})
+
+    def write_metrics(self, history: Sequence[Mapping[str, Any]], lines: Sequence[str]) -> None:
+        """metrics.jsonl as it is; metrics.csv with one column per concept for what is a dict there."""
+        with replacing(self.path / "metrics.jsonl") as path:
+            path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        flat = [_flatten(row) for row in history]
+        with (
+            replacing(self.path / "metrics.csv") as path,
+            path.open("w", newline="", encoding="utf-8") as f,
+        ):
+            writer = csv.DictWriter(f, fieldnames=list(flat[0]))
+            writer.writeheader()
+            writer.writerows(flat)
+        with replacing(self.path / "train.log") as path:
+            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    # --- reading
+
+    def config(self) -> dict[str, Any]:
+        return _read_config(self.path)
+
+    def load(self, model: nn.Module) -> dict[str, Any]:
+        """Fills ``model`` from the newest checkpoint that can be read and returns its state."""
+        return load_checkpoint(self.path / "checkpoints", model)
+
+
+def load_model(
+    out: str | os.PathLike[str], model: nn.Module | None = None, *, which: str = "last"
+) -> nn.Module:
+    """The trained model of a run's folder, in eval mode on the CPU.
+
+    ``which`` is "last", the newest checkpoint, or "best", the best epoch on the validation set. A run
+    of a model given by name is rebuilt from its configuration; for a run of your own module pass a
+    fresh one, which is filled. Raises FileNotFoundError where ``out`` is no run and CheckpointError
+    where none of its checkpoints can be read.
+    """
+    if which not in ("last", "best"):
+        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    run = RunFolder(out)
+    config = run.config()
+    if model is None:
+        if config["model"] is None:
+            raise ValueError(
+                f"{out} is a run of a module of your own; pass one of its kind as model="
+            )
+        from ..models import build_model
+
+        model = build_model(
+            config["model"],
+            num_classes=len(config["classes"]),
+            image_size=config["image_size"],
+            width=config["training"]["width"],
+        )
+    if which == "last":
+        run.load(model)
+    elif (best := run.path / "best" / "model.safetensors").exists():
+        load_weights(model, best)
+    else:
+        raise FileNotFoundError(
+            f"{out} has no best epoch: it was trained without validation images"
+        )
+    return model.eval()
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} is not the folder of a run: there is no {path.name} in it"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    assert isinstance(config, dict)
+    return config
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}/{key}": entry for key, entry in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _environment(device: str, processes: int) -> dict[str, Any]:
+    from .. import __version__
+
+    cuda = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "commit": _commit(),
+        "hrrl_ext": __version__,
+        "kernels": build_info()["cpu_in_use"],
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": cuda or f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "processes": processes,
+    }
+
+
+def _commit() -> str | None:
+    """Of the repository that the run was started in, if any."""
+    try:
+        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(
+            git, capture_output=True, text=True, check=True, timeout=5
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
