@@ -48,14 +48,16 @@ class Processes:
 
 
 def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
-    """The processes that torchrun has started, connected (NCCL on CUDA, gloo on the CPU), and the device of
-    this one: with "auto" or "cuda" a GPU each. Without torchrun, one process.
+    """The processes that torchrun has started, and the device of this one.
+
+    They are connected by NCCL on CUDA, where "auto" and "cuda" are a GPU each, and by gloo on the
+    CPU. Without torchrun there is one.
     """
     chosen = choose_device(device)
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return Processes(), chosen
-        if chosen.type == "cuda" and chosen.index is None:
+        if chosen.type == "cuda" and ":" not in name:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ def _environment(device: str, processes: int) -> dict[str, Any]:
 
     cuda = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
         "commit": _commit(),
         "hrrl_ext": __version__,

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 import hrrl_ext
 from hrrl_ext.data import ArrayImages, ConceptMap, load_images
-from hrrl_ext.training import CheckpointError, HRRLTrainer, TrainingConfig, checkpoint, load_model
+from hrrl_ext.training import CheckpointError, HRRLTrainer, TrainingConfig, load_model, run_folder
+from hrrl_ext.training.checkpoint import checkpoints
 
 DIGITS = load_images("digits", split="train").subset(range(160))
 SMALL: dict[str, Any] = {
@@ -150,10 +151,10 @@ def test_resumes_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:  # H
     stopped = HRRLTrainer(Narrow(), **settings, out=tmp_path / "cut")
     train_epoch = stopped._train_epoch
 
-    def stop(epoch: int, progress: Any) -> dict[str, Any]:
+    def stop(epoch: int, *arguments: Any) -> dict[str, Any]:
         if epoch == stop_after:
             raise KeyboardInterrupt
-        return train_epoch(epoch, progress)
+        return train_epoch(epoch, *arguments)
 
     stopped._train_epoch = stop  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
@@ -193,7 +194,7 @@ def test_survives_being_killed(tmp_path: Path) -> None:
         killed.stderr.readline()
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert int(checkpoint.checkpoints(tmp_path / "run")[-1].name[-4:]) >= 5
+    assert int(checkpoints(tmp_path / "run/checkpoints")[-1].name[-8:]) >= 25
     for arguments in ([str(tmp_path / "run"), "resume"], [str(tmp_path / "whole")]):
         process = start(*arguments)
         _, errors = process.communicate()
@@ -215,8 +216,8 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
     assert float(table[2]["q/7"]) == result.last["q"]["7"]
     log = (out / "train.log").read_text().splitlines()
     assert [line.split()[1] for line in log] == ["1/3", "2/3", "3/3"]
-    kept = checkpoint.checkpoints(out)
-    assert [path.name for path in kept] == ["epoch-0002", "epoch-0003"]
+    kept = checkpoints(out / "checkpoints")
+    assert [path.name for path in kept] == ["step-00000010", "step-00000015"]
     state = torch.load(kept[-1] / "state.pt", weights_only=True)
     assert torch.equal(
         state["objective"]["distribution.q"],
@@ -251,7 +252,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     tmp_path: Path, file: str, damage: str
 ) -> None:
     HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path).fit()
-    newest = tmp_path / "checkpoints/epoch-0003" / file
+    newest = tmp_path / "checkpoints/step-00000015" / file
     content = newest.read_bytes()
     if damage == "missing":
         newest.unlink()
@@ -259,10 +260,10 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
         newest.write_bytes(
             content[: len(content) // 2] if damage == "truncated" else b"not a model"
         )
-    with pytest.warns(UserWarning, match=r"epoch-0003 cannot be read .*; trying the one before"):
+    with pytest.warns(UserWarning, match=r"step-00000015 cannot be read .*; trying the one before"):
         trainer = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path, resume=True)
     assert len(trainer.history) == 2
-    (tmp_path / "checkpoints/epoch-0002" / file).write_bytes(b"")
+    (tmp_path / "checkpoints/step-00000010" / file).write_bytes(b"")
     with (
         pytest.warns(UserWarning, match="cannot be read"),
         pytest.raises(CheckpointError, match="none of the checkpoints"),
@@ -277,7 +278,7 @@ def test_a_state_file_cannot_run_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path(tmp_path / "executed").touch, ())
 
-    torch.save({"history": Evil()}, tmp_path / "checkpoints/epoch-0001/state.pt")
+    torch.save({"history": Evil()}, tmp_path / "checkpoints/step-00000005/state.pt")
     with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(CheckpointError):
         load_model(tmp_path)
     assert not (tmp_path / "executed").exists()
@@ -289,7 +290,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
     disk: the write fails in the middle with an OSError."""
     out = tmp_path / "run"
     trainer = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=out)
-    save, saved = checkpoint.save_checkpoint, []
+    save, saved = run_folder.save_checkpoint, []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_with_little_space(*arguments: Any) -> Path:
@@ -299,17 +300,17 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
         return saved[-1]
 
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    checkpoint.save_checkpoint = save_with_little_space
+    run_folder.save_checkpoint = save_with_little_space
     try:
         with pytest.raises(
-            CheckpointError, match=r"could not write .*epoch-0002.*epoch-0001 is intact"
+            CheckpointError, match=r"could not write .*step-00000010.*step-00000005 is intact"
         ):
             trainer.fit()
     finally:
-        checkpoint.save_checkpoint = save
+        run_folder.save_checkpoint = save
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, ignored)
-    assert [path.name for path in (out / "checkpoints").iterdir()] == ["epoch-0001"]
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000005"]
     resumed = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=out, resume=True).fit()
     whole = HRRLTrainer(**SMALL, tau=0.1, lam=5.0).fit()
     assert same(weights(resumed.model), weights(whole.model))
@@ -336,13 +337,13 @@ def test_a_diverged_run_stops_and_names_what_is_left(tmp_path: Path) -> None:
     trainer = HRRLTrainer(**SMALL, tau=0.0, lam=5.0, out=tmp_path)
     train_epoch = trainer._train_epoch
 
-    def break_second(epoch: int, progress: Any) -> dict[str, Any]:
+    def break_second(epoch: int, *arguments: Any) -> dict[str, Any]:
         if epoch == 1:
             trainer.model.fc.weight.data.fill_(math.nan)
-        return train_epoch(epoch, progress)
+        return train_epoch(epoch, *arguments)
 
     trainer._train_epoch = break_second  # type: ignore[method-assign]
-    with pytest.raises(FloatingPointError, match=r"loss is nan in epoch 2, step 5.*epoch-0001"):
+    with pytest.raises(FloatingPointError, match=r"loss is not finite in epoch 2, step 5.*step-00000005"):
         trainer.fit()
     assert torch.isfinite(trainer.objective.distribution.q).all()
 

@@ -1,0 +1,122 @@
+"""Several processes, and batches taken in parts, compute what one process does on the whole batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hrrl_ext.data import load_images
+from hrrl_ext.training import HRRLTrainer, load_model
+
+DIGITS = load_images("digits", split="train").subset(range(203))
+
+# A model without batch normalisation, which sees only the part of its process.
+SCRIPT = """
+import sys, torch
+from torch import nn
+from safetensors.torch import save_file
+from hrrl_ext import HRRLTrainer
+from hrrl_ext.data import load_images
+from hrrl_ext.processes import stop_processes
+
+digits = load_images("digits", split="train").subset(range(203))
+torch.manual_seed(5)
+model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 10))
+trainer = HRRLTrainer(model, data=digits, validation=digits, concepts="classes", tau=0.1, lam=20.0, epochs=7,
+                      batch_size=26, lr=0.1, crop_padding=1, device="cpu", progress="off")
+assert trainer.processes.size == int(sys.argv[2])
+result = trainer.fit()
+rank = trainer.processes.rank
+save_file({"q": trainer.objective.distribution.q, **model.state_dict(),
+           "row": torch.tensor([result.last[k] for k in
+                                ("loss", "train_accuracy", "accuracy", "worst_concept_accuracy")])},
+          f"{sys.argv[1]}/rank-{rank}.safetensors")
+stop_processes()
+"""
+
+
+def run(processes: int, *arguments: str, code: int = 0) -> str:
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """56 steps with a last batch of 21. Sums over the batch are taken in another order: rounding of
+    float32, which training amplifies."""
+    results: dict[int, list[dict[str, Tensor]]] = {}
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    for size in (1, 2):
+        (out := tmp_path / str(size)).mkdir()
+        run(size, str(script), str(out), str(size))
+        results[size] = [load_file(path) for path in sorted(out.iterdir())]
+        assert len(results[size]) == size
+    first, second = results[2]
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    (one,) = results[1]
+    assert (one["q"] - 0.1).abs().max() > 1e-3  # q has moved
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 10))
+
+
+@pytest.mark.parametrize("parts", [3, 64])
+def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
+    """In float64 to rounding, also where there are more parts than examples."""
+
+    def trained(accumulate: int) -> HRRLTrainer:
+        trainer = HRRLTrainer(
+            model(), data=DIGITS, concepts="classes", tau=0.1, lam=20.0, epochs=2, batch_size=32,
+            lr=0.1, crop_padding=1, accumulate=accumulate, device="cpu", progress="off",
+        )  # fmt: skip
+        trainer.fit()
+        return trainer
+
+    whole, in_parts = trained(1), trained(parts)
+    q, expected = (t.objective.distribution.q for t in (in_parts, whole))
+    torch.testing.assert_close(q, expected, rtol=1e-5, atol=1e-7)
+    for got, want in zip(in_parts.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-6)
+    for name in ("loss", "train_accuracy"):
+        assert in_parts.history[-1][name] == pytest.approx(whole.history[-1][name], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
+    """With batch normalisation; one process writes, and a run that is continued gives the same bits."""
+    options: dict[str, Any] = {
+        "data": "digits", "validation": "digits", "concepts": "classes", "epochs": 2, "width": 4,
+        "batch_size": 128, "crop_padding": 1, "tau": 0.1, "lam": 20, "device": "cpu",
+    }  # fmt: skip
+    arguments = ["-m", "hrrl_ext", "train", *(f"--{k}={v}" for k, v in options.items())]
+    printed = run(2, *arguments, f"--out={tmp_path / 'whole'}")
+    assert printed.count("saved") == 1
+    stopped = tmp_path / "cut"
+    run(2, *arguments, f"--out={stopped}", "--checkpoint_every=5")
+    newest = sorted((stopped / "checkpoints").iterdir())[-1]
+    for path in newest.iterdir():
+        path.unlink()
+    newest.rmdir()  # as if killed before it was written: step 20 or so of 24 is left
+    run(2, *arguments, f"--out={stopped}", "--resume")
+    whole, resumed = (load_model(out).state_dict() for out in (tmp_path / "whole", stopped))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    lines = (stopped / "environment.jsonl").read_text().splitlines()
+    assert len(lines) == 2 and '"processes": 2' in lines[0]
