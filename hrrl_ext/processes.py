@@ -57,7 +57,7 @@ def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return Processes(), chosen
-        if chosen.type == "cuda" and ":" not in name:
+        if chosen.type == "cuda" and ":" not in device:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

@@ -32,7 +32,53 @@ def variance_gain(s: int | float | Tensor, mu: float, lam: float) -> Any:
     return mu * math.sqrt(math.log(s) / (2 * lam)) - math.sqrt(s * lam)
 
 
-class ConceptDistribution(nn.Module):
+class ConceptWeights(nn.Module):
+    """A distribution q over the K concepts and what it makes an example count for.
+
+    Base of :class:`ConceptDistribution` and of the baselines, which differ in :meth:`update`.
+
+    State (buffers): ``q``, ``q0`` and ``concept_count``, all [K] float64.
+    """
+
+    concept_count: Tensor
+    q0: Tensor
+    q: Tensor
+
+    def __init__(
+        self, concept_count: Tensor | Sequence[int], q0: Tensor | Sequence[float] | None
+    ) -> None:
+        super().__init__()
+        count = torch.as_tensor(concept_count).detach().to(torch.float64)
+        if count.dim() != 1 or len(count) == 0:
+            raise ValueError(
+                f"concept_count must have shape [K] with K >= 1, got {list(count.shape)}"
+            )
+        if not bool((count > 0).all() & torch.isfinite(count).all()):
+            k = int((~(count > 0) | ~torch.isfinite(count)).nonzero()[0])
+            raise ValueError(
+                f"concept_count must be positive, got {count[k].item():g} for concept {k}: a concept "
+                "without a training example has no weight N/N_k; leave it out or merge it"
+            )
+        self.register_buffer("concept_count", count.clone())
+        self.register_buffer("q0", count / count.sum() if q0 is None else _distribution(q0, count))
+        self.register_buffer("q", self.q0.clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """[K] N q_k / N_k, what an example of concept k counts for in the loss; 1 at q = N_k/N."""
+        return self.q / (self.concept_count / self.concept_count.sum())
+
+    @property
+    def effective_concepts(self) -> Tensor:
+        """[] exp of the entropy of q: K where q is uniform, 1 where one concept has everything."""
+        return effective_number(self.q)
+
+    def update(self, concept_loss: Tensor) -> None:
+        """One step of q with ĝ [K], the ``concept_loss`` of the loss that also moves the model."""
+        raise NotImplementedError
+
+
+class ConceptDistribution(ConceptWeights):
     """The adversary's distribution over the K concepts, and its projected gradient ascent.
 
         max_{q in Δ}  Σ_k q_k ℓ̄_k - (λ/2) ‖q - q0‖²           ℓ̄_k: the mean loss of concept k
@@ -56,9 +102,6 @@ class ConceptDistribution(nn.Module):
     step counter ``t`` in int64. Nothing here waits for the device.
     """
 
-    concept_count: Tensor
-    q0: Tensor
-    q: Tensor
     t: Tensor
     c: Tensor
 
@@ -71,18 +114,7 @@ class ConceptDistribution(nn.Module):
         c: float | Literal["auto"] = 10.0,
         q0: Tensor | Sequence[float] | None = None,
     ) -> None:
-        super().__init__()
-        count = torch.as_tensor(concept_count).detach().to(torch.float64)
-        if count.dim() != 1 or len(count) == 0:
-            raise ValueError(
-                f"concept_count must have shape [K] with K >= 1, got {list(count.shape)}"
-            )
-        if not bool((count > 0).all() & torch.isfinite(count).all()):
-            k = int((~(count > 0) | ~torch.isfinite(count)).nonzero()[0])
-            raise ValueError(
-                f"concept_count must be positive, got {count[k].item():g} for concept {k}: a concept "
-                "without a training example has no weight N/N_k; leave it out or merge it"
-            )
+        super().__init__(concept_count, q0)
         if lam is not None:
             _check_schedule(s, lam)
         if c != "auto" and not (math.isfinite(c) and c >= 1):
@@ -91,24 +123,11 @@ class ConceptDistribution(nn.Module):
             )
         self.lam = None if lam is None else float(lam)
         self.s = s
-        self.register_buffer("concept_count", count.clone())
-        self.register_buffer("q0", count / count.sum() if q0 is None else _distribution(q0, count))
-        self.register_buffer("q", self.q0.clone())
         self.register_buffer("t", torch.zeros((), dtype=torch.int64))
         c_value = math.nan if c == "auto" else float(c)
         self.register_buffer("c", torch.tensor(c_value, dtype=torch.float64))
         self._calibrated = c != "auto"
         self.register_load_state_dict_post_hook(_note_calibration)
-
-    @property
-    def weight(self) -> Tensor:
-        """[K] N q_k / N_k, what an example of concept k counts for in the loss; 1 at q = N_k/N."""
-        return self.q / (self.concept_count / self.concept_count.sum())
-
-    @property
-    def effective_concepts(self) -> Tensor:
-        """[] exp of the entropy of q: K where q is uniform, 1 where one concept has everything."""
-        return effective_number(self.q)
 
     @torch.no_grad()
     def update(self, concept_loss: Tensor) -> None:

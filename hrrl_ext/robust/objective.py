@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from .concepts import ConceptDistribution
+from .concepts import ConceptDistribution, ConceptWeights
 from .perturbation import BatchNormStatistics, ExamplePerturbation
 
 
@@ -41,6 +41,8 @@ class HRRLObjective(nn.Module):
         concept_count: [K] training examples per concept; None is one concept, for tau alone.
         tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`.
         lam, s, c, q0: see :class:`ConceptDistribution`.
+        distribution: another adversary in its place, such as :class:`GroupDRO` or :class:`CVaR`, to
+            which concept_count, lam (pass None), s, c and q0 do not apply.
         label_smoothing: of the loss, in both passes.
     """
 
@@ -56,14 +58,17 @@ class HRRLObjective(nn.Module):
         batch_norm: BatchNormStatistics = "batch",
         label_smoothing: float = 0.0,
         loss_scale: float = 1.0,
+        distribution: ConceptWeights | None = None,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
         self.perturbation = ExamplePerturbation(
             tau, batch_norm=batch_norm, label_smoothing=label_smoothing, loss_scale=loss_scale
         )
-        count = [1] if concept_count is None else concept_count
-        self.distribution = ConceptDistribution(count, lam=lam, s=s, c=c, q0=q0)
+        if distribution is None:
+            count = [1] if concept_count is None else concept_count
+            distribution = ConceptDistribution(count, lam=lam, s=s, c=c, q0=q0)
+        self.distribution: ConceptWeights = distribution
 
     def perturb(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """x̃ [B, ...], detached; ``x`` itself where tau = 0. See :class:`ExamplePerturbation`."""
@@ -93,5 +98,5 @@ class HRRLObjective(nn.Module):
         )
 
     def update(self, concept_loss: Tensor) -> None:
-        """One ascent step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""
+        """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""
         self.distribution.update(concept_loss)

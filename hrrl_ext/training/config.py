@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from ..robust.perturbation import BatchNormStatistics
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Adversary = Literal["hrrl", "group_dro", "cvar"]
 Selection = Literal["average", "worst_concept"]
 
 
@@ -27,6 +28,12 @@ class TrainingConfig:
     """How many times slower they are; "auto" estimates it from a few mini-batches."""
     q0: Sequence[float] | None = None
     """Reference distribution over the concepts; N_k/N if not given."""
+    adversary: Adversary = "hrrl"
+    """Who moves q: hrrl, or a baseline: group_dro (Sagawa et al., 2020) or cvar."""
+    eta_q: float = 0.01
+    """Step size of group_dro."""
+    alpha: float = 0.2
+    """Share of the data that cvar looks at, in (0, 1]."""
     batch_norm: BatchNormStatistics = "batch"
     """Statistics that batch normalisation uses in the input-gradient pass."""
     epochs: int = 90
@@ -76,7 +83,11 @@ class TrainingConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must not be negative, got {value}")
-        for name, known in (("precision", Precision), ("select", Selection)):
+        for name, known in (
+            ("adversary", Adversary),
+            ("precision", Precision),
+            ("select", Selection),
+        ):
             if (value := getattr(self, name)) not in get_args(known):
                 raise ValueError(
                     f"{name} must be one of {', '.join(get_args(known))}, got {value!r}"

@@ -26,7 +26,7 @@ from ..evaluation import accuracy
 from ..models import build_model
 from ..ops import ConceptLoss
 from ..processes import start_processes
-from ..robust import HRRLObjective
+from ..robust import ConceptDistribution, ConceptWeights, CVaR, GroupDRO, HRRLObjective
 from ..robust.concepts import effective_number
 from .config import TrainingConfig
 from .progress import Progress, ProgressStyle
@@ -151,12 +151,11 @@ class HRRLTrainer:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._check_model()
         self.objective = HRRLObjective(
-            torch.bincount(concept, minlength=len(self.concept_names)),
             tau=self.config.tau,
-            lam=self.config.lam,
-            s=self.config.s,
-            c=self.config.c,
-            q0=self.config.q0,
+            lam=None,
+            distribution=_adversary(
+                self.config, torch.bincount(concept, minlength=len(self.concept_names))
+            ),
             batch_norm=self.config.batch_norm,
             label_smoothing=self.config.label_smoothing,
             loss_scale=_FP16_LOSS_SCALE if self.config.precision == "fp16" else 1.0,
@@ -231,8 +230,9 @@ class HRRLTrainer:
         total = self.config.epochs * len(self.batches)
         with Progress(self.progress, total) as progress, Stopping(self.processes) as stopping:
             fresh = not self.history and not self.tally.steps
-            if self.config.c == "auto" and self.config.lam is not None and fresh:
-                self._calibrate()
+            distribution = self.objective.distribution
+            if fresh and isinstance(distribution, ConceptDistribution) and self.config.c == "auto":
+                self._calibrate(distribution)
             for epoch in range(len(self.history), self.config.epochs):
                 self.history.append(self._train_epoch(epoch, progress, stopping))
                 self.tally = self._empty_tally()
@@ -313,7 +313,11 @@ class HRRLTrainer:
     def _check_distribution(self, concept_loss: Tensor, epoch: int, step: int) -> None:
         """Warns once when q runs into a corner of the simplex, and says what lam would avoid it."""
         distribution = self.objective.distribution
-        if self._warned or distribution.lam is None:
+        if (
+            self._warned
+            or not isinstance(distribution, ConceptDistribution)
+            or not distribution.lam
+        ):
             return
         here, there = (effective_number(q).item() for q in (distribution.q, distribution.q0))
         if here > there / 2:
@@ -331,8 +335,10 @@ class HRRLTrainer:
             stacklevel=3,
         )
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, distribution: ConceptDistribution) -> None:
         """c from the concept losses of the first mini-batches, at θ_0 and without a step."""
+        if distribution.lam is None:
+            return
         losses = []
         with evaluating(self.model):  # leaves no trace in the running statistics
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
@@ -341,7 +347,7 @@ class HRRLTrainer:
                     logits = self.model(x)
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
                 losses.append(self.processes.sum(part))
-        self.objective.distribution.calibrate(losses)
+        distribution.calibrate(losses)
 
     # --- set-up
 
@@ -483,6 +489,15 @@ def _parts(count: int, *batch: Tensor) -> Iterator[tuple[tuple[Tensor, ...], boo
     count = min(count, len(batch[0]))
     for number, part in enumerate(zip(*(t.tensor_split(count) for t in batch), strict=True), 1):
         yield part, number == count
+
+
+def _adversary(config: TrainingConfig, count: Tensor) -> ConceptWeights:
+    match config.adversary:
+        case "group_dro":
+            return GroupDRO(count, eta_q=config.eta_q, q0=config.q0)
+        case "cvar":
+            return CVaR(count, alpha=config.alpha)
+    return ConceptDistribution(count, lam=config.lam, s=config.s, c=config.c, q0=config.q0)
 
 
 def _training_config(config: dict[str, Any]) -> TrainingConfig:

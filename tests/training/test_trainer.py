@@ -343,7 +343,9 @@ def test_a_diverged_run_stops_and_names_what_is_left(tmp_path: Path) -> None:
         return train_epoch(epoch, *arguments)
 
     trainer._train_epoch = break_second  # type: ignore[method-assign]
-    with pytest.raises(FloatingPointError, match=r"loss is not finite in epoch 2, step 5.*step-00000005"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss is not finite in epoch 2, step 5.*step-00000005"
+    ):
         trainer.fit()
     assert torch.isfinite(trainer.objective.distribution.q).all()
 
