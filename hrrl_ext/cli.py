@@ -115,6 +115,7 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
     parser.add_argument("--root", help="where data sets of torchvision lie")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument("--init", help="weights that a new run begins with: a file or a folder")
     parser.add_argument(
         "--checkpoint_every", type=int, help="save every so many steps, besides after each epoch"
     )

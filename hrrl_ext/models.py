@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -185,7 +186,9 @@ def build_model(
 ) -> nn.Module:
     """A model by name for images of image_size pixels; an nn.Module passes through untouched.
 
-    "resnet18" has the small stem up to 64 pixels, ImageNet's above. ValueError: unknown name.
+    "resnet18" has the small stem up to 64 pixels, ImageNet's above, and ``width`` channels in its
+    first stage. "torchvision:NAME" and "timm:NAME" are those libraries' networks with fresh weights,
+    behind ImageNet's normaliser. ValueError: unknown name. ImportError: the library is not there.
     """
     if isinstance(model, nn.Module):
         return model
@@ -193,14 +196,47 @@ def build_model(
         raise TypeError(
             f"build_model: model must be a name or an nn.Module, got {type(model).__name__}"
         )
+    library, _, name = model.partition(":")
+    if name and library in ("torchvision", "timm"):
+        make = _of_torchvision if library == "torchvision" else _of_timm
+        return nn.Sequential(
+            OrderedDict(normalise=Normalise(), network=make(name, num_classes=num_classes))
+        )
     if model not in _MODELS:
         nearest = difflib.get_close_matches(model.lower(), _MODELS, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"build_model: unknown model {model!r}, the nearest known name is {nearest!r}; "
-            f"known: {', '.join(_MODELS)}, or pass any nn.Module"
+            f"known: {', '.join(_MODELS)}, torchvision:NAME, timm:NAME, or pass any nn.Module"
         )
     if image_size < 1:
         raise ValueError(f"build_model: image_size must be at least 1 pixel, got {image_size}")
     return resnet18(
         num_classes, stem="small" if image_size <= _SMALL_IMAGE_SIZE else "imagenet", width=width
     )
+
+
+def _of_torchvision(name: str, num_classes: int) -> nn.Module:
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
+        raise ImportError(f"torchvision:{name} needs torchvision, and {error}") from error
+    _require_known(name, models.list_models(), "torchvision")
+    network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+    return network
+
+
+def _of_timm(name: str, num_classes: int) -> nn.Module:
+    try:
+        import timm
+    except (ImportError, RuntimeError) as error:
+        raise ImportError(f"timm:{name} needs timm (pip install timm), and {error}") from error
+    _require_known(name, timm.list_models(), "timm")
+    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    return network
+
+
+def _require_known(name: str, known: Sequence[str], library: str) -> None:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f"; near are {', '.join(near)}" if near else ""
+        raise ValueError(f"build_model: {library} has no model {name!r}{hint}")

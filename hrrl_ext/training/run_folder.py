@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_model as load_weights
-from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from .._build import build_info
 from .._files import replacing
+from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
 
 
@@ -42,6 +41,10 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         return (self.path / "config.json").exists() or (self.path / "checkpoints").exists()
+
+    @property
+    def best(self) -> Path:
+        return self.path / "best"
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -82,10 +85,8 @@ class RunFolder:
         save_checkpoint(self.path / "checkpoints", step, model, state)
 
     def save_best(self, model: nn.Module, row: Mapping[str, Any]) -> None:
-        """The weights of the best epoch so far, with the configuration: a model of its own."""
-        with replacing(self.path / "best" / "model.safetensors") as path:
-            save_weights(model, str(path), metadata={"epoch": str(row["epoch"])})
-        _write_json(self.path / "best" / "config.json", self.config() | {"best": dict(row)})
+        """The best epoch so far, as a model of its own."""
+        save_pretrained(model, self.best, self.config() | {"best": dict(row)})
 
     def write_metrics(self, history: Sequence[Mapping[str, Any]], lines: Sequence[str]) -> None:
         """metrics.jsonl as it is; metrics.csv with one column per concept for what is a dict there."""
@@ -105,7 +106,10 @@ class RunFolder:
     # --- reading
 
     def config(self) -> dict[str, Any]:
-        return _read_config(self.path)
+        try:
+            return read_config(self.path)
+        except ValueError as error:
+            raise CheckpointError(str(error)) from error
 
     def load(self, model: nn.Module) -> dict[str, Any]:
         """Fills ``model`` from the newest checkpoint that can be read and returns its state."""
@@ -125,43 +129,11 @@ def load_model(
     if which not in ("last", "best"):
         raise ValueError(f"which must be 'last' or 'best', got {which!r}")
     run = RunFolder(out)
-    config = run.config()
-    if model is None:
-        if config["model"] is None:
-            raise ValueError(
-                f"{out} is a run of a module of your own; pass one of its kind as model="
-            )
-        from ..models import build_model
-
-        model = build_model(
-            config["model"],
-            num_classes=len(config["classes"]),
-            image_size=config["image_size"],
-            width=config["training"]["width"],
-        )
-    if which == "last":
-        run.load(model)
-    elif (best := run.path / "best" / "model.safetensors").exists():
-        load_weights(model, best)
-    else:
-        raise FileNotFoundError(
-            f"{out} has no best epoch: it was trained without validation images"
-        )
+    if which == "best":
+        return from_pretrained(run.best, model)
+    model = build_from(run.config(), run.path) if model is None else model
+    run.load(model)
     return model.eval()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{folder} is not the folder of a run: there is no {path.name} in it"
-        )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    assert isinstance(config, dict)
-    return config
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ from ..data.image_sets import as_float
 from ..evaluation import accuracy
 from ..models import build_model
 from ..ops import ConceptLoss
+from ..pretrained import load_weights
 from ..processes import start_processes
 from ..robust import ConceptDistribution, ConceptWeights, CVaR, GroupDRO, HRRLObjective
 from ..robust.concepts import effective_number
@@ -75,6 +76,8 @@ class HRRLTrainer:
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
             never stopped. Without it a folder that holds a run is refused.
+        init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), such as a
+            state dict, or ``best`` of another run; a warning names what did not match.
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         root: where data sets of torchvision lie.
         device: "auto" is CUDA where there is one.
@@ -101,6 +104,7 @@ class HRRLTrainer:
         validation_concepts: Tensor | Sequence[int] | None = None,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
+        init: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         root: str | None = None,
         device: str = "auto",
@@ -146,6 +150,13 @@ class HRRLTrainer:
                 image_size=self.images.image_shape[-1],
                 width=self.config.width,
             )
+        if init is not None:
+            if resume:
+                raise ValueError(
+                    "init begins a new run and resume continues one; give one of the two"
+                )
+            if not (report := load_weights(self.model, init)).complete:
+                warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=2)
         self.model.to(self.device)
         if self.config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -427,6 +438,7 @@ class HRRLTrainer:
         return {
             "model": self.model_name,
             "image_size": self.images.image_shape[-1],
+            "width": self.config.width,
             "data": self.images.name,
             "examples": len(self.images),
             "classes": list(self.images.classes),

@@ -1,0 +1,181 @@
+"""Weights on disk: a model's own folder, and anybody's state dict. Nothing that is read can execute code.
+
+A folder that :func:`save_pretrained` wrote, or ``best/`` of a run, holds
+
+    config.json          what to build: model, classes, image_size, width
+    model.safetensors    weights and buffers
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save_model as save_weights
+from torch import Tensor, nn
+
+from ._files import replacing
+
+_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
+_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+@dataclass(frozen=True)
+class WeightsReport:
+    """What :func:`load_weights` did with every name."""
+
+    loaded: list[str]
+    missing: list[str]
+    """of the model, not in the file: left as they were"""
+    unexpected: list[str]
+    """in the file, not in the model: left out"""
+    mismatched: list[str]
+    """in both, with another shape: left as they were"""
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.unexpected or self.mismatched)
+
+    def __str__(self) -> str:
+        text = f"{len(self.loaded)} tensors loaded"
+        for name in ("missing", "unexpected", "mismatched"):
+            if names := getattr(self, name):
+                shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                text += f"; {len(names)} {name} ({shown})"
+        return text
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> WeightsReport:
+    """Fills ``model`` in place from a state dict on disk, as far as names and shapes agree.
+
+    Args:
+        source: a .safetensors file; a file of torch.save that holds a state dict (also under
+            "state_dict" or "model", also with the prefix "module."); or a folder with
+            model.safetensors.
+
+    A classifier for another number of classes is not loaded and stands in the report. Raises
+    FileNotFoundError, and ValueError where the file cannot be read or no name agrees.
+    """
+    path = Path(source)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    found = _without_wrappers(_state_dict(path))
+    own = model.state_dict()
+    # A network behind our normaliser (models.py) has its names behind "network.".
+    found = max(
+        (found, {f"network.{name}": value for name, value in found.items()}),
+        key=lambda names: len(names.keys() & own.keys()),
+    )
+    common = [name for name in own if name in found]
+    fitting = [name for name in common if found[name].shape == own[name].shape]
+    if not fitting:
+        raise ValueError(
+            f"{path}: no name and shape agrees with the model; it has {_few(found)}, "
+            f"the model {_few(own)}"
+        )
+    model.load_state_dict({name: found[name] for name in fitting}, strict=False)
+    constants = {name for name in own if name.rpartition(".")[0].endswith("normalise")}
+    return WeightsReport(
+        loaded=fitting,
+        missing=[name for name in own if name not in found and name not in constants],
+        unexpected=[name for name in found if name not in own],
+        mismatched=[name for name in common if found[name].shape != own[name].shape],
+    )
+
+
+def save_pretrained(
+    model: nn.Module, folder: str | os.PathLike[str], config: Mapping[str, Any]
+) -> None:
+    """Writes ``model`` and what it takes to build it again; each file is there whole or not at all.
+
+    ``config`` must have ``model`` (a name that :func:`hrrl_ext.models.build_model` knows, or None),
+    ``classes`` (their names), ``image_size`` and ``width``.
+    """
+    missing = [name for name in ("model", "classes", "image_size", "width") if name not in config]
+    if missing:
+        raise ValueError(f"save_pretrained: config lacks {', '.join(missing)}")
+    folder = Path(folder)
+    with replacing(folder / "model.safetensors") as path:
+        save_weights(model, str(path))
+    with replacing(folder / "config.json") as path:
+        path.write_text(json.dumps(dict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+
+def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
+    """The model that :func:`save_pretrained` wrote, in eval mode on the CPU.
+
+    A model of your own class has no name to be built by: pass a fresh one as ``model``. Every tensor
+    must be there and fit.
+    """
+    folder = Path(folder)
+    model = build_from(read_config(folder), folder) if model is None else model
+    report = load_weights(model, folder)
+    if not report.complete:
+        raise ValueError(f"{folder} does not fit the model: {report}")
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no model and no run: there is no {path.name} in it"
+        )
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold an object, got {type(config).__name__}")
+    return config
+
+
+def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:
+    """A fresh model of a configuration."""
+    from .models import build_model
+
+    if config.get("model") is None:
+        raise ValueError(f"{where} is of a module of your own; pass one of its kind as model=")
+    return build_model(
+        config["model"],
+        num_classes=len(config["classes"]),
+        image_size=config["image_size"],
+        width=config["width"],
+    )
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        value: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+    for name in _NESTED:
+        if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
+            value = value[name]
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{path} must hold a state dict, got {type(value).__name__}")
+    return {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
+
+
+def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in _WRAPPERS:
+        if state and all(name.startswith(prefix) for name in state):
+            return _without_wrappers({name[len(prefix) :]: v for name, v in state.items()})
+    return state
+
+
+def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
+    return ", ".join(list(names)[:3]) or "none"
