@@ -27,47 +27,71 @@ constexpr int64_t kManyRows = 32;    // as many rows keep the device busy with a
 constexpr int64_t kMaxGrid = 65536;  // blocks beyond take several rows each
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Where v comes from: v_rj is row(r).value(row(r).fetch(j))
+// Where v comes from: v_rj is row(r).value(row(r).fetch(j)), a load and what follows. kAtOnce loads are started before
+// the first is used.
 
+template <class scalar_t>
 struct GivenRows {
-  ProjectSimplexParams p;
+  const scalar_t* v;
+  int64_t size;
 
   struct Row {
-    static constexpr int kAtOnce = 3;  // entries that a thread loads before it uses the first
-    Reals v;
-    int64_t first;
-    __device__ Fetched fetch(int64_t j) const { return cuda::fetch(v, first + j); }
-    __device__ double value(Fetched v_j) const { return value_of(v, v_j); }
+    static constexpr int kAtOnce = 4;
+    const scalar_t* v;
+    __device__ scalar_t fetch(int64_t j) const { return v[j]; }
+    __device__ double value(scalar_t v_j) const { return static_cast<double>(to_acc(v_j)); }
   };
-  __device__ Row row(int64_t r) const { return {p.v, r * p.size}; }
+  __device__ Row row(int64_t r) const { return {v + r * size}; }
 };
 
 // The distribution after the ascent of Eq. 6, before it is projected.
-struct AscendedDistribution {
+__device__ inline double ascend(double q, double concept_loss, double q0, double step, double lam) {
+  return q + step * (concept_loss - lam * (q - q0));
+}
+__device__ inline double step_of(const UpdateDistributionParams& p) {
+  return p.eta_scale ? p.eta * *p.eta_scale : p.eta;
+}
+
+template <class scalar_t>
+struct AscendedDistribution {  // q, concept_loss and q0 of one type
   UpdateDistributionParams p;
 
   struct Row {
     static constexpr int kAtOnce = 2;
+    const scalar_t *q, *concept_loss, *q0;
+    double step, lam;
+    struct Inputs {
+      scalar_t q, concept_loss, q0;
+    };
+    __device__ Inputs fetch(int64_t k) const { return {q[k], concept_loss[k], q0[k]}; }
+    __device__ double value(Inputs k) const { return ascend(k.q, k.concept_loss, k.q0, step, lam); }
+  };
+  __device__ Row row(int64_t) const {
+    return {static_cast<const scalar_t*>(p.q.data), static_cast<const scalar_t*>(p.concept_loss.data),
+            static_cast<const scalar_t*>(p.q0.data), step_of(p), p.lam};
+  }
+};
+
+struct AscendedMixture {  // of any types: slower, and without a launch for each conversion
+  UpdateDistributionParams p;
+
+  struct Row {
+    static constexpr int kAtOnce = 1;
     UpdateDistributionParams p;
     double step;
-    struct Inputs {
-      Fetched q, concept_loss, q0;
-    };
-    __device__ Inputs fetch(int64_t k) const {
-      return {cuda::fetch(p.q, k), cuda::fetch(p.concept_loss, k), cuda::fetch(p.q0, k)};
-    }
-    __device__ double value(Inputs k) const {
-      const double q = value_of(p.q, k.q);
-      return q + step * (value_of(p.concept_loss, k.concept_loss) - p.lam * (q - value_of(p.q0, k.q0)));
+    __device__ int64_t fetch(int64_t k) const { return k; }
+    __device__ double value(int64_t k) const {
+      return ascend(load(p.q, k), load(p.concept_loss, k), load(p.q0, k), step, p.lam);
     }
   };
-  __device__ Row row(int64_t) const { return {p, p.eta_scale ? p.eta * *p.eta_scale : p.eta}; }
+  __device__ Row row(int64_t) const { return {p, step_of(p)}; }
 };
 
 struct Target {
   MutableReals out;
   int64_t rows, size;
   double radius;
+  double* workspace;
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -177,7 +201,7 @@ __device__ double climb(Entries& entries, double max, double radius, double nu, 
     const Support support = all(entries.above(nu, max));
     // The support only shrinks. Where rounding would let it grow again the root is reached, too: going on could
     // alternate for ever.
-    if (support.count >= last_count || support.count == 0.0) return nu;
+    if (!(support.count < last_count) || support.count == 0.0) return nu;
     last_count = support.count;
     nu = (support.sum - radius) / last_count;
   }
@@ -265,16 +289,27 @@ static void launch_rows(const Source& source, const Target& target, CUstream_st*
     const LaunchShape shape{blocks, kMaxBlockSize, shared_bytes, 1, true};
     const auto kernel = held ? project_simplex_kernel<Source, Held, GridOfBlocks>
                              : project_simplex_kernel<Source, Streamed, GridOfBlocks>;
-    launch_kernel(kernel, shape, stream, source, target, GridOfBlocks{source.p.workspace});
+    launch_kernel(kernel, shape, stream, source, target, GridOfBlocks{target.workspace});
   }
 }
 
 void launch_project_simplex(const ProjectSimplexParams& p, CUstream_st* stream) {
-  launch_rows(GivenRows{p}, Target{p.out, p.rows, p.size, p.radius}, stream);
+  const Target target{p.out, p.rows, p.size, p.radius, p.workspace};
+  dispatch(p.v.dtype, [&](auto type) {
+    using scalar_t = typename decltype(type)::type;
+    launch_rows(GivenRows<scalar_t>{static_cast<const scalar_t*>(p.v.data), p.size}, target, stream);
+  });
 }
 
 void launch_update_distribution(const UpdateDistributionParams& p, CUstream_st* stream) {
-  launch_rows(AscendedDistribution{p}, Target{p.out, 1, p.size, 1.0}, stream);
+  const Target target{p.out, 1, p.size, 1.0, p.workspace};
+  const bool alike = p.q.dtype == p.concept_loss.dtype && p.q.dtype == p.q0.dtype;
+  if (alike && p.q.dtype == Dtype::kDouble)
+    launch_rows(AscendedDistribution<double>{p}, target, stream);
+  else if (alike && p.q.dtype == Dtype::kFloat)
+    launch_rows(AscendedDistribution<float>{p}, target, stream);
+  else
+    launch_rows(AscendedMixture{p}, target, stream);
 }
 
 }  // namespace hrrl::cuda

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "cuda/launch.h"
 
@@ -47,48 +46,19 @@ constexpr int kPackBytes = 16;
 template <class scalar_t>
 constexpr int kPackSize = kPackBytes / static_cast<int>(sizeof(scalar_t));
 
-// Reals (launch.h) as doubles, in two steps: fetch() starts the load and does not wait for it, so several can be on
-// their way. The dtype is looked at for every entry, but every thread of the launch finds the same.
-struct Fetched {
-  uint64_t bits;
-};
-template <class scalar_t>
-__device__ Fetched fetch_as(const void* data, int64_t i) {
-  Fetched result{0};
-  memcpy(&result.bits, static_cast<const scalar_t*>(data) + i, sizeof(scalar_t));
-  return result;
-}
-__device__ inline Fetched fetch(Reals from, int64_t i) {
+// Reals (launch.h) as doubles. The dtype is looked at for every entry, but every thread of the launch finds the same.
+__device__ inline double load(Reals from, int64_t i) {
   switch (from.dtype) {
     case Dtype::kDouble:
-      return fetch_as<double>(from.data, i);
+      return static_cast<const double*>(from.data)[i];
     case Dtype::kHalf:
+      return to_acc(static_cast<const __half*>(from.data)[i]);
     case Dtype::kBFloat16:
-      return fetch_as<__half>(from.data, i);
+      return to_acc(static_cast<const __nv_bfloat16*>(from.data)[i]);
     default:
-      return fetch_as<float>(from.data, i);
+      return static_cast<const float*>(from.data)[i];
   }
 }
-template <class scalar_t>
-__device__ double value_as(Fetched fetched) {
-  scalar_t value;
-  memcpy(&value, &fetched.bits, sizeof(value));
-  return static_cast<double>(to_acc(value));
-}
-__device__ inline double value_of(Reals from, Fetched fetched) {
-  switch (from.dtype) {
-    case Dtype::kDouble:
-      return value_as<double>(fetched);
-    case Dtype::kHalf:
-      return value_as<__half>(fetched);
-    case Dtype::kBFloat16:
-      return value_as<__nv_bfloat16>(fetched);
-    default:
-      return value_as<float>(fetched);
-  }
-}
-__device__ inline double load(Reals from, int64_t i) { return value_of(from, fetch(from, i)); }
-
 __device__ inline void store(MutableReals to, int64_t i, double value) {
   switch (to.dtype) {
     case Dtype::kDouble:

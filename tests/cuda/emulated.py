@@ -7,9 +7,11 @@ Outputs start as NaN, so an entry that is never written shows.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,11 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # -fno-gnu-unique: every library keeps its own machine and shared memory, mutants as well.
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"),
 )
 # Set for a process that has the libraries of the sanitizers loaded (test_sanitized_kernels.py).
 SANITIZE = bool(os.environ.get("HRRL_EMULATION_SANITIZE"))
-SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 _RED_ZONE = 0 if SANITIZE else 64  # entries; the address sanitizer has red zones of its own
 _BAD_ID = 2**60
@@ -112,15 +114,23 @@ class Emulation:
     """
 
     def __init__(self, folder: Path, csrc: Path = ROOT / "csrc") -> None:
-        self._folder, self._csrc = folder, csrc
+        self.folder, self._csrc = folder, csrc
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.seed = 0
         self.device = Device()
         self.launches = 0
 
+    @contextlib.contextmanager
+    def on(self, device: Device) -> Iterator[None]:
+        before, self.device = self.device, device
+        try:
+            yield
+        finally:
+            self.device = before
+
     def _call(self, operator: str, function: str, inputs: list[Array], *args: object) -> None:
         if operator not in self._libraries:
-            self._libraries[operator] = build(f"entry_{operator}", self._folder, self._csrc)
+            self._libraries[operator] = build(f"entry_{operator}", self.folder, self._csrc)
         library = self._libraries[operator]
         device = self.device
         library.reset(

@@ -23,11 +23,13 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -100,7 +102,8 @@ struct Shape {
 enum class Scope { kWarp, kBlock, kGang };  // a gang: the blocks that wait for each other
 
 struct Fiber {
-  enum { kNew, kReady, kWaiting, kLeft } state;
+  enum { kNew, kReady, kWaiting, kLeft } state = kLeft;
+  bool has_stack = false;  // and waits on it, when it has left, for the next kernel
   ucontext_t context;
   void* jump[5];
   // While waiting: where, for whom, what it brings, and from which fiber it takes
@@ -118,7 +121,8 @@ struct Block {
 };
 
 struct Machine {
-  std::vector<Fiber> fibers;  // of all threads of the gang, block after block
+  std::deque<Fiber> fibers;  // the first `count` are the threads of the gang, block after block
+  unsigned count = 0;
   std::vector<Block> blocks;
   std::vector<std::unique_ptr<char[]>> stacks;
   void* jump[5];
@@ -142,7 +146,8 @@ inline void* dynamic_shared() { return machine.blocks[block_of(machine.current)]
 
 inline void fail(const char* what, const Fiber& at) {
   if (!machine.failure.empty()) return;
-  const unsigned fiber = static_cast<unsigned>(&at - machine.fibers.data());
+  unsigned fiber = 0;
+  while (&machine.fibers[fiber] != &at) ++fiber;
   char text[512];
   std::snprintf(text, sizeof(text), "%s (block %u, thread %u, %s:%d, mask %08x)", what,
                 machine.first_block + block_of(fiber), fiber % machine.threads, at.file ? at.file : "", at.line,
@@ -151,20 +156,22 @@ inline void fail(const char* what, const Fiber& at) {
 }
 
 // 0 .. count - 1 in the order of the seed
-inline std::vector<unsigned> order(unsigned count) {
-  std::vector<unsigned> result(count);
-  std::iota(result.begin(), result.end(), 0u);
-  if (machine.seed == 1) std::reverse(result.begin(), result.end());
-  if (machine.seed > 1) std::shuffle(result.begin(), result.end(), machine.random);
-  return result;
+template <class Numbers>
+Numbers& arrange(Numbers& numbers, unsigned count) {
+  const auto end = numbers.begin() + count;
+  std::iota(numbers.begin(), end, 0u);
+  if (machine.seed == 1) std::reverse(numbers.begin(), end);
+  if (machine.seed > 1) std::shuffle(numbers.begin(), end, machine.random);
+  return numbers;
 }
 
 // --- Switching between the scheduler and a fiber. Not by swapcontext: that is two calls to the system.
 
 __attribute__((noinline)) inline void leave_fiber() { __builtin_longjmp(machine.jump, 1); }
 __attribute__((noinline)) inline void enter_fiber(Fiber& fiber) {
-  if (fiber.state == Fiber::kNew) {
-    fiber.state = Fiber::kReady;
+  if (fiber.state == Fiber::kNew) fiber.state = Fiber::kReady;
+  if (!fiber.has_stack) {
+    fiber.has_stack = true;
     setcontext(&fiber.context);
   }
   __builtin_longjmp(fiber.jump, 1);
@@ -180,20 +187,26 @@ __attribute__((noinline)) inline void resume(unsigned fiber) {
 }
 
 inline void thread_main() {
-  machine.body();
-  machine.fibers[machine.current].state = Fiber::kLeft;
-  leave_fiber();
+  for (;;) {
+    machine.body();
+    Fiber& self = machine.fibers[machine.current];
+    self.state = Fiber::kLeft;
+    wait_in_fiber(self);
+  }
 }
 
 inline void prepare(unsigned f) {
   Fiber& fiber = machine.fibers[f];
-  while (machine.stacks.size() <= f) machine.stacks.emplace_back(new char[kStackBytes]);
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = machine.stacks[f].get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = nullptr;
-  makecontext(&fiber.context, thread_main, 0);
+  if (!fiber.has_stack) {
+    while (machine.stacks.size() <= f) machine.stacks.emplace_back(new char[kStackBytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = machine.stacks[f].get();
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, thread_main, 0);
+  }
   fiber.state = Fiber::kNew;
+  fiber.scope = Scope::kWarp;
 }
 
 // --- Barriers
@@ -211,7 +224,7 @@ inline uint64_t meet(const char* file, int line, Scope scope, unsigned mask, uin
 inline void release(unsigned f) {
   const Fiber& self = machine.fibers[f];
   if (self.state != Fiber::kWaiting) return;
-  unsigned count = static_cast<unsigned>(machine.fibers.size()), first = 0;
+  unsigned count = machine.count, first = 0;
   if (self.scope == Scope::kBlock) count = machine.threads;
   if (self.scope == Scope::kWarp) count = kWarpSize;
   if (self.scope != Scope::kGang) first = f / count * count;
@@ -290,10 +303,11 @@ struct StaticShared {
 
 // Runs a warp until each of its lanes has left or waits for somebody else.
 inline bool run_warp(unsigned first) {
+  std::array<unsigned, kWarpSize> lanes;
   bool ran = false;
   for (bool again = true; again && !failure();) {
     again = false;
-    for (unsigned lane : order(kWarpSize)) {
+    for (unsigned lane : arrange(lanes, kWarpSize)) {
       const unsigned f = first + lane;
       if (machine.fibers[f].state != Fiber::kReady && machine.fibers[f].state != Fiber::kNew) continue;
       ran = again = true;
@@ -309,11 +323,13 @@ inline bool run_block(unsigned b) {
   static const StaticShared statics;
   auto& saved = machine.blocks[b].static_shared;
   const bool alone = machine.blocks.size() == 1;
+  std::vector<unsigned> warps(machine.threads / kWarpSize);
   if (!alone && !saved.empty()) std::memcpy(statics.begin, saved.data(), statics.bytes);
   bool ran = false;
   for (bool again = true; again && !failure();) {
     again = false;
-    for (unsigned warp : order(machine.threads / kWarpSize)) again |= run_warp(b * machine.threads + warp * kWarpSize);
+    for (unsigned warp : arrange(warps, machine.threads / kWarpSize))
+      again |= run_warp(b * machine.threads + warp * kWarpSize);
     ran |= again;
     // The warps have nothing left to do before the next barrier of the block.
     if (machine.fibers[b * machine.threads].scope == Scope::kBlock) release(b * machine.threads);
@@ -323,22 +339,27 @@ inline bool run_block(unsigned b) {
 }
 
 inline void run_gang(unsigned blocks, size_t shared_bytes) {
-  machine.fibers.resize(blocks * machine.threads);
+  machine.count = blocks * machine.threads;
+  while (machine.fibers.size() < machine.count) machine.fibers.emplace_back();
   machine.blocks.resize(blocks);
   for (Block& block : machine.blocks) {
     // A new array each time: the address sanitizer then knows its end. The bytes are NaN as doubles and as floats.
     block.dynamic_shared = std::vector<unsigned char>(shared_bytes, 0xff);
     block.static_shared.clear();
   }
-  for (unsigned f = 0; f < machine.fibers.size(); ++f) prepare(f);
+  for (unsigned f = 0; f < machine.count; ++f) prepare(f);
+  std::vector<unsigned> numbers(blocks);
   for (bool ran = true; ran && !failure();) {
     ran = false;
-    for (unsigned b : order(blocks)) ran |= run_block(b);
+    for (unsigned b : arrange(numbers, blocks)) ran |= run_block(b);
     if (machine.fibers[0].scope == Scope::kGang) release(0);
   }
-  for (const Fiber& fiber : machine.fibers)
+  for (unsigned f = 0; f < machine.count; ++f) {
+    Fiber& fiber = machine.fibers[f];
     if (fiber.state == Fiber::kWaiting)
       fail("a barrier or warp operation was not reached by all of its threads", fiber);
+    if (fiber.state != Fiber::kLeft) fiber.has_stack = false;  // it never ends: the next one begins anew
+  }
 }
 
 inline void launch(const Shape& shape, std::function<void()> body) {
@@ -356,7 +377,8 @@ inline void launch(const Shape& shape, std::function<void()> body) {
   else if (shape.cooperative && (!device.cooperative || shape.grid > room))
     machine.failure = "a cooperative launch needs a device that has room for all of its blocks at once";
   if (failure()) return;
-  for (unsigned g : order(shape.grid / gang)) {
+  std::vector<unsigned> gangs(shape.grid / gang);
+  for (unsigned g : arrange(gangs, shape.grid / gang)) {
     machine.first_block = g * gang;
     run_gang(gang, shape.shared_bytes);
     if (failure()) return;

@@ -13,9 +13,7 @@ extern "C" unsigned launches() { return emulation::machine.launches; }
 // The launchers may assume nothing about what is in their workspace, so it is full of NaNs.
 class Workspace {
  public:
-  explicit Workspace(int64_t doubles) : values_(static_cast<size_t>(doubles)) {
-    std::memset(values_.data(), 0xff, values_.size() * sizeof(double));
-  }
+  explicit Workspace(int64_t doubles) : values_(static_cast<size_t>(doubles), NAN) {}
   double* data() const { return const_cast<double*>(values_.data()); }
 
  private:
