@@ -67,13 +67,13 @@ def computed_in(dtype: torch.dtype) -> torch.dtype:
 @given(problem=p.perturbations)
 def test_perturb(device: str, problem: p.Perturbation) -> None:
     """One rounding of x̃, and 4 of the step τ z where it is computed: τ/‖g‖, its product with g and
-    the sum. A float64 norm is summed in another order than the oracle's."""
+    the sum. A float64 norm is summed in another order than the oracle's, of possibly equal terms."""
     x, grad, tau = problem.tensors(device)
     with borrowed(x, grad, tau):
         got, norm = ops.perturb(x, grad, tau)
     exact, exact_norm = reference.perturb(x.double(), grad.double(), tau)
     inner = computed_in(x.dtype)
-    order = max(grad[:1].numel(), 1) ** 0.5 * DOUBLE_EPS
+    order = grad[:1].numel() * DOUBLE_EPS / 2
     bound = p.rounding(x.dtype) * exact.abs() + p.smallest(x.dtype)
     bound += (4 * cases.EPS[inner] + order) * (exact - x.double()).abs()
     assert_within(got, exact, bound)
@@ -140,7 +140,8 @@ def test_concept_cross_entropy(device: str, problem: p.Batch) -> None:
     eps = 4 * cases.EPS[computed_in(problem.dtype)]
     finite = torch.where(z.isfinite(), z, 0.0)
     spread = finite.amax(1, keepdim=True) - finite  # [B, C]
-    many = 1 + z.shape[1] ** 0.5 / 8  # additions of exp: a walk of C steps in 16 lanes or more
+    walk = z.shape[1] ** 0.5  # additions of exp; in float32 they are shared by several lanes
+    many = 1 + (walk if problem.dtype == torch.float64 else walk / 8)
 
     sizes = 1 + spread.gather(1, target[:, None]).squeeze(1) + (smoothing > 0) * spread.mean(1)
     bound = 2 * or_zero((plain.example_loss.double() - exact.example_loss).abs())
@@ -303,7 +304,7 @@ def test_update_distribution(device: str, problem: p.Ascent) -> None:
     atol = ascended_atol(q, gain, float(eta), lam)
     assert_within(got, exact, p.rounding(q.dtype) * exact + min(atol, 1.0))
     assert got.dtype == q.dtype
-    assert got.sum().item() == pytest.approx(1.0, abs=len(q) * cases.EPS[q.dtype])
+    assert got.sum().item() == pytest.approx(1.0, abs=4 * len(q) * cases.EPS[q.dtype])
     if len(q) == 1:
         assert got.item() == 1.0
 
