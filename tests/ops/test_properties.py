@@ -106,11 +106,14 @@ def test_perturb_knows_no_order_of_the_examples(device: str, problem: p.Perturba
 
 
 def with_gradient(
-    function: Callable[..., ConceptLoss], arguments: dict[str, Tensor], smoothing: float
+    function: Callable[..., ConceptLoss],
+    arguments: dict[str, Tensor],
+    smoothing: float = 0.0,
+    loss_scale: float = 1.0,
 ) -> tuple[ConceptLoss, Tensor]:
     logits = arguments["logits"].detach().requires_grad_()
     out = function(**(arguments | {"logits": logits}), label_smoothing=smoothing)
-    (grad,) = torch.autograd.grad(out.loss, logits)
+    (grad,) = torch.autograd.grad(out.loss, logits, torch.full_like(out.loss, loss_scale))
     return out, grad
 
 
@@ -132,10 +135,12 @@ def test_concept_cross_entropy(device: str, problem: p.Batch) -> None:
     z - max rounds relative to itself, and the exponential makes a relative error of that.
     """
     a, smoothing = problem.tensors(device), problem.label_smoothing
+    loss_scale = 2.0 ** (problem.seed % 21 - 10)  # of mixed precision; itself without rounding
+    options = (smoothing, loss_scale)
     with borrowed(*a.values()):
-        got, grad = with_gradient(ops.concept_cross_entropy, a, smoothing)
-    exact, exact_grad = with_gradient(reference.concept_cross_entropy, in_double(a), smoothing)
-    plain, plain_grad = with_gradient(reference.concept_cross_entropy, a, smoothing)
+        got, grad = with_gradient(ops.concept_cross_entropy, a, *options)
+    exact, exact_grad = with_gradient(reference.concept_cross_entropy, in_double(a), *options)
+    plain, plain_grad = with_gradient(reference.concept_cross_entropy, a, *options)
     z, target, concept = a["logits"].double(), a["target"], a["concept"]
     eps = 4 * cases.EPS[computed_in(problem.dtype)]
     finite = torch.where(z.isfinite(), z, 0.0)
@@ -148,7 +153,7 @@ def test_concept_cross_entropy(device: str, problem: p.Batch) -> None:
     assert_within(got.example_loss, exact.example_loss, bound + eps * many * sizes)
 
     share = a["concept_count"].double() / a["concept_count"].double().sum()
-    weight = ((a["q"].double() / share)[concept] / max(len(z), 1))[:, None]  # [B, 1]
+    weight = loss_scale * ((a["q"].double() / share)[concept] / max(len(z), 1))[:, None]  # [B, 1]
     at_labels = F.one_hot(target, z.shape[1]) + smoothing / z.shape[1]
     terms = or_zero(z.softmax(1) * (1 + spread)) + at_labels
     bound = 2 * or_zero((plain_grad.double() - exact_grad).abs()).amax(1, keepdim=True)
@@ -194,8 +199,8 @@ def test_the_game_without_an_adversary(device: str, problem: p.Batch) -> None:  
     a["q"] = count / count.sum()
     one = torch.ones(1, dtype=torch.float64, device=device)
     erm = a | {"concept": torch.zeros_like(a["concept"]), "q": one, "concept_count": one}
-    game, game_grad = with_gradient(ops.concept_cross_entropy, a, 0.0)
-    plain, plain_grad = with_gradient(ops.concept_cross_entropy, erm, 0.0)
+    game, game_grad = with_gradient(ops.concept_cross_entropy, a)
+    plain, plain_grad = with_gradient(ops.concept_cross_entropy, erm)
     assert torch.equal(game_grad, plain_grad)
     mean = game.example_loss.double().mean() if len(a["target"]) else torch.zeros((), device=device)
     eps = max(2 * cases.EPS[game.loss.dtype], 1e-12)
