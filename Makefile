@@ -39,12 +39,12 @@ check: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) $(wildcard tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) $(wildcard tests/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
 
 format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) $(wildcard tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) $(wildcard tests/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
 
 bench: $(VENV)/.built
 	$(BIN)/pip install --quiet --group bench

@@ -1,5 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
+
 #include "cpu/dtype.h"
 #include "perturb.h"
 
@@ -17,8 +19,11 @@ std::tuple<Tensor, Tensor> perturb_cpu(const Tensor& x, const Tensor& grad, doub
                               p.size};
   const cpu::Dtype dtype = cpu::dtype_of(p.x);
   const auto kernel = cpu::kernels().perturb;
-  torch::stable::parallel_for(0, p.batch, cpu::grain(p.size),
-                              [&](int64_t begin, int64_t end) { kernel(dtype, args, begin, end); });
+  if (p.size == 0)  // no arrays either: their addresses are null, which memcpy may not be given
+    cpu::visit(p.norm, [&](auto* norm) { std::fill_n(norm, p.batch, 0.0f); });
+  else
+    torch::stable::parallel_for(0, p.batch, cpu::grain(p.size),
+                                [&](int64_t begin, int64_t end) { kernel(dtype, args, begin, end); });
   p.finish();
   return {p.x_perturbed, p.norm};
 }
