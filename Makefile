@@ -33,7 +33,7 @@ $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools: | $(VENV)/.tools
 	touch $@
 
 build-time: $(VENV)/.tools
-	$(BIN)/python tools/build_time.py
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_time.py
 
 check: $(VENV)/.built
 	$(BIN)/ruff check .
