@@ -63,6 +63,7 @@ SHIM = {
     "aoti_torch_get_size": "facts about a tensor",
     "aoti_torch_get_sizes": "facts about a tensor",
     "aoti_torch_get_stride": "facts about a tensor",
+    "aoti_torch_get_strides": "facts about a tensor",
     "aoti_torch_is_contiguous": "facts about a tensor",
     "torch_call_dispatcher": "contiguous, to, copy_, empty_like, new_empty",
     "torch_delete_list": "sizes as an argument of new_empty",
