@@ -2,6 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+
+#include "cuda/launch.h"
 
 #ifdef __CUDACC__  // the host emulation of the tests has declared the same names
 #include <cuda_bf16.h>
@@ -43,6 +46,61 @@ struct alignas(sizeof(scalar_t) * kCount) Pack {
 constexpr int kPackBytes = 16;
 template <class scalar_t>
 constexpr int kPackSize = kPackBytes / static_cast<int>(sizeof(scalar_t));
+
+// Reals (launch.h) as doubles, in two steps: fetch() starts the load and does not wait for it, so several can be on
+// their way. The dtype is looked at for every entry, but every thread of the launch finds the same.
+struct Fetched {
+  uint64_t bits;
+};
+template <class scalar_t>
+__device__ Fetched fetch_as(const void* data, int64_t i) {
+  Fetched result{0};
+  memcpy(&result.bits, static_cast<const scalar_t*>(data) + i, sizeof(scalar_t));
+  return result;
+}
+__device__ inline Fetched fetch(Reals from, int64_t i) {
+  switch (from.dtype) {
+    case Dtype::kDouble:
+      return fetch_as<double>(from.data, i);
+    case Dtype::kHalf:
+    case Dtype::kBFloat16:
+      return fetch_as<__half>(from.data, i);
+    default:
+      return fetch_as<float>(from.data, i);
+  }
+}
+template <class scalar_t>
+__device__ double value_as(Fetched fetched) {
+  scalar_t value;
+  memcpy(&value, &fetched.bits, sizeof(value));
+  return static_cast<double>(to_acc(value));
+}
+__device__ inline double value_of(Reals from, Fetched fetched) {
+  switch (from.dtype) {
+    case Dtype::kDouble:
+      return value_as<double>(fetched);
+    case Dtype::kHalf:
+      return value_as<__half>(fetched);
+    case Dtype::kBFloat16:
+      return value_as<__nv_bfloat16>(fetched);
+    default:
+      return value_as<float>(fetched);
+  }
+}
+__device__ inline double load(Reals from, int64_t i) { return value_of(from, fetch(from, i)); }
+
+__device__ inline void store(MutableReals to, int64_t i, double value) {
+  switch (to.dtype) {
+    case Dtype::kDouble:
+      return assign(static_cast<double*>(to.data)[i], value);
+    case Dtype::kHalf:
+      return assign(static_cast<__half*>(to.data)[i], static_cast<float>(value));
+    case Dtype::kBFloat16:
+      return assign(static_cast<__nv_bfloat16*>(to.data)[i], static_cast<float>(value));
+    default:
+      return assign(static_cast<float*>(to.data)[i], static_cast<float>(value));
+  }
+}
 
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 
