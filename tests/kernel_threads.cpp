@@ -14,7 +14,7 @@ namespace {
 
 using hrrl::cpu::Dtype;
 
-constexpr int64_t kRows = 24;
+constexpr int64_t kRows = 24, kAtOnce = 2;
 constexpr int kThreads = 4;
 constexpr size_t kLargestElement = 8;
 bool race = false;
@@ -24,7 +24,8 @@ void on_threads(F f) {
   std::vector<std::thread> threads;
   for (int t = 0; t < kThreads; ++t)
     threads.emplace_back([&f, t] {
-      for (int64_t row = race ? 0 : t; row < kRows; row += race ? 1 : kThreads) f(row, row + 1);
+      for (int64_t row = race ? 0 : kAtOnce * t; row < kRows; row += kAtOnce * (race ? 1 : kThreads))
+        f(row, row + kAtOnce);
     });
   for (std::thread& thread : threads) thread.join();
 }
@@ -41,10 +42,17 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
   on_threads([&](int64_t begin, int64_t end) { kernels.perturb(dtype, perturb, begin, end); });
 
   const hrrl::cpu::CrossEntropyArgs loss{
-      in.data(), target.data(), concept_.data(), weight.data(), per_row.data(), out.data(), kRows, size, 0.1};
+      in.data(), target.data(), concept_.data(), weight.data(), per_row.data(), out.data(), kRows, size, 3, 0.1};
   on_threads([&](int64_t begin, int64_t end) {
-    std::vector<double> scratch(static_cast<size_t>(size) + 8);
+    std::vector<double> scratch(static_cast<size_t>(hrrl::cpu::cross_entropy_scratch(size)));
     kernels.concept_cross_entropy(dtype, loss, begin, end, scratch.data());
+  });
+
+  const auto bytes = static_cast<int64_t>(in.size()) / kRows;  // of a row, at least its elements
+  on_threads([&](int64_t begin, int64_t end) {
+    double block_max[2];  // rows of up to two blocks
+    for (int64_t row = begin; row < end; ++row)
+      kernels.project_simplex(dtype, in.data() + row * bytes, out.data() + row * bytes, size, 1.0, block_max);
   });
 }
 
