@@ -77,6 +77,8 @@ class Measurement:
             threads=self.place.threads,
             **facts,
         )
+        if self.place.device == "cuda":
+            self.benchmark.extra_info["device_seconds"] = self.place.device_seconds(call)
         timed = self.place.waiting(call)
         if rounds is None:
             self.benchmark(timed)

@@ -3,7 +3,8 @@
     pytest bench --benchmark-only --benchmark-json=results.json
     python bench/table.py results.json > bench/results/NAME.md
 
-A ratio is the other's time over ours: above 1 we are faster. Below 1 it is bold, and listed at the end.
+A ratio is the other's time over ours: above 1 we are faster. What misses its bar (bars.py) is bold, and
+listed at the end.
 """
 
 from __future__ import annotations
@@ -16,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bars import STEP_BAR, least_ratio, most_microseconds
+
 STATISTICS = {"min": "fastest round", "median": "median round"}
 PEERS = {
     "eager": "eager",
     "compile": "torch.compile",
     "torchattacks": "torchattacks",
     "entmax": "entmax",
+    "copy": "a copy",
 }
-STEP_BAR = 1.85
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Case:
         return "GPU" if self.facts["device"] == "cuda" else str(self.facts["threads"])
 
     def ratio(self, provider: str) -> float | None:
+        """Their time over ours."""
         seconds = self.seconds.get(provider)
         return None if seconds is None else seconds / self.seconds["ours"]
 
@@ -68,7 +72,7 @@ def report(results: dict[str, Any], statistic: str) -> str:
     if steps:
         parts += ["## Training step", step_table(steps)]
     if compared:
-        parts += ["## Where we lose", losses(compared)]
+        parts += ["## Below the bar", misses(compared)]
     return "\n\n".join(parts)
 
 
@@ -82,7 +86,7 @@ def read_cases(benchmarks: Iterable[dict[str, Any]], statistic: str) -> list[Cas
         by_provider = {one["extra_info"]["provider"]: one for one in group}
         if "ours" in by_provider:
             ours = by_provider["ours"]
-            seconds = {name: one["stats"][statistic] for name, one in by_provider.items()}
+            seconds = {name: _seconds(one, statistic) for name, one in by_provider.items()}
             spread = ours["stats"]["iqr"] / ours["stats"]["median"]
             cases.append(Case(ours["extra_info"], seconds, spread))
     return cases
@@ -106,8 +110,8 @@ def header(results: dict[str, Any], statistic: str) -> str:
             "- command: `pytest bench --benchmark-only --benchmark-json=results.json`, then "
             f"`python bench/table.py results.json --statistic {statistic}`",
             f"- times: {STATISTICS[statistic]}; IQR: interquartile range of our rounds over their median",
-            "- ratios: the other's time over ours in the same run; above 1 we are faster, "
-            "**bold** we are not",
+            "- ratios: the other's time over ours in the same run, above 1 we are faster; a copy moves "
+            "as many bytes as we must. **Bold** is below the bar",
         ]
     )
 
@@ -116,19 +120,20 @@ def summary(cases: list[Case]) -> str:
     rows = []
     for op in dict.fromkeys(case.op for case in cases):
         for provider, name in PEERS.items():
-            ratios = {
-                f"{case.facts['case']}, {_threads(case.place)}": ratio
+            ratios = [
+                (ratio, case)
                 for case in cases
                 if case.op == op and (ratio := case.ratio(provider)) is not None
-            }
+            ]
             if ratios:
-                worst = min(ratios, key=lambda key: ratios[key])
-                mean = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
-                lost = sum(ratio < 1 for ratio in ratios.values())
-                rows.append(
-                    [op, name, len(ratios), _ratio(mean), _ratio(ratios[worst]), worst, lost]
-                )
-    names = ["op", "against", "cases", "geometric mean", "worst", "worst case", "lost"]
+                least, worst = min(ratios, key=lambda pair: pair[0])
+                mean = math.exp(sum(math.log(ratio) for ratio, _ in ratios) / len(ratios))
+                bars = sorted({least_ratio(case.facts, provider) for _, case in ratios})
+                below = sum(ratio < least_ratio(case.facts, provider) for ratio, case in ratios)
+                where = f"{worst.facts['case']}, {_threads(worst.place)}"
+                row = [op, name, len(ratios), _ratio(mean), _ratio(least), where]
+                rows.append([*row, " or ".join(f"{bar:g}" for bar in bars), below])
+    names = ["op", "against", "cases", "geometric mean", "worst", "worst case", "bar", "below"]
     return markdown(names, rows)
 
 
@@ -142,7 +147,7 @@ def op_table(cases: list[Case]) -> str:
             case.place,
             _microseconds(case.seconds["ours"]),
             f"{100 * case.spread:.0f} %",
-            *(_ratio(case.ratio(name)) for name in peers),
+            *(_ratio(case.ratio(name), least_ratio(case.facts, name)) for name in peers),
         ]
         for case in cases
     ]
@@ -177,17 +182,28 @@ def step_table(cases: list[Case]) -> str:
     )
 
 
-def losses(cases: list[Case]) -> str:
-    lost = [
-        (ratio, [case.op, case.facts["case"], case.place, name, _ratio(ratio)])
-        for case in cases
-        for provider, name in PEERS.items()
-        if (ratio := case.ratio(provider)) is not None and ratio < 1
-    ]
-    if not lost:
+def misses(cases: list[Case]) -> str:
+    """By how much, the worst first."""
+    missed: list[tuple[float, list[Any]]] = []
+    for case in cases:
+        row = [case.op, case.facts["case"], case.place]
+        for provider, name in PEERS.items():
+            ratio, bar = case.ratio(provider), least_ratio(case.facts, provider)
+            if ratio is not None and ratio < bar:
+                missed.append((ratio / bar, [*row, name, _ratio(ratio), f"≥ {bar:g}"]))
+        limit, us = most_microseconds(case.facts), 1e6 * case.seconds["ours"]
+        if limit is not None and us > limit:
+            missed.append((limit / us, [*row, "µs", f"{us:.2f}", f"≤ {limit:g}"]))
+    if not missed:
         return "Nowhere in this run."
-    rows = [row for _, row in sorted(lost, key=lambda item: item[0])]
-    return markdown(["op", "case", "threads", "against", "ratio"], rows)
+    rows = [row for _, row in sorted(missed, key=lambda item: item[0])]
+    return markdown(["op", "case", "threads", "against", "measured", "bar"], rows)
+
+
+def _seconds(benchmark: dict[str, Any], statistic: str) -> float:
+    """On a GPU its own time of a call, the median; the rounds there time the host as well."""
+    on_device = benchmark["extra_info"].get("device_seconds")
+    return float(on_device[1] if on_device else benchmark["stats"][statistic])
 
 
 def markdown(columns: list[str], rows: list[list[Any]]) -> str:
@@ -199,11 +215,11 @@ def _over(a: float, b: float | None) -> float | None:
     return None if b is None else a / b
 
 
-def _ratio(ratio: float | None) -> str:
+def _ratio(ratio: float | None, bar: float = 0.0) -> str:
     if ratio is None:
         return "–"
     text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
-    return f"**{text}**" if ratio < 1 else text
+    return f"**{text}**" if ratio < bar else text
 
 
 def _microseconds(seconds: float) -> str:

@@ -58,18 +58,33 @@ def test_ratios_are_the_others_time_over_ours_and_losses_are_shown() -> None:
             benchmark("perturb", "small", "compile", 1e-6),
             benchmark("perturb", "large", "ours", 1e-3),
             benchmark("perturb", "large", "eager", 9e-3),
+            benchmark("perturb", "large", "copy", 0.9e-3),
+            benchmark("call", "perturb", "ours", 6e-6),
         ),
         "min",
     )
     assert rows(text, "perturb") == [
-        ["small", "256×10", "fp32", "2", "2.00", "25 %", "4.00", "**0.50**"],
-        ["large", "256×10", "fp32", "2", "1,000", "25 %", "9.00", "–"],
+        ["small", "256×10", "fp32", "2", "2.00", "25 %", "4.00", "**0.50**", "–"],
+        ["large", "256×10", "fp32", "2", "1,000", "25 %", "9.00", "–", "0.90"],
     ]
     assert rows(text, "Summary") == [
-        ["perturb", "eager", "2", "6.00", "4.00", "small, 2 threads", "0"],
-        ["perturb", "torch.compile", "1", "**0.50**", "**0.50**", "small, 2 threads", "1"],
+        ["perturb", "eager", "2", "6.00", "4.00", "small, 2 threads", "2", "0"],
+        ["perturb", "torch.compile", "1", "0.50", "0.50", "small, 2 threads", "1", "1"],
+        ["perturb", "a copy", "1", "0.90", "0.90", "large, 2 threads", "0.8", "0"],
     ]
-    assert rows(text, "Where we lose") == [["perturb", "small", "2", "torch.compile", "**0.50**"]]
+    assert rows(text, "Below the bar") == [
+        ["perturb", "small", "2", "torch.compile", "0.50", "≥ 1"],
+        ["call", "perturb", "2", "µs", "6.00", "≤ 5"],
+    ]
+
+
+def test_the_time_of_a_gpu_is_its_own() -> None:
+    ours, copy = (benchmark("perturb", "x", who, 1.0) for who in ("ours", "copy"))
+    for one, seconds in ((ours, 30e-6), (copy, 25.5e-6)):
+        one["extra_info"] |= {"device": "cuda", "device_seconds": [0.0, seconds, 1.0]}
+    text = report(results(ours, copy), "min")
+    assert rows(text, "perturb") == [["x", "256×10", "fp32", "GPU", "30.00", "25 %", "0.85"]]
+    assert rows(text, "Below the bar") == [["perturb", "x", "GPU", "µs", "30.00", "≤ 4"]]
 
 
 @pytest.mark.parametrize(("ours", "met"), [(0.184, "yes"), (0.186, "**no**")])

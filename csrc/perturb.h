@@ -32,7 +32,7 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
 
 inline Tensor with_layout_of(const Tensor& layout, const Tensor& t) {
   if (same_strides(layout, t)) return t;
-  Tensor copy = torch::stable::empty_like(layout);
+  Tensor copy = new_like(layout);
   return torch::stable::copy_(copy, t);
 }
 
@@ -49,9 +49,9 @@ inline Perturb prepare_perturb(const Tensor& x, const Tensor& grad, double tau,
   const int64_t size = batch ? x.numel() / batch : 0;
   const ScalarType norm_type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 
-  Tensor x_perturbed = torch::stable::empty_like(x);  // dense; the strides of x where x is dense
+  Tensor x_perturbed = new_like(x);  // dense; the strides of x where x is dense
   const bool rows_are_blocks = batch <= 1 || x_perturbed.stride(0) == size;
-  Tensor out = rows_are_blocks ? x_perturbed : torch::stable::new_empty(x, x.sizes());
+  Tensor out = rows_are_blocks ? x_perturbed : new_empty(x, x.sizes(), x.scalar_type());
 
   std::optional<Tensor> scale;
   if (tau_scale) {

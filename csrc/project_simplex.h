@@ -20,7 +20,7 @@ inline ProjectSimplex prepare_project_simplex(const Tensor& v, double radius) {
              "project_simplex: v must have at least one entry along the projected dimension, got ", shape(v));
   HRRL_CHECK(std::isfinite(radius) && radius > 0, "project_simplex: radius must be positive and finite, got ", radius);
   const int64_t size = v.size(v.dim() - 1);
-  return {as_contiguous(v), torch::stable::new_empty(v, v.sizes()), v.numel() / size, size, radius};
+  return {as_contiguous(v), new_empty(v, v.sizes(), v.scalar_type()), v.numel() / size, size, radius};
 }
 
 // One step of Eq. 6. Everything is float64 inside: at lam = 1e-3 the first step moves q by thousands before it is

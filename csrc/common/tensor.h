@@ -10,10 +10,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace hrrl {
 
@@ -51,20 +51,44 @@ inline bool is_floating(const Tensor& t) {
   }
 }
 
-// A new contiguous tensor on the device of `like`. Straight from the allocator: a call through the dispatcher takes a
-// microsecond, as long as the rest of an operator at the size of a concept distribution.
-inline Tensor new_empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
-  constexpr size_t kMaxDims = 4;
-  int64_t strides[kMaxDims];
-  int64_t stride = 1;
-  for (size_t d = sizes.size(); d-- > 0; stride *= sizes.begin()[d] > 0 ? sizes.begin()[d] : 1) strides[d] = stride;
+// New tensors on the device of `like`, straight from the allocator: a call through the dispatcher takes a microsecond,
+// as long as the rest of an operator at the size of a concept distribution.
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+inline Tensor new_strided(const Tensor& like, Sizes sizes, Sizes strides, ScalarType type) {
   int32_t device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle result = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides,
-                                                  torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)),
-                                                  device_type, like.get_device_index(), &result));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+      torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), device_type, like.get_device_index(),
+      &result));
   return Tensor(result);
+}
+
+inline Tensor new_empty(const Tensor& like, Sizes sizes, ScalarType type) {
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d] > 0 ? sizes[d] : 1) strides[d] = stride;
+  return new_strided(like, sizes, strides, type);
+}
+
+// Whether the elements fill one block of memory, each place once, in some order of the dimensions.
+inline bool is_dense(const Tensor& t) {
+  const Sizes sizes = t.sizes(), strides = t.strides();
+  int64_t filled = 1;
+  for (size_t placed = 0; placed < sizes.size(); ++placed) {  // in each round the next larger dimension
+    int64_t next = 0;
+    for (size_t d = 0; d < sizes.size(); ++d)
+      if (sizes[d] > 1 && strides[d] == filled) next = filled * sizes[d];
+    if (next == 0) break;
+    filled = next;
+  }
+  return filled == t.numel();
+}
+
+inline Tensor new_like(const Tensor& t) {
+  return is_dense(t) ? new_strided(t, t.sizes(), t.strides(), t.scalar_type()) : torch::stable::empty_like(t);
 }
 
 // Conversions that cost nothing where nothing needs converting.

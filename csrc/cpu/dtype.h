@@ -3,6 +3,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "common/dtype.h"
@@ -49,10 +50,16 @@ class Doubles {
   const double* values_ = nullptr;
 };
 
-// Enough examples for a thread to be worth waking.
-inline int64_t grain(int64_t elements_per_row) {
+// Calls f(begin, end) for ranges of rows, on as many threads as there is work for: waking the others costs about as
+// much as 16384 elements. No thread is woken for one range, and nothing is asked of the pool.
+template <class F>
+void parallel_rows(int64_t rows, int64_t elements_per_row, F f) {
   constexpr int64_t kElementsPerTask = 16384;
-  return elements_per_row < kElementsPerTask ? kElementsPerTask / (elements_per_row + 1) + 1 : 1;
+  const int64_t grain = std::max<int64_t>(kElementsPerTask / (elements_per_row + 1), 1);
+  if (rows <= grain)
+    f(0, rows);
+  else
+    torch::stable::parallel_for(0, rows, grain, f);
 }
 
 }  // namespace hrrl::cpu

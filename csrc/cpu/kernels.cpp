@@ -4,14 +4,17 @@
 
 namespace hrrl::cpu {
 
+#define HRRL_KERNELS(isa) \
+  Kernels { name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::update_distribution }
+
 const Kernels& kernels() {
   static const Kernels chosen = [] {
     const Capability best = capability();
 #ifdef HRRL_X86
-    if (best == Capability::kAvx512) return Kernels{name(best), avx512::perturb, avx512::concept_cross_entropy};
-    if (best == Capability::kAvx2) return Kernels{name(best), avx2::perturb, avx2::concept_cross_entropy};
+    if (best == Capability::kAvx512) return HRRL_KERNELS(avx512);
+    if (best == Capability::kAvx2) return HRRL_KERNELS(avx2);
 #endif
-    return Kernels{name(best), baseline::perturb, baseline::concept_cross_entropy};
+    return HRRL_KERNELS(baseline);
   }();
   return chosen;
 }

@@ -23,28 +23,56 @@ struct PerturbArgs {
   int64_t size;
 };
 
-// Rows [begin, end) of the weighted cross-entropy. Targets and concepts have been checked.
+// Rows [begin, end) of the weighted cross-entropy. Returns whether all their targets and concepts were in range; where
+// one was not, nothing was read or written with it and the result is void.
 struct CrossEntropyArgs {
   const void* logits;  // [B, C]
   const int64_t *target, *concept_;
   const double* weight;  // [K] q_k / p_k / B
   void* example_loss;    // [B] float, or double for kDouble
   void* grad_logits;     // [B, C] or null; float for kHalf
-  int64_t batch, classes;
+  int64_t batch, classes, concepts;
   double label_smoothing;
 };
+
+// Rows in work at a time: few enough that they and their exponentials stay in the first-level cache between passes.
+constexpr int64_t kMostRows = 16;
+inline int64_t rows_at_once(int64_t classes) {
+  constexpr int64_t kFloats = 2000;
+  const int64_t rows = kFloats / (classes + kMostRows);
+  return rows < 1 ? 1 : rows > kMostRows ? kMostRows : rows;
+}
+inline int64_t cross_entropy_scratch(int64_t classes) { return rows_at_once(classes) * (classes + kMostRows); }
+
+// out = P(q + eta (concept_loss - lam (q - q0))); [K], q and out float or double
+struct UpdateArgs {
+  const void *q, *concept_loss, *q0;
+  void* out;
+  Dtype q_type, concept_loss_type, q0_type;
+  int64_t size;
+  double eta, lam;
+};
+
+// Entries of a row of the projection that share a maximum.
+constexpr int64_t kSimplexBlock = 128;
 
 struct Kernels {
   const char* name;
   void (*perturb)(Dtype, const PerturbArgs&, int64_t begin, int64_t end);
-  // scratch: classes + 8 doubles
-  void (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
+  // scratch: cross_entropy_scratch() doubles
+  bool (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
+  // One row of `size` entries; block_max: one double per kSimplexBlock of them. out may be v.
+  void (*project_simplex)(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);
+  // ascended: `size` doubles; may be out where that is double
+  void (*update_distribution)(const UpdateArgs&, double* ascended, double* block_max);
 };
 
 #define HRRL_DECLARE_ISA(isa)                                                                              \
   namespace isa {                                                                                          \
   void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                     \
-  void concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
+  bool concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
+  void project_simplex(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);   \
+  void update_distribution(const UpdateArgs&, double* ascended, double* block_max);                        \
   }
 HRRL_DECLARE_ISA(baseline)
 #ifdef HRRL_X86

@@ -17,8 +17,7 @@ std::tuple<Tensor, Tensor> perturb_cpu(const Tensor& x, const Tensor& grad, doub
                               p.size};
   const cpu::Dtype dtype = cpu::dtype_of(p.x);
   const auto kernel = cpu::kernels().perturb;
-  torch::stable::parallel_for(0, p.batch, cpu::grain(p.size),
-                              [&](int64_t begin, int64_t end) { kernel(dtype, args, begin, end); });
+  cpu::parallel_rows(p.batch, p.size, [&](int64_t begin, int64_t end) { kernel(dtype, args, begin, end); });
   p.finish();
   return {p.x_perturbed, p.norm};
 }

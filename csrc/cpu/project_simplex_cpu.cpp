@@ -3,30 +3,22 @@
 #include <vector>
 
 #include "cpu/dtype.h"
-#include "math/simplex.h"
 #include "project_simplex.h"
 
 namespace hrrl {
 
-namespace {
-
-template <class in_t, class out_t>
-void project(const in_t* v, out_t* out, int64_t size, double radius) {
-  const SimplexThreshold t = simplex_threshold(v, size, radius);
-  for (int64_t j = 0; j < size; ++j) {
-    const double p = (static_cast<double>(v[j]) - t.max) - t.nu;
-    out[j] = static_cast<out_t>(p < 0.0 ? 0.0 : p);  // keeps NaN
-  }
-}
-
-}  // namespace
+static int64_t blocks(int64_t size) { return (size + cpu::kSimplexBlock - 1) / cpu::kSimplexBlock; }
 
 Tensor project_simplex_cpu(const Tensor& v, double radius) {
   const ProjectSimplex p = prepare_project_simplex(v, radius);
+  const Dtype dtype = dtype_of(p.v);
+  const auto kernel = cpu::kernels().project_simplex;
   cpu::visit(p.out, [&](auto* out) {
     const auto* in = static_cast<decltype(out)>(p.v.data_ptr());
-    torch::stable::parallel_for(0, p.rows, cpu::grain(8 * p.size), [&](int64_t begin, int64_t end) {
-      for (int64_t row = begin; row < end; ++row) project(in + row * p.size, out + row * p.size, p.size, p.radius);
+    cpu::parallel_rows(p.rows, 8 * p.size, [&](int64_t begin, int64_t end) {
+      std::vector<double> block_max(blocks(p.size));
+      for (int64_t row = begin; row < end; ++row)
+        kernel(dtype, in + row * p.size, out + row * p.size, p.size, p.radius, block_max.data());
     });
   });
   return p.out;
@@ -35,11 +27,21 @@ Tensor project_simplex_cpu(const Tensor& v, double radius) {
 Tensor update_distribution_cpu(const Tensor& q, const Tensor& concept_loss, const Tensor& q0, double eta, double lam,
                                const std::optional<Tensor>& eta_scale) {
   const UpdateDistribution u = prepare_update_distribution(q, concept_loss, q0, eta, lam, eta_scale);
-  const cpu::Doubles q_t(u.q), gain(u.concept_loss), anchor(u.q0);
-  const double step = u.eta_scale ? eta * *static_cast<const double*>(u.eta_scale->data_ptr()) : eta;
-  std::vector<double> ascended(static_cast<size_t>(u.size));
-  for (int64_t k = 0; k < u.size; ++k) ascended[k] = q_t[k] + step * (gain[k] - lam * (q_t[k] - anchor[k]));
-  cpu::visit(u.out, [&](auto* out) { project(ascended.data(), out, u.size, 1.0); });
+  const bool in_place = u.q.scalar_type() == ScalarType::Double;
+  std::vector<double> scratch(blocks(u.size) + (in_place ? 0 : u.size));
+  double* block_max = scratch.data();
+  double* ascended = in_place ? static_cast<double*>(u.out.data_ptr()) : block_max + blocks(u.size);
+  const cpu::UpdateArgs args{u.q.data_ptr(),
+                             u.concept_loss.data_ptr(),
+                             u.q0.data_ptr(),
+                             u.out.data_ptr(),
+                             dtype_of(u.q),
+                             dtype_of(u.concept_loss),
+                             dtype_of(u.q0),
+                             u.size,
+                             u.eta_scale ? eta * *static_cast<const double*>(u.eta_scale->data_ptr()) : eta,
+                             lam};
+  cpu::kernels().update_distribution(args, ascended, block_max);
   return u.out;
 }
 

@@ -1,8 +1,7 @@
 """What torch needs to trace and differentiate the operators: shapes (fakes) and gradients.
 
-``perturb`` and ``update_distribution`` register no gradient: an autograd kernel would cost every call
-some microseconds, and in training neither is differentiated. Their public functions say what happens
-to inputs that require gradients.
+No operator has an autograd kernel of its own: it would cost every call some microseconds, most of all
+those that need no gradient. The public functions take the Functions below where an input requires one.
 """
 
 from __future__ import annotations
@@ -12,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _library  # noqa: F401  (loads the operators)
+from ._library import operator
+
+concept_cross_entropy = operator("concept_cross_entropy")
+project_simplex = operator("project_simplex")
 
 
 def _loss_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -63,57 +65,54 @@ def _(
     return q.new_empty(q.shape)
 
 
-# concept_cross_entropy: d loss / d logits has left with the forward pass; backward scales it.
+class ConceptCrossEntropy(torch.autograd.Function):
+    """d loss / d logits has left with the forward pass; backward scales it."""
+
+    # forward(ctx, ...) and not setup_context(): that form takes another 8 µs per call.
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        loss, concept_loss, example_loss, grad_logits = concept_cross_entropy(logits, *others, True)
+        ctx.mark_non_differentiable(concept_loss, example_loss)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(grad_logits)
+        ctx.logits_dtype = logits.dtype
+        return loss, concept_loss, example_loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_loss is None:
+            return (None,) * 6
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "concept_cross_entropy is differentiable once; create_graph=True is not supported. "
+                "Use hrrl_ext.ops.reference.concept_cross_entropy for higher derivatives."
+            )
+        (grad_logits,) = ctx.saved_tensors
+        # loss.backward() itself sends 1: where looking costs nothing the pass over the gradient is
+        # saved. While torch traces, there is no value to look at.
+        traced = torch.compiler.is_compiling() or type(grad_loss) is not Tensor
+        if traced or grad_loss.is_cuda or grad_loss.item() != 1.0:
+            grad_logits = grad_logits * grad_loss
+        return grad_logits.to(ctx.logits_dtype), *(None,) * 5
 
 
-def _keep_grad_logits(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, concept_loss, example_loss, grad_logits = output
-    ctx.mark_non_differentiable(concept_loss, example_loss, grad_logits)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(grad_logits)
-    ctx.logits_dtype, ctx.with_grad = inputs[0].dtype, inputs[-1]
+class ProjectSimplex(torch.autograd.Function):
+    """P(v) = max(v - ν, 0) with support S = {P(v) > 0}, and ν moves so that the sum stays:
+    dv = 1_S (dp - mean_S dp)."""
 
+    @staticmethod
+    def forward(v: Tensor, radius: float) -> Tensor:
+        p: Tensor = project_simplex(v, radius)
+        return p
 
-def _scale_grad_logits(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 7
-    if not ctx.with_grad:
-        raise RuntimeError(
-            "concept_cross_entropy was called with with_grad=False; nothing to scale"
-        )
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            "concept_cross_entropy is differentiable once; create_graph=True is not supported. "
-            "Use hrrl_ext.ops.reference.concept_cross_entropy for higher derivatives."
-        )
-    (grad_logits,) = ctx.saved_tensors
-    # loss.backward() itself sends 1: on the CPU, where looking costs nothing, the pass over the
-    # gradient is saved. (While torch traces, the tensor is of a subclass and has no value.)
-    if type(grad_loss) is Tensor and grad_loss.device.type == "cpu" and grad_loss.item() == 1.0:
-        return grad_logits.to(ctx.logits_dtype), *(None,) * 6
-    return (grad_logits * grad_loss).to(ctx.logits_dtype), *(None,) * 6
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(output)
 
-
-torch.library.register_autograd(
-    "hrrl_ext::concept_cross_entropy", _scale_grad_logits, setup_context=_keep_grad_logits
-)
-
-# project_simplex: P(v) = max(v - ν, 0) with support S = {P(v) > 0}, and ν moves so that the sum stays:
-# dv = 1_S (dp - mean_S dp).
-
-
-def _keep_support(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(output)
-
-
-def _project_on_support(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
-    (p,) = ctx.saved_tensors
-    support = p > 0
-    on_support = torch.where(support, grad_out, 0)
-    mean = on_support.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
-    return torch.where(support, on_support - mean, 0), None
-
-
-torch.library.register_autograd(
-    "hrrl_ext::project_simplex", _project_on_support, setup_context=_keep_support
-)
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
+        (p,) = ctx.saved_tensors
+        support = p > 0
+        on_support = torch.where(support, grad_out, 0)
+        mean = on_support.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+        return torch.where(support, on_support - mean, 0), None

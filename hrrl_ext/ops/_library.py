@@ -31,8 +31,6 @@ def operator(name: str) -> Callable[..., Any]:
     call = getattr(torch.ops.hrrl_ext, name).default
 
     def checked(*arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return call(*arguments)
         try:
             return call(*arguments)
         except RuntimeError as error:

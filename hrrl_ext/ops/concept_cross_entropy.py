@@ -5,11 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd  # noqa: F401  (registers the operator)
-from ._library import operator
+from . import _autograd
 from ._types import ConceptLoss
-
-_concept_cross_entropy = operator("concept_cross_entropy")
 
 
 def concept_cross_entropy(
@@ -65,11 +62,10 @@ def concept_cross_entropy(
             "concept_cross_entropy: q carries no gradient (the adversary moves it by "
             "update_distribution); pass q.detach()"
         )
-    with_grad = torch.is_grad_enabled() and logits.requires_grad
-    loss, concept_loss, example_loss, _ = _concept_cross_entropy(
-        logits, target, concept, q, concept_count, label_smoothing, with_grad
-    )
-    return ConceptLoss(loss, concept_loss, example_loss)
+    arguments = (logits, target, concept, q, concept_count, label_smoothing)
+    if logits.requires_grad and torch.is_grad_enabled():
+        return ConceptLoss(*_autograd.ConceptCrossEntropy.apply(*arguments))
+    return ConceptLoss(*_autograd.concept_cross_entropy(*arguments, False)[:3])
 
 
 def check_labels(target: Tensor, concept: Tensor, *, num_classes: int, num_concepts: int) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd  # noqa: F401  (registers the operators)
+from . import _autograd
 from ._library import operator
 
-_project_simplex = operator("project_simplex")
 _update_distribution = operator("update_distribution")
 
 
@@ -32,9 +31,12 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
 
     Equivalent to :func:`hrrl_ext.ops.reference.project_simplex`, which sorts.
     """
-    if dim in (-1, v.dim() - 1):
-        return _project_simplex(v, radius)
-    return _project_simplex(v.movedim(dim, -1), radius).movedim(-1, dim)
+    if dim not in (-1, v.dim() - 1):
+        return project_simplex(v.movedim(dim, -1), radius=radius).movedim(-1, dim)
+    if v.requires_grad and torch.is_grad_enabled():
+        p: Tensor = _autograd.ProjectSimplex.apply(v, radius)
+        return p
+    return _autograd.project_simplex(v, radius)
 
 
 def update_distribution(
@@ -53,11 +55,13 @@ def update_distribution(
         the new q [K] in the dtype of ``q``; ``q`` itself is left alone. Everything is computed in
         float64. A NaN or +Inf in ``concept_loss`` makes all of it NaN.
 
-    Carries no gradient: the adversary's step is not differentiated through.
+    Carries no gradient: the adversary's step is not differentiated through. Deterministic. Raises
+    ValueError for shapes, dtypes or devices that do not match, and for a negative eta or lam.
 
     Equivalent to ``project_simplex(q + eta * (concept_loss - lam * (q - q0)))``.
     """
-    with torch.no_grad():
-        if isinstance(eta, Tensor):
-            return _update_distribution(q, concept_loss, q0, 1.0, lam, eta)
-        return _update_distribution(q, concept_loss, q0, eta, lam)
+    if q.requires_grad or concept_loss.requires_grad or q0.requires_grad:
+        q, concept_loss, q0 = q.detach(), concept_loss.detach(), q0.detach()
+    if isinstance(eta, Tensor):
+        return _update_distribution(q, concept_loss, q0, 1.0, lam, eta.detach())
+    return _update_distribution(q, concept_loss, q0, eta, lam)

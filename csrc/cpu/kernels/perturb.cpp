@@ -1,44 +1,75 @@
-// out_i = x_i + tau g_i / ||g_i||, one example at a time.
+// out_i = x_i + tau g_i / ||g_i||, one example at a time: a pass over g for the norm, then one over x and g, whose g
+// comes from cache.
 //
 // - The squares are summed in double. A float32 gradient can then be as small as 1e-45 or as large as 3e38 and keeps
-// its
-//   direction; in float32 its squares would vanish below 1e-23 and overflow above 1e19.
+//   its direction; in float32 its squares would vanish below 1e-23 and overflow above 1e19.
 // - tau / ||g|| itself may leave the range of float32. Such an example takes the loop in double; all others take the
-// fast one.
+//   fast one.
 // - ||g|| = 0 and ||g|| not finite leave the example as it is, to the bit. One overflowed gradient then costs one
-// example
-//   its perturbation, not the batch its values.
+//   example its perturbation, not the batch its values.
 #include "cpu/kernels.h"
 #include "cpu/kernels/simd.h"
 
 namespace hrrl::cpu::HRRL_ISA {
 
+// In double throughout.
 template <class scalar_t>
-static double sum_of_squares(const scalar_t* g, int64_t size) {
-  vdouble total[4] = {};  // four chains hide the latency of the additions
+static double sum_of_squares_double(const scalar_t* g, int64_t size) {
+  constexpr int kChains = 8;  // hide the latency of the additions
+  vdouble total[kChains] = {};
   int64_t j = 0;
-  for (; j + 4 * kWidth <= size; j += 4 * kWidth)
-    for (int chain = 0; chain < 4; ++chain) {
-      const vdouble v = to_double(load(g + j + chain * kWidth));
+  for (; j + kChains * kDoubles <= size; j += kChains * kDoubles)
+    for (int chain = 0; chain < kChains; ++chain) {
+      const vdouble v = load_doubles(g + j + chain * kDoubles);
       total[chain] += v * v;
     }
-  for (; j + kWidth <= size; j += kWidth) {
-    const vdouble v = to_double(load(g + j));
-    total[0] += v * v;
-  }
-  double result = sum((total[0] + total[1]) + (total[2] + total[3]));
-  for (; j < size; ++j) {
-    const double v = to_float(g[j]);
-    result += v * v;
-  }
+  for (int chain = 1; chain < kChains; ++chain) total[0] += total[chain];
+  double result = sum(total[0]);
+  for (; j < size; ++j) result += to_double(g[j]) * to_double(g[j]);
   return result;
+}
+
+static double sum_of_squares(const float* g, int64_t size) { return sum_of_squares_double(g, size); }
+
+// Squares of half and bfloat16 are exact in float. So they are added up in float, a few at a time, and the sums in
+// double. Out of range for that are only bfloat16 below 1e-15 or above 1e19: those take the loop in double.
+template <class scalar_t>
+static double sum_of_squares(const scalar_t* g, int64_t size) {
+  constexpr int kChains = 4, kAdditions = 8;
+  constexpr int64_t kStep = kChains * kWidth, kRun = kAdditions * kStep;
+  vdouble total = {};
+  int64_t j = 0;
+  while (j + kStep <= size) {
+    vfloat run[kChains] = {};
+    for (const int64_t end = j + kRun < size ? j + kRun : size; j + kStep <= end; j += kStep)
+      for (int chain = 0; chain < kChains; chain += 2) {
+        const Pair v = load_pair(g + j + chain * kWidth);
+        run[chain] += v.first * v.first;
+        run[chain + 1] += v.second * v.second;
+      }
+    const vfloat added = (run[0] + run[1]) + (run[2] + run[3]);
+    total += low(added) + high(added);
+  }
+  double result = sum(total);
+  for (; j < size; ++j) result += to_double(g[j]) * to_double(g[j]);
+  const bool in_range = result > 1e-30 * static_cast<double>(size) && result < 1e37;
+  return in_range ? result : sum_of_squares_double(g, size);
 }
 
 template <class scalar_t>
 static void add_scaled(const scalar_t* x, const scalar_t* g, float factor, scalar_t* out, int64_t size) {
   int64_t j = 0;
-  for (; j + kWidth <= size; j += kWidth) store(out + j, load(x + j) + load(g + j) * factor);
+  for (; j + 2 * kWidth <= size; j += 2 * kWidth) {
+    const Pair from = load_pair(x + j), direction = load_pair(g + j);
+    store_pair(out + j, {from.first + direction.first * factor, from.second + direction.second * factor});
+  }
   for (; j < size; ++j) assign(out[j], to_float(x[j]) + to_float(g[j]) * factor);
+}
+
+// To the bit. An empty example has no address that memcpy may be given.
+template <class scalar_t>
+static void copy(const scalar_t* x, scalar_t* out, int64_t size) {
+  if (size > 0) __builtin_memcpy(out, x, static_cast<size_t>(size) * sizeof(scalar_t));
 }
 
 template <class scalar_t>
@@ -46,7 +77,7 @@ static double perturb_example(const scalar_t* x, const scalar_t* g, double tau, 
   const double norm = __builtin_sqrt(sum_of_squares(g, size));
   const bool usable = norm > 0.0 && norm < __builtin_inf();
   if (!usable || tau == 0.0) {
-    __builtin_memcpy(out, x, static_cast<uint64_t>(size) * sizeof(scalar_t));
+    copy(x, out, size);
     return norm;
   }
   const double factor = tau / norm;
@@ -54,8 +85,7 @@ static double perturb_example(const scalar_t* x, const scalar_t* g, double tau, 
   if (magnitude > 1e-30 && magnitude < 1e30)
     add_scaled(x, g, static_cast<float>(factor), out, size);
   else
-    for (int64_t j = 0; j < size; ++j)
-      assign(out[j], to_float(x[j]) + static_cast<float>(static_cast<double>(to_float(g[j])) * factor));
+    for (int64_t j = 0; j < size; ++j) assign(out[j], to_float(x[j]) + static_cast<float>(to_double(g[j]) * factor));
   return norm;
 }
 
@@ -77,7 +107,7 @@ static double perturb_example(const double* x, const double* g, double tau, doub
   }
   const double scaled_norm = __builtin_sqrt(total);
   if (!finite || largest == 0.0 || tau == 0.0) {
-    __builtin_memcpy(out, x, static_cast<uint64_t>(size) * sizeof(double));
+    copy(x, out, size);
     return finite ? scaled_norm * scale : total;
   }
   for (int64_t j = 0; j < size; ++j) out[j] = x[j] + tau * ((g[j] / scale) / scaled_norm);

@@ -14,6 +14,7 @@
 #endif
 
 #define HRRL_INLINE static inline __attribute__((always_inline))
+#define HRRL_INLINE_MEMBER __attribute__((always_inline))
 
 namespace hrrl::cpu::HRRL_ISA {
 
@@ -30,10 +31,16 @@ struct bfloat16 {
   uint16_t bits;
 };
 
+// Wider vectors than the registers would compile, too, but gcc takes their comparisons apart lane by lane. So a vfloat
+// becomes two vectors of doubles, low(v) and high(v).
+constexpr int kDoubles = kWidth / 2;
 typedef float vfloat __attribute__((vector_size(4 * kWidth)));
 typedef uint32_t vuint __attribute__((vector_size(4 * kWidth)));
+typedef int32_t vint __attribute__((vector_size(4 * kWidth)));
 typedef uint16_t vshort __attribute__((vector_size(2 * kWidth)));
-typedef double vdouble __attribute__((vector_size(8 * kWidth)));
+typedef double vdouble __attribute__((vector_size(8 * kDoubles)));
+typedef int64_t vlong __attribute__((vector_size(8 * kDoubles)));
+typedef float vhalf __attribute__((vector_size(4 * kDoubles)));  // half as many floats, not floats of half precision
 
 template <class To, class From>
 HRRL_INLINE To bit_cast(From from) {
@@ -44,8 +51,25 @@ HRRL_INLINE To bit_cast(From from) {
 }
 
 HRRL_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
-HRRL_INLINE vdouble to_double(vfloat v) { return __builtin_convertvector(v, vdouble); }
+template <int... kLane>
+HRRL_INLINE vint lane_numbers(std::integer_sequence<int, kLane...>) {
+  return vint{kLane...};
+}
+HRRL_INLINE vint lane_numbers() { return lane_numbers(std::make_integer_sequence<int, kWidth>()); }
+template <size_t kFrom, size_t... kLane>
+HRRL_INLINE vdouble half_of(vfloat v, std::index_sequence<kLane...>) {
+  return __builtin_convertvector(__builtin_shufflevector(v, v, (kFrom + kLane)...), vdouble);
+}
+HRRL_INLINE vdouble low(vfloat v) { return half_of<0>(v, std::make_index_sequence<kDoubles>()); }
+HRRL_INLINE vdouble high(vfloat v) { return half_of<kDoubles>(v, std::make_index_sequence<kDoubles>()); }
+template <size_t... kLane>
+HRRL_INLINE vfloat join(vdouble low, vdouble high, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(__builtin_convertvector(low, vhalf), __builtin_convertvector(high, vhalf), kLane...);
+}
+HRRL_INLINE vfloat join(vdouble low, vdouble high) { return join(low, high, std::make_index_sequence<kWidth>()); }
+
 HRRL_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
+HRRL_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
 
 // One element
 
@@ -53,6 +77,13 @@ HRRL_INLINE float to_float(float v) { return v; }
 HRRL_INLINE float to_float(half v) { return static_cast<float>(v); }
 HRRL_INLINE float to_float(bfloat16 v) { return bit_cast<float>(static_cast<uint32_t>(v.bits) << 16); }
 
+template <class scalar_t>
+HRRL_INLINE double to_double(scalar_t v) {
+  return to_float(v);
+}
+HRRL_INLINE double to_double(double v) { return v; }
+
+HRRL_INLINE void assign(double& to, double v) { to = v; }
 HRRL_INLINE void assign(float& to, float v) { to = v; }
 HRRL_INLINE void assign(half& to, float v) { to = static_cast<half>(v); }
 HRRL_INLINE void assign(bfloat16& to, float v) {  // to nearest, ties to even; NaN stays NaN
@@ -60,10 +91,22 @@ HRRL_INLINE void assign(bfloat16& to, float v) {  // to nearest, ties to even; N
   to.bits = v != v ? 0x7fc0 : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// The upper half of each lane is the bfloat16 nearest to it, ties to even. A NaN is cut, not rounded, lest it carry
+// over into the sign; what arithmetic returns is a quiet NaN, which stays one.
+HRRL_INLINE vuint round_to_bfloat16(vfloat v) {
+  const vuint bits = bit_cast<vuint>(v);
+  return bits + (v == v ? ((bits >> 16) & 1) + 0x7fff : vuint{});
+}
+
 // kWidth elements at any alignment
 
 HRRL_INLINE vfloat load(const float* p) {
   vfloat v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+HRRL_INLINE vdouble load(const double* p) {
+  vdouble v;
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
@@ -86,10 +129,7 @@ HRRL_INLINE vfloat load(const half* p) {
 
 HRRL_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof(v)); }
 HRRL_INLINE void store(bfloat16* p, vfloat v) {
-  const vuint bits = bit_cast<vuint>(v);
-  const vuint rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-  const vuint nan = vuint{} + 0x7fc0;
-  const vshort result = __builtin_convertvector(bit_cast<vuint>(v != v ? nan : rounded), vshort);
+  const vshort result = __builtin_convertvector(round_to_bfloat16(v) >> 16, vshort);
   __builtin_memcpy(p, &result, sizeof(result));
 }
 HRRL_INLINE void store(half* p, vfloat v) {
@@ -103,28 +143,109 @@ HRRL_INLINE void store(half* p, vfloat v) {
 #endif
 }
 
-// Across the lanes, by halves: after log2(kWidth) rotations every lane holds the result.
+HRRL_INLINE void store(double* p, vdouble v) { __builtin_memcpy(p, &v, sizeof(v)); }
+HRRL_INLINE void store(float* p, vdouble v) {
+  const vhalf rounded = __builtin_convertvector(v, vhalf);
+  __builtin_memcpy(p, &rounded, sizeof(rounded));
+}
+
+// kDoubles elements at any alignment, as doubles
+
+HRRL_INLINE vdouble load_doubles(const float* p) {
+  vhalf v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return __builtin_convertvector(v, vdouble);
+}
+template <class scalar_t>
+HRRL_INLINE vdouble load_doubles(const scalar_t* p) {
+  vhalf v;
+  for (int lane = 0; lane < kDoubles; ++lane) v[lane] = to_float(p[lane]);
+  return __builtin_convertvector(v, vdouble);
+}
+
+// 2 kWidth elements at any alignment, in an order that load_pair and store_pair share: bfloat16 splits into even and
+// odd places, which takes a shift and a mask where neighbours would have to be spread out.
+
+struct Pair {
+  vfloat first, second;
+};
+template <class scalar_t>
+HRRL_INLINE Pair load_pair(const scalar_t* p) {
+  return {load(p), load(p + kWidth)};
+}
+HRRL_INLINE Pair load_pair(const bfloat16* p) {
+  vuint bits;
+  __builtin_memcpy(&bits, p, sizeof(bits));
+  return {bit_cast<vfloat>(bits << 16), bit_cast<vfloat>(bits & 0xffff0000u)};
+}
+template <class scalar_t>
+HRRL_INLINE void store_pair(scalar_t* p, Pair v) {
+  store(p, v.first);
+  store(p + kWidth, v.second);
+}
+HRRL_INLINE void store_pair(bfloat16* p, Pair v) {
+  const vuint bits = (round_to_bfloat16(v.first) >> 16) | (round_to_bfloat16(v.second) & 0xffff0000u);
+  __builtin_memcpy(p, &bits, sizeof(bits));
+}
+
+// Across the lanes, by halves: after log2 rotations every lane holds the result.
 
 template <int kShift, class vector, size_t... kLane>
 HRRL_INLINE vector rotate(vector v, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(v, v, ((kLane + kShift) % kWidth)...);
+  return __builtin_shufflevector(v, v, ((kLane + kShift) % sizeof...(kLane))...);
 }
-template <int kShift = kWidth / 2, class vector, class Combine>
+template <int kLanes, int kShift = kLanes / 2, class vector, class Combine>
 HRRL_INLINE auto across(vector v, Combine combine) {
-  v = combine(v, rotate<kShift>(v, std::make_index_sequence<kWidth>()));
+  v = combine(v, rotate<kShift>(v, std::make_index_sequence<kLanes>()));
   if constexpr (kShift > 1)
-    return across<kShift / 2>(v, combine);
+    return across<kLanes, kShift / 2>(v, combine);
   else
     return v[0];
 }
-HRRL_INLINE float sum(vfloat v) {
-  return across(v, [](vfloat a, vfloat b) { return a + b; });
+struct Add {
+  template <class vector>
+  vector operator()(vector a, vector b) const {
+    return a + b;
+  }
+};
+struct Larger {
+  template <class vector>
+  vector operator()(vector a, vector b) const {
+    return a > b ? a : b;
+  }
+};
+HRRL_INLINE float sum(vfloat v) { return across<kWidth>(v, Add{}); }
+HRRL_INLINE double sum(vdouble v) { return across<kDoubles>(v, Add{}); }
+HRRL_INLINE int64_t sum(vlong v) { return across<kDoubles>(v, Add{}); }
+HRRL_INLINE float max(vfloat v) { return across<kWidth>(v, Larger{}); }
+HRRL_INLINE double max(vdouble v) { return across<kDoubles>(v, Larger{}); }
+
+// kWidth vectors, one per row, to one vector with a row per lane: result[r] = op over the lanes of rows[r]. A step
+// takes two neighbours, in each of which several rows have kSpan lanes each, to one in which they have half as many.
+
+template <int kSpan, int kPart, size_t... kLane>
+HRRL_INLINE vfloat halves(vfloat a, vfloat b, std::index_sequence<kLane...>) {
+  constexpr int kHalf = kSpan / 2;
+  return __builtin_shufflevector(a, b, (kLane / kHalf * kSpan + kLane % kHalf + kPart * kHalf)...);
 }
-HRRL_INLINE double sum(vdouble v) {
-  return across(v, [](vdouble a, vdouble b) { return a + b; });
+template <int kSpan, class Combine>
+HRRL_INLINE vfloat reduce_rows(vfloat* rows, Combine combine) {
+  constexpr auto kLanes = std::make_index_sequence<kWidth>();
+  for (int r = 0; r < kSpan / 2; ++r) {
+    const vfloat a = rows[2 * r], b = rows[2 * r + 1];
+    rows[r] = combine(halves<kSpan, 0>(a, b, kLanes), halves<kSpan, 1>(a, b, kLanes));
+  }
+  if constexpr (kSpan > 2)
+    return reduce_rows<kSpan / 2>(rows, combine);
+  else
+    return rows[0];
 }
-HRRL_INLINE float max(vfloat v) {
-  return across(v, [](vfloat a, vfloat b) { return a > b ? a : b; });
+
+template <class Combine>
+HRRL_INLINE vfloat reduce_rows(vfloat* rows, int count, Combine combine) {
+  if (count == 1) return broadcast(across<kWidth>(rows[0], combine));
+  for (int r = count; r < kWidth; ++r) rows[r] = vfloat{};
+  return reduce_rows<kWidth>(rows, combine);
 }
 
 // exp(x) for x <= 0, to 1 ulp; below -87.3, where float32 has no normal numbers left, 0. NaN stays NaN.
@@ -144,6 +265,27 @@ HRRL_INLINE vfloat exp_nonpositive(vfloat x) {
   p = p * (r * r) + r + 1.0f;
   const vuint exponent = (bit_cast<vuint>(shifted) - 0x4b400000u + 127u) << 23;
   return x < -87.3f ? vfloat{} : p * bit_cast<vfloat>(exponent);
+}
+
+// log(x) for finite x >= 1, to 1 ulp; NaN stays NaN. x = 2^n m with m from sqrt(1/2) to sqrt(2), and the polynomial is
+// that of Cephes for log(1 + t) = t - t^2 / 2 + t^3 P(t).
+HRRL_INLINE vfloat log_from_one(vfloat x) {
+  const vuint offset = bit_cast<vuint>(x) - 0x3f3504f3u;  // of sqrt(1/2)
+  const vint exponent = bit_cast<vint>(offset) >> 23;
+  const vfloat n = __builtin_convertvector(exponent, vfloat);
+  const vfloat t = bit_cast<vfloat>((offset & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
+  vfloat p = broadcast(7.0376836292e-2f);
+  p = p * t - 1.1514610310e-1f;
+  p = p * t + 1.1676998740e-1f;
+  p = p * t - 1.2420140846e-1f;
+  p = p * t + 1.4249322787e-1f;
+  p = p * t - 1.6668057665e-1f;
+  p = p * t + 2.0000714765e-1f;
+  p = p * t - 2.4999993993e-1f;
+  p = p * t + 3.3333331174e-1f;
+  const vfloat square = t * t;
+  const vfloat low = (p * t) * square - n * 2.12194440e-4f - 0.5f * square;
+  return x == x ? (t + low) + n * 0.693359375f : x;
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA
