@@ -241,7 +241,11 @@ class Emulation:
             "project_simplex",
             "emulate_update_distribution",
             inputs + ([scale] if scale else []),
-            *(part for t, a in zip((q, concept_loss, q0), inputs, strict=True) for part in dtyped(t, a)),
+            *(
+                part
+                for t, a in zip((q, concept_loss, q0), inputs, strict=True)
+                for part in dtyped(t, a)
+            ),
             *(scale, out),
             *(ctypes.c_int64(len(q)), ctypes.c_double(eta), ctypes.c_double(lam)),
         )

@@ -67,7 +67,27 @@ def close(got: Tensor, expected: Tensor, rtol: float, atol: float) -> None:
 # concept_cross_entropy: 8 lanes up to 64 classes, a warp up to 1024, a block of 256 up to 8192, of
 # 1024 beyond. N_k is added up in slices of 1024 concepts, losses in segments of 1024 examples: by
 # one block up to 16384 pairs of a concept (and one more) and an example, by all of them beyond.
-CLASSES = [1, 2, 3, 10, 31, 33, 63, 64, 65, 100, 1000, 1023, 1024, 1025, 1032, 5003, 8192, 8193, 8200]
+CLASSES = [
+    1,
+    2,
+    3,
+    10,
+    31,
+    33,
+    63,
+    64,
+    65,
+    100,
+    1000,
+    1023,
+    1024,
+    1025,
+    1032,
+    5003,
+    8192,
+    8193,
+    8200,
+]
 CONCEPT_CASES = [
     *(ConceptCase(5, classes, 3, dtype) for classes in CLASSES for dtype in FLOATS),
     *(ConceptCase(7, classes, 4, dtype, 0.1) for classes in (10, 72, 1100) for dtype in FLOATS),

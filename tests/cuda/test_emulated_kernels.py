@@ -164,7 +164,11 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "entries that others visit": (SIMPLEX, "own(shared + threadIdx.x)", "own(shared)"),
     "tail of a part": (SIMPLEX, "if (j + u * size < end) f(", "if (j + u * size + 1 < end) f("),
     "shift of a part": (SIMPLEX, "(low.max - high.max) + low.nu", "low.nu"),
-    "slots that take turns, cluster": (BLOCKS, "dynamic_shared<T>() + turn;", "dynamic_shared<T>();"),
+    "slots that take turns, cluster": (
+        BLOCKS,
+        "dynamic_shared<T>() + turn;",
+        "dynamic_shared<T>();",
+    ),
     "slots that take turns, grid": (BLOCKS, "(workspace) + turn * size();", "(workspace);"),
     "barrier of an exchange, cluster": (BLOCKS, "sync_cluster();\n    return", "return"),
     "barrier of an exchange, grid": (BLOCKS, "sync_grid();\n    return", "return"),
