@@ -29,7 +29,7 @@ FLAGS = (
 )
 # Set for a process that has the libraries of the sanitizers loaded (test_sanitized_kernels.py).
 SANITIZE = bool(os.environ.get("HRRL_EMULATION_SANITIZE"))
-SANITIZERS = ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 _RED_ZONE = 0 if SANITIZE else 64  # entries; the address sanitizer has red zones of its own
 _BAD_ID = 2**60
