@@ -23,7 +23,7 @@ DOCSTRING = {
     "what is returned": r"Returns:",
     "what carries a gradient": r"[Gg]radient|[Dd]ifferentiable",
     "determinism": r"[Dd]eterministic",
-    "errors": r"[Rr]aises \w*Error",
+    "errors": r"[Rr]aises\s+\w*Error",
     "the equivalent in PyTorch": r"Equivalent to",
 }
 

@@ -1,7 +1,7 @@
 // The projection onto the simplex, and the step of q that ends in one: one launch, whatever the length.
 //
-// Newton's method for the threshold nu as in csrc/math/simplex.h, where it is explained: same steps, same shift by the
-// maximum, everything double inside. Its rounds cost a visit to the entries and a barrier, and both are kept small:
+// Newton's method for the threshold nu, explained in csrc/cpu/kernels/project_simplex.cpp: same steps, same shift by
+// the maximum, everything double inside. Its rounds cost a visit to the entries and a barrier, and both are kept small:
 // - A row waits in shared memory: that of a block, of a cluster of 8, or of a grid of up to 96 blocks, whose barriers a
 //   cooperative launch provides. Longer rows are read again in every round, from cache.
 // - nu only grows, so what is below it is out for good: a thread drops it from its list.
