@@ -20,18 +20,20 @@
 #pragma once
 
 #include <link.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
@@ -84,6 +86,7 @@ inline Index3 threadIdx, blockIdx, blockDim{1, 1, 1}, gridDim{1, 1, 1};
 namespace emulation {
 
 constexpr unsigned kWarpSize = 32, kMaxThreads = 1024, kThreadsPerMultiprocessor = 1536;
+constexpr unsigned kKeptFibers = 4096;  // from launch to launch
 constexpr size_t kStackBytes = 256 * 1024;
 
 struct Device {
@@ -115,6 +118,23 @@ struct Fiber {
   unsigned source;
 };
 
+// The stacks of a block's fibers. Not from the heap: 96 blocks have 25 GB of them, a page or two of each in use, and a
+// process whose heap is larger than the memory cannot fork.
+class Stacks {
+ public:
+  Stacks() {
+    if (begin_ == MAP_FAILED) throw std::bad_alloc();
+  }
+  Stacks(const Stacks&) = delete;
+  ~Stacks() { munmap(begin_, kBytes); }
+  char* operator[](unsigned i) const { return static_cast<char*>(begin_) + i * kStackBytes; }
+
+ private:
+  static constexpr size_t kBytes = kMaxThreads * kStackBytes;
+  void* const begin_ =
+      mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+};
+
 struct Block {
   std::vector<unsigned char> dynamic_shared;
   std::vector<char> static_shared;
@@ -124,7 +144,7 @@ struct Machine {
   std::deque<Fiber> fibers;  // the first `count` are the threads of the gang, block after block
   unsigned count = 0;
   std::vector<Block> blocks;
-  std::vector<std::unique_ptr<char[]>> stacks;
+  std::deque<Stacks> stacks;
   void* jump[5];
   unsigned threads = 0, first_block = 0, current = 0;  // of a block; of the gang; the fiber that runs
   std::function<void()> body;
@@ -200,9 +220,9 @@ inline void thread_main() {
 inline void prepare(unsigned f) {
   Fiber& fiber = machine.fibers[f];
   if (!fiber.has_stack) {
-    while (machine.stacks.size() <= f) machine.stacks.emplace_back(new char[kStackBytes]);
+    while (machine.stacks.size() <= f / kMaxThreads) machine.stacks.emplace_back();
     getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = machine.stacks[f].get();
+    fiber.context.uc_stack.ss_sp = machine.stacks[f / kMaxThreads][f % kMaxThreads];
     fiber.context.uc_stack.ss_size = kStackBytes;
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, thread_main, 0);
@@ -383,7 +403,11 @@ inline void launch(const Shape& shape, std::function<void()> body) {
   for (unsigned g : arrange(gangs, shape.grid / gang)) {
     machine.first_block = g * gang;
     run_gang(gang, shape.shared_bytes);
-    if (failure()) return;
+    if (failure()) break;
+  }
+  if (machine.fibers.size() > kKeptFibers) {
+    machine.fibers.resize(kKeptFibers);
+    machine.stacks.resize(kKeptFibers / kMaxThreads);
   }
 }
 
