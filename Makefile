@@ -9,7 +9,7 @@ TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast check format bench info clean
+.PHONY: demo test test-fast test-abi build-time check format bench info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
@@ -20,16 +20,31 @@ test: check
 test-fast: $(VENV)/.built
 	$(BIN)/python -m pytest -m "not gpu and not slow"
 
+# The library built here, under the oldest torch that is supported and the newest one. They take several GB.
+test-abi: $(VENV)/.built $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools
+	HRRL_OTHER_PYTHONS=$(abspath $(VENV)-torch-oldest/bin/python):$(abspath $(VENV)-torch-newest/bin/python) \
+	  $(BIN)/python -m pytest tests/test_abi.py -rP
+
+$(VENV)-torch-oldest/.tools: OTHER_TORCH = torch==2.10.*
+$(VENV)-torch-newest/.tools: OTHER_TORCH = torch
+$(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools: | $(VENV)/.tools
+	$(BIN)/python -m venv $(@D)
+	$(@D)/bin/pip install --quiet "$(OTHER_TORCH)" numpy pytest hypothesis
+	touch $@
+
+build-time: $(VENV)/.tools
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_time.py
+
 check: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) $(wildcard tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) $(wildcard tests/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
 
 format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) $(wildcard tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) $(wildcard tests/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
 
 bench: $(VENV)/.built
 	$(BIN)/pip install --quiet --group bench
@@ -41,7 +56,7 @@ info: $(VENV)/.built
 	$(BIN)/hrrl info
 
 clean:
-	rm -rf $(VENV) build runs *.egg-info hrrl_ext/*.so
+	rm -rf $(VENV) $(VENV)-torch-oldest $(VENV)-torch-newest build runs *.egg-info hrrl_ext/*.so
 
 # --group reads the lists of tools in pyproject.toml. The extension is built in the environment itself, so that torch is
 # fetched once; `pip install -e .` on its own builds in isolation just as well.

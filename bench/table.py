@@ -218,7 +218,7 @@ def _over(a: float, b: float | None) -> float | None:
 def _ratio(ratio: float | None, bar: float = 0.0) -> str:
     if ratio is None:
         return "–"
-    text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
+    text = f"{ratio:.2f}" if ratio < 10 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}"
     return f"**{text}**" if ratio < bar else text
 
 

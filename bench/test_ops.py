@@ -103,7 +103,8 @@ IMAGES = [
         ("bf16", True),
         ("fp16", False),
     )
-]
+] + [Images((256, 3, 224, 224), dtype, channels_last=False) for dtype in ("fp32", "bf16")]
+# The last two are beyond any cache.
 
 
 @lru_cache(maxsize=1)  # for the providers of one case, which follow each other

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,3 +70,32 @@ def images(batch: int, *shape: int, dtype: torch.dtype = torch.float32, seed: in
 
 def gradients(batch: int, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 1) -> Tensor:
     return torch.randn(batch, *shape, generator=generator(seed)).to(dtype)
+
+
+def _behind_others(t: Tensor) -> Tensor:
+    """At a storage offset of 3 elements, which breaks every alignment."""
+    whole = t.new_zeros(3 + t.numel())
+    return whole[3:].view(t.shape).copy_(t)
+
+
+# How a tensor of any shape may lie in memory. All but the last three keep its values; those that make
+# no sense for its shape return it as it is.
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "contiguous": lambda t: t.contiguous(),
+    "channels_last": lambda t: (
+        t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t
+    ),
+    "transposed": lambda t: t.mT.contiguous().mT if t.dim() > 1 else t,
+    "batch inside": lambda t: t.movedim(0, -1).contiguous().movedim(-1, 0),
+    "every second": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+    "offset": _behind_others,
+    "expanded rows": lambda t: t[:1].expand_as(t),  # stride 0 between examples
+    "expanded inside": lambda t: t[..., :1].expand_as(t),  # stride 0 in an example
+    "empty": lambda t: t[:0],
+}
+
+
+def raw(t: Tensor) -> Tensor:
+    """The bytes of the values: NaN equals itself, and -0.0 is not 0.0."""
+    dense = torch.empty(t.numel(), dtype=t.dtype, device=t.device)
+    return dense.copy_(t.detach().reshape(-1)).view(torch.uint8)

@@ -41,3 +41,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    ("page", "section"), [("README.md", "Summary"), ("docs/kernels.md", "Below the bar")]
+)
+def test_tables_of_speed_are_those_of_the_results(page: str, section: str) -> None:
+    results = (ROOT / "bench/results/amd-epyc-2-cores.md").read_text(encoding="utf-8")
+    table = results.split(f"## {section}\n\n")[1].split("\n\n")[0].strip()
+    assert table.startswith("| op | ")
+    assert table in (ROOT / page).read_text(encoding="utf-8")

@@ -1,35 +1,32 @@
-// The concept-weighted cross-entropy, its gradient in the same visit, and its sums per concept.
+// The concept-weighted cross-entropy, its gradient in the same visit, and its sums per concept, in one launch.
 //
 //   l_i = log sum_j exp(z_ij) - (1 - eps) z_iy - eps mean_j z_ij            eps: label smoothing
 //   d loss / d z_ij = w_i / B (softmax(z_i)_j - (1 - eps) [j = y] - eps / C)
 //   w_i = q_k / p_k,  p_k = N_k / N,  k = concept_i
 //   concept_loss_k = 1/B sum_{i in k} l_i / p_k,  loss = sum_k q_k concept_loss_k
 //
-// Three launches: N; the rows; the sums, where the block that finishes last adds up the loss. q is known before the
-// loss, so the gradient leaves with the forward pass. The sums are formed in double and in a fixed order, without
-// atomics on numbers: equal inputs give equal bits.
+// q is known before the loss, so the gradient leaves with the forward pass. The launch is cooperative: no more blocks
+// than the device holds at once go through the rows, and wait for each other before the sums. Against the other ways to
+// one launch: counting the blocks that have finished needs a counter that starts at 0 (a launch, or one that streams
+// and replayed graphs would share), atomic sums need integers that a float64 loss does not fit.
+//
+// Sums are formed in double: over lanes within a segment of the batch, then segment by segment. None of it depends on
+// which block takes what: equal inputs give equal bits on every device.
+#include "cuda/blocks.cuh"
+#include "cuda/class_row.cuh"
 #include "cuda/kernel_launch.cuh"
-#include "cuda/reduce.cuh"
 
 namespace hrrl::cuda {
 
-constexpr int kTotalBlock = 256;
-constexpr int kRowBlock = 128;                  // for rows shared by lanes of a warp
 constexpr int kFewClasses = 64, kFewLanes = 8;  // up to so many classes so many lanes
 constexpr int kWarpClasses = 1024;              // up to so many a warp; a block beyond
-constexpr int kSumBlock = 256, kManyBlock = 128;
-constexpr int kManyConcepts = 1024, kConceptsPerBlock = 32;
-
-// In CrossEntropyParams::workspace
-struct CrossEntropyWorkspace {
-  double total;           // N
-  unsigned int finished;  // blocks of the last kernel that have written their concepts
-};
-static_assert(sizeof(CrossEntropyWorkspace) <= kCrossEntropyWorkspace * sizeof(double), "workspace too small");
-
-__device__ inline CrossEntropyWorkspace* workspace_of(const CrossEntropyParams& p) {
-  return static_cast<CrossEntropyWorkspace*>(p.workspace);
-}
+constexpr int kBlockClasses = 8192;             // that the registers of kRowBlock threads hold
+constexpr int kLanesBlock = 128, kRowBlock = 256;
+// Blocks on a multiprocessor at once: the compiler leaves registers for so many, and a cooperative grid counts on it.
+constexpr int kFewBlocksAtOnce = 7, kLanesBlocksAtOnce = 5, kRowBlocksAtOnce = 2;
+constexpr int64_t kCountSlice = 1024;  // concepts whose N_k a warp adds up
+constexpr int64_t kSegment = 1024;     // examples over which a warp sums the losses of a concept
+constexpr int64_t kFewSums = 16384;    // concepts x examples that one block takes sooner than a barrier
 
 template <class scalar_t>
 struct GradOf {
@@ -45,101 +42,54 @@ using grad_type = typename GradOf<scalar_t>::type;
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// How a team visits a row: each(f) calls f(j, z_j), map(out, f) stores out_j = f(j, z_j), for every class j once.
-// `classes` is a multiple of kVec, and the rows are aligned for packs of kVec.
-
-// Kept in the registers of the team: read from memory once.
-template <class scalar_t, int kVec, class Team, int kMaxClasses>
-struct RegisterRow {
-  static constexpr int kPacks = kMaxClasses / Team::kSize / kVec;
-  static_assert(kPacks * Team::kSize * kVec == kMaxClasses, "the packs of a team must cover a row exactly");
-  Pack<scalar_t, kVec> packs[kPacks];
-  int classes;
-
-  __device__ static int first(int pack) { return (Team::rank() + pack * Team::kSize) * kVec; }
-
-  __device__ RegisterRow(const scalar_t* z, int64_t classes) : classes(static_cast<int>(classes)) {
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i)
-      if (first(i) < this->classes) packs[i] = *reinterpret_cast<const Pack<scalar_t, kVec>*>(z + first(i));
-  }
-  template <class F>
-  __device__ void each(F f) const {
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i)
-      if (first(i) < classes) {
-#pragma unroll
-        for (int e = 0; e < kVec; ++e) f(first(i) + e, to_acc(packs[i].value[e]));
-      }
-  }
-  template <class out_t, class F>
-  __device__ void map(out_t* out, F f) const {
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i)
-      if (first(i) < classes) {
-        Pack<out_t, kVec> result;
-#pragma unroll
-        for (int e = 0; e < kVec; ++e) assign(result.value[e], f(first(i) + e, to_acc(packs[i].value[e])));
-        *reinterpret_cast<Pack<out_t, kVec>*>(out + first(i)) = result;
-      }
-  }
-};
-
-// Read from memory, that is from cache, at every visit.
-template <class scalar_t, int kVec, class Team>
-struct StreamedRow {
-  const scalar_t* z;
-  int64_t classes;
-
-  __device__ StreamedRow(const scalar_t* z, int64_t classes) : z(z), classes(classes) {}
-
-  template <class F>
-  __device__ void each(F f) const {
-    for (int64_t j = Team::rank() * kVec; j < classes; j += Team::size() * kVec) {
-      const auto pack = *reinterpret_cast<const Pack<scalar_t, kVec>*>(z + j);
-#pragma unroll
-      for (int e = 0; e < kVec; ++e) f(j + e, to_acc(pack.value[e]));
-    }
-  }
-  template <class out_t, class F>
-  __device__ void map(out_t* out, F f) const {
-    for (int64_t j = Team::rank() * kVec; j < classes; j += Team::size() * kVec) {
-      const auto pack = *reinterpret_cast<const Pack<scalar_t, kVec>*>(z + j);
-      Pack<out_t, kVec> result;
-#pragma unroll
-      for (int e = 0; e < kVec; ++e) assign(result.value[e], f(j + e, to_acc(pack.value[e])));
-      *reinterpret_cast<Pack<out_t, kVec>*>(out + j) = result;
-    }
-  }
-};
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Kernels
-
-// N, by one block; and the counter of the last kernel starts at 0.
-__global__ void __launch_bounds__(kTotalBlock) total_count_kernel(const CrossEntropyParams p) {
-  double total = 0.0;
-  for (int64_t k = threadIdx.x; k < p.concepts; k += blockDim.x) total += p.concept_count[k];
-  total = BlockTeam::reduce(total, Sum{});
-  if (threadIdx.x == 0) {
-    workspace_of(p)->total = total;
-    workspace_of(p)->finished = 0;
-  }
+// In CrossEntropyParams::workspace: sums of N_k, one per slice; then sums of losses [segments, K + 1]. The last column
+// is that of examples whose concept does not exist: NaN if there is one, for their losses are.
+__device__ inline double* segment_sums(const CrossEntropyParams& p) {
+  return p.workspace + (p.concepts + kCountSlice - 1) / kCountSlice;
 }
 
-// A team per example: l_i and the row of the gradient. kBlock is the bound of the block size.
-template <class scalar_t, class Team, class Row, int kBlock>
-__global__ void __launch_bounds__(kBlock) cross_entropy_kernel(const CrossEntropyParams p) {
+// ---------------------------------------------------------------------------------------------------------------------
+// Parts of the kernel
+
+// The warps of all blocks, or those of this one
+struct Warps {
+  int64_t first, count;
+  __device__ explicit Warps(bool of_grid) : first(threadIdx.x / kWarpSize), count(blockDim.x / kWarpSize) {
+    if (!of_grid) return;
+    first += blockIdx.x * count;
+    count *= gridDim.x;
+  }
+};
+
+// N. The concepts of one slice are added up by every warp for itself, many slices by the whole grid.
+__device__ inline double total_count(const CrossEntropyParams& p) {
+  const int64_t slices = (p.concepts + kCountSlice - 1) / kCountSlice;
+  const auto sum_slice = [&](int64_t slice) {
+    const int64_t first = slice * kCountSlice, left = p.concepts - first;
+    return combine(left < kCountSlice ? left : kCountSlice, 0.0, Sum{},
+                   [&](int64_t k) { return load(p.concept_count, first + k); });
+  };
+  if (slices == 1) return sum_slice(0);
+  const Warps warps(true);
+  for (int64_t slice = warps.first; slice < slices; slice += warps.count) {
+    const double sum = sum_slice(slice);
+    if (threadIdx.x % kWarpSize == 0) p.workspace[slice] = sum;
+  }
+  sync_grid();
+  return combine(slices, 0.0, Sum{}, [&](int64_t slice) { return p.workspace[slice]; });
+}
+
+// Example i by its team: l_i and the row of the gradient.
+template <class scalar_t, class Team, class Row>
+__device__ void take_example(const CrossEntropyParams& p, double total, int64_t i, const Row& row) {
   using acc_t = acc_type<scalar_t>;
   using grad_t = grad_type<scalar_t>;
-  const int64_t i = Team::index();
-  if (i >= p.batch) return;  // whole teams leave
   const int64_t y = p.target[i], k = p.concept_[i];
-  const bool valid = y >= 0 && y < p.classes && k >= 0 && k < p.concepts && p.concept_count[k] > 0.0;
+  const bool known = y >= 0 && y < p.classes && k >= 0 && k < p.concepts;
+  const double count = known ? load(p.concept_count, k) : 0.0;
+  const bool valid = count > 0.0;
   const double eps = p.label_smoothing, classes = static_cast<double>(p.classes);
-  const scalar_t* z = static_cast<const scalar_t*>(p.logits) + i * p.classes;
-  const Row row(z, p.classes);
+  const acc_t target = valid ? to_acc(static_cast<const scalar_t*>(p.logits)[i * p.classes + y]) : acc_t{0};
 
   // A NaN never wins the maximum, but z - max is NaN with it and so is everything after.
   acc_t largest = static_cast<acc_t>(-HUGE_VAL);
@@ -155,7 +105,7 @@ __global__ void __launch_bounds__(kBlock) cross_entropy_kernel(const CrossEntrop
   const double exp_sum = Team::reduce(static_cast<double>(exp_sum_of_thread), Sum{});
   if (eps > 0.0) shifted_sum = Team::reduce(shifted_sum, Sum{});
 
-  const acc_t shifted_target = valid ? to_acc(z[y]) - largest : static_cast<acc_t>(NAN);
+  const acc_t shifted_target = valid ? target - largest : static_cast<acc_t>(NAN);
   if (Team::rank() == 0) {
     double loss = log(exp_sum) - (1.0 - eps) * static_cast<double>(shifted_target);
     if (eps > 0.0) loss -= eps * shifted_sum / classes;
@@ -164,8 +114,7 @@ __global__ void __launch_bounds__(kBlock) cross_entropy_kernel(const CrossEntrop
   if (!p.grad_logits) return;
 
   // q_k / p_k and not q_k (N / N_k): q = q0 = N_k / N then gives exactly 1.
-  const double weight =
-      valid ? p.q[k] / (p.concept_count[k] / workspace_of(p)->total) / static_cast<double>(p.batch) : NAN;
+  const double weight = valid ? load(p.q, k) / (count / total) / static_cast<double>(p.batch) : NAN;
   const acc_t scale = static_cast<acc_t>(weight / exp_sum);
   const acc_t uniform = static_cast<acc_t>(weight * eps / classes);
   const double p_target = static_cast<double>(exponential(shifted_target)) / exp_sum;
@@ -174,105 +123,121 @@ __global__ void __launch_bounds__(kBlock) cross_entropy_kernel(const CrossEntrop
           [&](int64_t j, acc_t z_j) { return j == y ? at_target : exponential(z_j - largest) * scale - uniform; });
 }
 
-// The loss, by the block that finishes last. Other blocks wrote concept_loss, so it is read past the first-level cache.
+// sums[s, k]: the losses of concept k in segment s, by a warp each.
 template <class loss_t>
-__device__ void store_loss(const CrossEntropyParams& p, bool bad_concept) {
-  double loss = 0.0;
-  for (int64_t k = threadIdx.x; k < p.concepts; k += blockDim.x) {
-    const double concept_loss = __ldcg(p.concept_loss + k);
-    if (concept_loss != 0.0) loss += p.q[k] * concept_loss;  // 0: absent, whatever q_k is
+__device__ void sum_segments(const CrossEntropyParams& p, const Warps& warps) {
+  const auto* example_loss = static_cast<const loss_t*>(p.example_loss);
+  const int64_t columns = p.concepts + 1, segments = (p.batch + kSegment - 1) / kSegment;
+  for (int64_t task = warps.first; task < segments * columns; task += warps.count) {
+    const int64_t begin = task / columns * kSegment, left = p.batch - begin, k = task % columns;
+    const double sum = combine(left < kSegment ? left : kSegment, 0.0, Sum{}, [&](int64_t i) {
+      const int64_t concept_ = p.concept_[begin + i];
+      const auto loss = static_cast<double>(example_loss[begin + i]);
+      const bool exists = concept_ >= 0 && concept_ < p.concepts;
+      return (exists ? concept_ : p.concepts) == k ? loss : 0.0;
+    });
+    if (threadIdx.x % kWarpSize == 0) segment_sums(p)[task] = sum;
   }
-  loss = BlockTeam::reduce(loss, Sum{});
-  if (threadIdx.x == 0) *static_cast<loss_t*>(p.loss) = static_cast<loss_t>(bad_concept ? NAN : loss);
 }
 
-// kConcepts neighbouring concepts per block: every thread adds up its share of the batch, concept by concept, in a
-// column of its own, and a warp per concept then adds the columns. With kConcepts > 1 the batch is read less often.
-template <class loss_t, int kConcepts, int kBlock>
-__global__ void __launch_bounds__(kBlock) concept_loss_kernel(const CrossEntropyParams p) {
-  __shared__ double column[kConcepts][kBlock];
-  __shared__ bool last;
-  const auto* example_loss = static_cast<const loss_t*>(p.example_loss);
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kConcepts;
-  const int thread = static_cast<int>(threadIdx.x);
-
-  for (int c = 0; c < kConcepts; ++c) column[c][thread] = 0.0;
-  bool bad_concept = false;
-  for (int64_t i = thread; i < p.batch; i += kBlock) {
-    const int64_t k = p.concept_[i];
-    bad_concept |= k < 0 || k >= p.concepts;
-    if (k >= first && k < first + kConcepts) column[k - first][thread] += static_cast<double>(example_loss[i]);
-  }
-  bad_concept = __syncthreads_or(bad_concept);  // also: the columns are complete before warps add them up
-
-  const int lane = thread % kWarpSize;
-  for (int c = thread / kWarpSize; c < kConcepts; c += kBlock / kWarpSize) {
+// concept_loss and loss, by one block.
+template <class loss_t>
+__device__ void sum_losses(const CrossEntropyParams& p, double total) {
+  const double* sums = segment_sums(p);
+  const int64_t columns = p.concepts + 1, segments = (p.batch + kSegment - 1) / kSegment;
+  double loss = 0.0;
+  for (int64_t k = threadIdx.x; k < columns; k += blockDim.x) {
     double sum = 0.0;
-    for (int t = lane; t < kBlock; t += kWarpSize) sum += column[c][t];
-    sum = LaneTeam<kWarpSize>::reduce(sum, Sum{});
-    const int64_t k = first + c;
-    if (lane == 0 && k < p.concepts) {
-      const double expected = p.concept_count[k] / workspace_of(p)->total * static_cast<double>(p.batch);
-      p.concept_loss[k] = sum == 0.0 ? 0.0 : sum / expected;  // 0: absent, whatever N_k is
+    for (int64_t s = 0; s < segments; ++s) sum += sums[s * columns + k];
+    if (k == p.concepts) {
+      loss += sum;
+    } else {
+      const double expected = load(p.concept_count, k) / total * static_cast<double>(p.batch);
+      const double concept_loss = sum == 0.0 ? 0.0 : sum / expected;  // 0: absent, whatever N_k and q_k are
+      if (concept_loss != 0.0) loss += load(p.q, k) * concept_loss;
+      store(p.concept_loss, k, concept_loss);
     }
   }
+  loss = BlockTeam::reduce(loss, Sum{});
+  if (threadIdx.x == 0) *static_cast<loss_t*>(p.loss) = static_cast<loss_t>(loss);
+}
 
-  __threadfence();  // concept_loss is visible to all blocks ...
-  __syncthreads();  // ... from every warp, before this block counts as finished
-  if (thread == 0) last = atomicAdd(&workspace_of(p)->finished, 1u) == gridDim.x - 1;
-  __syncthreads();
-  if (!last) return;
-  __threadfence();
-  store_loss<loss_t>(p, bad_concept);
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernel
+
+// A team per example, and as many examples as it takes. kThreads is the bound of the block size.
+template <class scalar_t, class Team, class Row, int kThreads, int kAtOnce>
+__global__ void __launch_bounds__(kThreads, kAtOnce) concept_cross_entropy_kernel(const CrossEntropyParams p) {
+  using loss_t = acc_type<scalar_t>;
+  const int64_t teams = static_cast<int64_t>(gridDim.x) * (blockDim.x / Team::size());
+  const auto row_of = [&](int64_t i) {
+    const bool exists = i < p.batch;
+    return Row(static_cast<const scalar_t*>(p.logits) + (exists ? i : 0) * p.classes, exists ? p.classes : 0);
+  };
+  int64_t i = Team::index();
+  Row row = row_of(i);  // on its way while N is formed
+  const double total = total_count(p);
+  for (; i < p.batch; i += teams, row = row_of(i)) take_example<scalar_t, Team>(p, total, i, row);
+
+  sync_grid();  // all losses are there
+  const bool few = (p.concepts + 1) * p.batch <= kFewSums;
+  if (few && blockIdx.x > 0) return;
+  sum_segments<loss_t>(p, Warps(!few));
+  if (few)
+    __syncthreads();
+  else
+    sync_grid();
+  if (blockIdx.x == 0) sum_losses<loss_t>(p, total);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
+template <class scalar_t, class Team, class Row, int kThreads, int kAtOnce>
+static void launch_teams(const CrossEntropyParams& p, int64_t rows_per_block, CUstream_st* stream) {
+  const Device device = current_device();
+  const int64_t room = device.cooperative ? device.multiprocessors * kAtOnce : 1;
+  int64_t grid = ceil_div(p.batch, rows_per_block);
+  if (grid > room) grid = room;
+  if (grid < 1) grid = 1;  // an empty batch has sums, too
+  const LaunchShape shape{grid, kThreads, 0, 1, grid > 1};
+  launch_kernel(concept_cross_entropy_kernel<scalar_t, Team, Row, kThreads, kAtOnce>, shape, stream, p);
+}
+
 template <class scalar_t, int kVec>
 static void launch_rows(const CrossEntropyParams& p, CUstream_st* stream) {
   using Few = LaneTeam<kFewLanes>;
   using Warp = LaneTeam<kWarpSize>;
-  // Registers hold a row of doubles badly, and few train in double.
-  constexpr bool kInRegisters = sizeof(scalar_t) < sizeof(double);
-  using FewRow =
-      std::conditional_t<kInRegisters, RegisterRow<scalar_t, 1, Few, kFewClasses>, StreamedRow<scalar_t, 1, Few>>;
+  using Block = BlockOf<kRowBlock>;
+  // Registers hold a row of doubles badly, and few train in double; the same goes for rows that packs do not fit.
+  constexpr bool kFloats = sizeof(scalar_t) < sizeof(double), kInRegisters = kFloats && kVec > 1;
+  using FewRow = std::conditional_t<kFloats, RegisterRow<scalar_t, 1, Few, kFewClasses>, StreamedRow<scalar_t, 1, Few>>;
   using WarpRow = std::conditional_t<kInRegisters, RegisterRow<scalar_t, kVec, Warp, kWarpClasses>,
                                      StreamedRow<scalar_t, kVec, Warp>>;
-  using BlockRow = StreamedRow<scalar_t, kVec, BlockTeam>;
+  using BlockRow = std::conditional_t<kInRegisters, RegisterRow<scalar_t, kVec, Block, kBlockClasses>,
+                                      StreamedRow<scalar_t, kVec, Block>>;
 
-  if (p.classes <= kFewClasses) {
-    const int64_t grid = ceil_div(p.batch, kRowBlock / kFewLanes);
-    launch_kernel(cross_entropy_kernel<scalar_t, Few, FewRow, kRowBlock>, grid, kRowBlock, 0, stream, p);
-  } else if (p.classes <= kWarpClasses) {
-    const int64_t grid = ceil_div(p.batch, kRowBlock / kWarpSize);
-    launch_kernel(cross_entropy_kernel<scalar_t, Warp, WarpRow, kRowBlock>, grid, kRowBlock, 0, stream, p);
-  } else {
-    const int block = p.classes <= 8192 ? 256 : kMaxBlockSize;
-    launch_kernel(cross_entropy_kernel<scalar_t, BlockTeam, BlockRow, kMaxBlockSize>, p.batch, block, 0, stream, p);
-  }
+  if (p.classes <= kFewClasses)
+    launch_teams<scalar_t, Few, FewRow, kLanesBlock, kFewBlocksAtOnce>(p, kLanesBlock / kFewLanes, stream);
+  else if (p.classes <= kWarpClasses)
+    launch_teams<scalar_t, Warp, WarpRow, kLanesBlock, kLanesBlocksAtOnce>(p, kLanesBlock / kWarpSize, stream);
+  else if (p.classes <= kBlockClasses || !kFloats)
+    launch_teams<scalar_t, Block, BlockRow, kRowBlock, kRowBlocksAtOnce>(p, 1, stream);
+  else if constexpr (kFloats)
+    launch_teams<scalar_t, BlockTeam, StreamedRow<scalar_t, kVec, BlockTeam>, kMaxBlockSize, 1>(p, 1, stream);
 }
 
-template <class loss_t>
-static void launch_sums(const CrossEntropyParams& p, CUstream_st* stream) {
-  if (p.concepts <= kManyConcepts)
-    launch_kernel(concept_loss_kernel<loss_t, 1, kSumBlock>, p.concepts, kSumBlock, 0, stream, p);
-  else
-    launch_kernel(concept_loss_kernel<loss_t, kConceptsPerBlock, kManyBlock>, ceil_div(p.concepts, kConceptsPerBlock),
-                  kManyBlock, 0, stream, p);
+int64_t cross_entropy_workspace(int64_t batch, int64_t concepts) {
+  return ceil_div(concepts, kCountSlice) + ceil_div(batch, kSegment) * (concepts + 1);
 }
 
 void launch_concept_cross_entropy(Dtype dtype, const CrossEntropyParams& p, CUstream_st* stream) {
-  launch_kernel(total_count_kernel, 1, kTotalBlock, 0, stream, p);
   dispatch(dtype, [&](auto type) {
     using scalar_t = typename decltype(type)::type;
     constexpr int kVec = kPackSize<scalar_t>;
-    if (p.batch > 0) {
-      const bool packs = p.classes % kVec == 0 && is_aligned(p.logits, kPackBytes) &&
-                         is_aligned(p.grad_logits, kVec * sizeof(grad_type<scalar_t>));
-      packs ? launch_rows<scalar_t, kVec>(p, stream) : launch_rows<scalar_t, 1>(p, stream);
-    }
-    launch_sums<acc_type<scalar_t>>(p, stream);
+    const bool packs = p.classes % kVec == 0 && is_aligned(p.logits, kPackBytes) &&
+                       is_aligned(p.grad_logits, kVec * sizeof(grad_type<scalar_t>));
+    packs ? launch_rows<scalar_t, kVec>(p, stream) : launch_rows<scalar_t, 1>(p, stream);
   });
 }
 

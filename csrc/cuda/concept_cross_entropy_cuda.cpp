@@ -1,8 +1,7 @@
 #include <torch/csrc/stable/library.h>
 
-#include "common/dtype.h"
 #include "concept_cross_entropy.h"
-#include "cuda/launch.h"
+#include "cuda/reals.h"
 #include "cuda/stream.h"
 
 namespace hrrl {
@@ -13,30 +12,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cuda(const Tens
                                                                       double label_smoothing, bool with_grad) {
   const ConceptCrossEntropy c =
       prepare_concept_cross_entropy(logits, target, concept_, q, concept_count, label_smoothing, with_grad);
-  const Tensor workspace = new_empty(c.logits, {cuda::kCrossEntropyWorkspace}, ScalarType::Double);
-  const Tensor q_double = as_double(c.q), count_double = as_double(c.concept_count);
-  Tensor concept_loss = new_empty(c.logits, {c.concepts}, ScalarType::Double);
+  const Tensor workspace =
+      new_empty(c.logits, {cuda::cross_entropy_workspace(c.batch, c.concepts)}, ScalarType::Double);
   // An empty batch is launched as well: its sums are zeros that somebody has to write.
   const cuda::CrossEntropyParams params{c.logits.data_ptr(),
                                         static_cast<const int64_t*>(c.target.data_ptr()),
                                         static_cast<const int64_t*>(c.concept_.data_ptr()),
-                                        static_cast<const double*>(q_double.data_ptr()),
-                                        static_cast<const double*>(count_double.data_ptr()),
+                                        cuda::reals(c.q),
+                                        cuda::reals(c.concept_count),
                                         c.loss.data_ptr(),
-                                        static_cast<double*>(concept_loss.data_ptr()),
+                                        cuda::mutable_reals(c.concept_loss),
                                         c.example_loss.data_ptr(),
                                         with_grad ? c.grad_logits.data_ptr() : nullptr,
                                         c.batch,
                                         c.classes,
                                         c.concepts,
                                         label_smoothing,
-                                        workspace.data_ptr()};
-  {
-    const CurrentStream stream(c.logits);
-    cuda::launch_concept_cross_entropy(dtype_of(c.logits), params, stream);
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
-  }
-  return {c.loss, as_type(concept_loss, c.q.scalar_type()), c.example_loss, c.grad_logits};
+                                        static_cast<double*>(workspace.data_ptr())};
+  const CurrentStream stream(c.logits);
+  cuda::launch_concept_cross_entropy(dtype_of(c.logits), params, stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return c.result();
 }
 
 }  // namespace hrrl

@@ -2,8 +2,11 @@
 // the stream, so a kernel file can also be compiled for the host (tests/cuda/emulation).
 //
 // Every launcher only enqueues on `stream`: it allocates nothing, waits for nothing and reads nothing back, so it may
-// run while a CUDA graph is captured. Arrays are contiguous and live on the device of the stream. Given the same
-// shapes, the sums are formed in the same order on every device and in every run: equal inputs give equal bits.
+// run while a CUDA graph is captured. Arrays are contiguous and live on the device of the stream, which is current.
+//
+// Sums are formed in an order that follows from shapes, dtypes and alignment, never from timing, nor from the number of
+// multiprocessors: equal inputs give equal bits in every run. Paths that need a newer device cut their work as the
+// older path does. Each file says where a device could still show in the last bit.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +16,17 @@
 struct CUstream_st;  // cudaStream_t is a pointer to it
 
 namespace hrrl::cuda {
+
+// A short array of any of the four types; kernels read it as doubles. For distributions over concepts: converting one
+// would take a launch of its own.
+struct Reals {
+  const void* data;
+  Dtype dtype;
+};
+struct MutableReals {
+  void* data;
+  Dtype dtype;
+};
 
 // out_i = x_i + tau tau_scale_i g_i / ||g_i||, norm_i = ||g_i||
 struct PerturbParams {
@@ -24,6 +38,7 @@ struct PerturbParams {
   int64_t batch, size;  // B, P
   void* workspace;      // perturb_workspace() doubles, uninitialised
 };
+// On the current device
 int64_t perturb_workspace(Dtype dtype, int64_t batch, int64_t size);
 void launch_perturb(Dtype dtype, const PerturbParams& params, CUstream_st* stream);
 
@@ -32,29 +47,37 @@ void launch_perturb(Dtype dtype, const PerturbParams& params, CUstream_st* strea
 struct CrossEntropyParams {
   const void* logits;                // [B, C]
   const int64_t *target, *concept_;  // [B]
-  const double *q, *concept_count;   // [K]
+  Reals q, concept_count;            // [K]
   void* loss;                        // [] float, or double for kDouble
-  double* concept_loss;              // [K]
+  MutableReals concept_loss;         // [K]
   void* example_loss;                // [B] type of loss
   void* grad_logits;                 // [B, C] or null; float for kHalf
   int64_t batch, classes, concepts;  // B, C, K
   double label_smoothing;
-  void* workspace;  // kCrossEntropyWorkspace doubles, uninitialised
+  double* workspace;  // cross_entropy_workspace() doubles, uninitialised
 };
-constexpr int64_t kCrossEntropyWorkspace = 2;
+int64_t cross_entropy_workspace(int64_t batch, int64_t concepts);
 void launch_concept_cross_entropy(Dtype dtype, const CrossEntropyParams& params, CUstream_st* stream);
 
 // out_r = the nearest point of {p >= 0, sum p = radius} to v_r, for rows v, out [R, K]; at least one row
-void launch_project_simplex(Dtype dtype, const void* v, void* out, int64_t rows, int64_t size, double radius,
-                            CUstream_st* stream);
+struct ProjectSimplexParams {
+  Reals v;           // [R, K]
+  MutableReals out;  // [R, K] type of v
+  int64_t rows, size;
+  double radius;
+  double* workspace;  // simplex_workspace() doubles, uninitialised
+};
+int64_t simplex_workspace(int64_t rows, int64_t size);
+void launch_project_simplex(const ProjectSimplexParams& params, CUstream_st* stream);
 
 // out = P(q + eta eta_scale (concept_loss - lam (q - q0)))
 struct UpdateDistributionParams {
-  const double *q, *concept_loss, *q0;  // [K]
-  const double* eta_scale;              // [] or null
-  double* out;                          // [K]
-  int64_t size;                         // K
+  Reals q, concept_loss, q0;  // [K]
+  const double* eta_scale;    // [] or null
+  MutableReals out;           // [K]
+  int64_t size;               // K
   double eta, lam;
+  double* workspace;  // simplex_workspace(1, K) doubles, uninitialised
 };
 void launch_update_distribution(const UpdateDistributionParams& params, CUstream_st* stream);
 

@@ -1,178 +1,98 @@
-// out_i = x_i + tau g_i / ||g_i||: one pass over g for the norm, one over x and g for the step.
+// out_i = x_i + tau g_i / ||g_i||: g and x are read once, out is written once, in one launch, where the device allows.
 //
-// - The squares are summed in double, as on the CPU and for the same reason: a float32 gradient keeps its direction
-//   from 1e-45 to 3e38. Doubles themselves are summed in three ranges (WideSquares), which costs no second pass.
-// - ||g|| = 0 and ||g|| not finite leave the example as it is, to the bit.
-// - The length of a row chooses who works on it: a warp; a block, which reads g again from cache; or, beyond kChunk
-//   elements, as many blocks as it has chunks, in two launches. Chunks depend on the length alone, never on the device.
+// The length of a row chooses who works on it (split_row):
+// - up to 32 KB the threads of a warp or of a block, who keep x and g in registers: both are on their way at once
+// - longer rows in slices, up to 8. A block keeps its slice of g in shared memory until the norm is known. The blocks
+// of
+//   a row are a cluster and read each other's sums; devices without clusters take two launches and read g twice
+// - rows beyond the shared memory of 8 blocks in chunks, in two launches
+//
+// The sums of a row are formed slice by slice, and slices follow from its length alone: the cluster and the two
+// launches give the same bits. A thread only ever visits its own entries, so g may wait without a barrier.
+#include "cuda/blocks.cuh"
 #include "cuda/kernel_launch.cuh"
-#include "cuda/reduce.cuh"
+#include "cuda/perturb_step.cuh"
 
 namespace hrrl::cuda {
 
-constexpr int kPerturbBlock = 256;
-constexpr int64_t kWarpRow = 1024;  // elements up to which a warp takes a row
-constexpr int64_t kChunk = 16384;   // elements up to which a block takes a row; then also those of a chunk
-constexpr int kInFlight = 4;        // loads that a thread starts before it uses the first
+constexpr int kInFlight = 4;      // packs that a thread loads before it uses the first; of x and g together
+constexpr int kWarpsBlock = 256;  // threads of a block whose warps take a row each
+constexpr int kRowBlock = 512;    // the most that take a row together, in registers
+constexpr int kSliceBlock = 512;  // threads that take a slice
+// Such blocks on a multiprocessor at once. Three leave a thread 40 registers: enough for float alone.
+template <class scalar_t>
+constexpr int kSlicesAtOnce = std::is_same_v<scalar_t, float> ? 3 : 2;
+// Bytes of a slice while a row has fewer than 8: three share the 228 KB of a Hopper multiprocessor, and a float32
+// image of 3 x 224 x 224 is 8 slices.
+constexpr int64_t kSliceBytes = 75264;
+constexpr int64_t kMaxSliceBytes = 224 * 1024;  // of the 227 KB that a block can have
+constexpr int64_t kChunkBytes = 65536;
+constexpr size_t kSliceHeader = 32;  // the sum of a slice, before its entries in shared memory
+
+// How a row is shared out; of its length and dtype alone.
+struct RowSplit {
+  int64_t slices, length;  // entries of a slice, the last of a row may be shorter; a multiple of every pack
+  bool on_chip;            // the slices fit the shared memory of a cluster
+};
+
+template <class scalar_t>
+RowSplit split_row(int64_t size) {
+  constexpr int64_t kEntry = sizeof(scalar_t), kPack = kPackSize<scalar_t>;
+  const int64_t bytes = size * kEntry;
+  const bool on_chip = bytes <= kClusterBlocks * kMaxSliceBytes;
+  int64_t slices = 1;
+  if (!on_chip) slices = ceil_div(bytes, kChunkBytes);
+  while (on_chip && slices < kClusterBlocks && bytes > slices * kSliceBytes) slices *= 2;
+  return {slices, ceil_div(ceil_div(size, slices), kPack) * kPack, on_chip};
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
-// ||g||^2 and the step that follows from it
+// Over the packs of a thread
 
-struct Squares {
-  double total;
-  __device__ void add(float g) { total += static_cast<double>(g) * static_cast<double>(g); }
-};
-__device__ inline Squares operator+(Squares a, Squares b) { return {a.total + b.total}; }
-__device__ inline Squares shuffle_xor(unsigned mask, Squares s, int offset) {
-  return {shuffle_xor(mask, s.total, offset)};
-}
-
-// The squares of doubles, small and big entries scaled into range by powers of two (Blue, 1978; the constants of
-// LAPACK's dnrm2). NaN fails both comparisons and shows in `medium`; infinity shows in `big`, where no finite entry
-// overflows.
-struct WideSquares {
-  static constexpr double kSmall = 0x1p-511, kSmallScale = 0x1p537;
-  static constexpr double kBig = 0x1p486, kBigScale = 0x1p-538;
-  double small, medium, big;
-
-  __device__ void add(double g) {
-    const double magnitude = fabs(g);
-    if (magnitude > kBig)
-      big += (g * kBigScale) * (g * kBigScale);
-    else if (magnitude < kSmall)
-      small += (g * kSmallScale) * (g * kSmallScale);
-    else
-      medium += g * g;
-  }
-};
-__device__ inline WideSquares operator+(WideSquares a, WideSquares b) {
-  return {a.small + b.small, a.medium + b.medium, a.big + b.big};
-}
-__device__ inline WideSquares shuffle_xor(unsigned mask, WideSquares s, int offset) {
-  return {shuffle_xor(mask, s.small, offset), shuffle_xor(mask, s.medium, offset), shuffle_xor(mask, s.big, offset)};
-}
-
-// The step of an example: its norm, whether it moves at all, and visit(run), which calls run(f) with the f that takes
-// an element of x and one of g to one of out.
-
-// Of float, half or bfloat16. tau / ||g|| may leave the range of float: such an example takes the loop in double, so
-// all others have one without a choice inside.
-struct FloatStep {
-  using Total = Squares;
-  double norm, factor;
-  bool moves;
-
-  __device__ FloatStep(Squares squares, double tau) : norm(sqrt(squares.total)), factor(tau / norm) {
-    moves = norm > 0.0 && norm < HUGE_VAL && tau != 0.0;
-  }
-  template <class Run>
-  __device__ void visit(Run run) const {
-    if (fabs(factor) > 1e-30 && fabs(factor) < 1e30)
-      run([f = static_cast<float>(factor)](float x, float g) { return x + g * f; });
-    else
-      run([f = factor](float x, float g) { return x + static_cast<float>(static_cast<double>(g) * f); });
-  }
-};
-
-// Of double. ||g|| = root / scale with root in range: ||g|| may overflow while its direction is still good.
-struct DoubleStep {
-  using Total = WideSquares;
-  double norm, scale, root, tau;
-  bool moves;
-
-  __device__ DoubleStep(WideSquares s, double tau) : scale(1.0), root(sqrt(s.medium)), tau(tau) {
-    constexpr double kSmallMatters = 0x1p-60;  // above, the small squares are beyond the last bit of the sum
-    if (s.big > 0.0) {
-      scale = WideSquares::kBigScale;
-      root = sqrt(s.big + (s.medium * scale) * scale);
-    } else if (s.medium < kSmallMatters) {
-      scale = WideSquares::kSmallScale;
-      root = sqrt(s.small + (s.medium * scale) * scale);
-    }
-    const bool finite = s.medium + s.big < HUGE_VAL;
-    norm = finite ? root / scale : s.medium + s.big;
-    moves = finite && root > 0.0 && tau != 0.0;
-  }
-  template <class Run>
-  __device__ void visit(Run run) const {
-    run([s = *this](double x, double g) { return x + s.tau * ((g * s.scale) / s.root); });
-  }
-};
-
-template <class scalar_t>
-struct StepOf {
-  using type = FloatStep;
-  using norm_t = float;
-};
-template <>
-struct StepOf<double> {
-  using type = DoubleStep;
-  using norm_t = double;
-};
-template <class scalar_t>
-using Step = typename StepOf<scalar_t>::type;
-template <class scalar_t>
-using TotalOf = typename Step<scalar_t>::Total;
-
-// ---------------------------------------------------------------------------------------------------------------------
-// One team over `count` neighbours, kVec at a time; count is a multiple of kVec
-
-template <int kVec, class Team, class scalar_t>
-__device__ TotalOf<scalar_t> sum_squares(const scalar_t* g, int64_t count) {
-  using Vec = Pack<scalar_t, kVec>;
-  const auto* packs = reinterpret_cast<const Vec*>(g);
-  const int64_t size = Team::size(), end = count / kVec;
-  TotalOf<scalar_t> total{};
-  for (int64_t i = Team::rank(); i < end; i += kInFlight * size) {
-    Vec in[kInFlight];
+// For the packs i = rank, rank + stride, ... below end, kCount at a time: load(u, i) for all of them, then use(u, i).
+template <int kCount, class Load, class Use>
+__device__ void each_pack(int64_t rank, int64_t stride, int64_t end, Load load, Use use) {
+  for (int64_t i = rank; i < end; i += kCount * stride) {
 #pragma unroll
-    for (int u = 0; u < kInFlight; ++u)
-      if (i + u * size < end) in[u] = packs[i + u * size];
+    for (int u = 0; u < kCount; ++u)
+      if (i + u * stride < end) load(u, i + u * stride);
 #pragma unroll
-    for (int u = 0; u < kInFlight; ++u)
-      if (i + u * size < end)
-        for (int e = 0; e < kVec; ++e) total.add(to_acc(in[u].value[e]));
-  }
-  return Team::reduce(total, Sum{});
-}
-
-template <int kVec, class Team, class scalar_t>
-__device__ void copy(const scalar_t* x, scalar_t* out, int64_t count) {
-  const auto* from = reinterpret_cast<const Pack<scalar_t, kVec>*>(x);
-  auto* to = reinterpret_cast<Pack<scalar_t, kVec>*>(out);
-  for (int64_t i = Team::rank(); i < count / kVec; i += Team::size()) to[i] = from[i];
-}
-
-template <int kVec, class Team, class scalar_t, class F>
-__device__ void map(const scalar_t* x, const scalar_t* g, scalar_t* out, int64_t count, F f) {
-  using Vec = Pack<scalar_t, kVec>;
-  const auto *x_packs = reinterpret_cast<const Vec*>(x), *g_packs = reinterpret_cast<const Vec*>(g);
-  auto* out_packs = reinterpret_cast<Vec*>(out);
-  const int64_t size = Team::size(), end = count / kVec;
-  for (int64_t i = Team::rank(); i < end; i += kInFlight * size) {
-    Vec x_in[kInFlight], g_in[kInFlight];
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u)
-      if (i + u * size < end) {
-        x_in[u] = x_packs[i + u * size];
-        g_in[u] = g_packs[i + u * size];
-      }
-#pragma unroll
-    for (int u = 0; u < kInFlight; ++u)
-      if (i + u * size < end) {
-        for (int e = 0; e < kVec; ++e) assign(x_in[u].value[e], f(to_acc(x_in[u].value[e]), to_acc(g_in[u].value[e])));
-        out_packs[i + u * size] = x_in[u];
-      }
+    for (int u = 0; u < kCount; ++u)
+      if (i + u * stride < end) use(u, i + u * stride);
   }
 }
 
-template <int kVec, class Team, class scalar_t>
-__device__ void take_step(const Step<scalar_t>& step, const scalar_t* x, const scalar_t* g, scalar_t* out,
-                          int64_t count) {
-  if (step.moves)
-    step.visit([&](auto f) { map<kVec, Team>(x, g, out, count, f); });
-  else
-    copy<kVec, Team>(x, out, count);  // to the bit, NaNs included
+template <class Total, class scalar_t, int kVec>
+__device__ void add_squares(Total& total, const Pack<scalar_t, kVec>& g) {
+#pragma unroll
+  for (int e = 0; e < kVec; ++e) total.add(to_acc(g.value[e]));
+}
+
+template <class scalar_t, int kVec, class F>
+__device__ void move(Pack<scalar_t, kVec>& x, const Pack<scalar_t, kVec>& g, F f) {
+#pragma unroll
+  for (int e = 0; e < kVec; ++e) assign(x.value[e], f(to_acc(x.value[e]), to_acc(g.value[e])));
+}
+
+// out = x + step over [0, end) packs, by the block. g may be in shared memory.
+template <class Vec, class AnyStep>
+__device__ void take_step(const AnyStep& step, const Vec* x, const Vec* g, Vec* out, int64_t end) {
+  if (!step.moves) {  // to the bit, NaNs included
+    for (int64_t i = threadIdx.x; i < end; i += kSliceBlock) out[i] = x[i];
+    return;
+  }
+  step.visit([&](auto f) {
+    constexpr int kOfEach = kInFlight / 2;
+    Vec x_in[kOfEach], g_in[kOfEach];
+    const auto load = [&](int u, int64_t i) {
+      x_in[u] = x[i];
+      g_in[u] = g[i];
+    };
+    each_pack<kOfEach>(threadIdx.x, kSliceBlock, end, load, [&](int u, int64_t i) {
+      move(x_in[u], g_in[u], f);
+      out[i] = x_in[u];
+    });
+  });
 }
 
 __device__ inline double tau_of(const PerturbParams& p, int64_t row) {
@@ -188,50 +108,113 @@ __device__ void store_norm(const PerturbParams& p, int64_t row, double norm) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernels
 
-// A team per example.
-template <class scalar_t, int kVec, class Team>
-__global__ void __launch_bounds__(kPerturbBlock) perturb_kernel(const PerturbParams p) {
+// A team per row of at most kInFlight packs per thread.
+template <class scalar_t, int kVec, class Team, int kBlock>
+__global__ void __launch_bounds__(kBlock) perturb_kernel(const PerturbParams p) {
+  using Vec = Pack<scalar_t, kVec>;
   const int64_t row = Team::index();
   if (row >= p.batch) return;  // whole teams leave
-  const int64_t offset = row * p.size;
-  const auto* g = static_cast<const scalar_t*>(p.grad) + offset;
-  const Step<scalar_t> step(sum_squares<kVec, Team>(g, p.size), tau_of(p, row));
-  if (Team::rank() == 0) store_norm<scalar_t>(p, row, step.norm);
-  take_step<kVec, Team>(step, static_cast<const scalar_t*>(p.x) + offset, g, static_cast<scalar_t*>(p.out) + offset,
-                        p.size);
+  const int64_t packs = p.size / kVec, first = row * packs;
+  const auto *x = static_cast<const Vec*>(p.x) + first, *g = static_cast<const Vec*>(p.grad) + first;
+  auto* out = static_cast<Vec*>(p.out) + first;
+  const int rank = Team::rank(), size = Team::size(), end = static_cast<int>(packs);
+
+  Vec x_in[kInFlight], g_in[kInFlight];
+#pragma unroll
+  for (int u = 0; u < kInFlight; ++u)
+    if (rank + u * size < end) {
+      g_in[u] = g[rank + u * size];
+      x_in[u] = x[rank + u * size];
+    }
+  TotalOf<scalar_t> total{};
+#pragma unroll
+  for (int u = 0; u < kInFlight; ++u)
+    if (rank + u * size < end) add_squares(total, g_in[u]);
+  const Step<scalar_t> step(Team::reduce(total, Sum{}), tau_of(p, row));
+  if (rank == 0) store_norm<scalar_t>(p, row, step.norm);
+  if (step.moves)
+    step.visit([&](auto f) {
+#pragma unroll
+      for (int u = 0; u < kInFlight; ++u)
+        if (rank + u * size < end) move(x_in[u], g_in[u], f);
+    });
+#pragma unroll
+  for (int u = 0; u < kInFlight; ++u)
+    if (rank + u * size < end) out[rank + u * size] = x_in[u];
 }
 
-// A block per chunk: where it begins in the arrays, and how long it is.
-struct ChunkOfRow {
-  int64_t chunks, row, chunk, offset, count;
+// A block per slice: where it lies in the arrays, in packs.
+template <int kVec>
+struct Slice {
+  int64_t row, slice, first, packs;
 
-  __device__ explicit ChunkOfRow(int64_t size) {
-    chunks = (size + kChunk - 1) / kChunk;
-    row = blockIdx.x / chunks;
-    chunk = blockIdx.x % chunks;
-    offset = row * size + chunk * kChunk;
-    count = chunk + 1 < chunks ? kChunk : size - chunk * kChunk;
+  __device__ Slice(int64_t size, const RowSplit& split) {
+    const unsigned slices = static_cast<unsigned>(split.slices);
+    row = blockIdx.x / slices;
+    slice = blockIdx.x % slices;
+    const int64_t begin = slice * split.length, end = begin + split.length;
+    first = (row * size + begin) / kVec;
+    packs = ((end < size ? end : size) - begin) / kVec;
   }
 };
 
+// The slices of a row are neighbours: a cluster of as many blocks, or a block if there is one.
 template <class scalar_t, int kVec>
-__global__ void __launch_bounds__(kPerturbBlock) sum_chunks_kernel(const PerturbParams p) {
-  const ChunkOfRow c(p.size);
-  const auto total = sum_squares<kVec, BlockTeam>(static_cast<const scalar_t*>(p.grad) + c.offset, c.count);
+__global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
+    perturb_slices_kernel(const PerturbParams p, const RowSplit split) {
+  using Vec = Pack<scalar_t, kVec>;
+  using Total = TotalOf<scalar_t>;
+  static_assert(sizeof(Total) <= kSliceHeader && kSliceHeader % kPackBytes == 0, "entries begin where packs may");
+  auto* own_total = dynamic_shared<Total>();
+  auto* kept = reinterpret_cast<Vec*>(dynamic_shared<unsigned char>() + kSliceHeader);
+  const Slice<kVec> s(p.size, split);
+  const auto* g = static_cast<const Vec*>(p.grad) + s.first;
+
+  Vec g_in[kInFlight];
+  Total total{};
+  const auto load = [&](int u, int64_t i) { g_in[u] = g[i]; };
+  each_pack<kInFlight>(threadIdx.x, kSliceBlock, s.packs, load, [&](int u, int64_t i) {
+    kept[i] = g_in[u];
+    add_squares(total, g_in[u]);
+  });
+  total = BlockTeam::reduce(total, Sum{});
+  if (split.slices > 1) {
+    if (threadIdx.x == 0) *own_total = total;
+    sync_cluster();  // the sums of all blocks are there
+    total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return *in_block(own_total, static_cast<int>(b)); });
+  }
+
+  const Step<scalar_t> step(total, tau_of(p, s.row));
+  if (s.slice == 0 && threadIdx.x == 0) store_norm<scalar_t>(p, s.row, step.norm);
+  take_step(step, static_cast<const Vec*>(p.x) + s.first, kept, static_cast<Vec*>(p.out) + s.first, s.packs);
+  if (split.slices > 1) sync_cluster();  // nobody reads the sum of a block that has left
+}
+
+template <class scalar_t, int kVec>
+__global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
+    sum_slices_kernel(const PerturbParams p, const RowSplit split) {
+  const Slice<kVec> s(p.size, split);
+  const auto* g = static_cast<const Pack<scalar_t, kVec>*>(p.grad) + s.first;
+  Pack<scalar_t, kVec> g_in[kInFlight];
+  TotalOf<scalar_t> total{};
+  const auto load = [&](int u, int64_t i) { g_in[u] = g[i]; };
+  each_pack<kInFlight>(threadIdx.x, kSliceBlock, s.packs, load, [&](int u, int64_t) { add_squares(total, g_in[u]); });
+  total = BlockTeam::reduce(total, Sum{});
   if (threadIdx.x == 0) static_cast<TotalOf<scalar_t>*>(p.workspace)[blockIdx.x] = total;
 }
 
 template <class scalar_t, int kVec>
-__global__ void __launch_bounds__(kPerturbBlock) step_chunks_kernel(const PerturbParams p) {
-  const ChunkOfRow c(p.size);
-  const auto* totals = static_cast<const TotalOf<scalar_t>*>(p.workspace) + c.row * c.chunks;
-  TotalOf<scalar_t> total{};
-  for (int64_t i = threadIdx.x; i < c.chunks; i += blockDim.x) total = total + totals[i];
-  const Step<scalar_t> step(BlockTeam::reduce(total, Sum{}), tau_of(p, c.row));
-  if (c.chunk == 0 && threadIdx.x == 0) store_norm<scalar_t>(p, c.row, step.norm);
-  take_step<kVec, BlockTeam>(step, static_cast<const scalar_t*>(p.x) + c.offset,
-                             static_cast<const scalar_t*>(p.grad) + c.offset, static_cast<scalar_t*>(p.out) + c.offset,
-                             c.count);
+__global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
+    step_slices_kernel(const PerturbParams p, const RowSplit split) {
+  using Vec = Pack<scalar_t, kVec>;
+  using Total = TotalOf<scalar_t>;
+  const Slice<kVec> s(p.size, split);
+  const auto* totals = static_cast<const Total*>(p.workspace) + s.row * split.slices;
+  const Total total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return totals[b]; });
+  const Step<scalar_t> step(total, tau_of(p, s.row));
+  if (s.slice == 0 && threadIdx.x == 0) store_norm<scalar_t>(p, s.row, step.norm);
+  take_step(step, static_cast<const Vec*>(p.x) + s.first, static_cast<const Vec*>(p.grad) + s.first,
+            static_cast<Vec*>(p.out) + s.first, s.packs);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -239,23 +222,38 @@ __global__ void __launch_bounds__(kPerturbBlock) step_chunks_kernel(const Pertur
 
 template <class scalar_t, int kVec>
 static void launch_rows(const PerturbParams& p, CUstream_st* stream) {
-  static_assert(kChunk % kVec == 0, "chunks must begin where packs do");
-  if (p.size <= kWarpRow) {
-    const int64_t grid = ceil_div(p.batch, kPerturbBlock / kWarpSize);
-    launch_kernel(perturb_kernel<scalar_t, kVec, LaneTeam<kWarpSize>>, grid, kPerturbBlock, 0, stream, p);
-  } else if (p.size <= kChunk) {
-    launch_kernel(perturb_kernel<scalar_t, kVec, BlockTeam>, p.batch, kPerturbBlock, 0, stream, p);
+  using Warp = LaneTeam<kWarpSize>;
+  const int64_t packs = p.size / kVec;
+  if (packs <= kInFlight * kWarpSize) {
+    const int64_t grid = ceil_div(p.batch, kWarpsBlock / kWarpSize);
+    launch_kernel(perturb_kernel<scalar_t, kVec, Warp, kWarpsBlock>, {grid, kWarpsBlock}, stream, p);
+  } else if (packs <= kInFlight * kRowBlock) {
+    int block = 2 * kWarpSize;
+    while (block * kInFlight < packs) block *= 2;
+    launch_kernel(perturb_kernel<scalar_t, kVec, BlockTeam, kRowBlock>, {p.batch, block}, stream, p);
   } else {
-    const int64_t grid = p.batch * ceil_div(p.size, kChunk);
-    launch_kernel(sum_chunks_kernel<scalar_t, kVec>, grid, kPerturbBlock, 0, stream, p);
-    launch_kernel(step_chunks_kernel<scalar_t, kVec>, grid, kPerturbBlock, 0, stream, p);
+    const RowSplit split = split_row<scalar_t>(p.size);
+    const int64_t grid = p.batch * split.slices;
+    if (split.slices == 1 || (split.on_chip && current_device().clusters)) {
+      const size_t shared_bytes = kSliceHeader + static_cast<size_t>(split.length) * sizeof(scalar_t);
+      launch_kernel(perturb_slices_kernel<scalar_t, kVec>,
+                    {grid, kSliceBlock, shared_bytes, static_cast<int>(split.slices)}, stream, p, split);
+    } else {
+      launch_kernel(sum_slices_kernel<scalar_t, kVec>, {grid, kSliceBlock}, stream, p, split);
+      launch_kernel(step_slices_kernel<scalar_t, kVec>, {grid, kSliceBlock}, stream, p, split);
+    }
   }
 }
 
 int64_t perturb_workspace(Dtype dtype, int64_t batch, int64_t size) {
-  if (size <= kChunk) return 0;
-  const size_t bytes = dtype == Dtype::kDouble ? sizeof(WideSquares) : sizeof(Squares);
-  return batch * ceil_div(size, kChunk) * static_cast<int64_t>(bytes / sizeof(double));
+  int64_t doubles = 0;
+  dispatch(dtype, [&](auto type) {
+    using scalar_t = typename decltype(type)::type;
+    const RowSplit split = split_row<scalar_t>(size);
+    if (split.slices > 1 && !(split.on_chip && current_device().clusters))
+      doubles = batch * split.slices * static_cast<int64_t>(sizeof(TotalOf<scalar_t>) / sizeof(double));
+  });
+  return doubles;
 }
 
 void launch_perturb(Dtype dtype, const PerturbParams& p, CUstream_st* stream) {

@@ -11,9 +11,9 @@ std::tuple<Tensor, Tensor> perturb_cuda(const Tensor& x, const Tensor& grad, dou
                                         const std::optional<Tensor>& tau_scale) {
   Perturb p = prepare_perturb(x, grad, tau, tau_scale);
   if (p.batch > 0) {
+    const CurrentStream stream(p.x);  // before the workspace: its size depends on the device
     const Dtype dtype = dtype_of(p.x);
-    const Tensor workspace =
-        torch::stable::new_empty(p.x, {cuda::perturb_workspace(dtype, p.batch, p.size)}, ScalarType::Double);
+    const Tensor workspace = new_empty(p.x, {cuda::perturb_workspace(dtype, p.batch, p.size)}, ScalarType::Double);
     const cuda::PerturbParams params{p.x.data_ptr(),
                                      p.grad.data_ptr(),
                                      p.out.data_ptr(),
@@ -23,7 +23,6 @@ std::tuple<Tensor, Tensor> perturb_cuda(const Tensor& x, const Tensor& grad, dou
                                      p.batch,
                                      p.size,
                                      workspace.data_ptr()};
-    const CurrentStream stream(p.x);
     cuda::launch_perturb(dtype, params, stream);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }

@@ -1,136 +1,315 @@
-// The projection onto the simplex, a block per row, and the step of q that ends in one.
+// The projection onto the simplex, and the step of q that ends in one: one launch, whatever the length.
 //
-// Newton's method for the threshold nu, as in csrc/math/simplex.h, where it is explained: same start, same steps, same
-// shift by the maximum; the block forms the sums over a row. Everything is double inside.
+// Newton's method for the threshold nu, explained in csrc/cpu/kernels/project_simplex.cpp: same steps, same shift by
+// the maximum, everything double inside. Its rounds cost a visit to the entries and a barrier, and both are kept small:
+// - A row waits in shared memory: that of a block, of a cluster of 8, or of a grid of up to 96 blocks, whose barriers a
+//   cooperative launch provides. Longer rows are read again in every round, from cache.
+// - nu only grows, so what is below it is out for good: a thread drops it from its list.
+// - nu of a part of the row is at or below nu of the row, for a part has less to spend. So every warp solves its own
+//   part first, without a barrier; a block starts from the best of its warps, the blocks from the best of theirs. Few
+//   rounds are left that need the wider barrier.
 //
-// A thread only ever visits its own entries. So the entries can wait in shared memory without a barrier; rows too long
-// for that are read again, from cache, in each of the 2 to 12 rounds.
+// Parts follow from shapes alone. A device with fewer multiprocessors than a grid has blocks takes as many blocks as it
+// has multiprocessors, or one if it has no cooperative launch: there, and there only, the last bit may differ.
+#include "cuda/blocks.cuh"
 #include "cuda/kernel_launch.cuh"
-#include "cuda/reduce.cuh"
 
 namespace hrrl::cuda {
 
-constexpr int64_t kCachedEntries = 4096;  // 32 KB of shared memory
-constexpr int64_t kMaxGrid = 65536;       // blocks beyond take several rows each
+constexpr int kPerThread = 8;  // entries of a thread, until the block is full
+// Doubles of a row that a block holds: with what reductions need they fit 99 KB, the least that any device gives a
+// block.
+constexpr int64_t kBlockEntries = 12536;
+constexpr int64_t kReductions = 1024;  // bytes, at most
+static_assert(sizeof(double) * (kSlots + kBlockEntries) + kReductions <= 99 * 1024, "too many for consumer GPUs");
+constexpr int kGridBlocks = 96;
+constexpr int64_t kManyRows = 32;    // as many rows keep the device busy with a block each
+constexpr int64_t kMaxGrid = 65536;  // blocks beyond take several rows each
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Where v comes from: row(r)(j) is v_rj
+// Where v comes from: v_rj is row(r).value(row(r).fetch(j)), a load and what follows. kAtOnce loads are started before
+// the first is used.
 
 template <class scalar_t>
 struct GivenRows {
-  using out_t = scalar_t;
   const scalar_t* v;
-  scalar_t* out;
-  int64_t rows, size;
-  double radius;
+  int64_t size;
 
   struct Row {
+    static constexpr int kAtOnce = 4;
     const scalar_t* v;
-    __device__ double operator()(int64_t j) const { return static_cast<double>(to_acc(v[j])); }
+    __device__ scalar_t fetch(int64_t j) const { return v[j]; }
+    __device__ double value(scalar_t v_j) const { return static_cast<double>(to_acc(v_j)); }
   };
   __device__ Row row(int64_t r) const { return {v + r * size}; }
 };
 
 // The distribution after the ascent of Eq. 6, before it is projected.
-struct AscendedDistribution {
-  using out_t = double;
+__device__ inline double ascend(double q, double concept_loss, double q0, double step, double lam) {
+  return q + step * (concept_loss - lam * (q - q0));
+}
+__device__ inline double step_of(const UpdateDistributionParams& p) {
+  return p.eta_scale ? p.eta * *p.eta_scale : p.eta;
+}
+
+template <class scalar_t>
+struct AscendedDistribution {  // q, concept_loss and q0 of one type
   UpdateDistributionParams p;
-  double* out;
-  int64_t rows, size;
-  double radius;
 
   struct Row {
+    static constexpr int kAtOnce = 2;
+    const scalar_t *q, *concept_loss, *q0;
+    double step, lam;
+    struct Inputs {
+      scalar_t q, concept_loss, q0;
+    };
+    __device__ Inputs fetch(int64_t k) const { return {q[k], concept_loss[k], q0[k]}; }
+    __device__ double value(Inputs k) const { return ascend(k.q, k.concept_loss, k.q0, step, lam); }
+  };
+  __device__ Row row(int64_t) const {
+    return {static_cast<const scalar_t*>(p.q.data), static_cast<const scalar_t*>(p.concept_loss.data),
+            static_cast<const scalar_t*>(p.q0.data), step_of(p), p.lam};
+  }
+};
+
+struct AscendedMixture {  // of any types: slower, and without a launch for each conversion
+  UpdateDistributionParams p;
+
+  struct Row {
+    static constexpr int kAtOnce = 1;
     UpdateDistributionParams p;
     double step;
-    __device__ double operator()(int64_t k) const {
-      return p.q[k] + step * (p.concept_loss[k] - p.lam * (p.q[k] - p.q0[k]));
+    __device__ int64_t fetch(int64_t k) const { return k; }
+    __device__ double value(int64_t k) const {
+      return ascend(load(p.q, k), load(p.concept_loss, k), load(p.q0, k), step, p.lam);
     }
   };
-  __device__ Row row(int64_t) const { return {p, p.eta_scale ? p.eta * *p.eta_scale : p.eta}; }
+  __device__ Row row(int64_t) const { return {p, step_of(p)}; }
+};
+
+struct Target {
+  MutableReals out;
+  int64_t rows, size;
+  double radius;
+  double* workspace;
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What is summed over threads and blocks
+
+// The entries above nu
+struct Support {
+  double sum, count;
+};
+__device__ inline Support operator+(Support a, Support b) { return {a.sum + b.sum, a.count + b.count}; }
+__device__ inline Support shuffle_xor(unsigned mask, Support s, int offset) {
+  return {shuffle_xor(mask, s.sum, offset), shuffle_xor(mask, s.count, offset)};
+}
+
+// A maximum, and a threshold for what is shifted by it
+struct Bound {
+  double max, nu;
+};
+struct Best {  // the greater threshold, for what is shifted by the greater maximum
+  __device__ Bound operator()(Bound a, Bound b) const {
+    const Bound high = a.max > b.max ? a : b, low = a.max > b.max ? b : a;
+    return {high.max, Max{}(high.nu, (low.max - high.max) + low.nu)};
+  }
+};
+__device__ inline Bound shuffle_xor(unsigned mask, Bound b, int offset) {
+  return {shuffle_xor(mask, b.max, offset), shuffle_xor(mask, b.nu, offset)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The entries of a thread among those, [begin, end) of a row, that belong to its block
+
+// Calls f(j, v_j) for every one.
+template <class Row, class F>
+__device__ void each_entry(const Row& row, int64_t begin, int64_t end, F f) {
+  constexpr int kAtOnce = Row::kAtOnce;
+  const int64_t size = blockDim.x;
+  for (int64_t j = begin + threadIdx.x; j < end; j += kAtOnce * size) {
+    decltype(row.fetch(0)) inputs[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      if (j + u * size < end) inputs[u] = row.fetch(j + u * size);
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u)
+      if (j + u * size < end) f(j + u * size, row.value(inputs[u]));
+  }
+}
+
+// Both have the maximum of the entries, and above(nu, max), the support of v - max; nu must not fall between calls.
+// Infinity stands for NaN, too: neither has a projection.
+__device__ inline double with_nan_as_inf(double v) { return v < HUGE_VAL ? v : HUGE_VAL; }
+
+// Entries that may still be above nu wait in shared memory. A thread only visits its own: no barrier is needed.
+template <class Row>
+struct HeldEntries {
+  double* own;  // own[e * blockDim.x]
+  int count = 0;
+  double max = -HUGE_VAL;
+
+  __device__ HeldEntries(const Row& row, int64_t begin, int64_t end, double* shared) : own(shared + threadIdx.x) {
+    each_entry(row, begin, end, [&](int64_t, double v) {
+      own[count++ * blockDim.x] = v;
+      max = Max{}(max, with_nan_as_inf(v));
+    });
+  }
+  __device__ Support above(double nu, double row_max) {
+    double sum = 0.0;
+    int above = 0;
+    for (int e = 0; e < count; ++e) {
+      const double v = own[e * blockDim.x], shifted = v - row_max;
+      if (!(shifted > nu)) continue;
+      sum += shifted;
+      own[above++ * blockDim.x] = v;
+    }
+    count = above;
+    return {sum, static_cast<double>(above)};
+  }
+};
+
+template <class Row>
+struct StreamedEntries {
+  Row row;
+  int64_t begin, end;
+  double max = -HUGE_VAL;
+
+  __device__ StreamedEntries(const Row& row, int64_t begin, int64_t end, double*) : row(row), begin(begin), end(end) {
+    each_entry(row, begin, end, [&](int64_t, double v) { max = Max{}(max, with_nan_as_inf(v)); });
+  }
+  __device__ Support above(double nu, double row_max) {
+    double sum = 0.0;
+    int64_t above = 0;
+    each_entry(row, begin, end, [&](int64_t, double v) {
+      const double shifted = v - row_max;
+      sum += shifted > nu ? shifted : 0.0;
+      above += shifted > nu;
+    });
+    return {sum, static_cast<double>(above)};
+  }
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Kernel
 
-// The entries above nu: their sum and their number
-struct Support {
-  double sum;
-  int64_t count;
-};
-__device__ inline Support operator+(Support a, Support b) { return {a.sum + b.sum, a.count + b.count}; }
-__device__ inline Support shuffle_xor(unsigned mask, Support s, int offset) {
-  return {shuffle_xor(mask, s.sum, offset), shuffle_xor(mask, static_cast<long long>(s.count), offset)};
+// Newton's method from nu, at or below the root for the entries that all(support) sums over, v shifted by max.
+template <class Entries, class All>
+__device__ double climb(Entries& entries, double max, double radius, double nu, All all) {
+  for (double last_count = HUGE_VAL;;) {
+    const Support support = all(entries.above(nu, max));
+    // The support only shrinks. Where rounding would let it grow again the root is reached, too: going on could
+    // alternate for ever.
+    if (!(support.count < last_count) || support.count == 0.0) return nu;
+    last_count = support.count;
+    nu = (support.sum - radius) / last_count;
+  }
 }
 
-template <class Rows, bool kCached>
-__global__ void __launch_bounds__(kMaxBlockSize) project_simplex_kernel(const Rows rows) {
-  double* cache = dynamic_shared<double>();  // [K] if kCached, otherwise nothing
-  const int64_t size = rows.size;
-  const double radius = rows.radius;
-  for (int64_t r = blockIdx.x; r < rows.rows; r += gridDim.x) {
-    const auto source = rows.row(r);
-    double max = -HUGE_VAL;
-    bool bad = false;
-    for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
-      const double value = source(j);
-      if (kCached) cache[j] = value;
-      max = Max{}(max, value);
-      bad |= !(value < HUGE_VAL);  // NaN and +inf
-    }
-    max = BlockTeam::reduce(max, Max{});
-    bad = __syncthreads_or(bad) || max == -HUGE_VAL;
-    const auto shifted = [&](int64_t j) { return (kCached ? cache[j] : source(j)) - max; };
+// Entries are HeldEntries, in shared memory behind the slots, or StreamedEntries.
+template <class Source, class Entries, class Blocks>
+__global__ void __launch_bounds__(kMaxBlockSize)
+    project_simplex_kernel(const Source source, const Target target, Blocks blocks) {
+  const double radius = target.radius;
+  const int64_t part = (target.size + blocks.size() - 1) / blocks.size(), begin = blocks.rank() * part;
+  const int64_t end = begin + part < target.size ? begin + part : target.size;
+  const auto of_warp = [](Support s) { return LaneTeam<kWarpSize>::reduce(s, Sum{}); };
+  const auto of_block = [](Support s) { return BlockTeam::reduce(s, Sum{}); };
+  const auto of_row = [&](Support s) { return blocks.all(BlockTeam::reduce(s, Sum{}), Support{0.0, 0.0}, Sum{}); };
 
-    double nu = bad ? NAN : -radius;  // at or below the root: the largest entry alone reaches the radius
-    for (int64_t last_count = size + 1; !bad;) {
-      Support support{0.0, 0};
-      for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
-        const double value = shifted(j);
-        if (value > nu) support = support + Support{value, 1};
+  for (int64_t r = blocks.first_row(); r < target.rows; r += blocks.row_step()) {
+    const auto row = source.row(r);
+    Entries entries(row, begin, end, dynamic_shared<double>() + kSlots);
+    // At or below the root: the largest entry alone reaches the radius.
+    Bound bound{BlockTeam::reduce(entries.max, Max{}), -radius};
+    if (fabs(bound.max) < HUGE_VAL) {
+      bound.nu = climb(entries, bound.max, radius, bound.nu, of_warp);
+      if (blockDim.x > kWarpSize) {
+        bound.nu = BlockTeam::reduce(bound.nu, Max{});
+        bound.nu = climb(entries, bound.max, radius, bound.nu, of_block);
       }
-      support = BlockTeam::reduce(support, Sum{});
-      // The support only shrinks. Where rounding would let it grow again the root is reached, too: going on could
-      // alternate for ever.
-      if (support.count >= last_count || support.count == 0) break;
-      last_count = support.count;
-      nu = (support.sum - radius) / static_cast<double>(last_count);
     }
+    if (!Blocks::kAlone) {
+      bound = blocks.all(bound, Bound{-HUGE_VAL, -radius}, Best{});
+      if (fabs(bound.max) < HUGE_VAL) bound.nu = climb(entries, bound.max, radius, bound.nu, of_row);
+    }
+    if (!(fabs(bound.max) < HUGE_VAL)) bound.nu = NAN;  // NaN or inf in the row, or nothing above -inf
 
-    auto* out = rows.out + r * size;
-    for (int64_t j = threadIdx.x; j < size; j += blockDim.x) {
-      const double p = shifted(j) - nu;
-      using acc_t = acc_type<typename Rows::out_t>;
-      assign(out[j], static_cast<acc_t>(p < 0.0 ? 0.0 : p));  // keeps NaN
-    }
+    each_entry(row, begin, end, [&](int64_t j, double v) {
+      const double p = (v - bound.max) - bound.nu;
+      store(target.out, r * target.size + j, p < 0.0 ? 0.0 : p);  // keeps NaN
+    });
   }
+  blocks.finish();
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-template <class Rows>
-static void launch_rows(const Rows& rows, CUstream_st* stream) {
-  constexpr int64_t kEntriesPerThread = 4;
-  int block = kWarpSize;
-  while (block < kMaxBlockSize && block * kEntriesPerThread < rows.size) block *= 2;
-  const int64_t grid = rows.rows < kMaxGrid ? rows.rows : kMaxGrid;
-  if (rows.size <= kCachedEntries)
-    launch_kernel(project_simplex_kernel<Rows, true>, grid, block, rows.size * sizeof(double), stream, rows);
-  else
-    launch_kernel(project_simplex_kernel<Rows, false>, grid, block, 0, stream, rows);
+// The blocks that share a row; of shapes alone.
+static int64_t blocks_of_row(int64_t rows, int64_t size) {
+  if (size <= kBlockEntries || rows >= kManyRows) return 1;
+  if (size <= kClusterBlocks * kBlockEntries) return kClusterBlocks;
+  const int64_t blocks = ceil_div(size, kBlockEntries);
+  return blocks < kGridBlocks ? blocks : kGridBlocks;
 }
 
-void launch_project_simplex(Dtype dtype, const void* v, void* out, int64_t rows, int64_t size, double radius,
-                            CUstream_st* stream) {
-  dispatch(dtype, [&](auto type) {
+int64_t simplex_workspace(int64_t rows, int64_t size) {
+  const int64_t blocks = blocks_of_row(rows, size);
+  return blocks > 1 ? kSlots * blocks : 0;
+}
+
+template <class Source>
+static void launch_rows(const Source& source, const Target& target, CUstream_st* stream) {
+  using Row = decltype(source.row(0));
+  const Device device = current_device();
+  int64_t blocks = blocks_of_row(target.rows, target.size);
+  const bool cluster = blocks == kClusterBlocks && device.clusters;
+  if (!cluster && blocks > device.multiprocessors) blocks = device.multiprocessors;
+  if (!cluster && !device.cooperative) blocks = 1;
+
+  const int64_t part = ceil_div(target.size, blocks);
+  const bool held = part <= kBlockEntries;
+  const size_t shared_bytes = sizeof(double) * static_cast<size_t>(kSlots + (held ? part : 0));
+  using Held = HeldEntries<Row>;
+  using Streamed = StreamedEntries<Row>;
+  if (blocks == 1) {
+    int block = kWarpSize;
+    while (block < kMaxBlockSize && block * kPerThread < target.size) block *= 2;
+    const LaunchShape shape{target.rows < kMaxGrid ? target.rows : kMaxGrid, block, shared_bytes};
+    const auto kernel =
+        held ? project_simplex_kernel<Source, Held, OneBlock> : project_simplex_kernel<Source, Streamed, OneBlock>;
+    launch_kernel(kernel, shape, stream, source, target, OneBlock{});
+  } else if (cluster) {
+    const LaunchShape shape{target.rows * blocks, kMaxBlockSize, shared_bytes, kClusterBlocks};
+    launch_kernel(project_simplex_kernel<Source, Held, ClusterOfBlocks>, shape, stream, source, target,
+                  ClusterOfBlocks{});
+  } else {
+    const LaunchShape shape{blocks, kMaxBlockSize, shared_bytes, 1, true};
+    const auto kernel = held ? project_simplex_kernel<Source, Held, GridOfBlocks>
+                             : project_simplex_kernel<Source, Streamed, GridOfBlocks>;
+    launch_kernel(kernel, shape, stream, source, target, GridOfBlocks{target.workspace});
+  }
+}
+
+void launch_project_simplex(const ProjectSimplexParams& p, CUstream_st* stream) {
+  const Target target{p.out, p.rows, p.size, p.radius, p.workspace};
+  dispatch(p.v.dtype, [&](auto type) {
     using scalar_t = typename decltype(type)::type;
-    launch_rows(GivenRows<scalar_t>{static_cast<const scalar_t*>(v), static_cast<scalar_t*>(out), rows, size, radius},
-                stream);
+    launch_rows(GivenRows<scalar_t>{static_cast<const scalar_t*>(p.v.data), p.size}, target, stream);
   });
 }
 
 void launch_update_distribution(const UpdateDistributionParams& p, CUstream_st* stream) {
-  launch_rows(AscendedDistribution{p, p.out, 1, p.size, 1.0}, stream);
+  const Target target{p.out, 1, p.size, 1.0, p.workspace};
+  const bool alike = p.q.dtype == p.concept_loss.dtype && p.q.dtype == p.q0.dtype;
+  if (alike && p.q.dtype == Dtype::kDouble)
+    launch_rows(AscendedDistribution<double>{p}, target, stream);
+  else if (alike && p.q.dtype == Dtype::kFloat)
+    launch_rows(AscendedDistribution<float>{p}, target, stream);
+  else
+    launch_rows(AscendedMixture{p}, target, stream);
 }
 
 }  // namespace hrrl::cuda

@@ -85,4 +85,11 @@ struct BlockTeam {
   }
 };
 
+// A block whose size is known when it is compiled.
+template <int kThreads>
+struct BlockOf : BlockTeam {
+  static constexpr int kSize = kThreads;
+  __device__ static int size() { return kThreads; }
+};
+
 }  // namespace hrrl::cuda

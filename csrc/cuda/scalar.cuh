@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "cuda/launch.h"
+
 #ifdef __CUDACC__  // the host emulation of the tests has declared the same names
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -43,6 +45,32 @@ struct alignas(sizeof(scalar_t) * kCount) Pack {
 constexpr int kPackBytes = 16;
 template <class scalar_t>
 constexpr int kPackSize = kPackBytes / static_cast<int>(sizeof(scalar_t));
+
+// Reals (launch.h) as doubles. The dtype is looked at for every entry, but every thread of the launch finds the same.
+__device__ inline double load(Reals from, int64_t i) {
+  switch (from.dtype) {
+    case Dtype::kDouble:
+      return static_cast<const double*>(from.data)[i];
+    case Dtype::kHalf:
+      return to_acc(static_cast<const __half*>(from.data)[i]);
+    case Dtype::kBFloat16:
+      return to_acc(static_cast<const __nv_bfloat16*>(from.data)[i]);
+    default:
+      return static_cast<const float*>(from.data)[i];
+  }
+}
+__device__ inline void store(MutableReals to, int64_t i, double value) {
+  switch (to.dtype) {
+    case Dtype::kDouble:
+      return assign(static_cast<double*>(to.data)[i], value);
+    case Dtype::kHalf:
+      return assign(static_cast<__half*>(to.data)[i], static_cast<float>(value));
+    case Dtype::kBFloat16:
+      return assign(static_cast<__nv_bfloat16*>(to.data)[i], static_cast<float>(value));
+    default:
+      return assign(static_cast<float*>(to.data)[i], static_cast<float>(value));
+  }
+}
 
 inline bool is_aligned(const void* p, size_t bytes) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; }
 

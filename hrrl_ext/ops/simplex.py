@@ -55,7 +55,8 @@ def update_distribution(
         the new q [K] in the dtype of ``q``; ``q`` itself is left alone. Everything is computed in
         float64. A NaN or +Inf in ``concept_loss`` makes all of it NaN.
 
-    Carries no gradient: the adversary's step is not differentiated through.
+    Carries no gradient: the adversary's step is not differentiated through. Deterministic. Raises
+    ValueError for shapes, dtypes or devices that do not match, and for a negative eta or lam.
 
     Equivalent to ``project_simplex(q + eta * (concept_loss - lam * (q - q0)))``.
     """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,12 +22,13 @@ def mutant(tmp_path: Path, emulation: Emulation) -> Callable[[str, str, str], Em
     """Compiles the kernels with one change: mutant(file in csrc/cuda, text, replacement)."""
 
     def make(file: str, text: str, replacement: str) -> Emulation:
-        csrc = tmp_path / "csrc"
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        csrc = folder / "csrc"
         for part in ("cuda", "common"):
             shutil.copytree(ROOT / "csrc" / part, csrc / part)
         source = csrc / "cuda" / file
         assert source.read_text().count(text) == 1, f"{file} has not exactly one: {text}"
         source.write_text(source.read_text().replace(text, replacement))
-        return Emulation(tmp_path, csrc)
+        return Emulation(folder, csrc)
 
     return make

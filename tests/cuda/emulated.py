@@ -7,9 +7,12 @@ Outputs start as NaN, so an entry that is never written shows.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -22,14 +25,24 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 # -fno-gnu-unique: every library keeps its own machine and shared memory, mutants as well.
 FLAGS = (
     *("-std=c++17", "-O1", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"),
 )
 # Set for a process that has the libraries of the sanitizers loaded (test_sanitized_kernels.py).
 SANITIZE = bool(os.environ.get("HRRL_EMULATION_SANITIZE"))
-SANITIZERS = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 _RED_ZONE = 0 if SANITIZE else 64  # entries; the address sanitizer has red zones of its own
 _BAD_ID = 2**60
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a launcher asks of a GPU. The default has few multiprocessors, so that grids that fill
+    the device go round more than once."""
+
+    multiprocessors: int = 4
+    clusters: bool = True
+    cooperative: bool = True
 
 
 class EmulationError(RuntimeError):
@@ -83,6 +96,10 @@ class Array:
             raise RedZoneError("a kernel wrote to its input")
 
 
+def dtyped(t: Tensor, array: Array) -> tuple[int, Array]:
+    return DTYPES.index(t.dtype), array
+
+
 def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(
         a.reshape(-1).view(torch.uint8), b.reshape(-1).view(torch.uint8)
@@ -93,21 +110,36 @@ class Emulation:
     """The operators as the CUDA library computes them.
 
     ``seed`` is the order of blocks, warps and lanes: 0 as numbered, 1 backwards, others shuffled.
+    ``device`` is what the launchers find; ``launches`` what the last call took.
     """
 
     def __init__(self, folder: Path, csrc: Path = ROOT / "csrc") -> None:
-        self._folder, self._csrc = folder, csrc
+        self.folder, self._csrc = folder, csrc
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.seed = 0
+        self.device = Device()
+        self.launches = 0
+
+    @contextlib.contextmanager
+    def on(self, device: Device) -> Iterator[None]:
+        before, self.device = self.device, device
+        try:
+            yield
+        finally:
+            self.device = before
 
     def _call(self, operator: str, function: str, inputs: list[Array], *args: object) -> None:
         if operator not in self._libraries:
-            self._libraries[operator] = build(f"entry_{operator}", self._folder, self._csrc)
+            self._libraries[operator] = build(f"entry_{operator}", self.folder, self._csrc)
         library = self._libraries[operator]
-        library.reset(ctypes.c_uint(self.seed))
+        device = self.device
+        library.reset(
+            self.seed, device.multiprocessors, int(device.clusters), int(device.cooperative)
+        )
         entry = getattr(library, function)
         entry.restype = ctypes.c_char_p
         failure = entry(*(a.pointer if isinstance(a, Array) else a for a in args))
+        self.launches = library.launches()
         if failure is not None:
             raise EmulationError(failure.decode())
         for array in inputs:
@@ -153,15 +185,17 @@ class Emulation:
         offset: int = 0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         batch, classes = logits.shape
+        if not concept_count.dtype.is_floating_point:
+            concept_count = concept_count.double()
         inputs = [
             *(Array(logits, offset), Array(target), Array(concept)),
-            *(Array(q.double()), Array(concept_count.double())),
+            *(Array(q), Array(concept_count)),
         ]
         dtype = torch.promote_types(logits.dtype, torch.float32)
         dtype = torch.float64 if logits.dtype == torch.float64 else dtype
         loss, concept_loss = (
             Array.output(dtype=dtype),
-            Array.output(len(q), dtype=torch.float64),
+            Array.output(len(q), dtype=q.dtype),
         )
         example_loss = Array.output(batch, dtype=dtype)
         grad_dtype = torch.float32 if logits.dtype == torch.float16 else logits.dtype
@@ -170,7 +204,9 @@ class Emulation:
             "concept_cross_entropy",
             "emulate_concept_cross_entropy",
             inputs,
-            *(DTYPES.index(logits.dtype), *inputs, loss, concept_loss, example_loss, grad),
+            *(DTYPES.index(logits.dtype), *inputs[:3]),
+            *(*dtyped(q, inputs[3]), *dtyped(concept_count, inputs[4])),
+            *(loss, concept_loss, example_loss, grad),
             *(ctypes.c_int64(batch), ctypes.c_int64(classes), ctypes.c_int64(len(q))),
             ctypes.c_double(label_smoothing),
         )
@@ -200,12 +236,17 @@ class Emulation:
     ) -> Tensor:
         inputs = [Array(q), Array(concept_loss), Array(q0)]
         scale = None if eta_scale is None else Array(eta_scale)
-        out = Array.output(len(q), dtype=torch.float64)
+        out = Array.output(len(q), dtype=q.dtype)
         self._call(
             "project_simplex",
             "emulate_update_distribution",
             inputs + ([scale] if scale else []),
-            *(*inputs, scale, out),
+            *(
+                part
+                for t, a in zip((q, concept_loss, q0), inputs, strict=True)
+                for part in dtyped(t, a)
+            ),
+            *(scale, out),
             *(ctypes.c_int64(len(q)), ctypes.c_double(eta), ctypes.c_double(lam)),
         )
         return out.values

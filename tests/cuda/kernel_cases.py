@@ -13,9 +13,14 @@ from torch import Tensor
 
 NAN, INF = torch.nan, torch.inf
 
-# perturb: a warp takes rows up to 1024 elements, a block up to 16384, several share a longer one.
-# Packs are of 2, 4 or 8.
-PERTURB_SIZES = [1, 2, 8, 31, 32, 33, 1023, 1024, 1025, 1032, 5003, 16384, 16385, 32776, 40009]
+# perturb, in packs of 16 bytes: a warp takes rows of up to 128, a block up to 2048 in registers. Beyond, up to 75264
+# bytes are one slice, then there are 2, 4 and 8: of floats up to 18816, 37632, 75264 and 458752.
+PERTURB_SIZES = [
+    *(1, 2, 8, 31, 32, 33, 128, 255, 256, 257, 258, 512, 513, 516, 1023, 1024, 1025, 1032),
+    *(2047, 2048, 2049, 4096, 4098, 5003, 8192, 8196, 9408, 9410, 16384, 16385, 16392),
+    *(18816, 18817, 18820, 37632, 37636, 40009, 75264, 75268),
+]
+LONG_ROWS = [(229_376, torch.float64), (229_378, torch.float64), (458_756, torch.float32)]
 PERTURB_BATCHES = [1, 2, 9, 17]  # a block holds 8 rows that are a warp's
 
 
@@ -60,13 +65,37 @@ def close(got: Tensor, expected: Tensor, rtol: float, atol: float) -> None:
 
 
 # concept_cross_entropy: 8 lanes up to 64 classes, a warp up to 1024, a block of 256 up to 8192, of
-# 1024 beyond; up to 1024 concepts one per block, beyond 32.
-CLASSES = [1, 2, 3, 10, 31, 33, 63, 64, 65, 100, 1000, 1023, 1024, 1025, 1032, 5003, 8200]
+# 1024 beyond. N_k is added up in slices of 1024 concepts, losses in segments of 1024 examples: by
+# one block up to 16384 pairs of a concept (and one more) and an example, by all of them beyond.
+CLASSES = [
+    1,
+    2,
+    3,
+    10,
+    31,
+    33,
+    63,
+    64,
+    65,
+    100,
+    1000,
+    1023,
+    1024,
+    1025,
+    1032,
+    5003,
+    8192,
+    8193,
+    8200,
+]
 CONCEPT_CASES = [
     *(ConceptCase(5, classes, 3, dtype) for classes in CLASSES for dtype in FLOATS),
     *(ConceptCase(7, classes, 4, dtype, 0.1) for classes in (10, 72, 1100) for dtype in FLOATS),
-    *(ConceptCase(batch, 10, 11) for batch in (0, 1, 15, 16, 17, 257, 600)),
-    *(ConceptCase(40, 3, concepts) for concepts in (1, 2, 200, 1024, 1025, 1500)),
+    *(ConceptCase(batch, 10, 11) for batch in (0, 1, 15, 16, 17, 257, 600, 1023, 1024, 1025)),
+    ConceptCase(2048, 2, 7),  # 16384 pairs
+    ConceptCase(2049, 2, 7),
+    ConceptCase(2100, 3, 40),
+    *(ConceptCase(40, 3, concepts) for concepts in (1, 2, 200, 1024, 1025, 2049)),
     ConceptCase(7, 5, 2, label_smoothing=0.9),
     ConceptCase(9, 12, 3, scale=80.0),
     ConceptCase(9, 12, 3, scale=1e4),
@@ -125,13 +154,17 @@ def check_concept_sums(arguments: dict[str, Tensor], result: ConceptResult) -> N
     sums = torch.zeros_like(q).index_add(0, arguments["concept"], example_loss)
     batch = max(len(example_loss), 1)
     expected = torch.where(sums == 0, 0.0, sums / (count / count.sum() * batch))
-    close(result.concept_loss, expected, rtol=1e-13, atol=0.0)
+    rounding = 0.505 * EPS[q_dtype] if (q_dtype := arguments["q"].dtype) != torch.float64 else 0.0
+    tiny = torch.finfo(q_dtype).smallest_normal * EPS[q_dtype]
+    close(result.concept_loss, expected, rtol=max(1e-13, rounding), atol=tiny if rounding else 0.0)
     terms = torch.where(expected == 0, 0.0, q * expected)
     close(result.loss, terms.sum(), rtol=max(1e-13, 0.505 * EPS[result.loss.dtype]), atol=0.0)
 
 
-# project_simplex: up to 4096 entries wait in shared memory; a block has K / 4 threads, 32 to 1024.
-SIMPLEX_SIZES = [1, 2, 3, 11, 31, 32, 33, 127, 129, 1000, 1025, 4096, 4097, 5003]
+# project_simplex: a block has K / 8 threads, 32 to 1024, and holds 12536 entries; a cluster holds 8 times as many, a
+# grid of up to 96 blocks has the rest.
+SIMPLEX_SIZES = [1, 2, 3, 11, 31, 32, 33, 127, 256, 257, 1000, 1025, 4097, 8192, 8193, 12536]
+WIDE_SIMPLEX_SIZES = [12537, 20011, 100_288, 100_289, 130_003]
 
 
 def simplex_input(rows: int, size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:

@@ -6,7 +6,7 @@ import kernel_cases as kc
 import pytest
 import torch
 from cases import FLOATS, ConceptCase
-from emulated import Emulation, same_bits
+from emulated import Device, Emulation, same_bits
 from kernel_cases import INF, NAN, ConceptResult
 
 
@@ -24,6 +24,7 @@ def run(
 @pytest.mark.parametrize("case", kc.CONCEPT_CASES, ids=str)
 def test_concept_cross_entropy(emulation: Emulation, case: ConceptCase) -> None:
     result = run(emulation, case)
+    assert emulation.launches == 1
     kc.check_concept_cross_entropy(case, case.arguments(), result)
     alone = run(emulation, case, with_grad=False)
     assert same_bits(alone.loss, result.loss)
@@ -37,6 +38,42 @@ def test_logits_at_any_alignment(emulation: Emulation, classes: int, dtype: torc
     case = ConceptCase(4, classes, 3, dtype, label_smoothing=0.1)
     result = run(emulation, case, offset=1)
     kc.check_concept_cross_entropy(case, case.arguments(), result)
+
+
+@pytest.mark.parametrize("device", [Device(1), Device(50), Device(cooperative=False)], ids=str)
+@pytest.mark.parametrize(
+    "case", [ConceptCase(300, 10, 11), ConceptCase(1100, 70, 1030, label_smoothing=0.1)], ids=str
+)
+def test_bits_do_not_depend_on_the_device(
+    emulation: Emulation, case: ConceptCase, device: Device
+) -> None:
+    expected = run(emulation, case)
+    with emulation.on(device):
+        got = run(emulation, case)
+    assert emulation.launches == 1
+    for name, value in vars(expected).items():
+        assert same_bits(getattr(got, name), value)
+
+
+@pytest.mark.parametrize("count_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("q_dtype", FLOATS, ids=str)
+def test_distributions_of_any_type(
+    emulation: Emulation, q_dtype: torch.dtype, count_dtype: torch.dtype
+) -> None:
+    case = ConceptCase(50, 10, 7)
+    arguments = case.arguments()
+    arguments["q"] = arguments["q"].to(q_dtype)
+    arguments["concept_count"] = (arguments["concept_count"] % 99 + 1).to(count_dtype)
+    result = ConceptResult(*emulation.concept_cross_entropy(**arguments))
+    assert result.concept_loss.dtype == q_dtype
+    wide = arguments | {name: arguments[name].double() for name in ("q", "concept_count")}
+    same = ConceptResult(*emulation.concept_cross_entropy(**wide))
+    kc.check_concept_cross_entropy(case, wide, same)
+    assert same_bits(result.concept_loss, same.concept_loss.to(torch.float32).to(q_dtype)) or (
+        q_dtype == torch.float64 and same_bits(result.concept_loss, same.concept_loss)
+    )
+    assert same_bits(result.loss, same.loss)
+    assert same_bits(result.grad_logits, same.grad_logits)
 
 
 def test_empty_batch_has_no_loss(emulation: Emulation) -> None:

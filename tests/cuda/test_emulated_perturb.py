@@ -6,7 +6,7 @@ import kernel_cases as kc
 import pytest
 import torch
 from cases import FLOATS
-from emulated import Emulation, same_bits
+from emulated import Device, Emulation, same_bits
 from kernel_cases import INF, NAN
 
 
@@ -15,6 +15,30 @@ from kernel_cases import INF, NAN
 def test_perturb(emulation: Emulation, size: int, dtype: torch.dtype) -> None:
     x, grad = kc.perturb_input(3, size, dtype)
     kc.check_perturb(x, grad, 0.37, None, *emulation.perturb(x, grad, 0.37))
+
+
+@pytest.mark.parametrize(("size", "dtype"), kc.LONG_ROWS, ids=str)
+def test_long_rows(emulation: Emulation, size: int, dtype: torch.dtype) -> None:
+    x, grad = kc.perturb_input(1, size, dtype)
+    kc.check_perturb(x, grad, 0.37, None, *emulation.perturb(x, grad, 0.37))
+
+
+@pytest.mark.parametrize(
+    ("size", "slices"), [(18816, 1), (18820, 2), (37636, 4), (40009, 4), (75268, 8), (458_752, 8)]
+)
+def test_clusters_and_launches_agree_to_the_bit(
+    emulation: Emulation, size: int, slices: int
+) -> None:
+    """A row is cut alike whether a cluster of ``slices`` blocks takes it or two launches do."""
+    assert emulation.device.clusters
+    x, grad = kc.perturb_input(2, size, torch.float32)
+    in_cluster = emulation.perturb(x, grad, 0.37)
+    assert emulation.launches == 1
+    with emulation.on(Device(clusters=False)):
+        apart = emulation.perturb(x, grad, 0.37)
+        assert emulation.launches == (1 if slices == 1 else 2)
+    assert all(same_bits(a, b) for a, b in zip(in_cluster, apart, strict=True))
+    kc.check_perturb(x, grad, 0.37, None, *apart)
 
 
 @pytest.mark.parametrize("batch", kc.PERTURB_BATCHES)
@@ -33,14 +57,14 @@ def test_perturb_empty(emulation: Emulation, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [64, 2048, 32768])
+@pytest.mark.parametrize("size", [64, 2048, 4096, 32768])
 def test_perturb_at_any_alignment(emulation: Emulation, size: int, dtype: torch.dtype) -> None:
     x, grad = kc.perturb_input(2, size, dtype)
     for offset in (1, 3):
         kc.check_perturb(x, grad, 0.5, None, *emulation.perturb(x, grad, 0.5, offset=offset))
 
 
-@pytest.mark.parametrize("size", [40, 3000, 17000])
+@pytest.mark.parametrize("size", [40, 3000, 17000, 80008])
 def test_perturb_by_tau_per_example(emulation: Emulation, size: int) -> None:
     x, grad = kc.perturb_input(5, size, torch.float32)
     x[3, 0] = -0.0
@@ -49,7 +73,7 @@ def test_perturb_by_tau_per_example(emulation: Emulation, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [24, 2001, 33000])
+@pytest.mark.parametrize("size", [24, 2001, 33000, 80008])
 def test_unusable_gradients_leave_their_example_and_no_other(
     emulation: Emulation, size: int, dtype: torch.dtype
 ) -> None:
@@ -72,7 +96,7 @@ def test_unusable_gradients_leave_their_example_and_no_other(
     assert norm[5].isnan()
 
 
-@pytest.mark.parametrize("size", [24, 2001, 33000])
+@pytest.mark.parametrize("size", [24, 2001, 33000, 80008])
 def test_tau_zero_is_the_identity(emulation: Emulation, size: int) -> None:
     x, grad = kc.perturb_input(2, size, torch.bfloat16)
     x[0, 0] = -0.0
@@ -80,7 +104,7 @@ def test_tau_zero_is_the_identity(emulation: Emulation, size: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [50, 2001, 33000])
+@pytest.mark.parametrize("size", [50, 2001, 33000, 80008])
 def test_smallest_and_largest_gradients(
     emulation: Emulation, size: int, dtype: torch.dtype
 ) -> None:

@@ -8,7 +8,7 @@ import kernel_cases as kc
 import pytest
 import torch
 from cases import EPS, FLOATS
-from emulated import Emulation
+from emulated import Device, Emulation, same_bits
 from kernel_cases import INF, NAN
 
 
@@ -20,6 +20,47 @@ def test_project_simplex(emulation: Emulation, size: int, dtype: torch.dtype) ->
         kc.check_simplex(v, radius, emulation.project_simplex(v, radius))
 
 
+LARGE = Device(128)  # has room for 96 blocks
+DEVICES = [LARGE, Device(128, clusters=False), Device(), Device(cooperative=False, clusters=False)]
+
+
+@pytest.mark.parametrize("device", DEVICES, ids=str)
+@pytest.mark.parametrize("size", kc.WIDE_SIMPLEX_SIZES)
+def test_wide_rows(emulation: Emulation, size: int, device: Device) -> None:
+    """Of many blocks: dense and sparse results, and two rows one after the other."""
+    with emulation.on(device):
+        for dtype, scale, rows in ((torch.float64, 1.0, 2), (torch.float32, 1e-5, 1)):
+            v = kc.simplex_input(rows, size, dtype, scale)
+            p = emulation.project_simplex(v)
+            assert emulation.launches == 1
+            kc.check_simplex(v, 1.0, p)
+
+
+@pytest.mark.parametrize("size", [12537, 100_288])
+def test_clusters_and_grids_agree_to_the_bit(emulation: Emulation, size: int) -> None:
+    v = kc.simplex_input(2, size, torch.float64)
+    results = []
+    for device in DEVICES[:2]:
+        with emulation.on(device):
+            results.append(emulation.project_simplex(v))
+    assert same_bits(*results)
+
+
+def test_more_than_a_grid_holds(mutant: Callable[[str, str, str], Emulation]) -> None:
+    few_blocks = mutant("project_simplex.cu", "kGridBlocks = 96", "kGridBlocks = 9")
+    with few_blocks.on(LARGE):
+        for size in (112_824, 112_825, 120_011):
+            for dtype in (torch.float64, torch.bfloat16):
+                v = kc.simplex_input(2, size, dtype)
+                kc.check_simplex(v, 1.0, few_blocks.project_simplex(v))
+
+
+@pytest.mark.parametrize("rows", [31, 32])
+def test_many_wide_rows(emulation: Emulation, rows: int) -> None:
+    v = kc.simplex_input(rows, 12_600, torch.float32)
+    kc.check_simplex(v, 1.0, emulation.project_simplex(v))
+
+
 @pytest.mark.parametrize("size", [2, 300, 5003])
 def test_more_rows_than_blocks(mutant: Callable[[str, str, str], Emulation], size: int) -> None:
     few_blocks = mutant("project_simplex.cu", "kMaxGrid = 65536", "kMaxGrid = 3")
@@ -27,7 +68,7 @@ def test_more_rows_than_blocks(mutant: Callable[[str, str, str], Emulation], siz
     kc.check_simplex(v, 1.0, few_blocks.project_simplex(v))
 
 
-@pytest.mark.parametrize("size", [2, 7, 40, 5003])
+@pytest.mark.parametrize("size", [2, 7, 40, 5003, 13001])
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_ties(emulation: Emulation, size: int, dtype: torch.dtype) -> None:
     p = emulation.project_simplex(torch.full((2, size), -3.0, dtype=dtype))
@@ -55,7 +96,7 @@ def test_entries_at_the_threshold(emulation: Emulation) -> None:
     kc.check_simplex(v, 1.0, emulation.project_simplex(v))
 
 
-@pytest.mark.parametrize("size", [5, 200, 5003])
+@pytest.mark.parametrize("size", [5, 200, 5003, 13001])
 def test_simplex_of_extreme_values(emulation: Emulation, size: int) -> None:
     v = kc.simplex_input(8, size, torch.float64)
     v[0] += 1e30  # all entries round to 1e30
@@ -74,15 +115,29 @@ def test_simplex_of_extreme_values(emulation: Emulation, size: int) -> None:
     kc.check_simplex(v[7:], 1.0, p[7:])
 
 
-@pytest.mark.parametrize("size", [1, 11, 1000, 5003])
+@pytest.mark.parametrize("size", [1, 11, 1000, 5003, 13001, 100_400])
 @pytest.mark.parametrize("eta_scale", [None, 0.25])
 def test_update_distribution(emulation: Emulation, size: int, eta_scale: float | None) -> None:
     rows = kc.simplex_input(3, size, torch.float64).abs()
     q, q0 = (row / row.sum() for row in rows[:2])
     gain, eta, lam = 7 + rows[2], 1000.0, 1e-3  # the first step of Algorithm 1
     scale = None if eta_scale is None else torch.tensor(eta_scale, dtype=torch.float64)
-    got = emulation.update_distribution(q, gain, q0, eta, lam, scale)
+    with emulation.on(LARGE):
+        got = emulation.update_distribution(q, gain, q0, eta, lam, scale)
+    assert emulation.launches == 1
     step = eta * (1 if eta_scale is None else eta_scale)
     expected = kc.simplex_oracle(q + step * (gain - lam * (q - q0)))
     # q + step * gain is about 1e4: it carries an error of 1e4 eps before it is projected.
     torch.testing.assert_close(got, expected, rtol=0, atol=2e4 * EPS[torch.float64])
+
+
+@pytest.mark.parametrize("size", [11, 13001])
+def test_update_of_any_types(emulation: Emulation, size: int) -> None:
+    rows = kc.simplex_input(3, size, torch.float64).abs()
+    q, gain, q0 = (row / row.sum() for row in rows)
+    for dtypes in ((0, 0, 0), (1, 2, 3), (0, 3, 1), (1, 0, 2)):
+        inputs = [t.to(FLOATS[d]) for t, d in zip((q, gain, q0), dtypes, strict=True)]
+        got = emulation.update_distribution(*inputs, 20.0, 0.5)
+        assert got.dtype == inputs[0].dtype
+        wide = emulation.update_distribution(*(t.double() for t in inputs), 20.0, 0.5)
+        assert same_bits(got, wide.to(got.dtype))

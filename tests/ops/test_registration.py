@@ -2,64 +2,102 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cases
 import pytest
 import torch
+from cases import LAYOUTS
+from torch import Tensor
 
 import hrrl_ext
 from hrrl_ext import ops
 
 OPS = torch.ops.hrrl_ext
-NAMES = ("perturb", "concept_cross_entropy", "project_simplex", "update_distribution")
 
 
-def perturb_arguments(dtype: torch.dtype) -> list[tuple]:
-    x, grad = cases.images(3, 3, 4, 5, dtype=dtype), cases.gradients(3, 3, 4, 5, dtype=dtype)
-    last = torch.channels_last
+def perturb_calls(x: Tensor) -> list[tuple[Any, ...]]:
+    grad = LAYOUTS["transposed"](x.flip(-1))  # not the layout of x
+    tau = torch.linspace(-1, 2, len(x), device=x.device)
+    return [(x, x.roll(1, -1), 0.3), (x, grad, 1.0, tau)]
+
+
+def cross_entropy_calls(logits: Tensor) -> list[tuple[Any, ...]]:
+    batch, classes = logits.shape
+    ids = torch.arange(batch, device=logits.device)
+    q = torch.full((3,), 1 / 3, device=logits.device)
+    count = torch.tensor([5, 7, 0], device=logits.device)
+    labels = (ids % classes, ids % 2)
     return [
-        (x, grad, 0.3),
-        (x.to(memory_format=last), grad.to(memory_format=last), 0.3),
-        (x.transpose(0, 1), grad.transpose(0, 1), 0.3),
-        (x[:0], grad[:0], 0.3),
-        (x, grad, 1.0, torch.rand(3)),
+        (logits, *labels, q.double(), count, 0.0, False),
+        (logits, *labels, q, count.to(logits.dtype), 0.1, True),
     ]
 
 
-def loss_arguments(dtype: torch.dtype) -> list[tuple]:
-    a = cases.ConceptCase(6, 5, 3, dtype).arguments()
-    plain = tuple(a.values())
-    return [
-        (*plain, 0.0, False),
-        (*plain, 0.1, True),
-        (a["logits"].clone().requires_grad_(), *plain[1:], 0.0, True),
-        (a["logits"], *plain[1:3], a["q"].float(), a["concept_count"], 0.0, True),
-    ]
+def projection_calls(v: Tensor) -> list[tuple[Any, ...]]:
+    return [(v, 2.5)]
 
 
-def projection_arguments(dtype: torch.dtype) -> list[tuple]:
-    v = cases.gradients(4, 6, dtype=dtype)
-    return [(v, 1.0), (v.clone().requires_grad_(), 2.0), (v.t(), 1.0), (v[0], 1.0), (v[:0], 1.0)]
+def ascent_calls(gain: Tensor) -> list[tuple[Any, ...]]:
+    q = torch.full(gain.shape, 1 / len(gain), device=gain.device)
+    eta = torch.tensor(0.1, device=gain.device)
+    return [(q, gain, q, 0.1, 1.0), (q.double(), gain, q.to(gain.dtype), 1.0, 2.0, eta)]
+
+
+# Per operator: the shapes of the tensor whose layout and dtype vary, and the calls made with it.
+GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, ...]]]]] = {
+    "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
+    "concept_cross_entropy": ([(6, 5)], cross_entropy_calls),
+    "project_simplex": ([(3, 2, 4, 5), (6,)], projection_calls),
+    "update_distribution": ([(4,)], ascent_calls),
+}
 
 
 @pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
-def test_opcheck(dtype: torch.dtype) -> None:
-    for arguments in perturb_arguments(dtype):
-        torch.library.opcheck(OPS.perturb.default, arguments)
-    for arguments in loss_arguments(dtype):
-        torch.library.opcheck(OPS.concept_cross_entropy.default, arguments)
-    for arguments in projection_arguments(dtype):
-        torch.library.opcheck(OPS.project_simplex.default, arguments)
-    if dtype in (torch.float32, torch.float64):
-        q = torch.full((4,), 0.25, dtype=dtype)
-        torch.library.opcheck(OPS.update_distribution.default, (q, q, q, 0.1, 1.0))
-        torch.library.opcheck(
-            OPS.update_distribution.default, (q, q, q, 1.0, 1.0, torch.tensor(0.1))
-        )
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", GRID)
+def test_opcheck(name: str, layout: str, dtype: torch.dtype, device: str) -> None:
+    """Schema (nothing written to, nothing aliased), fake kernel, dispatch keys and tracing with dynamic
+    shapes. Without gradients: those are the public functions', below."""
+    shapes, calls = GRID[name]
+    for shape in shapes:
+        if layout == "empty" and len(shape) == 1:
+            continue  # refused: a distribution has an entry
+        t = LAYOUTS[layout](cases.gradients(*shape, dtype=dtype).to(device))
+        for arguments in calls(t):
+            torch.library.opcheck(getattr(OPS, name).default, arguments)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "empty"])
+def test_gradients_in_any_layout(layout: str, device: str) -> None:
+    """First order for the loss, second for the others; through a leaf that lies as the layout says."""
+    count = torch.tensor([5, 7, 1], device=device)
+    ids = torch.arange(6, device=device)
+    labels = (ids % 5, ids % 3, torch.full((3,), 1 / 3, device=device), count)
+
+    def leaf(*shape: int) -> Tensor:
+        # gradcheck refuses leaves that share memory with themselves: expanded ones are copied
+        t = LAYOUTS[layout](cases.gradients(*shape, dtype=torch.float64).to(device))
+        return (t.clone() if "expanded" in layout else t).requires_grad_()
+
+    check, check_twice = torch.autograd.gradcheck, torch.autograd.gradgradcheck
+    assert check(
+        lambda z: ops.concept_cross_entropy(z, *labels, label_smoothing=0.1).loss, leaf(6, 5)
+    )
+    for dim in (0, -1):
+        projected = functools.partial(ops.project_simplex, dim=dim, radius=2.0)
+        v = leaf(3, 4)
+        assert check(projected, v) and check_twice(projected, v)
+    x, grad = leaf(3, 2, 2, 2), leaf(3, 2, 2, 2).detach().mul(0.5).requires_grad_()
+    tau = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64, device=device, requires_grad=True)
+    perturbed = lambda *a: ops.perturb(*a)[0]  # noqa: E731
+    assert check(perturbed, (x, grad, tau)) and check_twice(perturbed, (x, grad, tau))
 
 
 def test_every_operator_has_its_files_and_its_twin() -> None:
@@ -68,7 +106,7 @@ def test_every_operator_has_its_files_and_its_twin() -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("hrrl_ext::")
     }
-    assert registered == set(NAMES)
+    assert registered == set(GRID)
     for name in registered:
         assert callable(getattr(ops, name))
         assert callable(getattr(ops.reference, name))
@@ -113,7 +151,11 @@ def test_every_build_of_the_kernels(capability: str) -> None:
         [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
     )
     assert used.stdout.strip() == capability
-    files = [str(here / f"test_{name}.py") for name in ("perturb", "concept_cross_entropy")]
+    if capability == hrrl_ext.build_info()["cpu_in_use"]:
+        return  # by all other tests
+    files = [
+        str(here / f"test_{name}.py") for name in ("perturb", "concept_cross_entropy", "properties")
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],
         env=environment, cwd=here.parent.parent, capture_output=True, text=True,

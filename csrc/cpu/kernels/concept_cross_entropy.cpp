@@ -28,7 +28,7 @@ struct Rows {
       : logits(static_cast<const scalar_t*>(args.logits) + first * args.classes),
         classes(args.classes),
         whole(classes - classes % kWidth),
-        readable(((args.batch - first) * classes - whole - kWidth) / classes + 1),
+        readable(((args.batch - first + 1) * classes - whole - kWidth) / classes),
         keep(lane_numbers() < static_cast<int32_t>(classes - whole)) {}
   HRRL_INLINE_MEMBER const scalar_t* row(int r) const { return logits + r * classes; }
   // The classes after the whole vectors, filled up with -inf. At the very end of the array they are put together one by

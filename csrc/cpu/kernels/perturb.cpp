@@ -66,12 +66,18 @@ static void add_scaled(const scalar_t* x, const scalar_t* g, float factor, scala
   for (; j < size; ++j) assign(out[j], to_float(x[j]) + to_float(g[j]) * factor);
 }
 
+// To the bit. An empty example has no address that memcpy may be given.
+template <class scalar_t>
+static void copy(const scalar_t* x, scalar_t* out, int64_t size) {
+  if (size > 0) __builtin_memcpy(out, x, static_cast<size_t>(size) * sizeof(scalar_t));
+}
+
 template <class scalar_t>
 static double perturb_example(const scalar_t* x, const scalar_t* g, double tau, scalar_t* out, int64_t size) {
   const double norm = __builtin_sqrt(sum_of_squares(g, size));
   const bool usable = norm > 0.0 && norm < __builtin_inf();
   if (!usable || tau == 0.0) {
-    __builtin_memcpy(out, x, static_cast<uint64_t>(size) * sizeof(scalar_t));
+    copy(x, out, size);
     return norm;
   }
   const double factor = tau / norm;
@@ -101,7 +107,7 @@ static double perturb_example(const double* x, const double* g, double tau, doub
   }
   const double scaled_norm = __builtin_sqrt(total);
   if (!finite || largest == 0.0 || tau == 0.0) {
-    __builtin_memcpy(out, x, static_cast<uint64_t>(size) * sizeof(double));
+    copy(x, out, size);
     return finite ? scaled_norm * scale : total;
   }
   for (int64_t j = 0; j < size; ++j) out[j] = x[j] + tau * ((g[j] / scale) / scaled_norm);

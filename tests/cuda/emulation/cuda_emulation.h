@@ -1,31 +1,39 @@
 // Runs CUDA kernels on the host, so that their logic is tested where there is no GPU.
 //
 // A translation unit includes this file and then a kernel file (csrc/cuda/*.cu), compiled by an ordinary C++ compiler.
-// Blocks run one after another. The threads of a block are fibers (ucontext) that run until they reach a barrier or a
-// warp operation, which are enforced as CUDA specifies them:
+// The threads of a block are fibers that run until they reach a barrier or a warp operation, which are enforced as CUDA
+// specifies them:
 //
 //   __syncthreads*   every thread of the block arrives, at the same line; none may have left the kernel
 //   *_sync(mask)     every lane of the mask arrives, at the same line with the same mask; the caller is one of them
+//   sync_cluster, sync_grid    every thread of the blocks that wait for each other: of a cluster, or of a cooperative
+//                    launch. Such blocks run side by side, each with shared memory of its own; other blocks run one
+//                    after another
 //
 // A kernel that breaks these rules is reported by failure(), with its line; it never hangs. A missing barrier shows
 // because the order of blocks, warps and lanes is set by reset(seed): 0 runs them as numbered, 1 backwards, others
-// shuffled. In each order the first warp runs as far ahead of the others as the barriers allow, so results that differ
-// between orders mean a race.
+// shuffled. In each order the first block and its first warp run as far ahead of the others as the barriers allow, so
+// results that differ between orders mean a race.
 //
 // Static __shared__ arrays keep what the previous block left there, dynamic ones are filled with NaNs. Nothing is
 // modelled of speed, caches, memory order between blocks or the bank of an address: only a GPU shows these.
 #pragma once
 
+#include <link.h>
+#include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <functional>
-#include <memory>
+#include <new>
 #include <numeric>
 #include <random>
 #include <string>
@@ -37,8 +45,10 @@
 
 #define __global__
 #define __device__
-#define __shared__ static
 #define __launch_bounds__(...)
+// The emulation is one thread to the system, so its thread-local variables are static ones; but they lie together, and
+// what a block has there can be put aside while another runs (StaticShared).
+#define __shared__ static thread_local
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Types
@@ -75,163 +85,329 @@ inline Index3 threadIdx, blockIdx, blockDim{1, 1, 1}, gridDim{1, 1, 1};
 
 namespace emulation {
 
-constexpr unsigned kWarpSize = 32, kWholeBlock = 0;  // kWholeBlock: no mask of a warp operation is empty
-constexpr size_t kStackBytes = 256 * 1024, kMaxThreads = 1024;
+constexpr unsigned kWarpSize = 32, kMaxThreads = 1024, kThreadsPerMultiprocessor = 1536;
+constexpr unsigned kKeptFibers = 4096;  // from launch to launch
+constexpr size_t kStackBytes = 256 * 1024;
+
+struct Device {
+  int multiprocessors = 4;
+  bool clusters = true, cooperative = true;
+};
+inline Device device;
+
+struct Shape {
+  unsigned grid, block;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;
+  bool cooperative = false;
+};
+
+enum class Scope { kWarp, kBlock, kGang };  // a gang: the blocks that wait for each other
 
 struct Fiber {
-  enum { kReady, kWaiting, kLeft } state;
+  enum { kNew, kReady, kWaiting, kLeft } state = kLeft;
+  bool has_stack = false;  // and waits on it, when it has left, for the next kernel
   ucontext_t context;
-  // While waiting: where, for whom, what it brings, and from which thread of the block it takes
+  void* jump[5];
+  // While waiting: where, for whom, what it brings, and from which fiber it takes
   const char* file;
   int line;
+  Scope scope;
   unsigned mask;
   uint64_t given, taken;
   unsigned source;
 };
 
+// The stacks of a block's fibers. Not from the heap: 96 blocks have 25 GB of them, a page or two of each in use, and a
+// process whose heap is larger than the memory cannot fork.
+class Stacks {
+ public:
+  Stacks() {
+    if (begin_ == MAP_FAILED) throw std::bad_alloc();
+  }
+  Stacks(const Stacks&) = delete;
+  ~Stacks() { munmap(begin_, kBytes); }
+  char* operator[](unsigned i) const { return static_cast<char*>(begin_) + i * kStackBytes; }
+
+ private:
+  static constexpr size_t kBytes = kMaxThreads * kStackBytes;
+  void* const begin_ =
+      mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+};
+
+struct Block {
+  std::vector<unsigned char> dynamic_shared;
+  std::vector<char> static_shared;
+};
+
 struct Machine {
-  std::vector<Fiber> fibers = std::vector<Fiber>(kMaxThreads);
-  std::vector<std::unique_ptr<char[]>> stacks;
-  ucontext_t scheduler;
-  unsigned threads = 0, current = 0;
+  std::deque<Fiber> fibers;  // the first `count` are the threads of the gang, block after block
+  unsigned count = 0;
+  std::vector<Block> blocks;
+  std::deque<Stacks> stacks;
+  void* jump[5];
+  unsigned threads = 0, first_block = 0, current = 0;  // of a block; of the gang; the fiber that runs
   std::function<void()> body;
-  std::vector<unsigned char> shared;
-  unsigned seed = 0;
+  unsigned seed = 0, launches = 0;
   std::mt19937 random;
   std::string failure;
 };
 inline Machine machine;
 
-// Forgets an earlier failure and sets the order of blocks, warps and lanes.
+// Forgets an earlier failure and the launches, and sets the order of blocks, warps and lanes.
 inline void reset(unsigned seed) {
   machine.failure.clear();
+  machine.launches = 0;
   machine.seed = seed, machine.random.seed(seed);
 }
-inline void* dynamic_shared() { return machine.shared.data(); }
 inline const char* failure() { return machine.failure.empty() ? nullptr : machine.failure.c_str(); }
+inline unsigned block_of(unsigned fiber) { return fiber / machine.threads; }
+inline void* dynamic_shared() { return machine.blocks[block_of(machine.current)].dynamic_shared.data(); }
 
 inline void fail(const char* what, const Fiber& at) {
   if (!machine.failure.empty()) return;
+  unsigned fiber = 0;
+  while (&machine.fibers[fiber] != &at) ++fiber;
   char text[512];
-  std::snprintf(text, sizeof(text), "%s (block %u, thread %u, %s:%d, mask %08x)", what, blockIdx.x,
-                static_cast<unsigned>(&at - machine.fibers.data()), at.file, at.line, at.mask);
+  std::snprintf(text, sizeof(text), "%s (block %u, thread %u, %s:%d, mask %08x)", what,
+                machine.first_block + block_of(fiber), fiber % machine.threads, at.file ? at.file : "", at.line,
+                at.mask);
   machine.failure = text;
 }
 
 // 0 .. count - 1 in the order of the seed
-inline std::vector<unsigned> order(unsigned count) {
-  std::vector<unsigned> result(count);
-  std::iota(result.begin(), result.end(), 0u);
-  if (machine.seed == 1) std::reverse(result.begin(), result.end());
-  if (machine.seed > 1) std::shuffle(result.begin(), result.end(), machine.random);
-  return result;
+template <class Numbers>
+Numbers& arrange(Numbers& numbers, unsigned count) {
+  const auto end = numbers.begin() + count;
+  std::iota(numbers.begin(), end, 0u);
+  if (machine.seed == 1) std::reverse(numbers.begin(), end);
+  if (machine.seed > 1) std::shuffle(numbers.begin(), end, machine.random);
+  return numbers;
 }
 
-// Called by a thread: waits for the others of `mask` (or of the block), and returns what thread `source` brought.
-inline uint64_t meet(const char* file, int line, unsigned mask, uint64_t given, unsigned source) {
-  Fiber& self = machine.fibers[machine.current];
-  self.state = Fiber::kWaiting;
-  self.file = file, self.line = line, self.mask = mask, self.given = given, self.source = source;
-  swapcontext(&self.context, &machine.scheduler);
-  return self.taken;
-}
+// --- Switching between the scheduler and a fiber. Not by swapcontext: that is two calls to the system. The address
+// sanitizer would make another before each jump, to forget the frames that are left: no frame is left here.
+#define HRRL_JUMPS __attribute__((noinline, no_sanitize("address")))
 
-// Lets the waiting group of thread `t` go on if it is complete.
-inline void release(unsigned t) {
-  const Fiber& self = machine.fibers[t];
-  const unsigned warp = t / kWarpSize * kWarpSize;
-  std::vector<unsigned> group;
-  if (self.mask == kWholeBlock) {
-    for (unsigned other = 0; other < machine.threads; ++other) group.push_back(other);
-  } else {
-    for (unsigned lane = 0; lane < kWarpSize; ++lane)
-      if (self.mask >> lane & 1) group.push_back(warp + lane);
-    if (!(self.mask >> (t - warp) & 1)) return fail("a lane calls a warp operation whose mask leaves it out", self);
-    if (group.back() >= machine.threads) return fail("a mask names lanes that the block does not have", self);
+HRRL_JUMPS inline void leave_fiber() { __builtin_longjmp(machine.jump, 1); }
+HRRL_JUMPS inline void enter_fiber(Fiber& fiber) {
+  if (fiber.state == Fiber::kNew) fiber.state = Fiber::kReady;
+  if (!fiber.has_stack) {
+    fiber.has_stack = true;
+    setcontext(&fiber.context);
   }
-  for (unsigned member : group) {
-    const Fiber& other = machine.fibers[member];
-    if (other.state != Fiber::kWaiting || other.line != self.line || other.mask != self.mask ||
-        std::strcmp(other.file, self.file) != 0)
-      return;
-  }
-  for (unsigned member : group) {
-    Fiber& other = machine.fibers[member];
-    if (std::find(group.begin(), group.end(), other.source) == group.end())
-      return fail("a lane reads from a lane outside the mask", other);
-    other.taken = machine.fibers[other.source].given;
-  }
-  for (unsigned member : group) machine.fibers[member].state = Fiber::kReady;
+  __builtin_longjmp(fiber.jump, 1);
+}
+HRRL_JUMPS inline void wait_in_fiber(Fiber& self) {
+  if (!__builtin_setjmp(self.jump)) leave_fiber();
+}
+HRRL_JUMPS inline void resume(unsigned fiber) {
+  machine.current = fiber;
+  threadIdx.x = fiber % machine.threads;
+  blockIdx.x = machine.first_block + block_of(fiber);
+  if (!__builtin_setjmp(machine.jump)) enter_fiber(machine.fibers[fiber]);
 }
 
 inline void thread_main() {
-  machine.body();
-  machine.fibers[machine.current].state = Fiber::kLeft;
+  for (;;) {
+    machine.body();
+    Fiber& self = machine.fibers[machine.current];
+    self.state = Fiber::kLeft;
+    wait_in_fiber(self);
+  }
 }
 
-inline void start(unsigned t) {
-  Fiber& fiber = machine.fibers[t];
-  while (machine.stacks.size() <= t) machine.stacks.emplace_back(new char[kStackBytes]);
-  getcontext(&fiber.context);
-  fiber.context.uc_stack.ss_sp = machine.stacks[t].get();
-  fiber.context.uc_stack.ss_size = kStackBytes;
-  fiber.context.uc_link = &machine.scheduler;
-  makecontext(&fiber.context, thread_main, 0);
-  fiber.state = Fiber::kReady;
+inline void prepare(unsigned f) {
+  Fiber& fiber = machine.fibers[f];
+  if (!fiber.has_stack) {
+    while (machine.stacks.size() <= f / kMaxThreads) machine.stacks.emplace_back();
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = machine.stacks[f / kMaxThreads][f % kMaxThreads];
+    fiber.context.uc_stack.ss_size = kStackBytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, thread_main, 0);
+  }
+  fiber.state = Fiber::kNew;
+  fiber.scope = Scope::kWarp;
 }
 
-inline void resume(unsigned t) {
-  machine.current = t;
-  threadIdx.x = t;
-  swapcontext(&machine.scheduler, &machine.fibers[t].context);
+// --- Barriers
+
+// Called by a thread: waits for the others, and returns what fiber `source` brought (at a wider scope: all of them).
+inline uint64_t meet(const char* file, int line, Scope scope, unsigned mask, uint64_t given, unsigned source) {
+  Fiber& self = machine.fibers[machine.current];
+  self.state = Fiber::kWaiting;
+  self.file = file, self.line = line, self.scope = scope, self.mask = mask, self.given = given, self.source = source;
+  wait_in_fiber(self);
+  return machine.fibers[machine.current].taken;
 }
+
+// Lets those that fiber `f` waits for go on if all of them have come.
+inline void release(unsigned f) {
+  const Fiber& self = machine.fibers[f];
+  if (self.state != Fiber::kWaiting) return;
+  unsigned count = machine.count, first = 0;
+  if (self.scope == Scope::kBlock) count = machine.threads;
+  if (self.scope == Scope::kWarp) count = kWarpSize;
+  if (self.scope != Scope::kGang) first = f / count * count;
+  const unsigned mask = self.mask;
+  const auto named = [&](unsigned i) { return self.scope != Scope::kWarp || (mask >> i & 1) != 0; };
+  if (!named(f - first)) return fail("a lane calls a warp operation whose mask leaves it out", self);
+  uint64_t all_given = 0;
+  for (unsigned i = count; i-- > 0;) {
+    if (!named(i)) continue;
+    const Fiber& other = machine.fibers[first + i];
+    if (other.state != Fiber::kWaiting || other.line != self.line || other.mask != mask || other.scope != self.scope ||
+        (other.file != self.file && std::strcmp(other.file, self.file) != 0))
+      return;
+    all_given |= other.given;
+  }
+  for (unsigned i = 0; i < count; ++i) {
+    if (!named(i)) continue;
+    Fiber& other = machine.fibers[first + i];
+    if (self.scope == Scope::kWarp && !named(other.source - first))
+      return fail("a lane reads from a lane outside the mask", other);
+    other.taken = self.scope == Scope::kWarp ? machine.fibers[other.source].given : all_given;
+  }
+  for (unsigned i = 0; i < count; ++i)
+    if (named(i)) machine.fibers[first + i].state = Fiber::kReady;
+}
+
+inline void sync_cluster(const char* file, int line) { meet(file, line, Scope::kGang, 0, 0, machine.current); }
+inline void sync_grid(const char* file, int line) {
+  if (machine.blocks.size() != gridDim.x)
+    fail("a barrier of the grid in a launch that is not cooperative", machine.fibers[machine.current]);
+  meet(file, line, Scope::kGang, 0, 0, machine.current);
+}
+
+// `own`, in the dynamic shared memory of this block, as another block of the gang has it.
+inline const void* in_block(const void* own, unsigned rank) {
+  const auto fiber = machine.fibers.begin() + machine.current;
+  const auto offset = static_cast<const unsigned char*>(own) - static_cast<unsigned char*>(dynamic_shared());
+  if (rank >= machine.blocks.size()) return fail("the cluster has no such block", *fiber), own;
+  auto& shared = machine.blocks[rank].dynamic_shared;
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(shared.size()))
+    return fail("only dynamic shared memory is seen by other blocks", *fiber), own;
+  const auto first = machine.fibers.begin() + rank * machine.threads;
+  const auto in = [&](auto state) {
+    return std::all_of(first, first + machine.threads, [&](const Fiber& f) { return f.state == state; });
+  };
+  if (in(Fiber::kNew)) fail("reads the shared memory of a block that has not begun", *fiber);
+  if (in(Fiber::kLeft)) fail("reads the shared memory of a block that has left", *fiber);
+  return shared.data() + offset;
+}
+
+// --- Running
+
+// Where the static __shared__ variables of this library are: its thread-local storage.
+struct StaticShared {
+  inline static thread_local char marker = 1;
+  char* begin = nullptr;
+  size_t bytes = 0;
+
+  StaticShared() {
+    marker = 1;  // the storage exists from its first use on
+    dl_iterate_phdr(
+        [](dl_phdr_info* library, size_t, void* result) {
+          for (int i = 0; i < library->dlpi_phnum; ++i) {
+            auto* data = static_cast<char*>(library->dlpi_tls_data);
+            const size_t bytes = library->dlpi_phdr[i].p_memsz;
+            if (library->dlpi_phdr[i].p_type != PT_TLS || !data || &marker < data || &marker >= data + bytes) continue;
+            static_cast<StaticShared*>(result)->begin = data;
+            static_cast<StaticShared*>(result)->bytes = bytes;
+            return 1;
+          }
+          return 0;
+        },
+        this);
+  }
+};
 
 // Runs a warp until each of its lanes has left or waits for somebody else.
-inline bool run_warp(unsigned warp) {
-  const unsigned first = warp * kWarpSize;
+inline bool run_warp(unsigned first) {
+  std::array<unsigned, kWarpSize> lanes;
   bool ran = false;
   for (bool again = true; again && !failure();) {
     again = false;
-    for (unsigned lane : order(std::min(kWarpSize, machine.threads - first))) {
-      const unsigned t = first + lane;
-      if (machine.fibers[t].state != Fiber::kReady) continue;
+    for (unsigned lane : arrange(lanes, kWarpSize)) {
+      const unsigned f = first + lane;
+      if (machine.fibers[f].state != Fiber::kReady && machine.fibers[f].state != Fiber::kNew) continue;
       ran = again = true;
-      resume(t);
-      if (machine.fibers[t].state == Fiber::kWaiting && machine.fibers[t].mask != kWholeBlock) release(t);
+      resume(f);
+      if (machine.fibers[f].state == Fiber::kWaiting && machine.fibers[f].scope == Scope::kWarp) release(f);
     }
   }
   return ran;
 }
 
-inline void run_block() {
-  for (unsigned t = 0; t < machine.threads; ++t) start(t);
-  for (bool ran = true; ran && !failure();) {
-    ran = false;
-    for (unsigned warp : order((machine.threads + kWarpSize - 1) / kWarpSize)) ran |= run_warp(warp);
+// Runs a block until each of its threads has left or waits for other blocks.
+inline bool run_block(unsigned b) {
+  static const StaticShared statics;
+  auto& saved = machine.blocks[b].static_shared;
+  const bool alone = machine.blocks.size() == 1;
+  std::vector<unsigned> warps(machine.threads / kWarpSize);
+  if (!alone && !saved.empty()) std::memcpy(statics.begin, saved.data(), statics.bytes);
+  bool ran = false;
+  for (bool again = true; again && !failure();) {
+    again = false;
+    for (unsigned warp : arrange(warps, machine.threads / kWarpSize))
+      again |= run_warp(b * machine.threads + warp * kWarpSize);
+    ran |= again;
     // The warps have nothing left to do before the next barrier of the block.
-    if (machine.fibers[0].state == Fiber::kWaiting && machine.fibers[0].mask == kWholeBlock) release(0);
+    if (machine.fibers[b * machine.threads].scope == Scope::kBlock) release(b * machine.threads);
   }
-  for (unsigned t = 0; t < machine.threads; ++t)
-    if (machine.fibers[t].state == Fiber::kWaiting)
-      fail("a barrier or warp operation was not reached by all of its threads", machine.fibers[t]);
+  if (!alone) saved.assign(statics.begin, statics.begin + statics.bytes);
+  return ran;
 }
 
-inline void launch(unsigned grid, unsigned block, size_t shared_bytes, std::function<void()> body) {
-  if (failure()) return;
-  machine.threads = block;
-  machine.body = std::move(body);
-  machine.shared = std::vector<unsigned char>(shared_bytes, 0xff);  // doubles and floats of these bytes are NaN
-  machine.shared.shrink_to_fit();
-  gridDim.x = grid, blockDim.x = block;
-  if (grid == 0 || block == 0 || block > kMaxThreads) {
-    machine.failure = "a launch needs blocks, of 1 to 1024 threads";
-    return;
+inline void run_gang(unsigned blocks, size_t shared_bytes) {
+  machine.count = blocks * machine.threads;
+  while (machine.fibers.size() < machine.count) machine.fibers.emplace_back();
+  machine.blocks.resize(blocks);
+  for (Block& block : machine.blocks) {
+    // A new array each time: the address sanitizer then knows its end. The bytes are NaN as doubles and as floats.
+    block.dynamic_shared = std::vector<unsigned char>(shared_bytes, 0xff);
+    block.static_shared.clear();
   }
-  for (unsigned b : order(grid)) {
-    blockIdx.x = b;
-    std::fill(machine.shared.begin(), machine.shared.end(), 0xff);
-    run_block();
-    if (failure()) return;
+  for (unsigned f = 0; f < machine.count; ++f) prepare(f);
+  std::vector<unsigned> numbers(blocks);
+  for (bool ran = true; ran && !failure();) {
+    ran = false;
+    for (unsigned b : arrange(numbers, blocks)) ran |= run_block(b);
+    if (machine.fibers[0].scope == Scope::kGang) release(0);
+  }
+  for (unsigned f = 0; f < machine.count; ++f) {
+    Fiber& fiber = machine.fibers[f];
+    if (fiber.state == Fiber::kWaiting)
+      fail("a barrier or warp operation was not reached by all of its threads", fiber);
+    if (fiber.state != Fiber::kLeft) fiber.has_stack = false;  // it never ends: the next one begins anew
+  }
+}
+
+inline void launch(const Shape& shape, std::function<void()> body) {
+  if (failure()) return;
+  ++machine.launches;
+  machine.threads = shape.block;
+  machine.body = std::move(body);
+  gridDim.x = shape.grid, blockDim.x = shape.block;
+  const unsigned gang = shape.cooperative ? shape.grid : shape.cluster;
+  const unsigned room = static_cast<unsigned>(device.multiprocessors) * (kThreadsPerMultiprocessor / shape.block);
+  if (shape.grid == 0 || shape.block == 0 || shape.block > kMaxThreads || shape.block % kWarpSize != 0)
+    machine.failure = "a launch needs blocks, of 32 to 1024 threads in whole warps";
+  else if (shape.cluster == 0 || shape.grid % shape.cluster != 0 || (shape.cluster > 1 && !device.clusters))
+    machine.failure = "the grid must be of whole clusters, on a device that has them";
+  else if (shape.cooperative && (!device.cooperative || shape.grid > room))
+    machine.failure = "a cooperative launch needs a device that has room for all of its blocks at once";
+  if (failure()) return;
+  std::vector<unsigned> gangs(shape.grid / gang);
+  for (unsigned g : arrange(gangs, shape.grid / gang)) {
+    machine.first_block = g * gang;
+    run_gang(gang, shape.shared_bytes);
+    if (failure()) break;
+  }
+  if (machine.fibers.size() > kKeptFibers) {
+    machine.fibers.resize(kKeptFibers);
+    machine.stacks.resize(kKeptFibers / kMaxThreads);
   }
 }
 
@@ -246,19 +422,13 @@ uint64_t pack(T value) {
 template <class T>
 T shuffle(const char* file, int line, unsigned mask, T value, unsigned source_lane) {
   const unsigned source = machine.current / kWarpSize * kWarpSize + source_lane % kWarpSize;
-  const uint64_t bits = meet(file, line, mask, pack(value), source);
+  const uint64_t bits = meet(file, line, Scope::kWarp, mask, pack(value), source);
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
 
-inline int any_of_block(const char* file, int line, bool value) {
-  static int count;  // of threads for which it holds; a barrier on either side keeps calls apart
-  meet(file, line, kWholeBlock, 0, machine.current);
-  if (machine.current == 0) count = 0;
-  meet(file, line, kWholeBlock, 0, machine.current);
-  count += value;
-  meet(file, line, kWholeBlock, 0, machine.current);
-  return count != 0;
+inline int sync_block(const char* file, int line, bool value) {
+  return meet(file, line, Scope::kBlock, 0, value, machine.current) != 0;
 }
 
 }  // namespace emulation
@@ -266,17 +436,10 @@ inline int any_of_block(const char* file, int line, bool value) {
 // ---------------------------------------------------------------------------------------------------------------------
 // What kernels call
 
-#define __syncthreads() \
-  ((void)emulation::meet(__FILE__, __LINE__, emulation::kWholeBlock, 0, emulation::machine.current))
-#define __syncthreads_or(value) emulation::any_of_block(__FILE__, __LINE__, (value) != 0)
-#define __syncwarp() ((void)emulation::meet(__FILE__, __LINE__, 0xffffffffu, 0, emulation::machine.current))
+#define __syncthreads() ((void)emulation::sync_block(__FILE__, __LINE__, false))
+#define __syncthreads_or(value) emulation::sync_block(__FILE__, __LINE__, (value) != 0)
+#define __syncwarp() \
+  ((void)emulation::meet(__FILE__, __LINE__, emulation::Scope::kWarp, 0xffffffffu, 0, emulation::machine.current))
 #define __shfl_sync(mask, value, lane) emulation::shuffle(__FILE__, __LINE__, mask, value, lane)
 #define __shfl_xor_sync(mask, value, offset) \
   emulation::shuffle(__FILE__, __LINE__, mask, value, (threadIdx.x % 32) ^ (offset))
-
-inline void __threadfence() {}
-template <class T>
-T __ldcg(const T* p) {
-  return *p;
-}
-inline unsigned atomicAdd(unsigned* p, unsigned value) { return std::exchange(*p, *p + value); }

@@ -2,14 +2,20 @@
 // A function returns null, or what the emulation has to complain about.
 #pragma once
 
-extern "C" void reset(unsigned seed) { emulation::reset(seed); }
+extern "C" void reset(unsigned seed, int multiprocessors, int clusters, int cooperative) {
+  emulation::reset(seed);
+  emulation::device = {multiprocessors, clusters != 0, cooperative != 0};
+}
+
+// Since the last reset
+extern "C" unsigned launches() { return emulation::machine.launches; }
 
 // The launchers may assume nothing about what is in their workspace, so it is full of NaNs.
 class Workspace {
  public:
-  explicit Workspace(int64_t doubles) : bytes_(static_cast<size_t>(doubles) * sizeof(double), 0xff) {}
-  void* data() const { return const_cast<unsigned char*>(bytes_.data()); }
+  explicit Workspace(int64_t doubles) : values_(static_cast<size_t>(doubles), NAN) {}
+  double* data() const { return const_cast<double*>(values_.data()); }
 
  private:
-  std::vector<unsigned char> bytes_;
+  std::vector<double> values_;
 };

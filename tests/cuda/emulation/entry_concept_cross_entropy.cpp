@@ -7,14 +7,28 @@
 using namespace hrrl;
 
 extern "C" const char* emulate_concept_cross_entropy(int dtype, const void* logits, const int64_t* target,
-                                                     const int64_t* concept_, const double* q,
-                                                     const double* concept_count, void* loss, double* concept_loss,
-                                                     void* example_loss, void* grad_logits, int64_t batch,
-                                                     int64_t classes, int64_t concepts, double label_smoothing) {
-  const Workspace workspace(cuda::kCrossEntropyWorkspace);
+                                                     const int64_t* concept_, int q_dtype, const void* q,
+                                                     int count_dtype, const void* concept_count, void* loss,
+                                                     void* concept_loss, void* example_loss, void* grad_logits,
+                                                     int64_t batch, int64_t classes, int64_t concepts,
+                                                     double label_smoothing) {
+  const auto q_type = static_cast<Dtype>(q_dtype), count_type = static_cast<Dtype>(count_dtype);
+  const Workspace workspace(cuda::cross_entropy_workspace(batch, concepts));
   cuda::launch_concept_cross_entropy(static_cast<Dtype>(dtype),
-                                     {logits, target, concept_, q, concept_count, loss, concept_loss, example_loss,
-                                      grad_logits, batch, classes, concepts, label_smoothing, workspace.data()},
+                                     {logits,
+                                      target,
+                                      concept_,
+                                      {q, q_type},
+                                      {concept_count, count_type},
+                                      loss,
+                                      {concept_loss, q_type},
+                                      example_loss,
+                                      grad_logits,
+                                      batch,
+                                      classes,
+                                      concepts,
+                                      label_smoothing,
+                                      workspace.data()},
                                      nullptr);
   return emulation::failure();
 }

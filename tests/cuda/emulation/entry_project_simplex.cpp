@@ -8,13 +8,26 @@ using namespace hrrl;
 
 extern "C" const char* emulate_project_simplex(int dtype, const void* v, void* out, int64_t rows, int64_t size,
                                                double radius) {
-  cuda::launch_project_simplex(static_cast<Dtype>(dtype), v, out, rows, size, radius, nullptr);
+  const auto type = static_cast<Dtype>(dtype);
+  const Workspace workspace(cuda::simplex_workspace(rows, size));
+  cuda::launch_project_simplex({{v, type}, {out, type}, rows, size, radius, workspace.data()}, nullptr);
   return emulation::failure();
 }
 
-extern "C" const char* emulate_update_distribution(const double* q, const double* concept_loss, const double* q0,
-                                                   const double* eta_scale, double* out, int64_t size, double eta,
-                                                   double lam) {
-  cuda::launch_update_distribution({q, concept_loss, q0, eta_scale, out, size, eta, lam}, nullptr);
+extern "C" const char* emulate_update_distribution(int q_dtype, const void* q, int loss_dtype, const void* concept_loss,
+                                                   int q0_dtype, const void* q0, const double* eta_scale, void* out,
+                                                   int64_t size, double eta, double lam) {
+  const auto reals = [](int dtype, const void* data) { return cuda::Reals{data, static_cast<Dtype>(dtype)}; };
+  const Workspace workspace(cuda::simplex_workspace(1, size));
+  cuda::launch_update_distribution({reals(q_dtype, q),
+                                    reals(loss_dtype, concept_loss),
+                                    reals(q0_dtype, q0),
+                                    eta_scale,
+                                    {out, static_cast<Dtype>(q_dtype)},
+                                    size,
+                                    eta,
+                                    lam,
+                                    workspace.data()},
+                                   nullptr);
   return emulation::failure();
 }

@@ -1,0 +1,65 @@
+// The CPU kernels as parallel_for runs them, on threads that a thread sanitizer knows: built by CMakeLists.txt under
+// HRRL_SANITIZE=thread, run by tests/test_sanitizers.py.
+//
+// Rows are dealt out one by one to several threads, and their sizes are no multiple of a vector. A store that reaches
+// into the next row, a read of a row that another thread is writing, or anything shared that is written to is a race.
+// With the argument "race" all threads get all rows: the net holds.
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using hrrl::cpu::Dtype;
+
+constexpr int64_t kRows = 24, kAtOnce = 2;
+constexpr int kThreads = 4;
+constexpr size_t kLargestElement = 8;
+bool race = false;
+
+template <class F>
+void on_threads(F f) {
+  std::vector<std::thread> threads;
+  for (int t = 0; t < kThreads; ++t)
+    threads.emplace_back([&f, t] {
+      for (int64_t row = race ? 0 : kAtOnce * t; row < kRows; row += kAtOnce * (race ? 1 : kThreads))
+        f(row, row + kAtOnce);
+    });
+  for (std::thread& thread : threads) thread.join();
+}
+
+void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
+  // All bytes 0x3c: a small positive number in every type.
+  const std::vector<unsigned char> in(kRows * size * kLargestElement, 0x3c);
+  std::vector<unsigned char> out(in.size()), per_row(kRows * kLargestElement);
+  const std::vector<double> tau(kRows, 0.5), weight(3, 0.25);
+  std::vector<int64_t> target(kRows), concept_(kRows);
+  for (int64_t i = 0; i < kRows; ++i) target[i] = i % size, concept_[i] = i % 3;
+
+  const hrrl::cpu::PerturbArgs perturb{in.data(), in.data(), out.data(), per_row.data(), tau.data(), 1.0, size};
+  on_threads([&](int64_t begin, int64_t end) { kernels.perturb(dtype, perturb, begin, end); });
+
+  const hrrl::cpu::CrossEntropyArgs loss{
+      in.data(), target.data(), concept_.data(), weight.data(), per_row.data(), out.data(), kRows, size, 3, 0.1};
+  on_threads([&](int64_t begin, int64_t end) {
+    std::vector<double> scratch(static_cast<size_t>(hrrl::cpu::cross_entropy_scratch(size)));
+    kernels.concept_cross_entropy(dtype, loss, begin, end, scratch.data());
+  });
+
+  const auto bytes = static_cast<int64_t>(in.size()) / kRows;  // of a row, at least its elements
+  on_threads([&](int64_t begin, int64_t end) {
+    double block_max[2];  // rows of up to two blocks
+    for (int64_t row = begin; row < end; ++row)
+      kernels.project_simplex(dtype, in.data() + row * bytes, out.data() + row * bytes, size, 1.0, block_max);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  race = argc > 1 && std::strcmp(argv[1], "race") == 0;
+  for (Dtype dtype : {Dtype::kFloat, Dtype::kDouble, Dtype::kHalf, Dtype::kBFloat16})
+    for (int64_t size : {1, 3, 7, 9, 17, 31, 67, 131}) run(hrrl::cpu::kernels(), dtype, size);
+}
