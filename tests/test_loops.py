@@ -1,0 +1,120 @@
+"""Algorithm 1 in other frameworks' loops is what it is in a plain one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from hrrl_ext import HRRLObjective
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+EPOCHS = 2  # of 21 steps
+Players = tuple[nn.Module, HRRLObjective]
+
+
+@pytest.fixture(autouse=True)
+def _examples_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+def batches(batch_size: int = 64) -> DataLoader:
+    """In a fixed order: Lightning opens a loader more than once per epoch, which moves a shuffle on."""
+    from plain_loop import digits
+
+    return DataLoader(digits().dataset, batch_size, drop_last=True)
+
+
+def players(normalised: bool = True) -> Players:
+    """Those of the example; without batch normalisation the parts of a batch do not see each other."""
+    from plain_loop import players
+
+    model, objective = players(batches())
+    if not normalised:
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.Tanh(), nn.Linear(32, 10))
+    return model, objective
+
+
+def plain(normalised: bool = True) -> Players:
+    from plain_loop import train
+
+    model, objective = players(normalised)
+    train(model, objective, batches(), EPOCHS)
+    return model, objective
+
+
+def lightning(batch_size: int = 64, accumulate: int = 1, normalised: bool = True) -> Players:
+    pytest.importorskip("lightning")
+    from lightning_loop import HRRLModule, train
+
+    module = HRRLModule(*players(normalised))
+    train(
+        module, batches(batch_size), EPOCHS, accumulate_grad_batches=accumulate, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    assert {"objective.distribution.q", "objective.distribution.t"} <= module.state_dict().keys()
+    return module.model, module.objective
+
+
+def accelerate(batch_size: int = 64, accumulate: int = 1, normalised: bool = True) -> Players:
+    pytest.importorskip("accelerate")
+    from accelerate import Accelerator
+    from accelerate_loop import train
+
+    model, objective = players(normalised)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    train(accelerator, model, objective, batches(batch_size), EPOCHS)
+    accelerator.free_memory()
+    return model, objective
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [lightning, accelerate])
+def test_a_framework_changes_nothing(loop):
+    """The same operators on the same batches in the same order: to the bit."""
+    model, objective = loop()
+    expected_model, expected = plain()
+    assert expected.distribution.t == 42
+    assert (expected.distribution.q - 0.1).abs().max() > 1e-3  # q has moved
+    for ours, theirs in ((objective, expected), (model, expected_model)):
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("loop", [lightning, accelerate])
+def test_accumulated_parts_are_one_batch(loop):
+    """Sums over a batch are taken in another order: rounding of float32, over 42 steps."""
+    model, objective = loop(batch_size=32, accumulate=2, normalised=False)
+    expected_model, expected = plain(normalised=False)
+    assert objective.distribution.t == expected.distribution.t == 42
+    torch.testing.assert_close(
+        objective.distribution.q, expected.distribution.q, rtol=1e-5, atol=1e-7
+    )
+    torch.testing.assert_close(
+        model.state_dict(), expected_model.state_dict(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.slow
+def test_the_plain_loop_is_the_trainers():
+    """Same batches, same steps: what the trainer computes is no more than the loop."""
+    from hrrl_ext import HRRLTrainer
+
+    model, _ = players()
+    trainer = HRRLTrainer(
+        model, data="digits", concepts="classes", tau=0.05, lam=10.0, lr=0.05, device="cpu",
+        progress="off",
+    )  # fmt: skip
+    loader = batches()
+    model.train()
+    for _ in range(EPOCHS):
+        for batch in loader:
+            trainer.train_step(*batch)
+    expected_model, expected = plain()
+    torch.testing.assert_close(model.state_dict(), expected_model.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        trainer.objective.distribution.q, expected.distribution.q, rtol=0, atol=0
+    )
