@@ -113,6 +113,16 @@ def test_blocks_are_marked_in_a_way_that_counts() -> None:
             assert comment in {"not run", "file", "setup", "example", "output"}, page.name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_to_headings_lead_somewhere(page: Path) -> None:
+    """As GitHub names headings. That the files exist is tests/test_readme.py's."""
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text(encoding="utf-8")):
+        text = (page.parent / target if target else page).read_text(encoding="utf-8")
+        headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+        assert anchor in slugs, f"{target}#{anchor}"
+
+
 # --- the tables that lead from the paper to the code
 
 MODULES = ("", ".data", ".ops", ".robust", ".training", ".transfer", ".models", ".processes")
