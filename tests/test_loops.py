@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +122,24 @@ def test_the_plain_loop_is_the_trainers():
     torch.testing.assert_close(
         trainer.objective.distribution.q, expected.distribution.q, rtol=0, atol=0
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "lightning", "accelerate"])
+def test_a_script_runs_as_it_stands(name: str, tmp_path: Path) -> None:
+    """As a user starts it, with one epoch; it prints q."""
+    if name != "plain":
+        pytest.importorskip(name)
+    for path in EXAMPLES.glob("*_loop.py"):
+        text = path.read_text(encoding="utf-8")
+        assert text.count("epochs=5") == 1
+        (tmp_path / path.name).write_text(text.replace("epochs=5", "epochs=1"), encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, f"{name}_loop.py"], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    q = [float(number) for number in re.findall(r"[\d.]+", done.stdout.rpartition("q [")[2])]
+    assert len(q) == 10
+    assert sum(q) == pytest.approx(1, abs=10 * 0.0005)  # printed to three digits
