@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._modes import evaluating
 from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data.columns import PREFIX, column_concepts
 from ..data.image_sets import as_float
+from ..data.sources import takes_root
 from ..evaluation import accuracy
 from ..models import build_model
 from ..ops import ConceptLoss
@@ -69,9 +71,10 @@ class HRRLTrainer:
             images [B, 3, H, W] in [0, 1] to logits [B, C], trained in place.
         data: training images; whatever :func:`hrrl_ext.data.load_images` opens.
         concepts: which concept each example belongs to: None (the data set's own), "classes",
-            "cifar100", "imagenet", a JSON or CSV file, a ConceptMap, or ids per example.
+            "cifar100", "imagenet", "column:NAME" of a metadata CSV, a JSON or CSV file, a ConceptMap,
+            or ids per example.
         validation: images to measure accuracy on after each epoch; a source is opened with
-            split="test". Its concepts follow from its classes by ``concepts``.
+            split="test". Its concepts follow from its classes, or columns, by ``concepts``.
         validation_concepts: ids per validation example, where ``concepts`` are ids per example.
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
@@ -79,7 +82,7 @@ class HRRLTrainer:
         init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), such as a
             state dict, or ``best`` of another run; a warning names what did not match.
         checkpoint_every: save every so many steps, besides at the end of each epoch.
-        root: where data sets of torchvision lie.
+        root: where data sets of torchvision lie, or the images of a list, if not beside it.
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         progress: "auto" (a bar on a terminal, else a line per epoch), "bar", "plain" or "off".
@@ -363,12 +366,11 @@ class HRRLTrainer:
     # --- set-up
 
     def _open(self, source: Source, split: str, root: str | None) -> ImageSet:
-        of_torchvision = isinstance(source, str) and source.startswith("torchvision:")
         return load_images(
             source,
             split=split,
             image_size=self.config.image_size,
-            root=root if of_torchvision else None,
+            root=root if takes_root(source) else None,
         )
 
     def _batches(
@@ -396,6 +398,8 @@ class HRRLTrainer:
             )
         if ids is not None:
             return torch.as_tensor(ids)
+        if isinstance(concepts, str) and concepts.startswith(PREFIX):
+            return column_concepts(concepts, images, self.concept_names)[0]
         class_to_concept = torch.full((self.images.num_classes,), -1)
         class_to_concept[self.images.target] = self.batches.concept
         if not torch.equal(class_to_concept[self.images.target], self.batches.concept):
