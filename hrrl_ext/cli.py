@@ -121,6 +121,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument(
+        "--keep_gib", type=float, default=2.0, help="images of up to so many GiB stay in memory"
+    )
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
     parser.add_class_arguments(TrainingConfig)
 

@@ -85,6 +85,8 @@ class HRRLTrainer:
         root: where data sets of torchvision lie, or the images of a list, if not beside it.
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
+        keep_gib: images of up to so many GiB, as uint8, are decoded once and kept: on the device
+            where they fit, else in RAM; 0 keeps none.
         progress: "auto" (a bar on a terminal, else a line per epoch), "bar", "plain" or "off".
         **config: the fields of :class:`TrainingConfig`: tau, lam, s, c, epochs, batch_size, lr, ...
 
@@ -112,6 +114,7 @@ class HRRLTrainer:
         root: str | None = None,
         device: str = "auto",
         num_workers: int = 0,
+        keep_gib: float = 2.0,
         progress: ProgressStyle = "auto",
         **config: Any,
     ) -> None:
@@ -137,12 +140,13 @@ class HRRLTrainer:
                 "concepts: there is one concept only, so the concept level has nothing to weigh; "
                 f"give several concepts, or lam=None (got lam={self.config.lam:g})"
             )
-        self.batches = self._batches(self.images, concept, shuffle=True, num_workers=num_workers)
+        fetching = {"num_workers": num_workers, "keep_gib": keep_gib}
+        self.batches = self._batches(self.images, concept, shuffle=True, **fetching)
         self.validation: Batches | None = None
         if validation is not None:
             images = self._open(validation, "test", root)
             ids = self._validation_concept(images, concepts, validation_concepts)
-            self.validation = self._batches(images, ids, shuffle=False, num_workers=num_workers)
+            self.validation = self._batches(images, ids, shuffle=False, **fetching)
 
         self.model_name = model if isinstance(model, str) else None
         with torch.random.fork_rng(devices=[]):
@@ -374,7 +378,7 @@ class HRRLTrainer:
         )
 
     def _batches(
-        self, images: ImageSet, concept: Tensor, *, shuffle: bool, num_workers: int
+        self, images: ImageSet, concept: Tensor, *, shuffle: bool, **fetching: Any
     ) -> Batches:
         augment = Augmentation(self.config.crop_padding, self.config.flip) if shuffle else None
         return Batches(
@@ -385,8 +389,8 @@ class HRRLTrainer:
             seed=self.config.seed,
             augment=augment,
             device=self.device,
-            num_workers=num_workers,
             processes=self.processes,
+            **fetching,
         )
 
     def _validation_concept(
