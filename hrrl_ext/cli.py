@@ -104,16 +104,16 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "--data",
         nargs="+",
         required=True,
-        help="training images: digits, .npz parts, a folder, torchvision:NAME",
+        help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME",
     )
     parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--model", default="resnet18", help="name of the model")
     parser.add_argument(
         "--concepts",
-        help="classes, cifar100, imagenet, or a JSON or CSV file; the data set's own if not given",
+        help="classes, cifar100, imagenet, column:NAME, a JSON or CSV file; the data's own if not given",
     )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
-    parser.add_argument("--root", help="where data sets of torchvision lie")
+    parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--init", help="weights that a new run begins with: a file or a folder")
     parser.add_argument(
@@ -121,6 +121,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument(
+        "--keep_gib", type=float, default=2.0, help="images of up to so many GiB stay in memory"
+    )
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
     parser.add_class_arguments(TrainingConfig)
 
@@ -148,7 +151,7 @@ def _extract_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder of a run")
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="train", help="train or test, where the source has both")
-    parser.add_argument("--root", help="where data sets of torchvision lie")
+    parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_argument("--image_size", type=int, help="side that images are resized to")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")

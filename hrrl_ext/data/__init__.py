@@ -3,7 +3,15 @@
 from .batches import Augmentation, Batches
 from .concepts import ConceptMap, Concepts, resolve_concepts
 from .shifts import imbalance, lower_resolution
-from .sources import ArrayImages, FolderImages, ImageSet, Source, load_images
+from .sources import (
+    ArrayImages,
+    CsvImages,
+    FolderImages,
+    ImageSet,
+    ProductImages,
+    Source,
+    load_images,
+)
 
 __all__ = [
     "ArrayImages",
@@ -11,8 +19,10 @@ __all__ = [
     "Batches",
     "ConceptMap",
     "Concepts",
+    "CsvImages",
     "FolderImages",
     "ImageSet",
+    "ProductImages",
     "Source",
     "imbalance",
     "load_images",

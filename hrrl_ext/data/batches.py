@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from ..processes import Processes
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
+from .memory import KeptImages, keep
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,9 @@ class Batches:
     conversion of uint8 to float run on the device.
 
     concept: [N] integer ids, one per example; num_workers: processes that fetch images, worthwhile
-    for images decoded from files.
+    for images decoded from files; keep_gib: up to so many GiB of images are kept as they were
+    fetched, on the device or else in RAM, and not fetched again (0 keeps none). Neither changes a
+    bit.
 
     On several processes batch_size counts the examples of all of them, and each yields its part of
     every batch, augmented as in the whole: what is trained does not depend on their number. For
@@ -95,12 +98,15 @@ class Batches:
         augment: Augmentation | None = None,
         device: str | torch.device = "cpu",
         num_workers: int = 0,
+        keep_gib: float = 0.0,
         processes: Processes = Processes(),  # noqa: B008  (frozen)
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
             raise ValueError(f"Batches: num_workers must be at least 0, got {num_workers}")
+        if not keep_gib >= 0:
+            raise ValueError(f"Batches: keep_gib must be at least 0, got {keep_gib}")
         self.images = images
         self.concept = checked_ids(concept, "Batches: concept", size=len(images))
         self.batch_size = batch_size
@@ -109,6 +115,9 @@ class Batches:
         self.augment = augment
         self.device = torch.device(device)
         self.num_workers = num_workers
+        self.keep_gib = keep_gib
+        self._kept: KeptImages | None = None
+        self._placed = False
         self.processes = processes
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
@@ -139,20 +148,40 @@ class Batches:
         rows = order.split(self.sizes)[start:] if len(order) else ()
         parts = [self.processes.share(len(batch)) for batch in rows]
         mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
-        fetched = self._fetched([indices.tolist() for indices in mine if len(indices)])
+        images = self._images([indices for indices in mine if len(indices)])
         for number, (indices, part) in enumerate(zip(mine, parts, strict=True), start):
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
-            x, target = next(fetched)
-            x = x.to(self.device, non_blocking=True)
+            x = next(images).to(self.device, non_blocking=True)
             if self.augment is not None:
                 generator = _generator(self.seed, epoch, number)
                 x = self.augment(x, generator, part, self.sizes[number])
-            target = target.to(self.device, non_blocking=True)
-            yield as_float(x), target, self.concept[indices].to(self.device, non_blocking=True)
+            target, concept = self.images.target[indices], self.concept[indices]
+            yield (
+                as_float(x),
+                target.to(self.device, non_blocking=True),
+                concept.to(self.device, non_blocking=True),
+            )
+
+    def _images(self, rows: list[Tensor]) -> Iterator[Tensor]:
+        """Images [B, 3, H, W] of each of the rows [B]: those kept, and the others from the set."""
+        if not self._placed:
+            self._kept = keep(self.images, self.device, self.keep_gib * 2**30)
+            self._placed = True
+        kept = self._kept
+        if kept is None:
+            yield from (x for x, _ in self._fetched([indices.tolist() for indices in rows]))
+            return
+        # An example comes once per epoch: what is unknown now is unknown when its batch comes.
+        unknown = [kept.unknown(indices) for indices in rows]
+        fetched = self._fetched([indices.tolist() for indices in unknown if len(indices)])
+        for indices, new in zip(rows, unknown, strict=True):
+            if len(new):
+                kept.put(new, next(fetched)[0])
+            yield kept.take(indices)
 
     def _fetched(self, rows: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.num_workers == 0:
+        if self.num_workers == 0 or not rows:
             return (self.images.__getitems__(indices) for indices in rows)
         loader = DataLoader(
             self.images,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from .columns import PREFIX, column_concepts
 from .concept_files import (
     LAYOUT,
     match_classes,
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from .image_sets import ImageSet
 
 _CHOICES = (
-    '"classes" (every class is a concept), "cifar100", "imagenet", a ConceptMap, one integer id '
-    f"per example, or the path of a concept file ({LAYOUT})"
+    '"classes" (every class is a concept), "cifar100", "imagenet", "column:NAME" of a '
+    f"metadata CSV, a ConceptMap, one integer id per example, or the path of a concept file ({LAYOUT})"
 )
 
 
@@ -173,13 +174,16 @@ def resolve_concepts(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list
     """Concept id of every example [N] int64 (CPU) and the K concept names.
 
     concepts: None (the map that the image set carries), "classes" (every class is a concept),
-    "cifar100", "imagenet", a path to a concept file, a ConceptMap, or one integer id per example
-    [N] (names "0", "1", ...). Raises ValueError where no concept is known, sizes differ, or a
+    "cifar100", "imagenet", "column:NAME" (the values of a column of a metadata CSV, or combinations of
+    several, "column:NAME+NAME"), a path to a concept file, a ConceptMap, or one integer id per
+    example [N] (names "0", "1", ...). Raises ValueError where no concept is known, sizes differ, or a
     concept has no example (N_k = 0 has no weight N/N_k); FileNotFoundError, TypeError.
     """
     if len(images) == 0:
         raise ValueError(f"concepts: {images.name} has no images")
-    if concepts is None or isinstance(concepts, (str, os.PathLike, ConceptMap)):
+    if isinstance(concepts, str) and concepts.startswith(PREFIX):
+        concept, names = column_concepts(concepts, images)
+    elif concepts is None or isinstance(concepts, (str, os.PathLike, ConceptMap)):
         concept_map = _map_of(concepts, images)
         if concept_map.num_classes != images.num_classes:
             raise ValueError(

@@ -69,6 +69,7 @@ class DecodedImages(ImageSet):
         chosen = copy.copy(self)
         chosen.sources = [self.sources[row] for row in rows.tolist()]
         chosen.target = self.target[rows]
+        chosen.columns = self._columns_of(rows)
         return chosen
 
     def resized(self, image_size: int) -> DecodedImages:
@@ -78,7 +79,18 @@ class DecodedImages(ImageSet):
         return other
 
 
-class FolderImages(DecodedImages):
+class ImageFiles(DecodedImages):
+    """Image files; `sources` are their paths."""
+
+    def _open(self, source: str) -> Image.Image:
+        from PIL import Image
+
+        with Image.open(source) as picture:
+            picture.load()  # the file is closed on exit
+            return picture
+
+
+class FolderImages(ImageFiles):
     """Images in root/class/image.{png,jpg,...}; classes and files in sorted order of their names.
 
     classes: the expected class names, e.g. those of the training folder, so that class ids agree
@@ -110,13 +122,6 @@ class FolderImages(DecodedImages):
             files += [os.path.join(root, folder, name) for name in names]
             target += [classes.index(folder)] * len(names)
         super().__init__(files, target, image_size=image_size, classes=classes, name=str(root))
-
-    def _open(self, source: str) -> Image.Image:
-        from PIL import Image
-
-        with Image.open(source) as picture:
-            picture.load()  # the file is closed on exit
-            return picture
 
 
 def class_folders(root: Path) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .columns import Columns
 from .concepts import ConceptMap
 from .ids import Ids, checked_ids
 from .resize import check_image_size, fit_tensor
@@ -22,8 +23,8 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """N labelled RGB images of one size.
 
     target: [N] int64 on the CPU, in 0..C-1; classes: the C class names (a class may have no image);
-    concept_map: the concepts that come with the data, or None; image_shape: (3, H, W); name: for
-    messages.
+    concept_map: the concepts that come with the data, or None; columns: what else is known about each
+    example, such as the columns of a metadata CSV; image_shape: (3, H, W); name: for messages.
 
     images[i] → (image [3, H, W], class id); images.__getitems__(indices) → (images [B, 3, H, W],
     target [B]). Images are uint8, or float32 in [0, 1]. A fetch is deterministic and never
@@ -52,6 +53,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             )
         self.concept_map = concept_map
         self.image_shape = image_shape
+        self.columns: Columns = {}
 
     @property
     def num_classes(self) -> int:
@@ -75,6 +77,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def resized(self, image_size: int) -> ImageSet:
         """The same images as squares of image_size pixels: shorter side resized, centre cropped."""
         raise NotImplementedError
+
+    def _columns_of(self, rows: Tensor) -> Columns:
+        return {name: values[rows.numpy()] for name, values in self.columns.items()}
 
     def _rows(self, indices: Ids) -> Tensor:
         """Row numbers [B] int64 in -N..N-1. IndexError out of range, TypeError for a mask."""
@@ -136,7 +141,9 @@ class ArrayImages(ImageSet):
 
     def subset(self, indices: Ids) -> ArrayImages:
         rows = self._rows(indices)
-        return self.with_images(self.images[rows], self.target[rows])
+        chosen = self.with_images(self.images[rows], self.target[rows])
+        chosen.columns = self._columns_of(rows)
+        return chosen
 
     def resized(self, image_size: int) -> ArrayImages:
         check_image_size(image_size)

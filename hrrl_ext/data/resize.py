@@ -43,6 +43,7 @@ def fit_tensor(images: Tensor, image_size: int) -> Tensor:
 def fit_picture(picture: Image.Image, image_size: int) -> Tensor:
     """Decoded file → [3, image_size, image_size] uint8; grey, palette and alpha images become RGB.
 
+    A view of pixels as they lie in files, channels last: the batch it is copied to has them first.
     Raises ValueError for more than 8 bits a channel: Pillow would cut the values off at 255.
     """
     from PIL.Image import Resampling
@@ -53,7 +54,7 @@ def fit_picture(picture: Image.Image, image_size: int) -> Tensor:
     rows, columns, top, left = _geometry(picture.height, picture.width, image_size)
     picture = picture.resize((columns, rows), Resampling.BILINEAR)  # Pillow always antialiases
     picture = picture.crop((left, top, left + image_size, top + image_size))
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def _geometry(height: int, width: int, image_size: int) -> tuple[int, int, int, int]:

@@ -14,10 +14,20 @@ from .archives import open_archives
 from .folders import FolderImages, open_folder
 from .ids import Ids
 from .image_sets import Array, ArrayImages, ImageSet
+from .lists import CsvImages, ProductImages, is_list, open_list
 from .resize import check_image_size
 from .torchvision_sets import open_torchvision
 
-__all__ = ["ArrayImages", "FolderImages", "ImageSet", "Source", "load_images"]
+__all__ = [
+    "ArrayImages",
+    "CsvImages",
+    "FolderImages",
+    "ImageSet",
+    "ProductImages",
+    "Source",
+    "load_images",
+    "takes_root",
+]
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 Source: TypeAlias = "FilePath | Sequence[FilePath] | tuple[Array, Ids] | ImageSet"
@@ -25,6 +35,7 @@ Source: TypeAlias = "FilePath | Sequence[FilePath] | tuple[Array, Ids] | ImageSe
 _LAYOUTS = (
     '"digits"; a NumPy archive (.npz) with image and label, or a list of its parts; a folder '
     "root/class/image.png or root/{train,val,test}/class/image.png; "
+    "a metadata .csv with columns of images and classes; a .txt list of Stanford Online Products; "
     '"torchvision:NAME" with root=...; a tuple (images, target); or an ImageSet'
 )
 _SPLITS = ("train", "val", "test", "all")
@@ -45,10 +56,14 @@ def load_images(
     - a .npz archive, or a list of parts: image, label, and optionally class_names,
       concept_names, class_to_concept
     - a folder: root/{train,val,test}/class/image, or root/class/image; "test" falls back to "val"
+    - a metadata CSV: "meta.csv", or "meta.csv:image=FILE,label=CLASS,split=SPLIT" to name its columns,
+      see `CsvImages`
+    - Ebay_train.txt, Ebay_test.txt of Stanford Online Products, see `ProductImages`
     - "torchvision:CIFAR10" and other names, with root=... the folder that torchvision expects
     - a tuple (images, target), see `ArrayImages`; or an ImageSet, which passes through
 
-    split counts where the source has splits: an archive, a folder without split folders, a tuple
+    root also goes with a list: the folder that its names are relative to, where that is not the list's.
+    split counts where the source has splits: an archive, a list, a folder without split folders, a tuple
     and an ImageSet hold one set, and give it for every split. image_size makes square images of
     that side (shorter side resized, bilinear and antialiased, then centre cropped); None keeps the
     size of arrays, image files need it.
@@ -65,12 +80,16 @@ def load_images(
 def _open(source: Source, split: str, image_size: int | None, root: FilePath | None) -> ImageSet:
     if isinstance(source, str) and source.startswith("torchvision:"):
         return open_torchvision(source.removeprefix("torchvision:"), split, image_size, root)
-    if root is not None:
-        raise ValueError(f'images: root goes with "torchvision:NAME" only, got root={root!r}')
+    if root is not None and not takes_root(source):
+        raise ValueError(
+            f'images: root goes with "torchvision:NAME", a .csv or a .txt list, got root={root!r}'
+        )
     if isinstance(source, ImageSet):
         return source
     if isinstance(source, str) and source == "digits":
         return _digits(split)
+    if isinstance(source, (str, os.PathLike)) and is_list(source):
+        return open_list(source, split, _required(image_size, source), root)
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), split, image_size)
     if isinstance(source, (list, tuple)):
@@ -83,16 +102,27 @@ def _open(source: Source, split: str, image_size: int | None, root: FilePath | N
 
 def _open_path(path: Path, split: str, image_size: int | None) -> ImageSet:
     if path.is_dir():
-        if image_size is None:
-            raise ValueError(
-                f"images: {path} holds files of any size: give image_size=..., the side in pixels"
-            )
-        return open_folder(path, split, image_size)
+        return open_folder(path, split, _required(image_size, path))
     if not path.exists():
         raise FileNotFoundError(f"images: {str(path)!r} does not exist; give {_LAYOUTS}")
     if path.suffix.lower() != ".npz":
         raise ValueError(f"images: {path} is no .npz archive; give {_LAYOUTS}")
     return open_archives([path])
+
+
+def takes_root(source: Source) -> bool:
+    """Whether root means something for this source."""
+    of_torchvision = isinstance(source, str) and source.startswith("torchvision:")
+    return of_torchvision or is_list(source)
+
+
+def _required(image_size: int | None, source: FilePath) -> int:
+    if image_size is None:
+        raise ValueError(
+            f"images: {os.fspath(source)} holds files of any size: give image_size=..., "
+            "the side in pixels"
+        )
+    return image_size
 
 
 def _digits(split: str) -> ArrayImages:

@@ -21,7 +21,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._modes import evaluating
 from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data.columns import PREFIX, column_concepts
 from ..data.image_sets import as_float
+from ..data.sources import takes_root
 from ..evaluation import accuracy
 from ..models import build_model
 from ..ops import ConceptLoss
@@ -69,9 +71,10 @@ class HRRLTrainer:
             images [B, 3, H, W] in [0, 1] to logits [B, C], trained in place.
         data: training images; whatever :func:`hrrl_ext.data.load_images` opens.
         concepts: which concept each example belongs to: None (the data set's own), "classes",
-            "cifar100", "imagenet", a JSON or CSV file, a ConceptMap, or ids per example.
+            "cifar100", "imagenet", "column:NAME" of a metadata CSV, a JSON or CSV file, a ConceptMap,
+            or ids per example.
         validation: images to measure accuracy on after each epoch; a source is opened with
-            split="test". Its concepts follow from its classes by ``concepts``.
+            split="test". Its concepts follow from its classes, or columns, by ``concepts``.
         validation_concepts: ids per validation example, where ``concepts`` are ids per example.
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
@@ -79,9 +82,11 @@ class HRRLTrainer:
         init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), such as a
             state dict, or ``best`` of another run; a warning names what did not match.
         checkpoint_every: save every so many steps, besides at the end of each epoch.
-        root: where data sets of torchvision lie.
+        root: where data sets of torchvision lie, or the images of a list, if not beside it.
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
+        keep_gib: images of up to so many GiB, as uint8, are decoded once and kept: on the device
+            where they fit, else in RAM; 0 keeps none.
         progress: "auto" (a bar on a terminal, else a line per epoch), "bar", "plain" or "off".
         **config: the fields of :class:`TrainingConfig`: tau, lam, s, c, epochs, batch_size, lr, ...
 
@@ -109,6 +114,7 @@ class HRRLTrainer:
         root: str | None = None,
         device: str = "auto",
         num_workers: int = 0,
+        keep_gib: float = 2.0,
         progress: ProgressStyle = "auto",
         **config: Any,
     ) -> None:
@@ -134,12 +140,13 @@ class HRRLTrainer:
                 "concepts: there is one concept only, so the concept level has nothing to weigh; "
                 f"give several concepts, or lam=None (got lam={self.config.lam:g})"
             )
-        self.batches = self._batches(self.images, concept, shuffle=True, num_workers=num_workers)
+        fetching = {"num_workers": num_workers, "keep_gib": keep_gib}
+        self.batches = self._batches(self.images, concept, shuffle=True, **fetching)
         self.validation: Batches | None = None
         if validation is not None:
             images = self._open(validation, "test", root)
             ids = self._validation_concept(images, concepts, validation_concepts)
-            self.validation = self._batches(images, ids, shuffle=False, num_workers=num_workers)
+            self.validation = self._batches(images, ids, shuffle=False, **fetching)
 
         self.model_name = model if isinstance(model, str) else None
         with torch.random.fork_rng(devices=[]):
@@ -363,16 +370,15 @@ class HRRLTrainer:
     # --- set-up
 
     def _open(self, source: Source, split: str, root: str | None) -> ImageSet:
-        of_torchvision = isinstance(source, str) and source.startswith("torchvision:")
         return load_images(
             source,
             split=split,
             image_size=self.config.image_size,
-            root=root if of_torchvision else None,
+            root=root if takes_root(source) else None,
         )
 
     def _batches(
-        self, images: ImageSet, concept: Tensor, *, shuffle: bool, num_workers: int
+        self, images: ImageSet, concept: Tensor, *, shuffle: bool, **fetching: Any
     ) -> Batches:
         augment = Augmentation(self.config.crop_padding, self.config.flip) if shuffle else None
         return Batches(
@@ -383,8 +389,8 @@ class HRRLTrainer:
             seed=self.config.seed,
             augment=augment,
             device=self.device,
-            num_workers=num_workers,
             processes=self.processes,
+            **fetching,
         )
 
     def _validation_concept(
@@ -396,6 +402,8 @@ class HRRLTrainer:
             )
         if ids is not None:
             return torch.as_tensor(ids)
+        if isinstance(concepts, str) and concepts.startswith(PREFIX):
+            return column_concepts(concepts, images, self.concept_names)[0]
         class_to_concept = torch.full((self.images.num_classes,), -1)
         class_to_concept[self.images.target] = self.batches.concept
         if not torch.equal(class_to_concept[self.images.target], self.batches.concept):

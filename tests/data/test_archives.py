@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import pickle
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -138,3 +143,44 @@ def test_a_single_array_is_no_archive(tmp_path):
 def test_missing_part(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.npz does not exist; expected"):
         load_images([save(tmp_path / "a.npz"), tmp_path / "none.npz"])
+
+
+class Payload:
+    """What an attacker would put into a file: unpickling it writes another file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.write_text, (self.path, "executed")
+
+
+@pytest.mark.parametrize("key", ["image", "label", "class_names", "concept_names"])
+def test_pickled_content_is_refused_and_not_run(tmp_path, key):
+    written = tmp_path / "written"
+    harmful = np.empty(6, dtype=object)
+    harmful[:] = [Payload(written)] * 6
+    pickle.loads(pickle.dumps(harmful))
+    assert written.exists()  # it would
+    written.unlink()
+    with pytest.raises(
+        ValueError, match=r"harmful\.npz: not a readable archive .*allow_pickle=False"
+    ):
+        load_images(save(tmp_path / "harmful.npz", **{key: harmful}))
+    (tmp_path / "bare.npz").write_bytes(pickle.dumps(Payload(written)))
+    with pytest.raises(ValueError, match=r"bare\.npz: not a readable archive"):
+        load_images(tmp_path / "bare.npz")
+    assert not written.exists()
+
+
+def test_members_that_lead_out_are_not_written(tmp_path):
+    path = tmp_path / "inner" / "a.npz"
+    path.parent.mkdir()
+    save(path)
+    array = io.BytesIO()
+    np.save(array, np.zeros(3))
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("../escaped.npy", f"{tmp_path}/absolute.npy", "..\\escaped.npy"):
+            archive.writestr(name, array.getvalue())
+    assert len(load_images(path)) == 6
+    assert [p.name for p in tmp_path.rglob("*")] == ["inner", "a.npz"]

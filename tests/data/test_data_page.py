@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
-from hrrl_ext.data import ConceptMap
+from hrrl_ext.cli import _parser
+from hrrl_ext.data import ConceptMap, CsvImages
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
@@ -27,3 +30,21 @@ def test_concept_file(tmp_path):
     concepts = ConceptMap.from_file(tmp_path / "concepts.csv", ["car", "cat", "dog"])
     assert concepts.names == ["animal", "vehicle"]
     assert concepts.class_to_concept.tolist() == [1, 0, 0]
+
+
+def test_metadata_csv(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    text = re.findall(r"```\n(img_id,.*?)```", PAGE, re.DOTALL)[0]
+    (tmp_path / "metadata.csv").write_text(text)
+    (tmp_path / "001.Albatross").mkdir()
+    for name in ("one", "two"):
+        image.new("RGB", (4, 4)).save(tmp_path / "001.Albatross" / f"{name}.jpg")
+    images = CsvImages(tmp_path / "metadata.csv", image_size=4)
+    assert images.columns["place"].tolist() == ["0", "1"]
+    assert len(images) == 2
+
+
+def test_the_command_is_one():
+    command = re.findall(r"```\nhrrl (train .*?)```", PAGE, re.DOTALL)[0]
+    args = _parser().parse_args(shlex.split(command.replace("\\\n", " ")))["train"]
+    assert (args.concepts, args.adversary) == ("column:y+place", "group_dro")
