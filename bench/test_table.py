@@ -87,8 +87,8 @@ def test_the_time_of_a_gpu_is_its_own() -> None:
     assert rows(text, "Below the bar") == [["perturb", "x", "GPU", "µs", "30.00", "≤ 4"]]
 
 
-@pytest.mark.parametrize(("ours", "met"), [(0.184, "yes"), (0.186, "**no**")])
-def test_the_step_is_held_to_its_bar(ours: float, met: str) -> None:
+@pytest.mark.parametrize(("ours", "shown"), [(0.174, "1.74"), (0.176, "**1.76**")])
+def test_the_step_is_held_to_its_bar(ours: float, shown: str) -> None:
     text = report(
         results(
             benchmark("training_step", "net", "erm", 0.1),
@@ -98,8 +98,45 @@ def test_the_step_is_held_to_its_bar(ours: float, met: str) -> None:
         "min",
     )
     (row,) = rows(text, "Training step")
-    assert row[3:] == [f"{1e3 * ours:.1f}", "25 %", f"{10 * ours:.2f}", met, "2.00"]
+    assert row[3:] == [f"{1e3 * ours:.1f}", "25 %", shown, "–", "2.00", "–", "–"]
     assert "## Summary" not in text
+
+
+def test_the_memory_of_a_step_and_what_compiling_gains() -> None:
+    step = [
+        benchmark("training_step", "net", who, seconds)
+        for who, seconds in {"erm": 1.0, "ours": 1.7, "erm_compile": 0.5, "compile": 0.9}.items()
+    ]
+    step[0]["extra_info"]["peak_bytes"] = 1000
+    step[1]["extra_info"]["peak_bytes"] = 1101
+    (row,) = rows(report(results(*step), "min"), "Training step")
+    assert row[5:] == ["1.70", "**1.10**", "–", "1.89", "1.80"]
+
+
+@pytest.mark.parametrize(("ours", "shown"), [(1.049, "1.049"), (1.051, "**1.051**")])
+def test_the_loop_is_held_to_its_bar(ours: float, shown: str) -> None:
+    loop = [
+        benchmark("training_loop", "net", who, s) for who, s in {"bare": 1.0, "ours": ours}.items()
+    ]
+    text = report(results(*loop), "min")
+    assert rows(text, "Training loop") == [["net", "2", f"{1e3 * ours:.1f}", "25 %", shown]]
+    assert "## Summary" not in text
+
+
+def test_efficiency_is_per_process() -> None:
+    runs = []
+    for processes, rate in ((1, 400.0), (2, 720.0)):
+        runs.append(benchmark("scaling", f"net {processes}", "trainer", 1.0))
+        runs[-1]["extra_info"] |= {
+            "case": "net",
+            "processes": processes,
+            "images_per_second": rate,
+        }
+    text = report(results(*runs), "min")
+    assert rows(text, "Several processes") == [
+        ["net", "1", "400", "1.00", "100 %"],
+        ["net", "2", "720", "1.80", "90 %"],
+    ]
 
 
 def test_partial_runs_and_nothing_lost() -> None:
@@ -114,7 +151,7 @@ def test_partial_runs_and_nothing_lost() -> None:
     )
     assert "peer only" not in text
     assert rows(text, "call")[0][4] == "2.00"  # the median
-    assert rows(text, "Training step")[0][5:] == ["–", "–", "–"]
+    assert rows(text, "Training step")[0][5:] == ["–"] * 5
     assert "Nowhere in this run." in text
 
 

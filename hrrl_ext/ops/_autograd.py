@@ -91,7 +91,7 @@ class ConceptCrossEntropy(torch.autograd.Function):
         # loss.backward() itself sends 1: where looking costs nothing the pass over the gradient is
         # saved. While torch traces, there is no value to look at.
         traced = torch.compiler.is_compiling() or type(grad_loss) is not Tensor
-        if traced or grad_loss.is_cuda or grad_loss.item() != 1.0:
+        if traced or not grad_loss.is_cpu or grad_loss.item() != 1.0:
             grad_logits = grad_logits * grad_loss
         return grad_logits.to(ctx.logits_dtype), *(None,) * 5
 

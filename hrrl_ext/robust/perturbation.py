@@ -66,17 +66,28 @@ class ExamplePerturbation(nn.Module):
             return x
         if not x.is_floating_point():
             raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
-        with torch.enable_grad(), _frozen_statistics(model, self.batch_norm):
-            leaf = x.detach().requires_grad_()
-            logits = model(leaf)
-            loss = F.cross_entropy(
+        with _frozen_statistics(model, self.batch_norm):
+            grad = self._input_gradient(model, x.detach(), target)
+        return ops.perturb(x.detach(), grad, self.tau)[0]
+
+    def _input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        def loss(x: Tensor) -> Tensor:
+            logits = model(x)
+            summed = F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)),
                 target,
                 reduction="sum",
                 label_smoothing=self.label_smoothing,
             )
-            (grad,) = torch.autograd.grad(loss * self.loss_scale, leaf)
-        return ops.perturb(x.detach(), grad, self.tau)[0]
+            return summed * self.loss_scale
+
+        if torch.compiler.is_compiling():  # which traces this form in one graph, and not the other
+            with torch.no_grad():  # of the gradient itself: to the weights it is a constant
+                return torch.func.grad(loss)(x)
+        with torch.enable_grad():
+            leaf = x.requires_grad_()
+            (grad,) = torch.autograd.grad(loss(leaf), leaf)
+        return grad
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}"

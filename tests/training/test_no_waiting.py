@@ -1,0 +1,34 @@
+"""A step never waits for the device."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+
+from hrrl_ext.data import load_images
+from hrrl_ext.training import HRRLTrainer
+
+
+@pytest.mark.parametrize("adversary", ["hrrl", "group_dro", "cvar"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_asks_for_no_value(
+    adversary: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tensors on "meta" have shapes and no values: item(), nonzero() or an if on one raise."""
+    trainer = HRRLTrainer(
+        data=load_images("digits", split="train").subset(range(64)),
+        concepts="classes",
+        batch_size=32,
+        width=4,
+        adversary=adversary,
+        accumulate=accumulate,
+        device="meta",
+        progress="off",
+    )
+    monkeypatch.setattr(trainer, "_autocast", nullcontext)  # which knows no such device
+    x, target, concept = next(trainer.batches.epoch(0))
+    concept_loss = trainer.train_step(x, target, concept)
+    assert concept_loss.is_meta and concept_loss.shape == (10,)
+    with pytest.raises(RuntimeError, match="meta"):
+        concept_loss.sum().item()
