@@ -7,10 +7,12 @@ for an error (one line, with a way out; --debug shows the trace), 2 for wrong us
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jsonargparse
@@ -122,6 +124,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write to --out/tensorboard as well"
+    )
     parser.add_class_arguments(TrainingConfig)
 
 
@@ -137,6 +142,10 @@ def _train(args: Namespace) -> None:
     )
     result = trainer.fit()
     if trainer.processes.main:
+        if importlib.util.find_spec("matplotlib"):
+            from .plots import plot_runs
+
+            plot_runs([args.out], Path(args.out) / "plots")
         print(f"saved {result.out}")
     stop_processes()
 
@@ -202,6 +211,24 @@ def _probe(args: Namespace) -> None:
             path.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
 
 
+# --- plot
+
+
+def _plot_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run, or a metrics.jsonl"
+    )
+    parser.add_argument("--out", required=True, help="folder for the pictures")
+
+
+def _plot(args: Namespace) -> None:
+    """Draw loss, q, accuracies and h(s) of one or several runs."""
+    from .plots import plot_runs
+
+    for picture in plot_runs(args.runs, args.out):
+        print(f"saved {picture}")
+
+
 # --- info
 
 
@@ -223,6 +250,7 @@ _COMMANDS: dict[str, Any] = {
     "train": (_train_arguments, _train),
     "extract": (_extract_arguments, _extract),
     "probe": (_probe_arguments, _probe),
+    "plot": (_plot_arguments, _plot),
     "info": (_info_arguments, _info),
 }
 
