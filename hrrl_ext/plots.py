@@ -74,7 +74,7 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
     return drawn
 
 
-def _axes(count: int, width: float = 5.0) -> tuple[Any, list[Any]]:
+def _axes(count: int, width: float = 5.0, *, sharey: bool = True) -> tuple[Any, list[Any]]:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -82,7 +82,7 @@ def _axes(count: int, width: float = 5.0) -> tuple[Any, list[Any]]:
         raise ImportError("plots need matplotlib: pip install 'hrrl_ext[plots]'") from error
     figure = Figure(figsize=(width * count, 3.6), layout="constrained")
     FigureCanvasAgg(figure)  # no window, no global state
-    return figure, list(figure.subplots(1, count, squeeze=False, sharey=True)[0])
+    return figure, list(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])
 
 
 def _save(figure: Any, path: Path) -> Path:
@@ -113,40 +113,35 @@ def _loss(histories: Mapping[str, History], path: Path) -> Path:
 
 
 def _q(histories: Mapping[str, History], path: Path) -> Path:
-    """A panel per run, a line per concept, in one colour in all panels; the largest at the end are
-    named where a legend would have too many entries."""
-    figure, panels = _axes(len(histories), width=4.2)
-    concepts = list(dict.fromkeys(k for rows in histories.values() for k in rows[-1]["q"]))
-    colour = dict(zip(concepts, _colours(len(concepts)), strict=True))
+    """A panel per run, a line per concept; of many concepts only those that end largest are named."""
+    few = all(len(rows[-1]["q"]) <= 10 for rows in histories.values())
+    figure, panels = _axes(len(histories), width=4.2 if few else 5.5)
     for axes, (name, rows) in zip(panels, histories.items(), strict=True):
-        for concept in rows[-1]["q"]:
-            q = [row["q"][concept] for row in rows]
-            _over_epochs(axes, rows, q, label=concept, color=colour[concept], linewidth=1.2)
+        last = rows[-1]["q"]
+        named = list(last) if few else sorted(last, key=lambda k: -last[k])[:_NAMED]
+        for concept in sorted(last, key=named.__contains__):  # the others behind
+            style = (
+                {"color": f"C{named.index(concept)}", "linewidth": 1.4}
+                if concept in named
+                else {"color": "0.82", "linewidth": 0.8}
+            )
+            _over_epochs(axes, rows, [row["q"][concept] for row in rows], label=concept, **style)
         axes.set(title=name, xlabel="epoch")
     panels[0].set(ylabel="q", ylim=(0, None))  # shared, and only now known
-    for axes, rows in zip(panels, histories.values(), strict=True):
-        if len(concepts) > 12:
-            _name_largest(axes, rows[-1], colour)
-    if len(concepts) <= 12:
+    if few:
         panels[-1].legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        for axes, rows in zip(panels, histories.values(), strict=True):
+            _name_largest(axes, rows[-1]["q"])
     return _save(figure, path)
 
 
-def _colours(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    if count <= 10:
-        return [colormaps["tab10"](i) for i in range(count)]
-    return [colormaps["turbo"](0.05 + 0.9 * i / (count - 1)) for i in range(count)]
-
-
-def _name_largest(axes: Any, row: Mapping[str, Any], colour: Mapping[str, Any]) -> None:
+def _name_largest(axes: Any, q: Mapping[str, float]) -> None:
     """At the right edge, from the top down, each at its line or as far below it as the text needs."""
-    largest = sorted(row["q"], key=lambda k: -row["q"][k])[:_NAMED]
     low, high = axes.get_ylim()
     height, above = 0.05 * (high - low), math.inf
-    for concept in largest:
-        above = min(row["q"][concept], above - height)
+    for number, concept in enumerate(sorted(q, key=lambda k: -q[k])[:_NAMED]):
+        above = min(q[concept], above - height)
         axes.annotate(
             concept,
             (1.0, above),
@@ -155,7 +150,7 @@ def _name_largest(axes: Any, row: Mapping[str, Any], colour: Mapping[str, Any]) 
             textcoords="offset points",
             va="center",
             fontsize="x-small",
-            color=colour[concept],
+            color=f"C{number}",
             annotation_clip=False,
         )
 
@@ -197,7 +192,7 @@ def _has_slow_phase(rows: History) -> bool:
 
 def _h(histories: Mapping[str, History], path: Path) -> Path:
     """h over s as in Figure 2 of the paper: for the measured μ, and for the one that c and s imply."""
-    figure, panels = _axes(len(histories), width=5.5)
+    figure, panels = _axes(len(histories), width=5.5, sharey=False)
     for axes, (name, rows) in zip(panels, histories.items(), strict=True):
         _h_of_run(axes, rows)
         lam, s, c = (rows[-1][key] for key in ("lam", "s", "c"))
@@ -218,10 +213,13 @@ def _h_of_run(axes: Any, rows: History) -> None:
         implied = c * lam * math.sqrt(2 * s / math.log(s))  # the μ whose best c at s is this one
         curves[f"μ = {implied:.3g}, for which c = {c:.3g} is best"] = implied
     steps = [10 ** (i / 50) for i in range(50 * math.ceil(math.log10(s) + 1) + 1)]
+    top = 3 * math.sqrt(lam)  # h(1) = -√λ, whatever μ
     for label, mu in curves.items():
-        (line,) = axes.plot(steps, [variance_gain(t, mu, lam) for t in steps], label=label)
+        h = [variance_gain(t, mu, lam) for t in steps]
+        top = max(top, *h)
+        (line,) = axes.plot(steps, h, label=label)
         axes.plot([s], [variance_gain(s, mu, lam)], "o", color=line.get_color())
     axes.axvline(s, color="0.6", linewidth=0.8, linestyle=":", label=f"this run's s = {s}")
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set_xscale("log")
-    axes.set_yscale("symlog", linthresh=10)
+    axes.set_ylim(-0.6 * top, 1.15 * top)  # how far it falls below 0 does not matter

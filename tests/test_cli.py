@@ -148,4 +148,5 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for variant in ("ERM", "EL", "CL", "HRRL"):
         assert f"\n{variant}" in stdout
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"table.md", "trials.jsonl", "loss.png", "q.png", "concept_accuracy.png"}
+    pictures = {f"{name}.png" for name in ("loss", "q", "accuracy", "concept_accuracy", "h")}
+    assert names == {"table.md", "trials.jsonl"} | pictures
