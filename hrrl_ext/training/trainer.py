@@ -261,6 +261,7 @@ class HRRLTrainer:
             for epoch in range(len(self.history), self.config.epochs):
                 self.history.append(self._train_epoch(epoch, progress, stopping))
                 self.tally = self._empty_tally()
+                self._check_weights()  # before best/ is replaced
                 self._write_epoch()
                 scalars.add(self.history[-1])
                 self._save()
@@ -285,6 +286,8 @@ class HRRLTrainer:
             )
             self.tally.add_step(concept_loss)
             step, last = self.tally.steps, self.tally.steps == len(self.batches)
+            every = self.checkpoint_every
+            due = every is not None and self._steps_done % every == 0
             look = step % _CHECK_EVERY == 0 or last or (epoch == 0 and step <= _FIRST_STEPS)
             if look:
                 self._check_loss(concept_loss, epoch, step)
@@ -294,8 +297,8 @@ class HRRLTrainer:
                 where = f"epoch {epoch + 1}/{self.config.epochs}, step {step}/{len(self.batches)}"
                 progress.step(epoch * len(self.batches) + step, where, self._running(speed))
             stop = stopping.asked(look)
-            every = self.checkpoint_every
-            if not last and (stop or (every and (epoch * len(self.batches) + step) % every == 0)):
+            if not last and (stop or due):
+                self._check_loss(concept_loss, epoch, step)
                 self._save()
             if stop and not last:
                 stopping.leave(self.run)
@@ -356,10 +359,21 @@ class HRRLTrainer:
         if not wrong:
             return
         names = ", ".join(self.concept_names[k] for k in wrong[:3])
+        names += f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise self._diverged(
+            f"the loss is not finite in epoch {epoch + 1}, step {step} (concepts: {names})"
+        )
+
+    def _check_weights(self) -> None:
+        """What is saved can be taken up: a finite loss may have had a gradient that was not."""
+        parameters = [p.detach().isfinite().all() for p in self.model.parameters()]
+        if parameters and not torch.stack(parameters).all():
+            raise self._diverged(f"the weights are not finite after step {self._steps_done}")
+
+    def _diverged(self, what: str) -> FloatingPointError:
         kept = self.run.checkpoints if self.run is not None else []
-        raise FloatingPointError(
-            f"the loss is not finite in epoch {epoch + 1}, step {step} (concepts: {names}). "
-            "Lower lr or tau, or raise lam. "
+        return FloatingPointError(
+            f"{what}. Lower lr or tau, or raise lam. "
             + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
         )
 
@@ -510,6 +524,7 @@ class HRRLTrainer:
     def _save(self) -> None:
         if self.run is None:
             return
+        self._check_weights()
         cuda = self.device.type == "cuda"
         state = {
             "optimizer": self.optimizer.state_dict(),
