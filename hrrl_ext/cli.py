@@ -7,10 +7,12 @@ for an error (one line, with a way out; --debug shows the trace), 2 for wrong us
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import jsonargparse
@@ -25,15 +27,43 @@ class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         commands = "|".join(_COMMANDS)
         message = re.sub(rf"\b(?:{commands})\.(\w+)", r"--\1", " ".join(message.split()))
-        known = [o for action in self._actions for o in action.option_strings if o.startswith("--")]
-        for option in re.findall(r"--[\w.-]+", message):
-            near = difflib.get_close_matches(option, known, n=1)
-            if option not in known and near:
-                message += f" (did you mean {near[0]}?)"
-                break
+        message += self._nearest(message)
         program = self.prog.replace(" [options]", "")
         print(f"{program}: error: {message}; see {program} --help", file=sys.stderr)
         raise SystemExit(2)
+
+    def _nearest(self, message: str) -> str:
+        """A hint at what was meant by an option, a key of a YAML file or a command not known."""
+        if key := re.search(r"(?:Option|accept option) '([^']+)'", message):
+            keys = [o[2:] for o in _options(self) + _options(*_with_config(self))]
+            return _did_you_mean(key[1].partition(".")[0], keys)
+        if choice := re.search(r"argument subcommand: invalid choice: '([^']+)'", message):
+            return _did_you_mean(choice[1], list(_COMMANDS))
+        options = _options(self)
+        hints = (_did_you_mean(o, options) for o in re.findall(r"--[\w.-]+", message))
+        return next((hint for hint in hints if hint), "")
+
+
+def _options(*parsers: ArgumentParser) -> list[str]:
+    return [
+        option
+        for parser in parsers
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
+
+
+def _with_config(parser: ArgumentParser) -> list[ArgumentParser]:
+    """The commands that read a YAML file: an unknown key in one is reported by the program."""
+    commands = [a.choices for a in parser._actions if isinstance(a.choices, Mapping)]
+    parsers = [p for choices in commands for p in choices.values()]
+    return [p for p in parsers if "--config" in _options(p)]
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]}?)" if near and word not in known else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -125,6 +155,9 @@ def _train_arguments(parser: ArgumentParser) -> None:
         "--keep_gib", type=float, default=2.0, help="images of up to so many GiB stay in memory"
     )
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write to --out/tensorboard as well"
+    )
     parser.add_class_arguments(TrainingConfig)
 
 
@@ -140,6 +173,10 @@ def _train(args: Namespace) -> None:
     )
     result = trainer.fit()
     if trainer.processes.main:
+        if importlib.util.find_spec("matplotlib"):
+            from .plots import plot_runs
+
+            plot_runs([args.out], Path(args.out) / "plots")
         print(f"saved {result.out}")
     stop_processes()
 
@@ -205,6 +242,24 @@ def _probe(args: Namespace) -> None:
             path.write_text(json.dumps(result.to_dict(), indent=1) + "\n")
 
 
+# --- plot
+
+
+def _plot_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a run, or a metrics.jsonl"
+    )
+    parser.add_argument("--out", required=True, help="folder for the pictures")
+
+
+def _plot(args: Namespace) -> None:
+    """Draw loss, q, accuracies and h(s) of one or several runs."""
+    from .plots import plot_runs
+
+    for picture in plot_runs(args.runs, args.out):
+        print(f"saved {picture}")
+
+
 # --- info
 
 
@@ -226,6 +281,7 @@ _COMMANDS: dict[str, Any] = {
     "train": (_train_arguments, _train),
     "extract": (_extract_arguments, _extract),
     "probe": (_probe_arguments, _probe),
+    "plot": (_plot_arguments, _plot),
     "info": (_info_arguments, _info),
 }
 

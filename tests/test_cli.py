@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from hrrl_ext.cli import main
+from hrrl_ext.training import TrainingConfig
 
 TRAIN = [
     "train", "--data", "digits", "--concepts", "classes", "--epochs", "1", "--width", "4",
@@ -36,6 +38,12 @@ def test_train_extract_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert stdout == f"saved {out}\n"
     assert stderr.startswith("epoch 1/1  loss ")
     assert json.loads((out / "config.json").read_text())["training"]["lam"] == 5.0
+    assert json.loads((out / "results.json").read_text())["last"]["epoch"] == 1
+    pictures = ["accuracy.png", "concept_accuracy.png", "h.png", "loss.png", "q.png"]
+    assert sorted(p.name for p in (out / "plots").iterdir()) == pictures
+    status, stdout, _ = run(capsys, "plot", out, "--out", tmp_path / "plots")
+    assert status == 0
+    assert len(stdout.splitlines()) == 5
     for split in ("train", "test"):
         status, stdout, stderr = run(
             capsys, "extract", "--model", out, "--data", "digits", "--split", split,
@@ -74,6 +82,63 @@ def test_config_file_and_overrides(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "epochs: 2" in stdout
 
 
+def test_the_printed_configuration_is_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--print_config shows every field of TrainingConfig, and reading it back gives the same."""
+    status, first, _ = run(capsys, *TRAIN, "--out", "x", "--tau", "0.25", "--print_config")
+    assert status == 0
+    fields = {field.name for field in dataclasses.fields(TrainingConfig)}
+    assert fields | {"data", "out", "resume"} <= {
+        line.partition(":")[0] for line in first.splitlines()
+    }
+    (tmp_path / "config.yaml").write_text(first)
+    status, second, _ = run(capsys, "train", "--config", tmp_path / "config.yaml", "--print_config")
+    assert (status, second) == (0, first)
+    status, third, _ = run(
+        capsys, "train", "--tau", "1", "--config", tmp_path / "config.yaml", "--lr", "2",
+        "--print_config",
+    )  # fmt: skip
+    assert status == 0
+    assert "tau: 0.25" in third  # as everywhere on a command line: the last word counts
+    assert "lr: 2.0" in third
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("taw: 0.5", "'taw' (did you mean tau?)"),
+        ("batch-size: 3", "did you mean batch_size?"),
+        ("tensorbord: true", "did you mean tensorboard?"),
+        ("tau: much", "tau"),
+        ("milestones: {a: 1}", "milestones"),
+        ("hello", "hello"),
+        ("data: [digits", "Problems parsing config"),
+        (
+            'concepts: !!python/object/apply:os.mkdir ["executed"]',
+            "could not determine a constructor",
+        ),
+        (
+            'tau: !!python/object/new:os.mkdir {args: ["executed"]}',
+            "could not determine a constructor",
+        ),
+        ("concepts: !!python/name:os.system", "could not determine a constructor"),
+    ],
+)
+def test_a_bad_configuration_is_refused_in_one_line(
+    text: str, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And a file that names functions runs none of them."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(text + "\n")
+    status, stdout, stderr = run(capsys, *TRAIN, "--out", "x", "--config", "config.yaml")
+    assert (status, stdout) == (2, "")
+    assert message in stderr
+    assert stderr.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
     files = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert files
@@ -88,7 +153,11 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
     ("arguments", "status", "message"),
     [
         ([], 2, ""),
-        (["trian"], 2, "trian"),
+        (["trian"], 2, "(did you mean train?)"),
+        ([*TRAIN, "--out", "x", "--batch-size", "3"], 2, "(did you mean --batch_size?)"),
+        (["train", "--config", "/no/such.yaml"], 2, "/no/such.yaml"),
+        (["plot", "/no/run", "--out", "x"], 1, "/no/run/metrics.jsonl does not exist"),
+        (["plot", "--out", "x"], 2, "runs"),
         (["train"], 2, "--data"),
         ([*TRAIN, "--out", "x", "--taw", "1"], 2, "--taw 1 (did you mean --tau?)"),
         ([*TRAIN, "--out", "x", "--tau", "much"], 2, "tau"),
@@ -148,4 +217,5 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for variant in ("ERM", "EL", "CL", "HRRL"):
         assert f"\n{variant}" in stdout
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"table.md", "trials.jsonl", "loss.png", "q.png", "concept_accuracy.png"}
+    pictures = {f"{name}.png" for name in ("loss", "q", "accuracy", "concept_accuracy", "h")}
+    assert names == {"table.md", "trials.jsonl"} | pictures

@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 @pytest.mark.slow
 def test_the_ten_lines_print_what_they_say(tmp_path: Path) -> None:
     """Line by line; numbers may differ in the last digit shown, since processors round differently,
-    and the speed does not count."""
+    and neither the speed, nor its lines within slow epochs, nor which digit is worst counts."""
     code = re.search(r"<!-- example -->\n```python\n(.*?)```", README, re.DOTALL)
     output = re.search(r"<!-- output -->\n```\n(.*?)```", README, re.DOTALL)
     assert code and output
@@ -26,7 +26,7 @@ def test_the_ten_lines_print_what_they_say(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT, text=True, check=True,
     )  # fmt: skip
     shown, printed = (
-        re.sub(r"\d+ img/s", "img/s", text).strip().splitlines()
+        re.sub(r"\d+ img/s|\(\d\)|epoch \S+, step .*\n", "", text).strip().splitlines()
         for text in (output[1], done.stdout)
     )
     number = re.compile(r"\d+\.\d+")

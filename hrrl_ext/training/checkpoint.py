@@ -26,6 +26,8 @@ from torch import nn
 
 from .._files import sync
 
+_STATE = {"optimizer", "objective", "scaler", "rng", "rng_cuda", "tally", "history"}
+_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError)
 _KEEP = 2  # the newest, and the one before in case the newest does not load
 
 
@@ -34,8 +36,9 @@ class CheckpointError(RuntimeError):
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step-*"))
+    """The checkpoints in a folder, oldest first; a link, which could lead anywhere, is none."""
+    found = sorted(folder.glob("step-*"))
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[str, Any]) -> Path:
@@ -77,12 +80,13 @@ def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any]:
     for path in reversed(found):
         try:
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            if not (isinstance(state, dict) and state.keys() >= _STATE):
+                raise ValueError("state.pt is not of a run")
             load_weights(model, path / "model.safetensors")
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
+        except _UNREADABLE as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
             continue
-        assert isinstance(state, dict)
         return state
     raise CheckpointError(
         f"none of the checkpoints in {folder} can be read: {', '.join(p.name for p in found)}"

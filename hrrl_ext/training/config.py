@@ -93,6 +93,11 @@ class TrainingConfig:
                     f"{name} must be one of {', '.join(get_args(known))}, got {value!r}"
                 )
 
+    @property
+    def chosen(self) -> str:
+        """The column of a run's metrics that ``select`` stands for."""
+        return "accuracy" if self.select == "average" else "worst_concept_accuracy"
+
     def learning_rate(self, epoch: int) -> float:
         """lr of an epoch, counted from 0."""
         milestones = self.milestones

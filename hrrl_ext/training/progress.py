@@ -1,8 +1,10 @@
-"""What a run tells while it runs: a bar on a terminal, a line per epoch anywhere else."""
+"""What a run tells while it runs: a bar on a terminal, lines anywhere else."""
 
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal, TextIO, get_args
 
@@ -10,10 +12,21 @@ ProgressStyle = Literal["auto", "bar", "plain", "off"]
 
 
 class Progress:
-    """``step`` after each mini-batch, ``line`` after each epoch; a context manager."""
+    """``step`` where the loop looks at its numbers, ``line`` after each epoch; a context manager.
+
+    Without a terminal a step is a line too, but at most one in ``every`` seconds: a log of a long
+    epoch shows that it lives, and a log of short ones is not flooded. ``done`` are the steps of a
+    resumed run that are not to count in the time left.
+    """
 
     def __init__(
-        self, style: ProgressStyle, total_steps: int, stream: TextIO | None = None
+        self,
+        style: ProgressStyle,
+        total_steps: int,
+        stream: TextIO | None = None,
+        *,
+        done: int = 0,
+        every: float = 30.0,
     ) -> None:
         if style not in get_args(ProgressStyle):
             raise ValueError(
@@ -23,30 +36,18 @@ class Progress:
         if style == "auto":
             style = "bar" if self._stream.isatty() else "plain"
         self._style = style
-        self._total = total_steps
+        self._total, self._done, self._every = total_steps, done, every
+        self._started = self._last_step = time.monotonic()
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
+        self._started = self._last_step = time.monotonic()
         if self._style == "bar":
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-            from rich.progress import Progress as RichProgress
-
-            self._bar = RichProgress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(file=self._stream),
-                transient=True,
-            )
+            self._bar = _bar(self._stream)
             self._bar.start()
-            self._task = self._bar.add_task("training", total=self._total)
+            self._task = self._bar.add_task(
+                "training", total=self._total, completed=self._done, left="", text=""
+            )
         return self
 
     def __exit__(
@@ -58,12 +59,48 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
-    def step(self, step: int, text: str) -> None:
+    def step(self, step: int, where: str, text: str) -> None:
+        """``step`` of all are done: ``where`` is the epoch and its step, ``text`` what was measured."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+            self._bar.update(
+                self._task, completed=step, description=where, left=self._left(step), text=text
+            )
+        elif self._style == "plain" and time.monotonic() - self._last_step >= self._every:
+            self._last_step = time.monotonic()
+            print(f"{where}  {text}  {self._left(step)}", file=self._stream, flush=True)
 
     def line(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._style == "plain":
             print(text, file=self._stream, flush=True)
+
+    def _left(self, step: int) -> str:
+        """At the mean speed of this start, evaluation included."""
+        elapsed = time.monotonic() - self._started
+        seconds = round((self._total - step) * elapsed / max(step - self._done, 1))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"{hours}:{minutes:02}:{seconds % 60:02} left"
+
+
+def _bar(stream: TextIO) -> Any:
+    """The bar, and below it a line of its own for the numbers: both do not fit a narrow terminal."""
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+    from rich.text import Text
+
+    class Bar(RichProgress):
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            for task in self.tasks:
+                yield Text(task.fields["text"], style="dim")
+
+    return Bar(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+        console=Console(file=stream),
+        transient=True,
+    )

@@ -4,6 +4,9 @@ config.json                       settings, model, classes, concepts
 environment.jsonl                 per start: versions, device, command, commit
 metrics.csv, metrics.jsonl        one row per epoch
 train.log                         the same in plain lines
+results.json                      when it is through: last and best epoch, and by concept
+tensorboard/                      events, if asked for
+plots/                            of hrrl train
 checkpoints/step-00000240/        the newest two (checkpoint.py)
 best/                             config.json and model.safetensors of the best epoch
 """
@@ -28,6 +31,7 @@ from .._build import build_info
 from .._files import replacing
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from .report import results
 
 
 class RunFolder:
@@ -102,6 +106,9 @@ class RunFolder:
             writer.writerows(flat)
         with replacing(self.path / "train.log") as path:
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+    def write_results(self, history: Sequence[Mapping[str, Any]], chosen: str) -> None:
+        _write_json(self.path / "results.json", results(history, chosen))
 
     # --- reading
 

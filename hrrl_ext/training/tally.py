@@ -22,16 +22,24 @@ class Tally:
     """[] examples classified correctly, as they were trained on"""
     concept_loss: Tensor
     """[K] sum of ĝ over the steps; the same in every process"""
+    concept_square: Tensor
+    """[] sum of ‖ĝ‖² over the steps; the same in every process"""
 
     @classmethod
     def empty(cls, num_concepts: int, device: torch.device) -> Tally:
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(0, zero, zero.clone(), zero.new_zeros(num_concepts))
+        return cls(0, zero, zero.clone(), zero.new_zeros(num_concepts), zero.clone())
 
     def add(self, logits: Tensor, target: Tensor, out: ConceptLoss) -> None:
         """What one step, or a part of it, saw."""
         self.loss += out.example_loss.double().sum()
         self.correct += (logits.argmax(1) == target).sum()
+
+    def add_step(self, concept_loss: Tensor) -> None:
+        """ĝ of a whole step."""
+        self.concept_loss += concept_loss
+        self.concept_square += concept_loss.double().square().sum()
+        self.steps += 1
 
     def total(self, processes: Processes) -> tuple[float, float]:
         """Loss and correct over all processes; waits for them."""

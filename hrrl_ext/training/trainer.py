@@ -33,7 +33,9 @@ from ..robust import ConceptDistribution, ConceptWeights, CVaR, GroupDRO, HRRLOb
 from ..robust.concepts import effective_number
 from .config import TrainingConfig
 from .progress import Progress, ProgressStyle
+from .report import running, summary
 from .run_folder import RunFolder
+from .scalars import Scalars, require_tensorboard
 from .stopping import Stopping
 from .tally import Tally
 
@@ -87,7 +89,9 @@ class HRRLTrainer:
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept: on the device
             where they fit, else in RAM; 0 keeps none.
-        progress: "auto" (a bar on a terminal, else a line per epoch), "bar", "plain" or "off".
+        progress: "auto" (a bar on a terminal, else a line per epoch and one every half a minute
+            within a long one), "bar", "plain" or "off".
+        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
         **config: the fields of :class:`TrainingConfig`: tau, lam, s, c, epochs, batch_size, lr, ...
 
     Deterministic given the seed and the number of threads (on CUDA as far as cuDNN is; see
@@ -116,6 +120,7 @@ class HRRLTrainer:
         num_workers: int = 0,
         keep_gib: float = 2.0,
         progress: ProgressStyle = "auto",
+        tensorboard: bool = False,
         **config: Any,
     ) -> None:
         self.config = _training_config(config)
@@ -127,6 +132,11 @@ class HRRLTrainer:
         self.run = None if out is None else RunFolder(out)
         if self.run is None and resume:
             raise ValueError("resume=True needs out, the folder of the run to continue")
+        if tensorboard:
+            if self.run is None:
+                raise ValueError("tensorboard=True needs out, the folder that it writes to")
+            require_tensorboard()
+        self.tensorboard = tensorboard and self.processes.main
         if self.run is not None and not resume:
             self.run.require_free()
         self.processes.wait()  # before the first of them creates the folder
@@ -245,18 +255,26 @@ class HRRLTrainer:
         """Trains what is left of ``epochs`` and returns the model of the last iterate."""
         if self.run is not None and self.processes.main:
             self.run.begin(self._description(), str(self.device), self.processes.size)
-        total = self.config.epochs * len(self.batches)
-        with Progress(self.progress, total) as progress, Stopping(self.processes) as stopping:
-            fresh = not self.history and not self.tally.steps
+        steps, done = len(self.batches), self._steps_done
+        with (
+            Progress(self.progress, self.config.epochs * steps, done=done) as progress,
+            Stopping(self.processes) as stopping,
+            Scalars(self._scalars, len(self.history) * steps + 1) as scalars,
+        ):
             distribution = self.objective.distribution
-            if fresh and isinstance(distribution, ConceptDistribution) and self.config.c == "auto":
+            fresh = not done and self.config.c == "auto"
+            if fresh and isinstance(distribution, ConceptDistribution):
                 self._calibrate(distribution)
             for epoch in range(len(self.history), self.config.epochs):
                 self.history.append(self._train_epoch(epoch, progress, stopping))
                 self.tally = self._empty_tally()
+                self._check_weights()  # before best/ is replaced
                 self._write_epoch()
+                scalars.add(self.history[-1])
                 self._save()
-                progress.line(_summary(self.history[-1], self.config.epochs))
+                progress.line(summary(self.history[-1], self.config.epochs))
+        if self.run is not None and self.processes.main:
+            self.run.write_results(self.history, self.config.chosen)
         return TrainingResult(self.model, self.history, None if self.run is None else self.run.path)
 
     # --- one epoch
@@ -266,30 +284,54 @@ class HRRLTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         start, first = time.perf_counter(), self.tally.steps
         for x, target, concept in self.batches.epoch(epoch, start=first):
             concept_loss = self.train_step(
                 x, target, concept, batch=self.batches.sizes[self.tally.steps]
             )
-            self.tally.concept_loss += concept_loss
-            self.tally.steps += 1
+            self.tally.add_step(concept_loss)
             step, last = self.tally.steps, self.tally.steps == len(self.batches)
+            every = self.checkpoint_every
+            due = every is not None and self._steps_done % every == 0
             look = step % _CHECK_EVERY == 0 or last or (epoch == 0 and step <= _FIRST_STEPS)
             if look:
                 self._check_loss(concept_loss, epoch, step)
                 self._check_distribution(self.tally.concept_loss / step, epoch, step)
-                loss = self.tally.total(self.processes)[0] / sum(self.batches.sizes[:step])
-                text = f"epoch {epoch + 1}/{self.config.epochs}  loss {loss:.3f}"
-                progress.step(epoch * len(self.batches) + step, text)
+                seen = sum(self.batches.sizes[first:step])
+                speed = seen / (time.perf_counter() - start)
+                where = f"epoch {epoch + 1}/{self.config.epochs}, step {step}/{len(self.batches)}"
+                progress.step(epoch * len(self.batches) + step, where, self._running(speed))
             stop = stopping.asked(look)
-            every = self.checkpoint_every
-            if not last and (stop or (every and (epoch * len(self.batches) + step) % every == 0)):
+            if not last and (stop or due):
+                self._check_loss(concept_loss, epoch, step)
                 self._save()
             if stop and not last:
                 stopping.leave(self.run)
-        return self._row(epoch, lr, sum(self.batches.sizes[first:]) / (time.perf_counter() - start))
+        speed = sum(self.batches.sizes[first:]) / (time.perf_counter() - start)
+        row = self._row(epoch, lr) | {"images_per_second": speed}
+        if self.device.type == "cuda":
+            row["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
+        return row | {"seconds": time.perf_counter() - start}
 
-    def _row(self, epoch: int, lr: float, images_per_second: float) -> dict[str, Any]:
+    def _running(self, images_per_second: float) -> str:
+        """Waits for the device, and for the other processes: only for where the loop looks."""
+        loss, correct = self.tally.total(self.processes)
+        steps = self.tally.steps
+        seen = sum(self.batches.sizes[:steps])
+        concept_loss = (self.tally.concept_loss / steps).tolist()
+        q = self.objective.distribution.q.tolist()
+        names = self.concept_names
+        return running(
+            loss / seen,
+            correct / seen,
+            dict(zip(names, concept_loss, strict=True)),
+            dict(zip(names, q, strict=True)),
+            images_per_second,
+        )
+
+    def _row(self, epoch: int, lr: float) -> dict[str, Any]:
         distribution, n = self.objective.distribution, len(self.images)
         loss, correct = self.tally.total(self.processes)
         row: dict[str, Any] = {
@@ -305,13 +347,16 @@ class HRRLTrainer:
             row["accuracy"] = measured.average
             row["worst_concept_accuracy"] = measured.worst_concept
             row["concept_accuracy"] = self._by_concept(measured.concept)
-        return row | {
+        row |= {
             "concept_loss": self._by_concept(self.tally.concept_loss / len(self.batches)),
             "q": self._by_concept(distribution.q),
             "effective_concepts": distribution.effective_concepts.item(),
             "largest_weight": distribution.weight.max().item(),
-            "images_per_second": images_per_second,
+            "mu": math.sqrt(self.tally.concept_square.item() / len(self.batches)),
         }
+        if isinstance(distribution, ConceptDistribution) and distribution.lam is not None:
+            row |= {"lam": distribution.lam, "s": distribution.s, "c": distribution.c.item()}
+        return row
 
     def _empty_tally(self) -> Tally:
         return Tally.empty(len(self.concept_names), self.device)
@@ -321,10 +366,21 @@ class HRRLTrainer:
         if not wrong:
             return
         names = ", ".join(self.concept_names[k] for k in wrong[:3])
+        names += f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise self._diverged(
+            f"the loss is not finite in epoch {epoch + 1}, step {step} (concepts: {names})"
+        )
+
+    def _check_weights(self) -> None:
+        """What is saved can be taken up: a finite loss may have had a gradient that was not."""
+        parameters = [p.detach().isfinite().all() for p in self.model.parameters()]
+        if parameters and not torch.stack(parameters).all():
+            raise self._diverged(f"the weights are not finite after step {self._steps_done}")
+
+    def _diverged(self, what: str) -> FloatingPointError:
         kept = self.run.checkpoints if self.run is not None else []
-        raise FloatingPointError(
-            f"the loss is not finite in epoch {epoch + 1}, step {step} (concepts: {names}). "
-            "Lower lr or tau, or raise lam. "
+        return FloatingPointError(
+            f"{what}. Lower lr or tau, or raise lam. "
             + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
         )
 
@@ -454,20 +510,29 @@ class HRRLTrainer:
             "training": asdict(self.config),
         }
 
+    @property
+    def _steps_done(self) -> int:
+        return len(self.history) * len(self.batches) + self.tally.steps
+
+    @property
+    def _scalars(self) -> Path | None:
+        return self.run.path / "tensorboard" if self.run and self.tensorboard else None
+
     def _write_epoch(self) -> None:
         """Before the checkpoint: a run killed in between does the epoch, and this, once more."""
         if self.run is None or not self.processes.main:
             return
-        chosen = "accuracy" if self.config.select == "average" else "worst_concept_accuracy"
+        chosen = self.config.chosen
         row, *before = self.history[::-1]
         if chosen in row and all(row[chosen] > old[chosen] for old in before):
             self.run.save_best(self.model, row)
-        lines = [_summary(row, self.config.epochs) for row in self.history]
+        lines = [summary(row, self.config.epochs) for row in self.history]
         self.run.write_metrics(self.history, lines)
 
     def _save(self) -> None:
         if self.run is None:
             return
+        self._check_weights()
         cuda = self.device.type == "cuda"
         state = {
             "optimizer": self.optimizer.state_dict(),
@@ -480,9 +545,8 @@ class HRRLTrainer:
             "tally": self.processes.gather(self.tally.state_dict()),
             "history": self.history,
         }
-        step = len(self.history) * len(self.batches) + self.tally.steps
         if self.processes.main:
-            self.run.save(step, self.model, state)
+            self.run.save(self._steps_done, self.model, state)
         self.processes.wait()
 
     def _resume(self, run: RunFolder) -> None:
@@ -528,18 +592,3 @@ def _training_config(config: dict[str, Any]) -> TrainingConfig:
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise TypeError(f"HRRLTrainer has no argument {name!r}{hint}")
     return TrainingConfig(**config)
-
-
-def _summary(row: dict[str, Any], epochs: int) -> str:
-    parts = [
-        f"epoch {row['epoch']}/{epochs}",
-        f"loss {row['loss']:.3f}",
-        f"train {100 * row['train_accuracy']:.1f} %",
-    ]
-    if "accuracy" in row:
-        parts.append(f"accuracy {100 * row['accuracy']:.1f} %")
-        parts.append(f"worst concept {100 * row['worst_concept_accuracy']:.1f} %")
-    parts.append(f"effective concepts {row['effective_concepts']:.1f}")
-    parts.append(f"largest weight {row['largest_weight']:.1f}")
-    parts.append(f"{row['images_per_second']:.0f} img/s")
-    return "  ".join(parts)

@@ -25,6 +25,8 @@ SETTINGS: dict[str, Any] = {
     "epochs": 2, "batch_size": 16, "lr": 0.05, "crop_padding": 1, "device": "cpu", "progress": "off",
 }  # fmt: skip
 
+CLOCK = ("images_per_second", "seconds")
+
 
 class Net(nn.Module):
     """Batch normalisation and dropout: running statistics and random state must survive as well."""
@@ -46,7 +48,7 @@ def start(out: Path, resume: bool = False, **settings: Any) -> HRRLTrainer:
 
 
 def result(trainer: HRRLTrainer) -> list[Any]:
-    rows = [{k: v for k, v in r.items() if k != "images_per_second"} for r in trainer.history]
+    rows = [{k: v for k, v in r.items() if k not in CLOCK} for r in trainer.history]
     state = [*trainer.model.state_dict().values(), *trainer.objective.state_dict().values()]
     return [rows, [value.tolist() for value in state]]
 
@@ -115,7 +117,8 @@ def final(out: Path) -> dict[str, Any]:
     newest = sorted((out / "checkpoints").iterdir())[-1]
     state = torch.load(newest / "state.pt", weights_only=True)
     for row in state["history"]:
-        del row["images_per_second"]
+        for name in CLOCK:
+            del row[name]
     weights = load_file(newest / "model.safetensors")
     return {
         "weights": {name: value.tolist() for name, value in weights.items()},

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import hrrl_ext
@@ -247,7 +250,7 @@ def test_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["state.pt", "model.safetensors"])
-@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing"])
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "missing", "of another kind"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     tmp_path: Path, file: str, damage: str
 ) -> None:
@@ -256,6 +259,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(
     content = newest.read_bytes()
     if damage == "missing":
         newest.unlink()
+    elif damage == "of another kind":  # can be read, and is not of this run
+        other = {"weight": torch.zeros(3)}
+        (torch.save if file == "state.pt" else save_file)(other, newest)
     else:
         newest.write_bytes(
             content[: len(content) // 2] if damage == "truncated" else b"not a model"
@@ -278,10 +284,92 @@ def test_a_state_file_cannot_run_code(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Any, ...]:
             return (Path(tmp_path / "executed").touch, ())
 
-    torch.save({"history": Evil()}, tmp_path / "checkpoints/step-00000005/state.pt")
-    with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(CheckpointError):
-        load_model(tmp_path)
+    newest = tmp_path / "checkpoints/step-00000005"
+    for save in (torch.save, save_as_legacy, save_as_pickle):
+        for name in ("state.pt", "model.safetensors"):
+            whole = (newest / name).read_bytes()
+            save({"history": Evil()}, newest / name)
+            with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(CheckpointError):
+                load_model(tmp_path)
+            (newest / name).write_bytes(whole)
     assert not (tmp_path / "executed").exists()
+    save_as_pickle(Evil(), tmp_path / "plain")
+    pickle.loads((tmp_path / "plain").read_bytes())  # what it would have done
+    assert (tmp_path / "executed").exists()
+
+
+def save_as_legacy(value: Any, path: Path) -> None:
+    torch.save(value, path, _use_new_zipfile_serialization=False)
+
+
+def save_as_pickle(value: Any, path: Path) -> None:
+    path.write_bytes(pickle.dumps(value))
+
+
+def test_a_state_file_cut_anywhere_is_refused_by_name(tmp_path: Path) -> None:
+    HRRLTrainer(**(SMALL | {"epochs": 1}), tau=0.0, lam=None, out=tmp_path).fit()
+    newest = tmp_path / "checkpoints/step-00000005"
+    for name in ("state.pt", "model.safetensors"):
+        whole = (newest / name).read_bytes()
+        for length in {*range(0, 40, 7), *range(0, len(whole), len(whole) // 20), len(whole) - 1}:
+            (newest / name).write_bytes(whole[:length])
+            with (
+                pytest.warns(UserWarning, match=r"step-00000005 cannot be read"),
+                pytest.raises(CheckpointError, match="none of the checkpoints"),
+            ):
+                load_model(tmp_path)
+        (newest / name).write_bytes(whole)
+    load_model(tmp_path)
+
+
+def test_a_link_is_no_checkpoint(tmp_path: Path) -> None:
+    """It is neither read nor tidied away, nor is what it leads to."""
+    settings = SMALL | {"tau": 0.0, "lam": None}
+    HRRLTrainer(**settings, seed=1, out=tmp_path / "other").fit()
+    run = tmp_path / "run"
+    HRRLTrainer(**settings, out=run).fit()
+    link = run / "checkpoints/step-00000099"
+    link.symlink_to(tmp_path / "other/checkpoints/step-00000015")
+    early = run / "checkpoints/step-00000001"
+    early.symlink_to(tmp_path / "other/checkpoints/step-00000010")
+    resumed = HRRLTrainer(**settings, out=run, resume=True)
+    assert same(weights(resumed.model), weights(HRRLTrainer(**settings).fit().model))
+    resumed._save()
+    assert link.is_symlink() and early.is_symlink()
+    assert (tmp_path / "other/checkpoints/step-00000010/state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["../../other", "/etc/passwd", "os.system", "timm:../../other", "file:///tmp/x"]
+)
+def test_a_configuration_names_models_and_no_files(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    HRRLTrainer(**(SMALL | {"epochs": 1}), validation=DIGITS, tau=0.0, lam=None, out=out).fit()
+    for folder, which in ((out, "last"), (out / "best", "best")):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"model": name}))
+        with pytest.raises(
+            (ValueError, ImportError), match=re.escape(name.partition(":")[2] or name)
+        ):
+            load_model(out, which=which)
+
+
+def test_names_of_concepts_are_no_paths(tmp_path: Path) -> None:
+    """A name out of a data set goes into files, and never into the name of one."""
+    names = ["../up", "/root", "a/b", "=1+1", "c,d", 'e"f', " ", "g\nh", "[bold]", "ü"]
+    images = ArrayImages(DIGITS.images[:160], DIGITS.target, classes=names)
+    out = tmp_path / "run"
+    settings = SMALL | {"data": images, "epochs": 1, "validation": images, "tensorboard": True}
+    result = HRRLTrainer(**settings, tau=0.0, lam=50.0, out=out).fit()
+    assert list(json.loads((out / "results.json").read_text())["concepts"]) == names
+    with (out / "metrics.csv").open(newline="") as f:
+        (row,) = csv.DictReader(f)
+    assert float(row["q/g\nh"]) == result.last["q"]["g\nh"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert {path.name for path in out.iterdir()} == {
+        "config.json", "environment.jsonl", "metrics.csv", "metrics.jsonl", "train.log",
+        "results.json", "tensorboard", "checkpoints", "best",
+    }  # fmt: skip
 
 
 @pytest.mark.slow
@@ -344,10 +432,52 @@ def test_a_diverged_run_stops_and_names_what_is_left(tmp_path: Path) -> None:
 
     trainer._train_epoch = break_second  # type: ignore[method-assign]
     with pytest.raises(
-        FloatingPointError, match=r"loss is not finite in epoch 2, step 5.*step-00000005"
+        FloatingPointError,
+        match=r"loss is not finite in epoch 2, step 5 \(concepts: 0, 1, 2 and 7 more\).*step-00000005",
     ):
         trainer.fit()
     assert torch.isfinite(trainer.objective.distribution.q).all()
+    resumed = HRRLTrainer(**SMALL, tau=0.0, lam=5.0, out=tmp_path, resume=True).fit()
+    assert same(weights(resumed.model), weights(HRRLTrainer(**SMALL, tau=0.0, lam=5.0).fit().model))
+
+
+@pytest.mark.parametrize(
+    ("after", "message"),
+    [
+        (1, r"loss is not finite in epoch 1, step 2 .*Nothing has been saved yet"),
+        (7, r"loss is not finite in epoch 2, step 4 .*The last good state is .*step-00000006\."),
+        (6, r"weights are not finite after step 6\..*The last good state is .*step-00000005\."),
+        (5, r"weights are not finite after step 5\..*The last good state is .*step-00000003\."),
+    ],
+)
+def test_what_has_diverged_is_never_saved(after: int, message: str, tmp_path: Path) -> None:
+    """The weights are lost in a step whose own loss is finite; checkpoints are due every third step
+    and after the fifth, the last of an epoch. What is there before, is there after, and is whole."""
+    settings = SMALL | {"tau": 0.0, "lam": 50.0, "validation": DIGITS}
+    trainer = HRRLTrainer(**settings, out=tmp_path, checkpoint_every=3)
+    step, done = trainer.train_step, 0
+
+    def overflow(*arguments: Any, **options: Any) -> Tensor:
+        nonlocal done
+        concept_loss = step(*arguments, **options)
+        done += 1
+        if done == after:
+            trainer.model.fc.weight.data[0, 0] = math.inf
+        return concept_loss
+
+    trainer.train_step = overflow  # type: ignore[method-assign]
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.fit()
+    resumed = HRRLTrainer(**settings, out=tmp_path, checkpoint_every=3, resume=True)
+    assert all(torch.isfinite(w).all() for w in weights(resumed.model))
+    assert resumed.fit().last["step"] == 15
+
+
+def test_a_run_without_a_folder_that_diverges_has_nothing_saved() -> None:
+    trainer = HRRLTrainer(**SMALL, tau=0.0, lam=50.0)
+    trainer.model.fc.weight.data.fill_(math.nan)
+    with pytest.raises(FloatingPointError, match=r"epoch 1, step 1 .*Nothing has been saved yet"):
+        trainer.fit()
 
 
 def test_per_example_concepts() -> None:

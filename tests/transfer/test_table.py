@@ -56,7 +56,8 @@ def test_trains_probes_and_keeps(tmp_path: Path) -> None:
     pictures = plot_histories({t.variant: t.history for t in table.trials[:4]}, tmp_path)
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
-    assert [p.name for p in pictures] == ["loss.png", "q.png", "concept_accuracy.png"]
+    names = ["loss.png", "q.png", "accuracy.png", "concept_accuracy.png", "h.png"]
+    assert [p.name for p in pictures] == names
 
 
 def trial(variant: str, seed: int, accuracy: float) -> Trial:

@@ -1,0 +1,89 @@
+"""What a run says of itself in words, and what it comes to in the end."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+
+def running(
+    loss: float,
+    train_accuracy: float,
+    concept_loss: Mapping[str, float],
+    q: Mapping[str, float],
+    images_per_second: float,
+) -> str:
+    """The epoch so far: ``concept_loss`` is each concept's mean ĝ of its steps, ``q`` is that of now."""
+    worst = max(concept_loss, key=lambda k: concept_loss[k])
+    largest = sorted(q, key=lambda k: -q[k])[:3]
+    effective = math.exp(-sum(p * math.log(p) for p in q.values() if p > 0))
+    return "  ".join(
+        [
+            f"loss {loss:.3f}",
+            f"train {100 * train_accuracy:.1f} %",
+            f"worst concept {concept_loss[worst]:.2f} ({worst})",
+            f"effective concepts {effective:.1f} of {len(q)}",
+            "q " + ", ".join(f"{q[k]:.2f} ({k})" for k in largest),
+            f"{images_per_second:.0f} img/s",
+        ]
+    )
+
+
+def summary(row: Row, epochs: int) -> str:
+    """One line for an epoch that is over."""
+    parts = [
+        f"epoch {row['epoch']}/{epochs}",
+        f"loss {row['loss']:.3f}",
+        f"train {100 * row['train_accuracy']:.1f} %",
+    ]
+    if "accuracy" in row:
+        parts.append(f"accuracy {100 * row['accuracy']:.1f} %")
+        worst = f"worst concept {100 * row['worst_concept_accuracy']:.1f} %"
+        parts.append(f"{worst} ({worst_concept(row)})")
+    parts.append(f"effective concepts {row['effective_concepts']:.1f}")
+    parts.append(f"largest weight {row['largest_weight']:.1f}")
+    parts.append(f"{row['images_per_second']:.0f} img/s")
+    return "  ".join(parts)
+
+
+def worst_concept(row: Row) -> str:
+    """Name of the concept with the lowest accuracy on the validation set."""
+    accuracy = {k: v for k, v in row["concept_accuracy"].items() if v is not None}
+    return min(accuracy, key=lambda k: accuracy[k])
+
+
+def results(history: Sequence[Row], chosen: str) -> dict[str, Any]:
+    """The last epoch and the best one, as single numbers and by concept; what results.json holds.
+
+    ``chosen`` is the column that makes an epoch the best (the first of equal ones); without a
+    validation set there is no best.
+    """
+    last = history[-1]
+    best = max(history, key=lambda row: row[chosen]) if chosen in last else None
+    by_concept = {
+        name: {
+            "q": last["q"][name],
+            "concept_loss": last["concept_loss"][name],
+            **{
+                f"accuracy_{when}": row["concept_accuracy"][name]
+                for when, row in (("last", last), ("best", best))
+                if row is not None and "concept_accuracy" in row
+            },
+        }
+        for name in last["q"]
+    }
+    return {
+        "selected_by": chosen if best is not None else None,
+        "seconds": sum(row["seconds"] for row in history),
+        "last": _scalars(last),
+        "best": None if best is None else _scalars(best),
+        "concepts": by_concept,
+    }
+
+
+def _scalars(row: Row) -> dict[str, Any]:
+    numbers = {name: value for name, value in row.items() if not isinstance(value, Mapping)}
+    return numbers | ({"worst_concept": worst_concept(row)} if "accuracy" in row else {})
