@@ -1,7 +1,10 @@
-"""A small replica of the paper's Tables 2 to 4, with CIFAR-100 in ImageNet's place.
+"""A small replica of the paper's Tables 2 to 4, with CIFAR-100 in ImageNet's place, and two baselines.
 
     python examples/transfer_cifar100.py DATA --out runs/cifar100 --search      # tau and lam
-    python examples/transfer_cifar100.py DATA --out runs/cifar100 --tau T --lam L --seeds 0 1 2
+    python examples/transfer_cifar100.py DATA --out runs/cifar100 --tau T --lam L --seeds 0 1 2 \\
+        --page docs/results/cifar100.md
+
+--page puts the tables between the page's marks, and the trials and pictures into the folder beside it.
 
 DATA is a folder with NumPy archives (image uint8, label, class_names; see docs/data.md):
 cifar100-train-{0..3}of4, cifar100-test, cifar10-*, grocery-* and fashion-mnist-*.
@@ -14,6 +17,9 @@ Fashion-MNIST (both). The search sees training images of CIFAR-100 only: a fifth
 from __future__ import annotations
 
 import argparse
+import csv
+import re
+import statistics
 from pathlib import Path
 
 import torch
@@ -21,7 +27,8 @@ import torch
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ImageSet, load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
-from hrrl_ext.transfer import Target, transfer_table
+from hrrl_ext.transfer import Target, TransferTable, transfer_table
+from hrrl_ext.transfer.table import BASELINES, VARIANTS
 
 SIZE = 32
 TAU_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
@@ -39,6 +46,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=2, help="quarters of CIFAR-100 to train on")
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--width", type=int, default=16, help="64 is ResNet-18's own")
+    parser.add_argument("--page", type=Path, help="Markdown page to bring up to date")
     args = parser.parse_args()
     config = {
         "epochs": args.epochs,
@@ -59,6 +67,7 @@ def main() -> None:
         targets=list(open_targets(args.data)),
         tau=args.tau,
         lam=args.lam,
+        variants=VARIANTS + BASELINES,
         seeds=args.seeds,
         out=args.out,
         report=lambda line: print(line, flush=True),
@@ -66,8 +75,55 @@ def main() -> None:
     )
     print(f"\n{table}")
     (args.out / "table.md").write_text(table.to_markdown() + "\n")
-    first = {t.variant: t.history for t in table.trials if t.seed == args.seeds[0]}
-    plot_histories(first, args.out)
+    plot(table, args.out)
+    if args.page is not None:
+        write_page(table, args.page)
+
+
+def plot(table: TransferTable, out: Path) -> None:
+    """The runs of the first seed."""
+    seed = min(trial.seed for trial in table.trials)
+    plot_histories({t.variant: t.history for t in table.trials if t.seed == seed}, out)
+
+
+def write_page(table: TransferTable, page: Path) -> None:
+    parts = {
+        "accuracy": table.to_markdown(),
+        "difference": table.to_markdown(base="ERM"),
+        "seconds": seconds(table),
+    }
+    text = page.read_text(encoding="utf-8")
+    for name, part in parts.items():
+        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+        if not all(mark in text for mark in marks):
+            raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
+        between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)
+        text = between.sub(lambda _, part=part: part + "\n", text)
+    out = page.with_suffix("")
+    out.mkdir(exist_ok=True)
+    plot(table, out)
+    with (out / "trials.csv").open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["variant", "seed", *table.columns, "effective_concepts", "largest_weight"])
+        for t in table.trials:
+            accuracies = [f"{(t.source | t.targets)[c]:.4f}" for c in table.columns]
+            q = [f"{t.history[-1][name]:.2f}" for name in ("effective_concepts", "largest_weight")]
+            writer.writerow([t.variant, t.seed, *accuracies, *q])
+    page.write_text(text, encoding="utf-8")
+
+
+def seconds(table: TransferTable) -> str:
+    """What training took, as one cell per variant."""
+    total = {
+        variant: [
+            sum(row["seconds"] for row in t.history) for t in table.trials if t.variant == variant
+        ]
+        for variant in table.variants
+    }
+    lines = [["training, s", *total], ["---"] + ["---:"] * len(total)]
+    lines.append(["median", *(f"{statistics.median(values):.0f}" for values in total.values())])
+    lines.append(["range", *(f"{min(v):.0f} to {max(v):.0f}" for v in total.values())])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def search(train: ImageSet, config: dict[str, object]) -> None:

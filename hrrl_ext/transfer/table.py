@@ -1,4 +1,4 @@
-"""The paper's experiment: learn features four ways, freeze them, and see how a linear SVM transfers."""
+"""The paper's experiment: features learned several ways, frozen, and what a linear SVM makes of them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ from .features import extract_features
 from .probe import probe
 
 VARIANTS = ("ERM", "EL", "CL", "HRRL")
+"""Those of the paper."""
+BASELINES = ("Group DRO", "CVaR")
+"""Other adversaries in CL's place: no example level."""
 
 
-def variant_levels(name: str, tau: float, lam: float) -> dict[str, Any]:
-    """tau and lam of a variant: EL has the example level alone, CL the concept level, HRRL both."""
-    if name not in VARIANTS:
-        raise ValueError(f"a variant is one of {', '.join(VARIANTS)}, got {name!r}")
-    return {
-        "tau": tau if name in ("EL", "HRRL") else 0.0,
-        "lam": lam if name in ("CL", "HRRL") else None,
-    }
+def variant_config(name: str, tau: float, lam: float) -> dict[str, Any]:
+    """What sets a variant apart: EL has the example level alone, CL the concept level, HRRL both."""
+    match name:
+        case "ERM" | "EL" | "CL" | "HRRL":
+            return {
+                "adversary": "hrrl",
+                "tau": tau if name in ("EL", "HRRL") else 0.0,
+                "lam": lam if name in ("CL", "HRRL") else None,
+            }
+        case "Group DRO":
+            return {"adversary": "group_dro", "tau": 0.0}
+        case "CVaR":
+            return {"adversary": "cvar", "tau": 0.0}
+    raise ValueError(f"a variant is one of {', '.join(VARIANTS + BASELINES)}, got {name!r}")
 
 
 @dataclass(frozen=True)
@@ -68,24 +77,43 @@ class TransferTable:
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return statistics.fmean(values), spread
 
+    def difference(self, variant: str, base: str, column: str) -> tuple[float, float]:
+        """As ``cell``, of variant minus base under the same seed: same weights, same batches."""
+        by_seed: dict[str, dict[int, float]] = {variant: {}, base: {}}
+        for trial in self.trials:
+            if trial.variant in by_seed:
+                by_seed[trial.variant][trial.seed] = (trial.source | trial.targets)[column]
+        shared = by_seed[variant].keys() & by_seed[base].keys()
+        values = [by_seed[variant][seed] - by_seed[base][seed] for seed in sorted(shared)]
+        if not values:
+            raise ValueError(f"{variant} and {base} have no seed in common")
+        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+
     @property
     def variants(self) -> list[str]:
-        return [v for v in VARIANTS if any(trial.variant == v for trial in self.trials)]
+        known = VARIANTS + BASELINES
+        return [v for v in known if any(trial.variant == v for trial in self.trials)]
 
     @property
     def columns(self) -> list[str]:
         return [*self.trials[0].source, *self.trials[0].targets]
 
-    def rows(self) -> list[list[str]]:
-        """Header and one row per variant, in per cent."""
+    def rows(self, base: str | None = None) -> list[list[str]]:
+        """Header and one row per variant, in per cent; with ``base`` the differences from it."""
         table = [["features", *(c.replace("_", " ") for c in self.columns)]]
         for variant in self.variants:
-            cells = (self.cell(variant, column) for column in self.columns)
-            table.append([variant, *(_per_cent(mean, spread) for mean, spread in cells)])
+            if variant == base:
+                continue
+            cells = [
+                self.cell(variant, c) if base is None else self.difference(variant, base, c)
+                for c in self.columns
+            ]
+            sign = "" if base is None else "+"
+            table.append([variant, *(_per_cent(mean, spread, sign) for mean, spread in cells)])
         return table
 
-    def to_markdown(self) -> str:
-        header, *rows = self.rows()
+    def to_markdown(self, base: str | None = None) -> str:
+        header, *rows = self.rows(base)
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
@@ -119,14 +147,15 @@ def transfer_table(
 ) -> TransferTable:
     """Trains every variant with every seed on ``data`` and probes its features on every target.
 
-    All variants share the configuration (see :class:`hrrl_ext.training.TrainingConfig`) but for tau
-    and lam; with one seed they start from the same weights and see the same batches. With ``out``
-    each finished trial is kept in ``out/trials.jsonl`` and not computed again.
+    ``variants`` are of ``VARIANTS`` and ``BASELINES``. They share the configuration (see
+    :class:`hrrl_ext.training.TrainingConfig`) but for tau, lam and the adversary; with one seed they
+    start from the same weights and see the same batches. With ``out`` each finished trial is kept in
+    ``out/trials.jsonl`` and not computed again.
     """
     seeds, variants = list(seeds), list(variants)
     if not seeds or not variants:
         raise ValueError("transfer_table needs at least one seed and one variant")
-    levels = {variant: variant_levels(variant, tau, lam) for variant in variants}
+    of_variant = {variant: variant_config(variant, tau, lam) for variant in variants}
     path = None if out is None else Path(out) / "trials.jsonl"
     trials = [] if path is None else _read(path)
     done = {(trial.variant, trial.seed) for trial in trials}
@@ -140,8 +169,7 @@ def transfer_table(
                 validation=validation,
                 seed=seed,
                 progress="off",
-                **levels[variant],
-                **config,
+                **(config | of_variant[variant]),
             ).fit()
             measured = ("accuracy", "worst_concept_accuracy") if validation is not None else ()
             accuracies = {}
@@ -169,5 +197,5 @@ def _read(path: Path) -> list[Trial]:
     return [Trial(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
-def _per_cent(mean: float, spread: float) -> str:
-    return f"{100 * mean:.1f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}")
+def _per_cent(mean: float, spread: float, sign: str) -> str:
+    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}")

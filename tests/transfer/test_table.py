@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from hrrl_ext.data import load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
-from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_levels
+from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_config
 
 DIGITS = load_images("digits", split="train").subset(range(150))
 TARGET = Target("half", lower_resolution(DIGITS), lower_resolution(DIGITS))  # type: ignore[arg-type]
@@ -22,13 +23,37 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_levels() -> None:
-    assert variant_levels("ERM", 0.1, 5.0) == {"tau": 0.0, "lam": None}
-    assert variant_levels("EL", 0.1, 5.0) == {"tau": 0.1, "lam": None}
-    assert variant_levels("CL", 0.1, 5.0) == {"tau": 0.0, "lam": 5.0}
-    assert variant_levels("HRRL", 0.1, 5.0) == {"tau": 0.1, "lam": 5.0}
-    with pytest.raises(ValueError, match="a variant is one of ERM, EL, CL, HRRL, got 'DRO'"):
-        variant_levels("DRO", 0.1, 5.0)
+def test_variants() -> None:
+    hrrl = {"adversary": "hrrl"}
+    assert variant_config("ERM", 0.1, 5.0) == hrrl | {"tau": 0.0, "lam": None}
+    assert variant_config("EL", 0.1, 5.0) == hrrl | {"tau": 0.1, "lam": None}
+    assert variant_config("CL", 0.1, 5.0) == hrrl | {"tau": 0.0, "lam": 5.0}
+    assert variant_config("HRRL", 0.1, 5.0) == hrrl | {"tau": 0.1, "lam": 5.0}
+    assert variant_config("Group DRO", 0.1, 5.0) == {"adversary": "group_dro", "tau": 0.0}
+    assert variant_config("CVaR", 0.1, 5.0) == {"adversary": "cvar", "tau": 0.0}
+    known = "ERM, EL, CL, HRRL, Group DRO, CVaR"
+    with pytest.raises(ValueError, match=f"a variant is one of {known}, got 'DRO'"):
+        variant_config("DRO", 0.1, 5.0)
+
+
+def test_baselines_are_rows_too() -> None:
+    names = ["CVaR", "Group DRO", "ERM"]
+    table = transfer_table(DIGITS, **SMALL, eta_q=1.0, variants=names)
+    assert table.variants == ["ERM", "Group DRO", "CVaR"]
+    q = {t.variant: t.history[-1]["q"] for t in table.trials}
+    assert q["ERM"] != q["Group DRO"] != q["CVaR"]
+
+
+def test_differences_are_of_one_seed() -> None:
+    def trial(variant: str, seed: int, accuracy: float) -> Trial:
+        return Trial(variant, seed, {}, {"half": accuracy}, [])
+
+    rows = [("ERM", 0, 0.1), ("CL", 0, 0.4), ("ERM", 1, 0.6), ("CL", 1, 0.8), ("CL", 2, 0.9)]
+    table = TransferTable([trial(*row) for row in [*rows, ("EL", 1, 0.5)]])
+    assert table.difference("CL", "ERM", "half") == pytest.approx((0.25, 0.05 * 2**0.5))
+    assert table.rows("ERM")[1:] == [["EL", "-10.0"], ["CL", "+25.0 ± 7.1"]]
+    with pytest.raises(ValueError, match="HRRL and ERM have no seed in common"):
+        table.difference("HRRL", "ERM", "half")
 
 
 def test_trains_probes_and_keeps(tmp_path: Path) -> None:
@@ -110,3 +135,27 @@ def test_trials_are_plain_json(tmp_path: Path) -> None:
     stored = json.loads((tmp_path / "trials.jsonl").read_text())
     assert stored["variant"] == "ERM"
     assert torch.tensor(stored["targets"]["half"]) <= 1
+
+
+def test_the_results_page_is_written_by_its_example(tmp_path: Path) -> None:
+    path = Path(__file__).parents[2] / "examples/transfer_cifar100.py"
+    spec = importlib.util.spec_from_file_location("transfer_cifar100", path)
+    assert spec is not None and spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    table = transfer_table(DIGITS, **SMALL, seeds=[0, 1], variants=["ERM", "CL"])
+    page = tmp_path / "page.md"
+    old = (path.parents[1] / "docs/results/cifar100.md").read_text(encoding="utf-8")
+    page.write_text(old, encoding="utf-8")
+    for _ in range(2):  # once more changes nothing
+        example.write_page(table, page)
+        new = page.read_text(encoding="utf-8")
+        assert table.to_markdown() in new
+        assert table.to_markdown(base="ERM") in new
+        assert "| EL |" not in new
+        assert new.split("<!-- accuracy -->")[0] == old.split("<!-- accuracy -->")[0]
+        assert new.split("<!-- /seconds -->")[1] == old.split("<!-- /seconds -->")[1]
+    assert len((tmp_path / "page/trials.csv").read_text().splitlines()) == 5
+    page.write_text("no place", encoding="utf-8")
+    with pytest.raises(ValueError, match="no place for the table"):
+        example.write_page(table, page)
