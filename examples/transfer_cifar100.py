@@ -94,7 +94,7 @@ def write_page(table: TransferTable, page: Path) -> None:
     }
     text = page.read_text(encoding="utf-8")
     for name, part in parts.items():
-        marks = f"<!-- {name} -->", f"<!-- /{name} -->"
+        marks = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
         if not all(mark in text for mark in marks):
             raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
         between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)

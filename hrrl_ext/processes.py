@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,18 @@ class Processes:
         if self.size > 1:
             dist.all_reduce(value)
         return value
+
+    def agree(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites the floating-point ones of ``tensors`` with those of the first process."""
+        if self.size == 1:
+            return
+        floats = [t for t in tensors if t.is_floating_point()]
+        if not floats:
+            return
+        together = torch.cat([t.double().flatten() for t in floats])  # one message, and exact
+        dist.broadcast(together, 0)
+        for t, part in zip(floats, together.split([t.numel() for t in floats]), strict=True):
+            t.copy_(part.view_as(t))
 
     def gather(self, value: Any) -> list[Any]:
         """``value`` of every process, by rank."""

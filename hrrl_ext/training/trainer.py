@@ -100,7 +100,8 @@ class HRRLTrainer:
 
     Under torchrun the processes share every batch: ``batch_size`` counts the examples of all of them,
     gradients and ĝ are those of the whole batch, and q is the same in each to the bit. Only batch
-    normalisation sees its own part. The first process writes and talks.
+    normalisation sees its own part; its running statistics are those of the first process, which also
+    writes and talks.
     """
 
     def __init__(
@@ -201,7 +202,7 @@ class HRRLTrainer:
         self.parallel: nn.Module = self.model
         if self.processes.size > 1:
             torch.manual_seed(self.config.seed + self.processes.rank)  # dropout draws its own masks
-            self.parallel = DistributedDataParallel(self.model)
+            self.parallel = DistributedDataParallel(self.model, broadcast_buffers=False)
         self.history: list[dict[str, Any]] = []
         self.tally = self._empty_tally()
         self._warned = False
@@ -220,6 +221,7 @@ class HRRLTrainer:
         given), taken in ``accumulate`` parts one after the other.
         """
         batch = len(x) if batch is None else batch
+        self.processes.agree(self.model.buffers())
         concept_loss = torch.zeros_like(self.objective.distribution.q)
         self.optimizer.zero_grad(set_to_none=True)
         for part, last in _parts(self.config.accumulate, x, target, concept):
@@ -309,6 +311,7 @@ class HRRLTrainer:
                 self._save()
             if stop and not last:
                 stopping.leave(self.run)
+        self.processes.agree(self.model.buffers())
         speed = sum(self.batches.sizes[first:]) / (time.perf_counter() - start)
         row = self._row(epoch, lr) | {"images_per_second": speed}
         if self.device.type == "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hrrl_ext.data import load_images
+from hrrl_ext.evaluation import accuracy
 from hrrl_ext.training import HRRLTrainer, load_model
 
 DIGITS = load_images("digits", split="train").subset(range(203))
@@ -101,10 +103,12 @@ def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
 
 @pytest.mark.slow
 def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
-    """With batch normalisation; one process writes, and a run that is continued gives the same bits."""
+    """With batch normalisation; one process writes, and a run that is continued gives the same bits.
+    Both evaluate the model that is saved, with the running statistics of the first."""
     options: dict[str, Any] = {
         "data": "digits", "validation": "digits", "concepts": "classes", "epochs": 2, "width": 4,
         "batch_size": 128, "crop_padding": 1, "tau": 0.1, "lam": 20, "device": "cpu",
+        "batch_norm": "running",
     }  # fmt: skip
     arguments = ["-m", "hrrl_ext", "train", *(f"--{k}={v}" for k, v in options.items())]
     printed = run(2, *arguments, f"--out={tmp_path / 'whole'}")
@@ -118,5 +122,15 @@ def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
     run(2, *arguments, f"--out={stopped}", "--resume")
     whole, resumed = (load_model(out).state_dict() for out in (tmp_path / "whole", stopped))
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    row = json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])
+    alone = HRRLTrainer(
+        load_model(stopped), data="digits", validation="digits", concepts="classes",
+        progress="off", device="cpu",
+    )  # fmt: skip
+    assert alone.validation is not None
+    measured = accuracy(alone.model, alone.validation, 10)
+    assert (row["accuracy"], row["worst_concept_accuracy"]) == pytest.approx(
+        (measured.average, measured.worst_concept)
+    )
     lines = (stopped / "environment.jsonl").read_text().splitlines()
     assert len(lines) == 2 and '"processes": 2' in lines[0]

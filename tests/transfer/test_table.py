@@ -153,8 +153,8 @@ def test_the_results_page_is_written_by_its_example(tmp_path: Path) -> None:
         assert table.to_markdown() in new
         assert table.to_markdown(base="ERM") in new
         assert "| EL |" not in new
-        assert new.split("<!-- accuracy -->")[0] == old.split("<!-- accuracy -->")[0]
-        assert new.split("<!-- /seconds -->")[1] == old.split("<!-- /seconds -->")[1]
+        assert new.split("<!-- table: accuracy -->")[0] == old.split("<!-- table: accuracy -->")[0]
+        assert new.split("<!-- end: seconds -->")[1] == old.split("<!-- end: seconds -->")[1]
     assert len((tmp_path / "page/trials.csv").read_text().splitlines()) == 5
     page.write_text("no place", encoding="utf-8")
     with pytest.raises(ValueError, match="no place for the table"):
