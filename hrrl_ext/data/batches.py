@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,8 +117,6 @@ class Batches:
         self.device = torch.device(device)
         self.num_workers = num_workers
         self.keep_gib = keep_gib
-        self._kept: KeptImages | None = None
-        self._placed = False
         self.processes = processes
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
@@ -163,11 +162,12 @@ class Batches:
                 concept.to(self.device, non_blocking=True),
             )
 
+    @cached_property  # not before the first epoch: for images in files it opens one
+    def _kept(self) -> KeptImages | None:
+        return keep(self.images, self.device, self.keep_gib * 2**30)
+
     def _images(self, rows: list[Tensor]) -> Iterator[Tensor]:
         """Images [B, 3, H, W] of each of the rows [B]: those kept, and the others from the set."""
-        if not self._placed:
-            self._kept = keep(self.images, self.device, self.keep_gib * 2**30)
-            self._placed = True
         kept = self._kept
         if kept is None:
             yield from (x for x, _ in self._fetched([indices.tolist() for indices in rows]))

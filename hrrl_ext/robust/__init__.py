@@ -1,11 +1,11 @@
 """The two players of the game that HRRL solves, and the objective that joins them.
 
-===========================================================================
-:class:`ExamplePerturbation`   example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
-:class:`ConceptDistribution`   concept level: q, raised by projected gradient ascent
-:class:`HRRLObjective`         both, for a training loop of one's own
-:class:`GroupDRO`, :class:`CVaR`  other adversaries over the concepts, to compare with
-===========================================================================
+================================== ==============================================================
+:class:`ExamplePerturbation`       example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
+:class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
+:class:`HRRLObjective`             both, for a training loop of one's own
+:class:`GroupDRO`, :class:`CVaR`   other adversaries over the concepts, to compare with
+================================== ==============================================================
 """
 
 from .baselines import CVaR, GroupDRO

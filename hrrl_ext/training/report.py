@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,20 +11,20 @@ Row = Mapping[str, Any]
 def running(
     loss: float,
     train_accuracy: float,
-    concept_loss: Mapping[str, float],
-    q: Mapping[str, float],
+    concept_loss: Mapping[str, Any],
+    q: Mapping[str, Any],
+    effective_concepts: float,
     images_per_second: float,
 ) -> str:
     """The epoch so far: ``concept_loss`` is each concept's mean ĝ of its steps, ``q`` is that of now."""
     worst = max(concept_loss, key=lambda k: concept_loss[k])
     largest = sorted(q, key=lambda k: -q[k])[:3]
-    effective = math.exp(-sum(p * math.log(p) for p in q.values() if p > 0))
     return "  ".join(
         [
             f"loss {loss:.3f}",
             f"train {100 * train_accuracy:.1f} %",
             f"worst concept {concept_loss[worst]:.2f} ({worst})",
-            f"effective concepts {effective:.1f} of {len(q)}",
+            f"effective concepts {effective_concepts:.1f} of {len(q)}",
             "q " + ", ".join(f"{q[k]:.2f} ({k})" for k in largest),
             f"{images_per_second:.0f} img/s",
         ]
@@ -53,6 +52,17 @@ def worst_concept(row: Row) -> str:
     """Name of the concept with the lowest accuracy on the validation set."""
     accuracy = {k: v for k, v in row["concept_accuracy"].items() if v is not None}
     return min(accuracy, key=lambda k: accuracy[k])
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """What belongs to concepts as a column name/concept of its own."""
+    columns: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            columns |= {f"{name}/{key}": entry for key, entry in value.items()}
+        else:
+            columns[name] = value
+    return columns
 
 
 def results(history: Sequence[Row], chosen: str) -> dict[str, Any]:

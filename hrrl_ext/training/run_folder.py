@@ -31,7 +31,7 @@ from .._build import build_info
 from .._files import replacing
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
-from .report import results
+from .report import flat, results
 
 
 class RunFolder:
@@ -96,14 +96,14 @@ class RunFolder:
         """metrics.jsonl as it is; metrics.csv with one column per concept for what is a dict there."""
         with replacing(self.path / "metrics.jsonl") as path:
             path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
-        flat = [_flatten(row) for row in history]
+        rows = [flat(row) for row in history]
         with (
             replacing(self.path / "metrics.csv") as path,
             path.open("w", newline="", encoding="utf-8") as f,
         ):
-            writer = csv.DictWriter(f, fieldnames=list(flat[0]))
+            writer = csv.DictWriter(f, fieldnames=list(rows[0]))
             writer.writeheader()
-            writer.writerows(flat)
+            writer.writerows(rows)
         with replacing(self.path / "train.log") as path:
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
@@ -146,16 +146,6 @@ def load_model(
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _flatten(row: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{name}/{key}": entry for key, entry in value.items()}
-        else:
-            flat[name] = value
-    return flat
 
 
 def _environment(device: str, processes: int) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
+
+from .report import flat
 
 
 class Scalars:
@@ -24,12 +25,7 @@ class Scalars:
     def __enter__(self) -> Scalars:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._writer is not None:
             self._writer.close()
 
@@ -37,14 +33,9 @@ class Scalars:
         """A column by its name; one of a dict as name/concept, so that its concepts share a group."""
         if self._writer is None:
             return
-        for name, value in row.items():
-            for tag, number in (
-                [(f"{name}/{k}", v) for k, v in value.items()]
-                if isinstance(value, Mapping)
-                else [(name, value)]
-            ):
-                if number is not None and name not in ("epoch", "step"):
-                    self._writer.add_scalar(tag, number, row["step"])
+        for tag, number in flat(row).items():
+            if number is not None and tag not in ("epoch", "step"):
+                self._writer.add_scalar(tag, number, row["step"])
         self._writer.flush()  # a run that is killed keeps what it has measured
 
 

@@ -137,7 +137,9 @@ class HRRLTrainer:
             if self.run is None:
                 raise ValueError("tensorboard=True needs out, the folder that it writes to")
             require_tensorboard()
-        self.tensorboard = tensorboard and self.processes.main
+        self.tensorboard: Path | None = None
+        if tensorboard and self.run is not None and self.processes.main:
+            self.tensorboard = self.run.path / "tensorboard"
         if self.run is not None and not resume:
             self.run.require_free()
         self.processes.wait()  # before the first of them creates the folder
@@ -261,7 +263,7 @@ class HRRLTrainer:
         with (
             Progress(self.progress, self.config.epochs * steps, done=done) as progress,
             Stopping(self.processes) as stopping,
-            Scalars(self._scalars, len(self.history) * steps + 1) as scalars,
+            Scalars(self.tensorboard, len(self.history) * steps + 1) as scalars,
         ):
             distribution = self.objective.distribution
             fresh = not done and self.config.c == "auto"
@@ -308,6 +310,7 @@ class HRRLTrainer:
             stop = stopping.asked(look)
             if not last and (stop or due):
                 self._check_loss(concept_loss, epoch, step)
+                self._check_weights()
                 self._save()
             if stop and not last:
                 stopping.leave(self.run)
@@ -323,14 +326,13 @@ class HRRLTrainer:
         loss, correct = self.tally.total(self.processes)
         steps = self.tally.steps
         seen = sum(self.batches.sizes[:steps])
-        concept_loss = (self.tally.concept_loss / steps).tolist()
-        q = self.objective.distribution.q.tolist()
-        names = self.concept_names
+        distribution = self.objective.distribution
         return running(
             loss / seen,
             correct / seen,
-            dict(zip(names, concept_loss, strict=True)),
-            dict(zip(names, q, strict=True)),
+            self._by_concept(self.tally.concept_loss / steps),
+            self._by_concept(distribution.q),
+            distribution.effective_concepts.item(),
             images_per_second,
         )
 
@@ -517,10 +519,6 @@ class HRRLTrainer:
     def _steps_done(self) -> int:
         return len(self.history) * len(self.batches) + self.tally.steps
 
-    @property
-    def _scalars(self) -> Path | None:
-        return self.run.path / "tensorboard" if self.run and self.tensorboard else None
-
     def _write_epoch(self) -> None:
         """Before the checkpoint: a run killed in between does the epoch, and this, once more."""
         if self.run is None or not self.processes.main:
@@ -535,7 +533,6 @@ class HRRLTrainer:
     def _save(self) -> None:
         if self.run is None:
             return
-        self._check_weights()
         cuda = self.device.type == "cuda"
         state = {
             "optimizer": self.optimizer.state_dict(),

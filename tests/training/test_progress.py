@@ -6,7 +6,9 @@ import io
 import time
 
 import pytest
+import torch
 
+from hrrl_ext.robust.concepts import effective_number
 from hrrl_ext.training.progress import Progress
 from hrrl_ext.training.report import results, running, summary
 
@@ -78,9 +80,9 @@ def test_a_bar_is_cleared_away_when_training_fails() -> None:
 
 
 def test_what_is_said_within_an_epoch() -> None:
-    said = running(
-        1.25, 0.5, {"cat": 2.0, "dog": 0.5, "fox": 1.0}, {"cat": 0.5, "dog": 0.0, "fox": 0.5}, 99.6
-    )
+    concept_loss, q = {"cat": 2.0, "dog": 0.5, "fox": 1.0}, {"cat": 0.5, "dog": 0.0, "fox": 0.5}
+    effective = effective_number(torch.tensor(list(q.values()))).item()
+    said = running(1.25, 0.5, concept_loss, q, effective, 99.6)
     assert said == (
         "loss 1.250  train 50.0 %  worst concept 2.00 (cat)  effective concepts 2.0 of 3  "
         "q 0.50 (cat), 0.50 (fox), 0.00 (dog)  100 img/s"
