@@ -1,8 +1,9 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and why one cannot be read."""
 
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,3 +33,10 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def why_unreadable(error: Exception) -> str:
+    """In a line. torch's own advice for a pickle that it refuses is to load it and let it run code."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "not of torch.save, or holding more than tensors and plain values, which could run code"
+    return str(error).partition("\n")[0] or type(error).__name__

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
-from ._files import replacing
+from ._files import replacing, why_unreadable
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -160,8 +160,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         value: Any = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} cannot be read: {reason}") from error
+        raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
     for name in _NESTED:
         if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
             value = value[name]

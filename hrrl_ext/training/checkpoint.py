@@ -24,7 +24,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from .._files import sync
+from .._files import sync, why_unreadable
 
 _STATE = {"optimizer", "objective", "scaler", "rng", "rng_cuda", "tally", "history"}
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError)
@@ -84,7 +84,7 @@ def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any]:
                 raise ValueError("state.pt is not of a run")
             load_weights(model, path / "model.safetensors")
         except _UNREADABLE as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
+            reason = why_unreadable(error)
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
             continue
         return state
