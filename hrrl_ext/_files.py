@@ -38,5 +38,7 @@ def sync(path: Path) -> None:
 def why_unreadable(error: Exception) -> str:
     """In a line. torch's own advice for a pickle that it refuses is to load it and let it run code."""
     if isinstance(error, pickle.UnpicklingError):
-        return "not of torch.save, or holding more than tensors and plain values, which could run code"
+        return (
+            "not of torch.save, or holding more than tensors and plain values, which could run code"
+        )
     return str(error).partition("\n")[0] or type(error).__name__
