@@ -83,6 +83,8 @@ class TrainingConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must not be negative, got {value}")
+        if self.milestones and min(self.milestones) < 1:
+            raise ValueError(f"milestones must be epochs from 1 on, got {self.milestones}")
         for name, known in (
             ("adversary", Adversary),
             ("precision", Precision),
