@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,22 +99,57 @@ def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
 
 
 SCRIPT = """
-import sys, torch
+import json, sys, torch
 sys.path.insert(0, {folder!r})
 from test_resume import SETTINGS, Net, HRRLTrainer
-out, resume = sys.argv[1], len(sys.argv) > 2
+out, settings, resume = sys.argv[1], json.loads(sys.argv[2]), len(sys.argv) > 3
 torch.manual_seed(3)
-trainer = HRRLTrainer(Net(), **(SETTINGS | {{"epochs": 12}}), out=out, resume=resume, checkpoint_every=3)
+settings = SETTINGS | {{"epochs": 12}} | settings
+trainer = HRRLTrainer(Net(), **settings, out=out, resume=resume, checkpoint_every=3)
 print("ready", flush=True)
 trainer.fit()
 """
 
 
-def process(*arguments: str) -> subprocess.Popen[str]:
+def start_processes(out: Path, way: Way, resume: bool = False) -> list[subprocess.Popen[str]]:
+    """All processes of one run, those of several connected as torchrun connects them."""
     script = SCRIPT.format(folder=str(Path(__file__).parent))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    arguments = [str(out), json.dumps(way.settings), *(["resume"] if resume else [])]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    together = {"WORLD_SIZE": str(way.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, *arguments],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank)} | together,
+        )
+        for rank in range(way.processes)
+    ]
+
+
+def wait_until_ready(running: list[subprocess.Popen[str]]) -> None:
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+
+
+@dataclass(frozen=True)
+class Way:
+    """to run a training"""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+
+
+WAYS = {
+    "plain": Way(),
+    "workers": Way({"num_workers": 2}),
+    "fp16": Way({"precision": "fp16", "accumulate": 2}),
+    "two processes, workers, bf16": Way({"num_workers": 2, "precision": "bf16"}, 2),
+}
 
 
 def final(out: Path) -> dict[str, Any]:
@@ -123,45 +162,55 @@ def final(out: Path) -> dict[str, Any]:
     return {
         "weights": {name: value.tolist() for name, value in weights.items()},
         "q": state["objective"]["distribution.q"].tolist(),
-        "rng": state["rng"][0].tolist(),
+        "rng": [rng.tolist() for rng in state["rng"]],
         "history": state["history"],
     }
 
 
 @pytest.mark.slow
-def test_kills_at_random_moments(tmp_path: Path) -> None:
-    """SIGKILL to a real process, again and again until it is through. HRRL_KILLS=50 asks for more."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert process(str(whole)).wait() == 0
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS.keys())
+def test_kills_at_random_moments(tmp_path: Path, way: Way) -> None:
+    """SIGKILL to the real processes, again and again until a run is through; then the next run, until
+    there were enough of them. HRRL_KILLS=50 asks for more."""
+    whole = tmp_path / "whole"
+    running = start_processes(whole, way)
+    wait_until_ready(running)
+    begun = time.monotonic()
+    assert [process.wait() for process in running] == [0] * way.processes
+    longest = (time.monotonic() - begun) / 4  # three epochs
     chance, kills, wanted = random.Random(0), 0, int(os.environ.get("HRRL_KILLS", "3"))
-    while True:
-        begun = (cut / "config.json").exists()
-        running = process(str(cut), *(["resume"] if begun else []))
-        assert running.stdout is not None
-        running.stdout.readline()
-        if kills < wanted:
-            time.sleep(chance.uniform(0.0, 0.4))
-            running.send_signal(signal.SIGKILL)
-        status = running.wait()
-        kills += status == -signal.SIGKILL
-        if status == 0:
-            break
-        assert status == -signal.SIGKILL
-    assert kills == wanted
-    assert final(cut) == final(whole)
+    for run in itertools.count():
+        cut = tmp_path / f"cut-{run}"
+        while True:
+            running = start_processes(cut, way, resume=(cut / "config.json").exists())
+            wait_until_ready(running)
+            if kills < wanted:
+                time.sleep(chance.uniform(0.0, longest))
+                for process in running:
+                    process.send_signal(signal.SIGKILL)
+            status = {process.wait() for process in running}
+            if -signal.SIGKILL not in status:
+                break
+            kills += 1
+        assert status == {0}
+        assert final(cut) == final(whole)
+        if kills == wanted:
+            return
 
 
 @pytest.mark.slow
 def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert process(str(whole)).wait() == 0
-    running = process(str(cut))
-    assert running.stdout is not None
-    running.stdout.readline()
+    whole, cut, way = tmp_path / "whole", tmp_path / "cut", Way()
+    (running,) = start_processes(whole, way)
+    assert running.wait() == 0
+    (running,) = start_processes(cut, way)
+    wait_until_ready([running])
     time.sleep(0.3)
     running.send_signal(signal.SIGTERM)
+    assert running.stdout is not None
     said = running.stdout.read()
     assert running.wait() == 128 + signal.SIGTERM
     assert "stopped by SIGTERM: saved in" in said
-    assert process(str(cut), "resume").wait() == 0
+    (running,) = start_processes(cut, way, resume=True)
+    assert running.wait() == 0
     assert final(cut) == final(whole)
