@@ -74,7 +74,14 @@ def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(chosen)
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
-    return Processes(dist.get_rank(), dist.get_world_size()), chosen
+    return current_processes(), chosen
+
+
+def current_processes() -> Processes:
+    """Those that are connected."""
+    if not dist.is_initialized():
+        return Processes()
+    return Processes(dist.get_rank(), dist.get_world_size())
 
 
 def stop_processes() -> None:

@@ -11,17 +11,25 @@
 """
 
 from . import reference
-from ._types import ConceptLoss
+from ._types import ConceptLoss, Convolution, LayerGradient, NearestCentre, Rank1Centre
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .perturb import perturb
+from .rank1_assign import centre_products, gradient_square, rank1_assign
 from .simplex import project_simplex, update_distribution
 
 __all__ = [
     "ConceptLoss",
+    "Convolution",
+    "LayerGradient",
+    "NearestCentre",
+    "Rank1Centre",
+    "centre_products",
     "check_labels",
     "concept_cross_entropy",
+    "gradient_square",
     "perturb",
     "project_simplex",
+    "rank1_assign",
     "reference",
     "update_distribution",
 ]

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -14,3 +16,85 @@ class ConceptLoss(NamedTuple):
     """[K] what the adversary ascends on: ĝ_k = 1/B Σ_{i in k} (N/N_k) ℓ_i; 0 for an absent concept."""
     example_loss: Tensor
     """[B] ℓ_i, unweighted."""
+
+
+class NearestCentre(NamedTuple):
+    """What :func:`hrrl_ext.ops.rank1_assign` and :func:`hrrl_ext.ops.rank1_argmin` return."""
+
+    assignment: Tensor
+    """[B] int64, the cluster of each example; -1 where its gradient is not finite."""
+    distance: Tensor
+    """[B] float64, ‖C_a - g_i‖², without the cluster's weight."""
+    gap: Tensor
+    """[B] float64, how far the second-best score is, relative to what the scores are made of."""
+
+
+class Convolution(NamedTuple):
+    """The geometry of a two-dimensional convolution, zero padding."""
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class LayerGradient(NamedTuple):
+    """The gradients of B examples in one layer, G_i = Σ_t D_it A_itᵀ, by their factors.
+
+    A linear layer has one position t; a convolution one per pixel of its output, where A_it is the
+    patch that it read. With a bias, A_it ends in the 1 that the bias is multiplied with.
+    """
+
+    act: Tensor
+    """what the layer read: [B, J], or [B, channels, H, W] for a convolution"""
+    dout: Tensor
+    """∂ Σ_i ℓ_i / ∂ (what it wrote): [B, O], or [B, channels, H', W']"""
+    conv: Convolution | None = None
+    bias: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(G, O, J): groups, and outputs and inputs of each, the bias being an input."""
+        groups, window = 1, 1
+        if self.conv is not None:
+            groups, window = self.conv.groups, self.conv.kernel[0] * self.conv.kernel[1]
+        inputs = self.act.shape[1] // groups * window
+        return groups, self.dout.shape[1] // groups, inputs + self.bias
+
+    def part(self, rows: slice) -> LayerGradient:
+        return self._replace(act=self.act[rows], dout=self.dout[rows])
+
+    def materialize(self) -> Tensor:
+        """G_i of every example, [B, G, O, J], without unfolding patches."""
+        groups, outputs, _ = self.shape
+        batch = len(self.act)
+        if self.conv is None:
+            ones = [torch.ones_like(self.act[:, :1])] if self.bias else []
+            return (self.dout[:, :, None] * torch.cat([self.act, *ones], 1)[:, None])[:, None]
+        if batch == 0:
+            return self.act.new_zeros(0, *self.shape)
+        # The weight gradient of one convolution with a group for every example (and group).
+        formed = torch.nn.grad.conv2d_weight(
+            self.act.reshape(1, -1, *self.act.shape[2:]),
+            (batch * groups * outputs, self.act.shape[1] // groups, *self.conv.kernel),  # type: ignore[arg-type]
+            self.dout.reshape(1, -1, *self.dout.shape[2:]),
+            *self.conv[1:4],
+            batch * groups,
+        ).view(batch, groups, outputs, -1)
+        if not self.bias:
+            return formed
+        constant = self.dout.flatten(2).sum(2).view(batch, groups, outputs, 1)
+        return torch.cat([formed, constant], 3)
+
+
+class Rank1Centre(NamedTuple):
+    """Centres of K clusters in one layer, C_k = Σ_r d_kr c_krᵀ, one of them in each group."""
+
+    centre_in: Tensor
+    """c [G, K, R, J]"""
+    centre_out: Tensor
+    """d [G, K, R, O]"""

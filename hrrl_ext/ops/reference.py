@@ -6,11 +6,13 @@ functions; a user may read them to learn what the kernels compute.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._types import ConceptLoss
+from ._types import ConceptLoss, LayerGradient, NearestCentre, Rank1Centre
 
 
 def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -70,3 +72,54 @@ def update_distribution(
     """See :func:`hrrl_ext.ops.update_distribution`."""
     ascended = q.double() + eta * (concept_loss.double() - lam * (q.double() - q0.double()))
     return project_simplex(ascended).to(q.dtype)
+
+
+def rank1_assign(
+    gradients: Sequence[LayerGradient],
+    centres: Sequence[Rank1Centre],
+    weight: Tensor,
+    *,
+    square: Tensor | None = None,
+    rtol: float = 1e-6,
+) -> NearestCentre:
+    """See :func:`hrrl_ext.ops.rank1_assign`. Stores every gradient, and subtracts it from every centre.
+
+    So it has no use for ``square``.
+    """
+    del square
+    squared = torch.zeros(len(gradients[0].act), len(weight), dtype=torch.float64)
+    scale = torch.zeros_like(squared)
+    for gradient, (centre_in, centre_out) in zip(gradients, centres, strict=True):
+        g = _materialize(gradient)[:, None]  # [B, 1, G, O, J]
+        c = torch.einsum("gkro,gkrj->kgoj", centre_out.double(), centre_in.double())  # [K, G, O, J]
+        squared += ((c - g) ** 2).sum((2, 3, 4))
+        scale += (c**2).sum((1, 2, 3)) + (g**2).sum((2, 3, 4))
+    return _nearest(squared, scale, weight.double(), rtol)
+
+
+def _nearest(squared: Tensor, scale: Tensor, weight: Tensor, rtol: float) -> NearestCentre:
+    score = weight * squared
+    best = score.amin(1, keepdim=True)
+    tied = score <= best + rtol * weight * scale
+    assignment = tied.int().argmax(1)
+    chosen = assignment[:, None]
+    others = score.scatter(1, chosen, torch.inf).amin(1, keepdim=True)
+    gap = (others - score.gather(1, chosen)) / (weight * scale).gather(1, chosen)
+    return NearestCentre(assignment, squared.gather(1, chosen)[:, 0], gap[:, 0])
+
+
+def _materialize(gradient: LayerGradient) -> Tensor:
+    """G_i [B, G, O, J] by unfolding the patches."""
+    act, dout, conv, bias = gradient
+    act, dout = act.double(), dout.double()
+    groups = 1 if conv is None else conv.groups
+    if conv is None:
+        act, dout = act[:, :, None], dout[:, :, None]  # [B, J, T], [B, O, T]
+    else:
+        act = F.unfold(act, conv.kernel, conv.dilation, conv.padding, conv.stride)
+        dout = dout.flatten(2)
+    act = act.unflatten(1, (groups, -1))
+    dout = dout.unflatten(1, (groups, -1))
+    if bias:
+        act = F.pad(act, (0, 0, 0, 1), value=1.0)
+    return dout @ act.transpose(2, 3)

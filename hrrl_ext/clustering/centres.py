@@ -1,0 +1,151 @@
+"""Centres of low rank, layer by layer, and the sums over a cluster's examples that move them (U step)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..ops import LayerGradient, Rank1Centre
+
+CentreRule = Literal["svd", "mean"]
+_FIRST_STEPS = 4  # of power iteration towards the factors of a single example
+
+
+class ClusterSums:
+    """What one pass over the data adds up for the U step: per cluster and layer, in float64.
+
+    The rule "mean" is Eq. 4.6, c_k = mean of A, d_k = mean of D over the cluster. For a convolution
+    A is averaged over positions too and D is summed over them, which is right where the two are
+    independent.
+
+    The rule "svd" moves towards the best centre of rank R: the leading R singular triplets of the
+    cluster's mean gradient M_k. One side is held, with orthonormal columns V: then M V is the other
+    side of the least-squares centre. Holding inputs and outputs in turn is power iteration (in
+    blocks) that never forms M, since M V = 1/N_k Σ_i G_i V is a sum over examples, and each step
+    lowers Σ_i ‖C_{a_i} - G_i‖² for its assignment.
+    """
+
+    def __init__(
+        self, centres: Sequence[Rank1Centre], rule: CentreRule, *, hold_outputs: bool
+    ) -> None:
+        self.rule = rule
+        self.hold_outputs = hold_outputs
+        self._dtype = [c.centre_in.dtype for c in centres]
+        held = [c.centre_out if hold_outputs else c.centre_in for c in centres]
+        moved = [c.centre_in if hold_outputs else c.centre_out for c in centres]
+        self._held = [_orthonormal(factor) for factor in held] if rule == "svd" else []
+        self.totals: list[Tensor] = [_zeros(factor) for factor in moved]
+        """Σ over the cluster, [K, G, R, ·] per layer; several processes add theirs up."""
+        if rule == "mean":
+            self.totals += [_zeros(factor) for factor in held]
+
+    def add(self, gradients: Sequence[LayerGradient], assignment: Tensor) -> None:
+        layers = len(gradients)
+        for layer, gradient in enumerate(gradients):
+            if self.rule == "mean":
+                means = _mean_inputs(gradient), _sum_outputs(gradient)
+                moved, other = means if self.hold_outputs else means[::-1]
+                self.totals[layers + layer].index_add_(0, assignment, other.double())
+            else:
+                held = self._held[layer][assignment]
+                moved = (
+                    inputs_of(gradient, held) if self.hold_outputs else outputs_of(gradient, held)
+                )
+            self.totals[layer].index_add_(0, assignment, moved.double())
+
+    def centres(self, size: Tensor) -> list[Rank1Centre]:
+        """The centres of clusters of these sizes [K]; those of empty clusters are 0."""
+        layers, divisor = len(self._dtype), size.clamp(min=1).view(-1, 1, 1, 1)
+        moved = [total / divisor for total in self.totals[:layers]]
+        if self.rule == "mean":
+            held = [total / divisor for total in self.totals[layers:]]
+        else:
+            held = [factor.double() * (size > 0).view(-1, 1, 1, 1) for factor in self._held]
+        pairs = (
+            zip(moved, held, strict=True) if self.hold_outputs else zip(held, moved, strict=True)
+        )
+        return [
+            Rank1Centre(*(f.transpose(0, 1).to(dtype).contiguous() for f in pair))
+            for pair, dtype in zip(pairs, self._dtype, strict=True)
+        ]
+
+
+def example_centres(
+    gradients: Sequence[LayerGradient], rule: CentreRule, rank: int
+) -> list[Rank1Centre]:
+    """A centre at each example: its gradient in a linear layer, else as near as the rule comes."""
+    own = torch.arange(len(gradients[0].act), device=gradients[0].act.device)
+    centres = [_start(gradient, rank) for gradient in gradients]
+    for step in range(1 if rule == "mean" else _FIRST_STEPS):
+        sums = ClusterSums(centres, rule, hold_outputs=step % 2 == 0)
+        sums.add(gradients, own)
+        centres = sums.centres(torch.ones_like(own))
+    return centres
+
+
+def inputs_of(gradient: LayerGradient, outputs: Tensor) -> Tensor:
+    """G_iᵀ d_i = Σ_t A_it (D_it·d_i):  d [B, G, R, O] → [B, G, R, J]."""
+    dout = _by_group(gradient.dout, gradient.shape[0])  # [B, G, O, T]
+    seen = outputs @ dout  # [B, G, R, T]
+    seen = seen.reshape(len(dout), -1, *gradient.dout.shape[2:])
+    return gradient._replace(dout=seen).materialize()  # R outputs in the place of O
+
+
+def outputs_of(gradient: LayerGradient, inputs: Tensor) -> Tensor:
+    """G_i c_i = Σ_t D_it (A_it·c_i):  c [B, G, R, J] → [B, G, R, O]."""
+    act, _, conv, bias = gradient
+    batch, groups, rank, _ = inputs.shape
+    weight, constant = (inputs[..., :-1], inputs[..., -1:]) if bias else (inputs, None)
+    if conv is None:
+        seen = weight @ act[:, None, :, None]  # [B, 1, R, 1]
+    else:
+        each = conv._replace(groups=batch * groups)
+        kernels = weight.reshape(batch * groups * rank, -1, *conv.kernel)
+        seen = each(act.reshape(1, -1, *act.shape[2:]), kernels).view(batch, groups, rank, -1)
+    if constant is not None:
+        seen = seen + constant
+    return seen @ _by_group(gradient.dout, groups).transpose(2, 3)
+
+
+def _by_group(dout: Tensor, groups: int) -> Tensor:
+    """[B, G O, H, W] → [B, G, O, T]"""
+    return dout.reshape(len(dout), groups, dout.shape[1] // groups, -1)
+
+
+def _mean_inputs(gradient: LayerGradient) -> Tensor:
+    """Mean over positions of A_it, [B, G, 1, J]."""
+    groups = gradient.shape[0]
+    dout = gradient.dout
+    once = torch.full_like(dout[:, :groups], 1 / math.prod(dout.shape[2:]))
+    return gradient._replace(dout=once).materialize()
+
+
+def _sum_outputs(gradient: LayerGradient) -> Tensor:
+    """Sum over positions of D_it, [B, G, 1, O]."""
+    return _by_group(gradient.dout, gradient.shape[0]).sum(3)[:, :, None]
+
+
+def _start(gradient: LayerGradient, rank: int) -> Rank1Centre:
+    """Something to start from, [G, B, R, ·], the same for every example."""
+    groups, outputs, inputs = gradient.shape
+    rank, batch = min(rank, outputs, inputs), len(gradient.act)
+    generator = torch.Generator().manual_seed(0)
+    factor = torch.randn(groups, 1, rank, outputs, generator=generator).to(gradient.dout)
+    centre_in = factor.new_zeros(groups, batch, rank, inputs)
+    return Rank1Centre(centre_in, factor.expand(-1, batch, -1, -1))
+
+
+def _orthonormal(factor: Tensor) -> Tensor:
+    """[G, K, R, ·] → [K, G, R, ·] with orthonormal rows, also where they were zero or parallel."""
+    rows = factor.double().transpose(0, 1)
+    size = rows.flatten(1).abs().amax(1).view(-1, 1, 1, 1)  # whose squares may vanish or overflow
+    rows = rows / torch.where(size > 0, size, 1.0)
+    return torch.linalg.qr(rows.transpose(2, 3)).Q.transpose(2, 3).to(factor.dtype)
+
+
+def _zeros(factor: Tensor) -> Tensor:
+    return torch.zeros_like(factor.transpose(0, 1), dtype=torch.float64).contiguous()

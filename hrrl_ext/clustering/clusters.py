@@ -1,0 +1,377 @@
+"""Gradient clustering: which examples of a data set teach a model the same (thesis, chapter 4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .._modes import in_mode
+from ..ops import LayerGradient, Rank1Centre, centre_products, gradient_square, rank1_assign
+from ..processes import Processes, current_processes
+from .centres import CentreRule, ClusterSums, example_centres
+from .examples import Data, Examples
+from .layers import (
+    Loss,
+    check_independence,
+    cross_entropy,
+    find_layers,
+    layer_gradients,
+    parameter_names,
+)
+
+Mode = Literal["eval", "train"]
+_POOL = 2  # examples per cluster that the first centres are chosen from
+_RESOLUTION = 1e-6  # of float32 products: what a distance is known to, relative to its terms
+
+
+class GradientClustering:
+    """Clusters the examples of a data set by their gradients at the model's present weights.
+
+        min_{a, C} Σ_i N_{a_i} ‖C_{a_i} - g_i‖²,   C_kl = Σ_r d_klr c_klrᵀ in each layer l   (Eq. 4.2)
+
+    by rounds of A, a_i = argmin_k N_k ‖C_k - g_i‖² (Eq. 4.3), and U, the centres of the clusters
+    found. At C_k = the mean of its cluster the objective is N² times the variance of the stratified
+    estimator that :class:`StratifiedSampler` draws; examples whose gradients coincide share a
+    cluster and add nothing to it.
+
+    ::
+
+        clustering = GradientClustering(model, 128).fit(images, rounds=10)
+        sampler = StratifiedSampler(clustering.assignment)
+
+    Args:
+        model: at the weights to cluster at. It is borrowed: parameters, gradients, buffers and modes
+            stay as they are.
+        num_clusters: K.
+        layers: names of the nn.Linear, nn.Conv1d and nn.Conv2d whose gradients count, weights and
+            biases; None is all of them. Parameters of other layers (normalisation) do not count:
+            give :attr:`parameters` to :func:`gradient_variance`, so that it measures the same.
+        rank: R of the centres in each layer.
+        center: "svd", the best centre of rank R, by a step of power iteration a round; "mean",
+            Eq. 4.6, c_k = mean of the inputs, d_k = mean of the output gradients (R = 1), which is
+            right where the two are independent within the cluster.
+        weighted: N_k in A and in the objective, as above; else ordinary k-means.
+        size_step: how far the weights of A follow the sizes just counted, w_k ← w_k^(1-r) N_k^r. 1 is
+            Eq. 4.3 as printed, w_k = N_k of the last round; it rarely settles, since examples that
+            leave a large cluster all move to the same small one, which then is large. At rest
+            w_k = N_k whatever r.
+        mode: "eval" for batch normalisation with running statistics and no dropout; "train" is
+            refused where batch normalisation makes an example's gradient depend on the others.
+        batch_size: examples per pass through the model. It does not change the result, but for
+            rounding.
+        seed: of the choice of the first centres.
+
+    Each round is one pass over the data: forward, backward to what the layers wrote (no gradient of
+    a parameter is computed), A with the sizes of the last completed round, and the sums of U for the
+    assignment just made. So neither the order of the data nor batches change the result. In the
+    first round all clusters weigh the same. First centres are examples, chosen from a random pool of
+    2 K of them as k-means++ does. A cluster that is left without examples is given the farthest
+    example of the cluster that contributes most to the objective, and each of the two weighs half of
+    it in the next round; where no example is away from its centre it stays empty.
+
+    The gradients are those of the sum of the losses, with each example's pixels as they are. On
+    several processes (torchrun) each passes over its share of the data. Deterministic on the CPU
+    given the seed, the batch size and the number of threads.
+
+    Attributes:
+        assignment: [N] int64, a_i of the last round.
+        cluster_size: [K] int64, N_k of it.
+        distortion: [K] float64, mean of ‖C_k - g_i‖² over the cluster, at the centres of its A step.
+        centres: one :class:`hrrl_ext.ops.Rank1Centre` per layer, after its U step.
+        history: a row per round; see :meth:`fit`.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_clusters: int,
+        *,
+        layers: Sequence[str] | None = None,
+        rank: int = 1,
+        center: CentreRule = "svd",
+        weighted: bool = True,
+        size_step: float = 0.3,
+        mode: Mode = "eval",
+        batch_size: int = 128,
+        seed: int = 0,
+    ) -> None:
+        if num_clusters < 1:
+            raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
+        if center not in get_args(CentreRule):
+            raise ValueError(f"center must be 'svd' or 'mean', got {center!r}")
+        if rank < 1 or (rank > 1 and center == "mean"):
+            raise ValueError(
+                f"rank must be at least 1, and 1 with center='mean', got {rank}; use center='svd'"
+            )
+        if not 0 < size_step <= 1:
+            raise ValueError(f"size_step must be in (0, 1], got {size_step}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.layers = model, find_layers(model, layers)
+        self.num_clusters, self.rank, self.weighted, self.mode = num_clusters, rank, weighted, mode
+        self.center: CentreRule = center
+        self.size_step, self.batch_size, self.seed = size_step, batch_size, seed
+        self.device = next(iter(self.layers.values())).weight.device
+        self.centres: list[Rank1Centre] = []
+        self.weight = torch.ones(num_clusters, dtype=torch.float64, device=self.device)
+        self.assignment = torch.empty(0, dtype=torch.int64)
+        self.cluster_size = torch.zeros(num_clusters, dtype=torch.int64)
+        self.distortion = torch.zeros(num_clusters, dtype=torch.float64)
+        self.history: list[dict[str, float]] = []
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters whose gradients are clustered."""
+        return parameter_names(self.layers)
+
+    def fit(
+        self,
+        data: Data,
+        loss: Loss = cross_entropy,
+        *,
+        rounds: int = 10,
+        report: Callable[[str], None] | None = None,
+    ) -> GradientClustering:
+        """``rounds`` more rounds of A and U over ``data``, from the present centres if there are any.
+
+        data: images (whatever :func:`hrrl_ext.data.load_images` opens) or tensors (x [N, ...],
+            target [N]).
+        loss: (logits, target) → the loss of each example, [B].
+        report: is given a line per round.
+
+        A row of ``history``: "round"; "objective" Σ_i N_{a_i} ‖C_{a_i} - g_i‖² / N² (without N_k if
+        not weighted, and then over N), with the sizes just counted; "distortion", the mean of
+        ‖C_{a_i} - g_i‖²; "explained", 1 - Σ_i ‖C_{a_i} - g_i‖² / Σ_i ‖g_i‖²; "moved", the share of
+        examples with another cluster than before; "empty" clusters; "seconds".
+
+        Raises ValueError for data with fewer examples than clusters, or of another size than before,
+        and FloatingPointError for a gradient that is not finite.
+        """
+        examples = Examples(data, self.device)
+        if len(examples) < self.num_clusters:
+            raise ValueError(
+                f"num_clusters is {self.num_clusters}, but data has {len(examples)} examples only; a "
+                "cluster each is the most there can be"
+            )
+        if self.centres and len(examples) != len(self.assignment):
+            raise ValueError(
+                f"data has {len(examples)} examples, and was clustered with {len(self.assignment)}; "
+                "use assign for other data, or a new GradientClustering"
+            )
+        with self._borrowed():
+            if not self.centres:
+                self._seed(examples, loss)
+            square = None  # Σ_l ‖g_il‖² is that of the first round as long as the weights stay
+            for _ in range(rounds):
+                square = self._round(examples, loss, square)
+                if report is not None:
+                    report(_line(self.history[-1]))
+        return self
+
+    def assign(self, data: Data, loss: Loss = cross_entropy) -> Tensor:
+        """A for any data: the cluster of each example, [N] int64, at the present centres and sizes."""
+        if not self.centres:
+            raise RuntimeError("assign needs centres: call fit first")
+        examples = Examples(data, self.device)
+        assignment = torch.zeros(len(examples), dtype=torch.int64)
+        with self._borrowed():
+            processes = current_processes()
+            for rows, gradients in self._gradients(examples, loss, processes):
+                near = rank1_assign(gradients, self.centres, self.weight)
+                assignment[rows] = _finite(near.assignment, rows).cpu()
+        return processes.sum(assignment)
+
+    def concepts(self) -> Tensor:
+        """[N] int64: the clusters that have examples, numbered from 0 in order of their ids.
+
+        For ``HRRLTrainer(concepts=...)`` and :class:`hrrl_ext.ConceptDistribution`, where nobody has
+        labelled concepts.
+        """
+        if len(self.assignment) == 0:
+            raise RuntimeError("concepts needs clusters: call fit first")
+        return self.assignment.unique(return_inverse=True)[1]
+
+    # --- a round
+
+    def _round(self, examples: Examples, loss: Loss, square: Tensor | None) -> Tensor:
+        """A and U in one pass; returns Σ_l ‖g_il‖² [N]."""
+        start, count = time.perf_counter(), len(examples)
+        processes = current_processes()
+        sums = ClusterSums(self.centres, self.center, hold_outputs=len(self.history) % 2 == 0)
+        assignment = torch.zeros(count, dtype=torch.int64, device=self.device)
+        distance, squares = torch.zeros(2, count, dtype=torch.float64, device=self.device)
+        for rows, gradients in self._gradients(examples, loss, processes):
+            squares[rows] = gradient_square(gradients) if square is None else square[rows]
+            near = rank1_assign(gradients, self.centres, self.weight, square=squares[rows])
+            assignment[rows] = _finite(near.assignment, rows)
+            distance[rows] = near.distance
+            sums.add(gradients, near.assignment)
+        for tensor in (assignment, distance, squares, *sums.totals):
+            processes.sum(tensor)
+        size = torch.bincount(assignment, minlength=self.num_clusters)
+        self.centres = sums.centres(size)
+        within = torch.zeros_like(self.weight).index_add_(0, assignment, distance)
+        self._record(assignment, size, within, squares, time.perf_counter() - start)
+        if self.weighted:
+            counted = size.double().clamp(min=1)
+            self.weight = self.weight ** (1 - self.size_step) * counted**self.size_step
+        self._repair(examples, loss, distance, squares)
+        return squares
+
+    def _record(
+        self, assignment: Tensor, size: Tensor, within: Tensor, squares: Tensor, seconds: float
+    ) -> None:
+        count = len(assignment)
+        objective = (size * within).sum() / count**2 if self.weighted else within.sum() / count
+        before, assignment = self.assignment, assignment.cpu()
+        moved = (assignment != before).double().mean().item() if len(before) else 1.0
+        self.assignment, self.cluster_size = assignment, size.cpu()
+        self.distortion = (within / size.clamp(min=1)).cpu()
+        self.history.append(
+            {
+                "round": len(self.history) + 1,
+                "objective": objective.item(),
+                "distortion": within.sum().item() / count,
+                "explained": 1 - (within.sum() / squares.sum().clamp(min=1e-300)).item(),
+                "moved": moved,
+                "empty": (size == 0).sum().item(),
+                "seconds": seconds,
+            }
+        )
+
+    def _repair(self, examples: Examples, loss: Loss, distance: Tensor, squares: Tensor) -> None:
+        """Gives each empty cluster the farthest example of the one that costs most."""
+        distance = torch.where(distance > _RESOLUTION * squares, distance, 0.0)
+        assignment, chosen = self.assignment.to(self.device), []
+        empty = (self.cluster_size == 0).nonzero().flatten().tolist()
+        for _ in empty:
+            within = torch.zeros_like(self.weight).index_add_(0, assignment, distance)
+            donor = int((self.weight * within).argmax())
+            if within[donor] == 0:
+                break
+            row = int(torch.where(assignment == donor, distance, -1.0).argmax())
+            distance[row] = 0.0
+            chosen.append((row, donor))
+        if not chosen:
+            return
+        gradients = self._of(examples, torch.tensor([row for row, _ in chosen]), loss)
+        found = example_centres(gradients, self.center, self.rank)
+        here = torch.tensor(empty[: len(chosen)], device=self.device)
+        for centre, seed in zip(self.centres, found, strict=True):
+            for factor, other in zip(centre, seed, strict=True):
+                factor[:, here] = other
+        if self.weighted:
+            for k, (_, donor) in zip(here.tolist(), chosen, strict=True):
+                self.weight[donor] = self.weight[k] = (self.weight[donor] / 2).clamp(min=1)
+
+    # --- the first centres
+
+    def _seed(self, examples: Examples, loss: Loss) -> None:
+        """K examples of a pool, each drawn with a probability that grows with its distance (k-means++)."""
+        generator = torch.Generator().manual_seed(self.seed)
+        pool = torch.randperm(len(examples), generator=generator)[: _POOL * self.num_clusters]
+        parts = pool.split(self.batch_size)
+        found = [
+            example_centres(self._of(examples, rows, loss), self.center, self.rank)
+            for rows in parts
+        ]
+        candidates = [
+            Rank1Centre(*(torch.cat(factors, 1) for factors in zip(*layer, strict=True)))
+            for layer in zip(*found, strict=True)
+        ]
+        chosen = _spread(centre_products(candidates).cpu(), self.num_clusters, generator)
+        self.centres = [
+            Rank1Centre(*(factor[:, chosen.to(self.device)] for factor in centre))
+            for centre in candidates
+        ]
+        self.weight.fill_(max(1.0, len(examples) / self.num_clusters) if self.weighted else 1.0)
+
+    # --- gradients
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[None]:
+        with in_mode(self.model, self.mode), torch.no_grad():
+            check_independence(self.model)
+            yield
+
+    def _gradients(
+        self, examples: Examples, loss: Loss, processes: Processes
+    ) -> Iterator[tuple[Tensor, list[LayerGradient]]]:
+        """Rows of this process's share and their gradients, batch by batch."""
+        share = processes.share(len(examples))
+        for rows in torch.arange(share.start, share.stop).split(self.batch_size):
+            yield rows.to(self.device), self._of(examples, rows, loss)
+
+    def _of(self, examples: Examples, rows: Tensor, loss: Loss) -> list[LayerGradient]:
+        return layer_gradients(self.model, self.layers, *examples.take(rows), loss)
+
+    # --- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model; loads with ``torch.load(..., weights_only=True)``."""
+        return {
+            "centres": [tuple(centre) for centre in self.centres],
+            "weight": self.weight,
+            "assignment": self.assignment,
+            "cluster_size": self.cluster_size,
+            "distortion": self.distortion,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where :meth:`state_dict` was taken, to the same bits."""
+        centres = [Rank1Centre(*(f.to(self.device) for f in centre)) for centre in state["centres"]]
+        if len(state["weight"]) != self.num_clusters or len(centres) not in (0, len(self.layers)):
+            raise ValueError(
+                f"state is of {len(state['weight'])} clusters and {len(centres)} layers, this "
+                f"GradientClustering has {self.num_clusters} and {len(self.layers)}"
+            )
+        self.centres = centres
+        self.weight = state["weight"].to(self.device)
+        self.assignment = state["assignment"]
+        self.cluster_size = state["cluster_size"]
+        self.distortion = state["distortion"]
+        self.history = list(state["history"])
+
+
+def _spread(product: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """k-means++: ``count`` rows of the Gram matrix [M, M], far from each other."""
+    square = product.diagonal()
+    chosen = [0]
+    nearest = torch.full_like(square, torch.inf)
+    while len(chosen) < count:
+        last = chosen[-1]
+        distance = (square - 2 * product[last] + square[last]).clamp(min=0)
+        distance[distance <= _RESOLUTION * (square + square[last])] = 0
+        nearest = torch.minimum(nearest, distance)
+        nearest[chosen] = 0
+        if nearest.sum() > 0:
+            chosen.append(int(torch.multinomial(nearest / nearest.sum(), 1, generator=generator)))
+        else:  # the pool has no other gradient: whichever, and the cluster stays empty
+            chosen.append(next(i for i in range(len(square)) if i not in chosen))
+    return torch.tensor(chosen)
+
+
+def _finite(assignment: Tensor, rows: Tensor) -> Tensor:
+    if (assignment < 0).any():
+        row = int(rows[assignment < 0][0])
+        raise FloatingPointError(
+            f"the gradient of example {row} is not finite; look at its pixels and at the model's "
+            "weights"
+        )
+    return assignment
+
+
+def _line(row: dict[str, float]) -> str:
+    return (
+        f"round {row['round']:.0f}  objective {row['objective']:.4g}  explained "
+        f"{100 * row['explained']:.1f} %  moved {100 * row['moved']:.1f} %  "
+        f"empty {row['empty']:.0f}  {row['seconds']:.1f} s"
+    )

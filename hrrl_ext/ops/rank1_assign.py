@@ -1,0 +1,324 @@
+"""The A step of gradient clustering: which rank-1 centre each example's gradient is nearest to.
+
+The gradient of one example in one layer is G_i = Σ_t D_it A_itᵀ over the positions t of the layer's
+output, with A_it what the layer read there and D_it the gradient of what it wrote. It is never
+stored for all examples; two of its products are all that a distance needs:
+
+============ ====================================== =====================================
+              by positions                           by gradients
+============ ====================================== =====================================
+⟨C_k, G_i⟩    Σ_t (A_it·c_k)(D_it·d_k)     Eq. A.3   Σ_uv C_kuv G_iuv           Eq. A.2
+‖G_i‖²        Σ_st (A_is·A_it)(D_is·D_it)            Σ_uv G_iuv²
+============ ====================================== =====================================
+
+A linear layer has one position, and the left column is Eq. 4.5. For a convolution the cheaper column
+is taken, by the numbers of positions, channels and centres. Neither unfolds patches: A_it·c_k is a
+convolution with c_k, and G_i, in chunks of examples, the weight gradient of one with a group per
+example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._types import Convolution, LayerGradient, NearestCentre, Rank1Centre
+from .rank1 import rank1_argmin, rank1_dot
+
+_CHUNK = {"cpu": 2**22, "cuda": 2**26}  # elements of an intermediate: on the CPU it stays in cache
+_WEIGHT_GRADIENT = (
+    2  # times as slow as a convolution, by operations (measured, one group per example)
+)
+
+
+def rank1_assign(
+    gradients: Sequence[LayerGradient],
+    centres: Sequence[Rank1Centre],
+    weight: Tensor,
+    *,
+    square: Tensor | None = None,
+    rtol: float = 1e-6,
+) -> NearestCentre:
+    """a_i = argmin_k w_k Σ_l ‖C_kl - G_il‖²_F,  C_kl = Σ_r d_klr c_klrᵀ   (thesis, Eqs. 4.3 and 4.5).
+
+    One assignment over all layers l. Examples' gradients, G_il, are given by what the layer read and
+    by the gradient of the *sum* of the losses with respect to what it wrote (a mean loss would scale
+    them by the size of their batch); see :class:`LayerGradient`. Each must depend on its own example
+    alone, which batch normalisation by the batch's statistics breaks.
+
+    Args:
+        gradients: one per layer, of the same B examples.
+        centres: one per layer, of the same K centres, of rank R >= 1.
+        weight: [K] positive, w_k; N_k in the paper, ones for ordinary k-means.
+        square: [B] float64, Σ_l ‖G_il‖² where it is known (:func:`gradient_square`); computed else.
+        rtol: clusters whose scores differ by less, relative to the terms that a distance is the
+            difference of, are tied; the lowest k wins.
+
+    Returns:
+        assignment [B] int64, distance [B] float64 (Σ_l ‖C_kl - G_il‖², without w) and gap [B]
+        float64, how clear the choice was; see :func:`rank1_argmin`, also for values that are not
+        finite.
+
+    Products are in the dtype of the gradients (float32 at least), sums over positions, layers and
+    ranks in float64. Nothing carries a gradient. Deterministic on the CPU. Memory beyond the
+    arguments: [B, K] float64 and intermediates of a fixed size.
+
+    Equivalent, with all gradients stored::
+
+        G = [g.materialize() for g in gradients]                            # [B, G, O, J]
+        C = [torch.einsum("gkro,gkrj->kgoj", d, c) for c, d in centres]     # [K, G, O, J]
+        S = sum(((C - G[:, None]) ** 2).flatten(2).sum(2) for C, G in zip(C, G))
+        assignment = (weight * S).argmin(1)
+    """
+    centre_square = check_layers(gradients, centres, weight)
+    batch, device = len(gradients[0].act), gradients[0].act.device
+    cross = torch.zeros(batch, len(weight), dtype=torch.float64, device=device)
+    squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    wanted = None if square is not None else squares
+    with torch.no_grad():
+        for gradient, centre in zip(gradients, centres, strict=True):
+            _add_products(gradient, centre, cross, wanted)
+    squares = squares.squeeze(1) if square is None else square
+    return rank1_argmin(cross, squares, centre_square, weight.double(), rtol=rtol)
+
+
+def gradient_square(gradients: Sequence[LayerGradient]) -> Tensor:
+    """Σ_l ‖G_il‖²_F of every example, [B] float64, as :func:`rank1_assign` computes it."""
+    batch, device = len(gradients[0].act), gradients[0].act.device
+    squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for gradient in gradients:
+            _add_products(gradient, None, None, squares)
+    return squares.squeeze(1)
+
+
+def centre_products(centres: Sequence[Rank1Centre]) -> Tensor:
+    """Σ_l ⟨C_jl, C_kl⟩ of every two centres, [K, K] float64, from their factors."""
+    total = torch.zeros((), dtype=torch.float64)
+    for centre in centres:
+        inner, outer = (factor.double().flatten(1, 2) for factor in centre)  # [G, K R, ·]
+        both = (inner @ inner.transpose(1, 2)) * (outer @ outer.transpose(1, 2))
+        rank = centre.centre_in.shape[2]
+        total = total.to(both) + both.unflatten(1, (-1, rank)).unflatten(3, (-1, rank)).sum(
+            (0, 2, 4)
+        )
+    return total
+
+
+def centre_square(centres: Sequence[Rank1Centre]) -> Tensor:
+    """Σ_l ‖C_kl‖²_F of every centre, [K] float64."""
+    total = torch.zeros((), dtype=torch.float64)
+    for centre in centres:
+        inner, outer = (factor.double() for factor in centre)  # [G, K, R, ·]
+        both = (inner @ inner.transpose(2, 3)) * (outer @ outer.transpose(2, 3))
+        total = total.to(both) + both.sum((0, 2, 3))
+    return total
+
+
+def check_layers(
+    gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre], weight: Tensor
+) -> Tensor:
+    """Σ_l ‖C_kl‖² of centres that fit the gradients; ValueError for others."""
+    name = "rank1_assign"
+    if not gradients or len(gradients) != len(centres):
+        raise ValueError(
+            f"{name}: needs as many centres as gradients, one of each per layer and at least one; "
+            f"got {len(gradients)} gradients and {len(centres)} centres"
+        )
+    if weight.dim() != 1 or len(weight) == 0:
+        raise ValueError(f"{name}: weight must be [K] with K >= 1, got {list(weight.shape)}")
+    batch = len(gradients[0].act)
+    for layer, (gradient, (centre_in, centre_out)) in enumerate(
+        zip(gradients, centres, strict=True)
+    ):
+        if len(gradient.act) != batch or len(gradient.dout) != batch:
+            raise ValueError(
+                f"{name}: every layer must hold the same {batch} examples; layer {layer} has "
+                f"act {list(gradient.act.shape)} and dout {list(gradient.dout.shape)}"
+            )
+        groups, outputs, inputs = gradient.shape
+        rank = centre_in.shape[2] if centre_in.dim() == 4 else 1
+        expected = (groups, len(weight), rank)
+        if centre_in.shape != (*expected, inputs) or centre_out.shape != (*expected, outputs):
+            raise ValueError(
+                f"{name}: layer {layer} has gradients of {groups} group(s), {outputs} outputs and "
+                f"{inputs} inputs (the bias among them), so its centres must be centre_in "
+                f"[{groups}, {len(weight)}, R, {inputs}] and centre_out [{groups}, {len(weight)}, R, "
+                f"{outputs}]; got {list(centre_in.shape)} and {list(centre_out.shape)}"
+            )
+    return centre_square(centres)
+
+
+def _add_products(
+    gradient: LayerGradient,
+    centre: Rank1Centre | None,
+    cross: Tensor | None,
+    squares: Tensor | None,
+) -> None:
+    """Adds ⟨C_k, G_i⟩ of one layer to cross [B, K] and ‖G_i‖² to squares [B, 1], where given."""
+    act, dout = _wide(gradient.act), _wide(gradient.dout)
+    gradient = gradient._replace(act=act, dout=dout)
+    if centre is not None:
+        centre = Rank1Centre(*(factor.to(act.dtype) for factor in centre))
+    if gradient.conv is None:
+        _linear(gradient, centre, cross, squares)
+        return
+    if _by_gradients(gradient, centre, squares is not None):
+        _convolution_by_gradients(gradient, centre, cross, squares)
+        return
+    if centre is not None and cross is not None:
+        _cross_by_positions(gradient, centre, cross)
+    if squares is not None:
+        _square_by_positions(gradient, squares)
+
+
+def _linear(
+    gradient: LayerGradient,
+    centre: Rank1Centre | None,
+    cross: Tensor | None,
+    squares: Tensor | None,
+) -> None:
+    act, dout, _, bias = gradient
+    if squares is not None:
+        inner = torch.linalg.vector_norm(act, dim=1, dtype=torch.float64) ** 2
+        outer = torch.linalg.vector_norm(dout, dim=1, dtype=torch.float64) ** 2
+        squares += ((inner + bias) * outer)[:, None]
+    if centre is not None and cross is not None:
+        (centre_in, centre_out), shape = centre, (len(act), 1, *centre.centre_in.shape[1:3])
+        weight, constant = _split_bias(centre_in, bias)
+        inner = F.linear(act, weight.flatten(0, 2), constant)  # A·c + bias, [B, K R]
+        outer = F.linear(dout, centre_out.flatten(0, 2))  # D·d
+        rank1_dot(cross, inner.view(shape), outer.view(shape))
+
+
+# --- convolutions
+
+
+def _by_gradients(gradient: LayerGradient, centre: Rank1Centre | None, square: bool) -> bool:
+    """Whether Eq. A.2 takes fewer operations than Eq. A.3 and the ghost norm do."""
+    assert gradient.conv is not None
+    groups, outputs, inputs = gradient.shape
+    positions, pixels = (math.prod(t.shape[2:]) for t in (gradient.dout, gradient.act))
+    columns, distinct = (0, 0) if centre is None else _columns(centre)
+    window = gradient.conv.kernel[0] * gradient.conv.kernel[1]
+    formed = inputs * outputs * (_WEIGHT_GRADIENT * positions + distinct)
+    ghost = pixels**2 * inputs // window + positions**2 * (window + outputs)
+    positioned = columns * positions * (inputs + outputs) + (ghost if square else 0)
+    return formed < positioned
+
+
+def _columns(centre: Rank1Centre) -> tuple[int, int]:
+    """How many products with c and d per example, and with whole centres."""
+    _, clusters, rank, _ = centre.centre_in.shape
+    return clusters * rank, clusters
+
+
+def _convolution_by_gradients(
+    gradient: LayerGradient,
+    centre: Rank1Centre | None,
+    cross: Tensor | None,
+    squares: Tensor | None,
+) -> None:
+    groups, outputs, inputs = gradient.shape
+    size = groups * outputs * inputs
+    whole = [] if centre is None or cross is None else list(_whole_centres(centre, size))
+    for part in _chunks(gradient, size):
+        formed = gradient.part(part).materialize().flatten(1)  # [b, G O J]
+        if squares is not None:
+            row = formed.view(len(formed), 1, 1, size)
+            rank1_dot(squares[part], row, row)
+        for clusters, columns in whole:
+            assert cross is not None
+            cross[part, clusters] += formed @ columns
+
+
+def _whole_centres(centre: Rank1Centre, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """C_k = Σ_r d_kr c_krᵀ as columns [G O J, k], so many of them at a time."""
+    clusters = centre.centre_in.shape[1]
+    step = max(1, _CHUNK[_device(centre.centre_in)] // size)
+    for first in range(0, clusters, step):
+        here = slice(first, min(first + step, clusters))
+        c, d = (factor[:, here] for factor in centre)
+        yield here, torch.einsum("gkro,gkrj->gojk", d, c).flatten(0, 2)
+
+
+def _cross_by_positions(gradient: LayerGradient, centre: Rank1Centre, cross: Tensor) -> None:
+    conv = gradient.conv
+    assert conv is not None
+    groups, clusters, rank, _ = centre.centre_in.shape
+    weight, constant = _split_bias(centre.centre_in, gradient.bias)
+    weight = weight.reshape(groups * clusters * rank, -1, *conv.kernel)
+    pointwise = centre.centre_out.reshape(groups * clusters * rank, -1, 1, 1)
+    positions = math.prod(gradient.dout.shape[2:])
+    for part in _chunks(gradient, groups * clusters * rank * positions):
+        inner = conv(gradient.act[part], weight, constant)  # A_it·c_kr
+        outer = F.conv2d(gradient.dout[part], pointwise, groups=groups)  # D_it·d_kr
+        shape = (len(inner), groups, clusters, rank * positions)
+        rank1_dot(cross[part], inner.reshape(shape), outer.reshape(shape))
+
+
+def _square_by_positions(gradient: LayerGradient, squares: Tensor) -> None:
+    """The ghost norm. A_is·A_it is a sum over the window of products of pixels."""
+    conv = gradient.conv
+    assert conv is not None
+    groups = conv.groups
+    pixels, positions = (math.prod(t.shape[2:]) for t in (gradient.act, gradient.dout))
+    for part in _chunks(gradient, groups * (pixels**2 + positions**2)):
+        act, dout = gradient.act[part], gradient.dout[part]
+        inner = _patch_gram(act, conv, dout.shape[2:])  # [b, G, T, T]
+        if gradient.bias:
+            inner = inner + 1
+        outer = _gram(dout, groups)
+        shape = (len(act), groups, 1, positions**2)
+        rank1_dot(squares[part], inner.reshape(shape), outer.reshape(shape))
+
+
+def _gram(x: Tensor, groups: int) -> Tensor:
+    """[b, G C, H, W] → [b, G, H W, H W]."""
+    channels = x.reshape(len(x), groups, -1, x.shape[2] * x.shape[3])
+    return channels.transpose(2, 3) @ channels
+
+
+def _patch_gram(act: Tensor, conv: Convolution, out: torch.Size) -> Tensor:
+    (height, width), (top, left), (down, right) = act.shape[2:], conv.padding, conv.stride
+    gram = _gram(act, conv.groups).view(-1, height, width, height, width)
+    gram = F.pad(gram, (left, left, top, top) * 2)
+    rows, columns = (range(0, n * step, step) for n, step in zip(out, (down, right), strict=True))
+    total: Tensor | None = None
+    for i in range(conv.kernel[0]):
+        for j in range(conv.kernel[1]):
+            y = slice(i * conv.dilation[0], i * conv.dilation[0] + rows[-1] + 1, down)
+            x = slice(j * conv.dilation[1], j * conv.dilation[1] + columns[-1] + 1, right)
+            here = gram[:, y, x, y, x]
+            total = here.clone() if total is None else total.add_(here)
+    assert total is not None
+    return total.reshape(len(act), conv.groups, len(rows) * len(columns), -1)
+
+
+# --- small things
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _split_bias(centre_in: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:
+    """The last input is the constant 1 that the bias is the weight of."""
+    if not bias:
+        return centre_in, None
+    return centre_in[..., :-1], centre_in[..., -1].flatten()
+
+
+def _chunks(gradient: LayerGradient, size: int) -> Iterator[slice]:
+    """Slices of the batch whose intermediates, ``size`` elements per example, are bounded."""
+    step = max(1, _CHUNK[_device(gradient.act)] // max(size, 1))
+    for first in range(0, len(gradient.act), step):
+        yield slice(first, first + step)
+
+
+def _device(t: Tensor) -> str:
+    return "cuda" if t.device.type == "cuda" else "cpu"
