@@ -1,0 +1,1 @@
+from .clusters import GradientClustering

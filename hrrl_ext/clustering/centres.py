@@ -12,6 +12,7 @@ from torch import Tensor
 from ..ops import LayerGradient, Rank1Centre
 
 CentreRule = Literal["svd", "mean"]
+_RESOLUTION = 1e-6  # of factors in float32
 _FIRST_STEPS = 4  # of power iteration towards the factors of a single example
 
 
@@ -141,10 +142,13 @@ def _start(gradient: LayerGradient, rank: int) -> Rank1Centre:
 
 def _orthonormal(factor: Tensor) -> Tensor:
     """[G, K, R, ·] → [K, G, R, ·] with orthonormal rows, also where they were zero or parallel."""
-    rows = factor.double().transpose(0, 1)
-    size = rows.flatten(1).abs().amax(1).view(-1, 1, 1, 1)  # whose squares may vanish or overflow
-    rows = rows / torch.where(size > 0, size, 1.0)
-    return torch.linalg.qr(rows.transpose(2, 3)).Q.transpose(2, 3).to(factor.dtype)
+    columns = factor.double().permute(1, 0, 3, 2)
+    size = columns.flatten(1).abs().amax(1).view(-1, 1, 1, 1)  # whose squares may vanish or overflow
+    columns = columns / torch.where(size > 0, size, 1.0)
+    own = torch.linalg.qr(columns).R.diagonal(dim1=2, dim2=3).abs()[..., None, :]
+    # What is only rounding would point anywhere; a zero is completed in the same way each time.
+    columns = torch.where(own > _RESOLUTION * own.amax(3, keepdim=True), columns, 0.0)
+    return torch.linalg.qr(columns).Q.transpose(2, 3).to(factor.dtype)
 
 
 def _zeros(factor: Tensor) -> Tensor:

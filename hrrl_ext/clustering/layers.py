@@ -115,6 +115,12 @@ def layer_gradients(
             logits = torch.func.functional_call(model, frozen, (x.detach(),))
             example_loss = loss(logits, target)
             _check_losses(example_loss, len(x))
+            for name, (act, version) in acts.items():
+                if act._version != version:
+                    raise ValueError(
+                        f"layers: what {name!r} read was changed in place afterwards; write "
+                        "x = x + y for x += y there, or leave it out of layers"
+                    )
             torch.autograd.grad(example_loss.sum(), leaves, allow_unused=True)
     finally:
         for handle in handles:
@@ -123,11 +129,6 @@ def layer_gradients(
         if name not in douts:
             raise ValueError(
                 f"layers: {name!r} has no part in the loss of this batch; leave it out of layers"
-            )
-        if acts[name][0]._version != acts[name][1]:
-            raise ValueError(
-                f"layers: what {name!r} read was changed in place afterwards; write x = x + y for "
-                "x += y there, or leave it out of layers"
             )
     return [
         _factors(name, layer, acts[name][0], douts[name], len(x)) for name, layer in layers.items()
