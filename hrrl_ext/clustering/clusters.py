@@ -176,17 +176,21 @@ class GradientClustering:
         return self
 
     def assign(self, data: Data, loss: Loss = cross_entropy) -> Tensor:
-        """A for any data: the cluster of each example, [N] int64, at the present centres and sizes."""
+        """A for any data: the cluster of each example, [N] int64, at the present centres and weights.
+
+        Only clusters that have examples of the data that was clustered are given out.
+        """
         if not self.centres:
             raise RuntimeError("assign needs centres: call fit first")
-        examples = Examples(data, self.device)
-        assignment = torch.zeros(len(examples), dtype=torch.int64)
+        examples, processes = Examples(data, self.device), current_processes()
+        assignment = torch.zeros(len(examples), dtype=torch.int64, device=self.device)
+        live = self.cluster_size.nonzero().flatten().to(self.device)
+        centres = [Rank1Centre(*(factor[:, live] for factor in centre)) for centre in self.centres]
         with self._borrowed():
-            processes = current_processes()
             for rows, gradients in self._gradients(examples, loss, processes):
-                near = rank1_assign(gradients, self.centres, self.weight)
-                assignment[rows] = _finite(near.assignment, rows).cpu()
-        return processes.sum(assignment)
+                near = rank1_assign(gradients, centres, self.weight[live])
+                assignment[rows] = live[_finite(near.assignment, rows)]
+        return processes.sum(assignment).cpu()
 
     def concepts(self) -> Tensor:
         """[N] int64: the clusters that have examples, numbered from 0 in order of their ids.
