@@ -1,0 +1,34 @@
+"""Gradient clustering: strata of examples with like gradients, and the noise that they save.
+
+=============================== ===============================================================
+:class:`StratifiedSampler`      mini-batches round robin over the clusters, and their weights
+:func:`gradient_variance`       the variance of SG-B, SG-2B, SVRG and GC at one model
+:class:`MeanGradient`           the gradient that all of them estimate
+:func:`variance_of`             the statistics, for an estimator of one's own
+=============================== ===============================================================
+"""
+
+from .estimators import (
+    SVRG,
+    GradientEstimator,
+    MeanGradient,
+    Snapshot,
+    StochasticGradient,
+    StratifiedGradient,
+)
+from .sampler import StratifiedSampler
+from .variance import GradientVariance, VarianceTable, gradient_variance, variance_of
+
+__all__ = [
+    "SVRG",
+    "GradientEstimator",
+    "GradientVariance",
+    "MeanGradient",
+    "Snapshot",
+    "StochasticGradient",
+    "StratifiedGradient",
+    "StratifiedSampler",
+    "VarianceTable",
+    "gradient_variance",
+    "variance_of",
+]
