@@ -1,4 +1,4 @@
-"""Estimators of the mean gradient of a model, each unbiased, all over the same function of the weights."""
+"""Unbiased estimators of the mean gradient, all of the same function of the weights."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class MeanGradient:
 
     Args:
         model: runs where its parameters are; the data is brought there batch by batch.
-        data: an :class:`ImageSet`, or tensors (x [N, ...], target [N, ...]). uint8 images become
-            float / 255, floats the dtype of the model.
+        data: an :class:`ImageSet`, or tensors (x [N, ...], target [N, ...]). Images, which uint8 tensors
+            are too, become floats in [0, 1] of the dtype of the model; other tensors stay as they are.
         loss: (outputs, target) → [B], a value for each example; :func:`cross_entropy` by default.
         parameters: the names that count, in this order, such as those that the clusters were made
             of; None are all that require a gradient. Named ones need not require it. A parameter
@@ -96,7 +96,7 @@ class MeanGradient:
         own = {name: state[name].detach() for name, _ in self.model.named_parameters()}
         own |= {name: state[name].clone() for name, _ in self.model.named_buffers()}
         leaves = [own[name].requires_grad_() for name in self.parameters]
-        x, target = self._examples(index, leaves[0])
+        x, target = self._examples(index)
         with evaluating(self.model), torch.enable_grad():
             example_loss = self.loss(torch.func.functional_call(self.model, own, (x,)), target)
             if example_loss.shape != index.shape:
@@ -116,8 +116,7 @@ class MeanGradient:
 
     def full(self, chunk: int, *, state: Mapping[str, Tensor] | None = None) -> Tensor:
         """[P] float64: the mean gradient over all examples, ``chunk`` of them at a time."""
-        device = self.model.get_parameter(self.parameters[0]).device
-        total = torch.zeros(self.num_parameters, dtype=torch.float64, device=device)
+        total = torch.zeros(self.num_parameters, dtype=torch.float64, device=self._weight.device)
         for index in torch.arange(self.num_examples).split(chunk):
             total += self(index, state=state) * len(index)  # a smaller last chunk counts for less
         return total / self.num_examples
@@ -127,13 +126,20 @@ class MeanGradient:
         state = {name: t.detach().clone() for name, t in _state(self.model).items()}
         return Snapshot(state, self.full(chunk, state=state), self.parameters, self.num_examples)
 
-    def _examples(self, index: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def _weight(self) -> Tensor:
+        """The parameter whose device the data gets, and images its dtype."""
+        return next(p for p in self.model.parameters() if p.is_floating_point())
+
+    def _examples(self, index: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(self.data, ImageSet):
             x, target = self.data.__getitems__(index)
         else:
             x, target = (t[index.to(t.device)] for t in self.data)
-        x = as_float(x.to(like.device))  # on the device: uint8 is a quarter of the bytes
-        return x.to(like.dtype) if x.is_floating_point() else x, target.to(like.device)
+        images = isinstance(self.data, ImageSet) or x.dtype == torch.uint8
+        like = self._weight
+        x, target = x.to(like.device), target.to(like.device)
+        return as_float(x).to(like.dtype) if images else x, target
 
     def _not_finite(self, index: Tensor, example_loss: Tensor, grads: Sequence[Tensor]) -> str:
         bad = example_loss.detach().isfinite().logical_not().nonzero().flatten().tolist()

@@ -211,15 +211,19 @@ def variance_of(
         for _ in range(num_batches):
             first.add(_checked_estimate(draw()))
         e = first.mean
+        squares, deviations = (
+            torch.zeros_like(e),
+            torch.zeros_like(e),
+        )  # Σ_b g_bj², Σ_b (g_bj - e_j)²
     moments = _Moments()
     against_e: list[Tensor] = []  # ‖g_b - e‖²
-    squares = deviations = torch.zeros(())  # Σ_b g_bj² and Σ_b (g_bj - e_j)² [P]
     for _ in range(num_batches):
         g = _checked_estimate(draw())
         moments.add(g)
         if e is not None:
-            squares, square = squares.to(g) + g.square(), (g - e).square()
-            deviations = deviations.to(g) + square
+            squares += g.square()
+            square = (g - e).square()
+            deviations += square
             against_e.append(square.sum())
 
     trace = torch.stack(moments.terms).mean().item()
