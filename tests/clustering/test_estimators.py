@@ -391,6 +391,16 @@ def test_stratified_draws_are_those_of_the_sampler_from_its_start():
         assert estimator.indices().tolist() == list(reference._stream(given))
 
 
+def test_replacement_reaches_the_strata():
+    gradient = MeanGradient(mlp(), data())
+    for replacement in (False, True):
+        estimator = StratifiedGradient(
+            gradient, 4, generator(0), [0, 0, 0, 3, 3, 3], replacement=replacement
+        )
+        repeated = [len(set(estimator.indices().tolist())) < 4 for _ in range(40)]
+        assert any(repeated) == replacement
+
+
 # --- refusals
 
 

@@ -142,6 +142,18 @@ def test_unequal_strata_can_be_worse_than_uniform():
     assert stratified > 2 * uniform
 
 
+def test_random_strata_of_equal_size_are_uniform_mini_batches():
+    """Averaged over all partitions of six examples into three pairs: σ²/B (N - B)/(N - 1) at B = 3."""
+    g = gradients_of(6)
+    variances = []
+    for order in permutations(range(6)):
+        assignment = torch.tensor(order) // 2
+        sampler = StratifiedSampler(assignment)
+        variances.append(strata_variance(sampler, g, assignment, 1))
+    uniform = g.var(0, correction=0).sum().item() / 3 * 3 / 5
+    assert sum(variances) / len(variances) == pytest.approx(uniform, rel=1e-12)
+
+
 def test_rounds_are_permutations_and_no_example_returns_early():
     assignment = assignment_of((1, 2, 5, 7))
     sampler = StratifiedSampler(assignment, num_samples=4 * 210)

@@ -12,7 +12,13 @@ from cases import generator
 from test_estimators import by_example, data, mlp, moved
 from torch import Tensor, nn
 
-from hrrl_ext.clustering import GradientVariance, MeanGradient, gradient_variance, variance_of
+from hrrl_ext.clustering import (
+    GradientVariance,
+    MeanGradient,
+    StochasticGradient,
+    gradient_variance,
+    variance_of,
+)
 from hrrl_ext.data import load_images
 
 
@@ -252,15 +258,46 @@ def test_options_reach_the_gradients():
     plain = gradient_variance(model, (x, target), **options)
     doubled = gradient_variance(model, (x, target), loss=twice, **options)
     bias = gradient_variance(model, (x, target), parameters=["4.bias"], **options)
-    again = gradient_variance(model, (x, target), replacement=True, **options)
     paper = gradient_variance(model, (x, target), form="paper", **options)
     for name, v in plain.items():
         assert doubled[name].average_variance == pytest.approx(4 * v.average_variance, rel=1e-12)
         assert doubled[name].noise_to_signal == pytest.approx(v.noise_to_signal, rel=1e-9)
         assert bias[name].num_parameters == 3
-        assert again[name] != v
         assert paper[name].form == "paper"
         assert paper[name].n == v.n == 3
+
+
+def test_replacement_reaches_every_estimator():
+    """A batch as large as the data leaves nothing to chance, unless examples come twice."""
+    x, target = data()
+    model = mlp()
+    snapshot = MeanGradient(model, (x, target)).snapshot()
+    moved(model)
+    for replacement in (False, True):
+        table = gradient_variance(
+            model, (x, target), ["SG-B", "SVRG", "GC"], assignment=[0, 0, 0, 1, 1, 1],
+            snapshot=snapshot, batch_size=6, num_batches=4, replacement=replacement,
+        )  # fmt: skip
+        assert all((v.average_variance > 1e-6) == replacement for v in table.values())
+    double = gradient_variance(
+        model, (x, target), ["SG-2B"], batch_size=3, num_batches=4, replacement=True
+    )
+    assert double["SG-2B"].average_variance > 1e-6
+
+
+def test_estimators_draw_from_streams_of_their_own(monkeypatch):
+    """SG-B in the first half of each batch of SG-2B would correlate what is compared."""
+    drawn: list[Tensor] = []
+    indices = StochasticGradient.indices
+
+    def recorded(self: StochasticGradient) -> Tensor:
+        drawn.append(indices(self))
+        return drawn[-1]
+
+    monkeypatch.setattr(StochasticGradient, "indices", recorded)
+    gradient_variance(mlp(), data(64), batch_size=8, num_batches=2)
+    assert [len(b) for b in drawn] == [8, 8, 16, 16]
+    assert not torch.equal(drawn[0], drawn[2][:8])
 
 
 def test_measuring_leaves_the_training_as_it_was():
