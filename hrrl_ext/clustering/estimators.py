@@ -48,7 +48,8 @@ class MeanGradient:
     mode the batch would be part of the function, and no estimate unbiased.) Clusters should be made in
     the same mode, of the same pixels: nothing is augmented here. What the weights are is read anew
     at every call. ``.grad``, buffers, every module's training flag and the global random state are
-    as before: gradients are taken of other tensors that share the weights' memory.
+    as before: gradients are taken of other tensors that share the weights' memory. A model that draws
+    random numbers in eval mode too is not a function of its weights, and not for this.
 
     Args:
         model: runs where its parameters are; the data is brought there batch by batch.

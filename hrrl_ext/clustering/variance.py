@@ -126,7 +126,8 @@ def gradient_variance(
         num_batches: n ≥ 2 estimates of each. The standard error falls as 1/√n.
         form: see :func:`variance_of`. "paper" draws twice as many.
         replacement: draw examples with replacement. By default a batch has none twice, as in
-            training; then SG-2B has (N - 2B)/(2 (N - B)) of the variance of SG-B, 1/2 for large N.
+            training (GC: unless it takes more of a cluster than there are); then SG-2B has
+            (N - 2B)/(2 (N - B)) of the variance of SG-B, 1/2 for large N.
         seed: each estimator draws from a stream of its own, whatever the others are.
 
     Time: n times the gradients of the table, for "paper" twice that. Memory: a few vectors [P] float64

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import textwrap
 from collections.abc import Iterator
 from itertools import islice, permutations, product
 from math import lcm
@@ -280,6 +282,15 @@ def digits() -> tuple[ArrayImages, Tensor, nn.Module]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
     return ArrayImages(pixels, target), torch.tensor([0] * 6 + [1] * 4 + [2] * 2), model
+
+
+def test_the_loop_of_the_docstring():
+    images, assignment, model = digits()
+    text = inspect.getdoc(StratifiedSampler).split("times::\n\n")[1].split("\n\n")[0]
+    names = {**globals(), "images": images, "assignment": assignment, "model": model}
+    exec(textwrap.dedent(text), names)
+    assert names["index"] == list(names["sampler"])  # one batch: 12 examples of at most 128
+    assert names["loss"].requires_grad and names["loss"].ndim == 0
 
 
 def test_loop_over_an_image_set():
