@@ -143,7 +143,9 @@ def _start(gradient: LayerGradient, rank: int) -> Rank1Centre:
 def _orthonormal(factor: Tensor) -> Tensor:
     """[G, K, R, ·] → [K, G, R, ·] with orthonormal rows, also where they were zero or parallel."""
     columns = factor.double().permute(1, 0, 3, 2)
-    size = columns.flatten(1).abs().amax(1).view(-1, 1, 1, 1)  # whose squares may vanish or overflow
+    size = (
+        columns.flatten(1).abs().amax(1).view(-1, 1, 1, 1)
+    )  # whose squares may vanish or overflow
     columns = columns / torch.where(size > 0, size, 1.0)
     own = torch.linalg.qr(columns).R.diagonal(dim1=2, dim2=3).abs()[..., None, :]
     # What is only rounding would point anywhere; a zero is completed in the same way each time.

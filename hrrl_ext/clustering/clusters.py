@@ -14,11 +14,9 @@ from .._modes import in_mode
 from ..ops import LayerGradient, Rank1Centre, centre_products, gradient_square, rank1_assign
 from ..processes import Processes, current_processes
 from .centres import CentreRule, ClusterSums, example_centres
-from .examples import Data, Examples
+from .examples import Data, ExampleLoss, Examples, cross_entropy
 from .layers import (
-    Loss,
     check_independence,
-    cross_entropy,
     find_layers,
     layer_gradients,
     parameter_names,
@@ -118,7 +116,8 @@ class GradientClustering:
         self.num_clusters, self.rank, self.weighted, self.mode = num_clusters, rank, weighted, mode
         self.center: CentreRule = center
         self.size_step, self.batch_size, self.seed = size_step, batch_size, seed
-        self.device = next(iter(self.layers.values())).weight.device
+        self._like = next(iter(self.layers.values())).weight
+        self.device = self._like.device
         self.centres: list[Rank1Centre] = []
         self.weight = torch.ones(num_clusters, dtype=torch.float64, device=self.device)
         self.assignment = torch.empty(0, dtype=torch.int64)
@@ -134,7 +133,7 @@ class GradientClustering:
     def fit(
         self,
         data: Data,
-        loss: Loss = cross_entropy,
+        loss: ExampleLoss = cross_entropy,
         *,
         rounds: int = 10,
         report: Callable[[str], None] | None = None,
@@ -154,7 +153,7 @@ class GradientClustering:
         Raises ValueError for data with fewer examples than clusters, or of another size than before,
         and FloatingPointError for a gradient that is not finite.
         """
-        examples = Examples(data, self.device)
+        examples = Examples(data, self._like)
         if len(examples) < self.num_clusters:
             raise ValueError(
                 f"num_clusters is {self.num_clusters}, but data has {len(examples)} examples only; a "
@@ -175,14 +174,14 @@ class GradientClustering:
                     report(_line(self.history[-1]))
         return self
 
-    def assign(self, data: Data, loss: Loss = cross_entropy) -> Tensor:
+    def assign(self, data: Data, loss: ExampleLoss = cross_entropy) -> Tensor:
         """A for any data: the cluster of each example, [N] int64, at the present centres and weights.
 
         Only clusters that have examples of the data that was clustered are given out.
         """
         if not self.centres:
             raise RuntimeError("assign needs centres: call fit first")
-        examples, processes = Examples(data, self.device), current_processes()
+        examples, processes = Examples(data, self._like), current_processes()
         assignment = torch.zeros(len(examples), dtype=torch.int64, device=self.device)
         live = self.cluster_size.nonzero().flatten().to(self.device)
         centres = [Rank1Centre(*(factor[:, live] for factor in centre)) for centre in self.centres]
@@ -204,7 +203,7 @@ class GradientClustering:
 
     # --- a round
 
-    def _round(self, examples: Examples, loss: Loss, square: Tensor | None) -> Tensor:
+    def _round(self, examples: Examples, loss: ExampleLoss, square: Tensor | None) -> Tensor:
         """A and U in one pass; returns Σ_l ‖g_il‖² [N]."""
         start, count = time.perf_counter(), len(examples)
         processes = current_processes()
@@ -250,7 +249,9 @@ class GradientClustering:
             }
         )
 
-    def _repair(self, examples: Examples, loss: Loss, distance: Tensor, squares: Tensor) -> None:
+    def _repair(
+        self, examples: Examples, loss: ExampleLoss, distance: Tensor, squares: Tensor
+    ) -> None:
         """Gives each empty cluster the farthest example of the one that costs most."""
         distance = torch.where(distance > _RESOLUTION * squares, distance, 0.0)
         assignment, chosen = self.assignment.to(self.device), []
@@ -277,8 +278,8 @@ class GradientClustering:
 
     # --- the first centres
 
-    def _seed(self, examples: Examples, loss: Loss) -> None:
-        """K examples of a pool, each drawn with a probability that grows with its distance (k-means++)."""
+    def _seed(self, examples: Examples, loss: ExampleLoss) -> None:
+        """K examples of a pool, drawn with a probability that grows with the distance (k-means++)."""
         generator = torch.Generator().manual_seed(self.seed)
         pool = torch.randperm(len(examples), generator=generator)[: _POOL * self.num_clusters]
         parts = pool.split(self.batch_size)
@@ -306,14 +307,14 @@ class GradientClustering:
             yield
 
     def _gradients(
-        self, examples: Examples, loss: Loss, processes: Processes
+        self, examples: Examples, loss: ExampleLoss, processes: Processes
     ) -> Iterator[tuple[Tensor, list[LayerGradient]]]:
         """Rows of this process's share and their gradients, batch by batch."""
         share = processes.share(len(examples))
         for rows in torch.arange(share.start, share.stop).split(self.batch_size):
             yield rows.to(self.device), self._of(examples, rows, loss)
 
-    def _of(self, examples: Examples, rows: Tensor, loss: Loss) -> list[LayerGradient]:
+    def _of(self, examples: Examples, rows: Tensor, loss: ExampleLoss) -> list[LayerGradient]:
         return layer_gradients(self.model, self.layers, *examples.take(rows), loss)
 
     # --- state

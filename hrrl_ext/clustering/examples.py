@@ -1,45 +1,71 @@
-"""The data of a clustering: every example at its own row, with the same pixels whenever it is asked for."""
+"""The data of a clustering: every example at its own index, with the same pixels each time."""
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..data import ImageSet, Source, load_images
 from ..data.image_sets import as_float
 
 Data: TypeAlias = "Source | tuple[Tensor, Tensor]"
-"""What :func:`hrrl_ext.data.load_images` opens, or tensors (x [N, ...], target [N])."""
+"""What :func:`hrrl_ext.data.load_images` opens, or tensors (x [N, ...], target [N, ...])."""
+
+ExampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""(outputs, target) → the loss of each example, [B]."""
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """[B] the cross-entropy of every example, in float32 or wider: the loss unless another is given."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, target, reduction="none")
+
+
+def check_losses(example_loss: Tensor, batch: int) -> None:
+    if example_loss.shape != (batch,):
+        raise ValueError(
+            f"loss must give one loss per example, shape [{batch}], got "
+            f"{list(example_loss.shape)}; a loss of torch's does with reduction='none'"
+        )
 
 
 class Examples:
-    """N examples by row: images of uint8 as float32 in [0, 1], never augmented."""
+    """N examples by index, for a model with parameters like ``like``: on its device, never augmented.
 
-    def __init__(self, data: Data, device: torch.device) -> None:
-        self.device = device
-        self._images: ImageSet | None = None
-        if isinstance(data, tuple):
-            x, target = data
-            if len(x) != len(target):
+    Images, which tensors of uint8 are too, become floats in [0, 1] of its dtype; other tensors stay
+    as they are.
+    """
+
+    def __init__(self, data: Data, like: Tensor) -> None:
+        self._like = like
+        self._data: ImageSet | tuple[Tensor, Tensor]
+        if isinstance(data, tuple | list) and len(data) == 2 and all(map(torch.is_tensor, data)):
+            x, target = cast("tuple[Tensor, Tensor]", data)
+            if x.ndim == 0 or target.shape[:1] != x.shape[:1]:
                 raise ValueError(
-                    f"data: x and target must have one row per example, got {len(x)} and {len(target)}"
+                    "data must be x [N, ...] and target [N, ...] of the same N, "
+                    f"got {list(x.shape)} and {list(target.shape)}"
                 )
-            self._x, self.target = x, target
+            self._data, self._count = (x, target), len(x)
         else:
-            self._images = load_images(data)
-            self.target = self._images.target
-        if len(self.target) == 0:
-            raise ValueError("data holds no example")
+            self._data = load_images(data)
+            self._count = len(self._data)
+        if self._count == 0:
+            raise ValueError("data has no examples; check its path and split")
 
     def __len__(self) -> int:
-        return len(self.target)
+        return self._count
 
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """(x [B, ...], target [B]) of rows [B], on the device."""
-        if self._images is None:
-            x, target = self._x[rows], self.target[rows]
+    def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """index [B] on the CPU → (x [B, ...], target [B, ...])."""
+        if isinstance(self._data, ImageSet):
+            x, target = self._data.__getitems__(index)
         else:
-            x, target = self._images.__getitems__(rows.tolist())
-        return as_float(x.to(self.device)), target.to(self.device)
+            x, target = (t[index.to(t.device)] for t in self._data)
+        images = isinstance(self._data, ImageSet) or x.dtype == torch.uint8
+        x, target = x.to(self._like.device), target.to(self._like.device)
+        return as_float(x).to(self._like.dtype) if images else x, target

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ..data.messages import nearest
 from ..ops import Convolution, LayerGradient
+from .examples import ExampleLoss, check_losses
 
-Loss = Callable[[Tensor, Tensor], Tensor]
-"""(logits [B, C], target [B]) → the loss of each example, [B]."""
-
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d)
-
-
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(logits, target, reduction="none")
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
-def find_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, nn.Module]:
+def find_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Layer]:
     """The linear and convolutional layers of ``model`` by name, or those of these names.
 
     Raises ValueError for a name that the model does not have, for a layer of another kind or without
     a weight that is trained, and where there is none.
     """
-    known = {name: m for name, m in model.named_modules() if isinstance(m, _LAYERS)}
+    known = {name: m for name, m in model.named_modules() if isinstance(m, _KINDS)}
     if layers is None:
         found = {name: m for name, m in known.items() if m.weight.requires_grad}
         if not found:
@@ -47,16 +42,16 @@ def find_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[s
                     f"layers: {name!r} is a {type(everything[name]).__name__}; gradients are "
                     "clustered by nn.Linear, nn.Conv1d and nn.Conv2d layers"
                 )
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
-            raise ValueError(f"layers: the model has no {name!r}; {hint}")
+            raise ValueError(
+                f"layers: the model has no {nearest([name], known)}; there are {', '.join(known)}"
+            )
         found[name] = known[name]
     if not found:
         raise ValueError("layers: no layer was named; leave it out for all of them")
     return found
 
 
-def parameter_names(layers: dict[str, nn.Module]) -> list[str]:
+def parameter_names(layers: dict[str, Layer]) -> list[str]:
     """The parameters whose gradients are clustered: weights and biases of the layers."""
     return [
         f"{name}.{parameter}" if name else parameter
@@ -79,7 +74,7 @@ def check_independence(model: nn.Module) -> None:
 
 
 def layer_gradients(
-    model: nn.Module, layers: dict[str, nn.Module], x: Tensor, target: Tensor, loss: Loss
+    model: nn.Module, layers: dict[str, Layer], x: Tensor, target: Tensor, loss: ExampleLoss
 ) -> list[LayerGradient]:
     """The gradients of every example of a batch, by their factors, in the order of ``layers``.
 
@@ -114,7 +109,9 @@ def layer_gradients(
             frozen = {name: p.detach() for name, p in model.named_parameters()}
             logits = torch.func.functional_call(model, frozen, (x.detach(),))
             example_loss = loss(logits, target)
-            _check_losses(example_loss, len(x))
+            check_losses(example_loss, len(x))
+            if not example_loss.requires_grad:
+                raise ValueError("layers: none of them has a part in the loss")
             for name, (act, version) in acts.items():
                 if act._version != version:
                     raise ValueError(
@@ -135,17 +132,7 @@ def layer_gradients(
     ]
 
 
-def _check_losses(example_loss: Tensor, batch: int) -> None:
-    if example_loss.shape != (batch,):
-        raise ValueError(
-            f"loss must give one loss per example, [{batch}], got {list(example_loss.shape)}; for a "
-            "loss of torch that is reduction='none'"
-        )
-    if not example_loss.requires_grad:
-        raise ValueError("layers: none of them has a part in the loss")
-
-
-def _factors(name: str, layer: nn.Module, act: Tensor, dout: Tensor, batch: int) -> LayerGradient:
+def _factors(name: str, layer: Layer, act: Tensor, dout: Tensor, batch: int) -> LayerGradient:
     bias = layer.bias is not None
     if len(act) != batch:
         raise ValueError(
@@ -157,14 +144,15 @@ def _factors(name: str, layer: nn.Module, act: Tensor, dout: Tensor, batch: int)
             return LayerGradient(act, dout, None, bias)
         act, dout = (t.flatten(1, -2).transpose(1, 2)[..., None] for t in (act, dout))
         return LayerGradient(act, dout, Convolution((1, 1)), bias)  # a position per row
-    assert isinstance(layer, nn.Conv1d | nn.Conv2d)
     padding = layer.padding
     if layer.padding_mode != "zeros" or isinstance(padding, str):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         act = F.pad(act, layer._reversed_padding_repeated_twice, mode)
         padding = (0,) * len(layer.kernel_size)
-    geometry = [layer.kernel_size, layer.stride, padding, layer.dilation]
+    geometry: list[Any] = [layer.kernel_size, layer.stride, padding, layer.dilation]
     if isinstance(layer, nn.Conv1d):
         act, dout = act[..., None], dout[..., None]
         geometry = [(*sizes, one) for sizes, one in zip(geometry, (1, 1, 0, 1), strict=True)]
-    return LayerGradient(act, dout, Convolution(*geometry, layer.groups), bias)  # type: ignore[arg-type]
+    kernel, stride, padding, dilation = geometry
+    conv = Convolution(kernel, stride, padding, dilation, layer.groups)
+    return LayerGradient(act, dout, conv, bias)

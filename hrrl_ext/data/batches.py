@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .._streams import random_stream
 from ..processes import Processes
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
@@ -143,7 +143,7 @@ class Batches:
     def _generate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.arange(len(self.images))
         if self.shuffle:
-            order = torch.randperm(len(order), generator=_generator(self.seed, epoch, "order"))
+            order = torch.randperm(len(order), generator=random_stream(self.seed, epoch, "order"))
         rows = order.split(self.sizes)[start:] if len(order) else ()
         parts = [self.processes.share(len(batch)) for batch in rows]
         mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
@@ -153,7 +153,7 @@ class Batches:
                 continue
             x = next(images).to(self.device, non_blocking=True)
             if self.augment is not None:
-                generator = _generator(self.seed, epoch, number)
+                generator = random_stream(self.seed, epoch, number)
                 x = self.augment(x, generator, part, self.sizes[number])
             target, concept = self.images.target[indices], self.concept[indices]
             yield (
@@ -197,10 +197,3 @@ class Batches:
 def _as_fetched(batch: Any) -> Any:
     """Nothing to collate: an image set returns whole batches."""
     return batch
-
-
-def _generator(seed: int, epoch: int, stream: int | str) -> torch.Generator:
-    """A generator for one purpose; hashed, so that neighbouring seeds do not overlap."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{stream}".encode()).digest()
-    seed_bits = int.from_bytes(digest[:4], "little")  # torch's CPU generator uses 32 bits
-    return torch.Generator().manual_seed(seed_bits)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 
 class ConceptLoss(NamedTuple):
@@ -78,9 +79,9 @@ class LayerGradient(NamedTuple):
         if batch == 0:
             return self.act.new_zeros(0, *self.shape)
         # The weight gradient of one convolution with a group for every example (and group).
-        formed = torch.nn.grad.conv2d_weight(
+        formed = conv2d_weight(
             self.act.reshape(1, -1, *self.act.shape[2:]),
-            (batch * groups * outputs, self.act.shape[1] // groups, *self.conv.kernel),  # type: ignore[arg-type]
+            (batch * groups * outputs, self.act.shape[1] // groups, *self.conv.kernel),
             self.dout.reshape(1, -1, *self.dout.shape[2:]),
             *self.conv[1:4],
             batch * groups,

@@ -1,4 +1,5 @@
 from torch import Tensor
+
 from . import reference
 from ._types import NearestCentre
 

@@ -201,20 +201,14 @@ def _linear(
 def _by_gradients(gradient: LayerGradient, centre: Rank1Centre | None, square: bool) -> bool:
     """Whether Eq. A.2 takes fewer operations than Eq. A.3 and the ghost norm do."""
     assert gradient.conv is not None
-    groups, outputs, inputs = gradient.shape
+    _, outputs, inputs = gradient.shape
     positions, pixels = (math.prod(t.shape[2:]) for t in (gradient.dout, gradient.act))
-    columns, distinct = (0, 0) if centre is None else _columns(centre)
+    clusters, rank = (0, 0) if centre is None else centre.centre_in.shape[1:3]
     window = gradient.conv.kernel[0] * gradient.conv.kernel[1]
-    formed = inputs * outputs * (_WEIGHT_GRADIENT * positions + distinct)
+    formed = inputs * outputs * (_WEIGHT_GRADIENT * positions + clusters)
     ghost = pixels**2 * inputs // window + positions**2 * (window + outputs)
-    positioned = columns * positions * (inputs + outputs) + (ghost if square else 0)
+    positioned = clusters * rank * positions * (inputs + outputs) + (ghost if square else 0)
     return formed < positioned
-
-
-def _columns(centre: Rank1Centre) -> tuple[int, int]:
-    """How many products with c and d per example, and with whole centres."""
-    _, clusters, rank, _ = centre.centre_in.shape
-    return clusters * rank, clusters
 
 
 def _convolution_by_gradients(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import replacing
+from .._tables import aligned
 from ..data import Concepts, ImageSet, Source
 from ..training import HRRLTrainer
 from .features import extract_features
@@ -118,17 +119,7 @@ class TransferTable:
         return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
     def __str__(self) -> str:
-        rows = self.rows()
-        width = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
-        return "\n".join(
-            "  ".join(
-                [
-                    row[0].ljust(width[0]),
-                    *(v.rjust(w) for v, w in zip(row[1:], width[1:], strict=True)),
-                ]
-            )
-            for row in rows
-        )
+        return aligned(self.rows())
 
 
 def transfer_table(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hrrl_ext.clustering.examples import cross_entropy
 from hrrl_ext.clustering.layers import (
     check_independence,
-    cross_entropy,
     find_layers,
     layer_gradients,
     parameter_names,
@@ -139,7 +139,7 @@ def test_frozen_layers_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["heads"], "no 'heads'; did you mean 'head'"),
+        (["heads"], "no 'heads' \\(nearest known: 'head'\\)"),
         (["norm"], "'norm' is a BatchNorm2d"),
         ([], "no layer was named"),
     ],
