@@ -35,7 +35,7 @@ class ClusterSums:
     ) -> None:
         self.rule = rule
         self.hold_outputs = hold_outputs
-        self._dtype = [c.centre_in.dtype for c in centres]
+        self._layers = len(centres)
         held = [c.centre_out if hold_outputs else c.centre_in for c in centres]
         moved = [c.centre_in if hold_outputs else c.centre_out for c in centres]
         self._held = [_orthonormal(factor) for factor in held] if rule == "svd" else []
@@ -45,12 +45,11 @@ class ClusterSums:
             self.totals += [_zeros(factor) for factor in held]
 
     def add(self, gradients: Sequence[LayerGradient], assignment: Tensor) -> None:
-        layers = len(gradients)
         for layer, gradient in enumerate(gradients):
             if self.rule == "mean":
                 means = _mean_inputs(gradient), _sum_outputs(gradient)
                 moved, other = means if self.hold_outputs else means[::-1]
-                self.totals[layers + layer].index_add_(0, assignment, other.double())
+                self.totals[self._layers + layer].index_add_(0, assignment, other.double())
             else:
                 held = self._held[layer][assignment]
                 moved = (
@@ -58,21 +57,21 @@ class ClusterSums:
                 )
             self.totals[layer].index_add_(0, assignment, moved.double())
 
-    def centres(self, size: Tensor) -> list[Rank1Centre]:
-        """The centres of clusters of these sizes [K]; those of empty clusters are 0."""
-        layers, divisor = len(self._dtype), size.clamp(min=1).view(-1, 1, 1, 1)
-        moved = [total / divisor for total in self.totals[:layers]]
-        if self.rule == "mean":
-            held = [total / divisor for total in self.totals[layers:]]
-        else:
-            held = [factor.double() * (size > 0).view(-1, 1, 1, 1) for factor in self._held]
-        pairs = (
-            zip(moved, held, strict=True) if self.hold_outputs else zip(held, moved, strict=True)
-        )
-        return [
-            Rank1Centre(*(f.transpose(0, 1).to(dtype).contiguous() for f in pair))
-            for pair, dtype in zip(pairs, self._dtype, strict=True)
-        ]
+    def centres(self, size: Tensor, empty: Sequence[Rank1Centre]) -> list[Rank1Centre]:
+        """The centres of clusters of these sizes [K]; an empty one keeps that of ``empty``."""
+        divisor, live = size.clamp(min=1).view(-1, 1, 1, 1), (size > 0).view(1, -1, 1, 1)
+        means = [total / divisor for total in self.totals]
+        moved = means[: self._layers]
+        held = means[self._layers :] if self.rule == "mean" else self._held
+        centres = []
+        for new, old, before in zip(moved, held, empty, strict=True):
+            pair = (new, old) if self.hold_outputs else (old, new)
+            factors = [
+                torch.where(live, factor.transpose(0, 1).to(kept.dtype), kept).contiguous()
+                for factor, kept in zip(pair, before, strict=True)
+            ]
+            centres.append(Rank1Centre(*factors))
+        return centres
 
 
 def example_centres(
@@ -84,7 +83,7 @@ def example_centres(
     for step in range(1 if rule == "mean" else _FIRST_STEPS):
         sums = ClusterSums(centres, rule, hold_outputs=step % 2 == 0)
         sums.add(gradients, own)
-        centres = sums.centres(torch.ones_like(own))
+        centres = sums.centres(torch.ones_like(own), centres)
     return centres
 
 

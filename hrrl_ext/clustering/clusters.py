@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import in_mode
-from ..ops import LayerGradient, Rank1Centre, centre_products, gradient_square, rank1_assign
+from ..ops import (
+    LayerGradient,
+    Rank1Centre,
+    centre_products,
+    gradient_square,
+    rank1_assign,
+    rank1_distance,
+)
 from ..processes import Processes, current_processes
 from .centres import CentreRule, ClusterSums, example_centres
 from .examples import Data, ExampleLoss, Examples, cross_entropy
@@ -21,6 +28,7 @@ from .layers import (
     layer_gradients,
     parameter_names,
 )
+from .strata import least_variance
 
 Mode = Literal["eval", "train"]
 _POOL = 2  # examples per cluster that the first centres are chosen from
@@ -32,10 +40,10 @@ class GradientClustering:
 
         min_{a, C} Σ_i N_{a_i} ‖C_{a_i} - g_i‖²,   C_kl = Σ_r d_klr c_klrᵀ in each layer l   (Eq. 4.2)
 
-    by rounds of A, a_i = argmin_k N_k ‖C_k - g_i‖² (Eq. 4.3), and U, the centres of the clusters
-    found. At C_k = the mean of its cluster the objective is N² times the variance of the stratified
-    estimator that :class:`StratifiedSampler` draws; examples whose gradients coincide share a
-    cluster and add nothing to it.
+    by rounds of A, which cluster each example is in, and U, the centres of the clusters found. At
+    C_k = the mean of its cluster the objective is N² times the variance of the stratified estimator
+    that :class:`StratifiedSampler` draws; examples whose gradients coincide share a cluster and add
+    nothing to it.
 
     ::
 
@@ -53,24 +61,26 @@ class GradientClustering:
         center: "svd", the best centre of rank R, by a step of power iteration a round; "mean",
             Eq. 4.6, c_k = mean of the inputs, d_k = mean of the output gradients (R = 1), which is
             right where the two are independent within the cluster.
-        weighted: N_k in A and in the objective, as above; else ordinary k-means.
-        size_step: how far the weights of A follow the sizes just counted, w_k ← w_k^(1-r) N_k^r. 1 is
-            Eq. 4.3 as printed, w_k = N_k of the last round; it rarely settles, since examples that
-            leave a large cluster all move to the same small one, which then is large. At rest
-            w_k = N_k whatever r.
+        weighted: how the sizes N_k enter A. True: the assignment of least objective that moving one
+            example at a time finds, with the sizes as they become (:func:`least_variance`); no round
+            raises the objective. "frozen": a_i = argmin_k N_k ‖C_k - g_i‖² (Eq. 4.3), with the sizes
+            of the last round; it rarely settles, since all the examples that find a small cluster
+            cheap go there together. False: ordinary k-means, which lowers Σ_i ‖C_{a_i} - g_i‖².
         mode: "eval" for batch normalisation with running statistics and no dropout; "train" is
             refused where batch normalisation makes an example's gradient depend on the others.
         batch_size: examples per pass through the model. It does not change the result, but for
             rounding.
         seed: of the choice of the first centres.
 
-    Each round is one pass over the data: forward, backward to what the layers wrote (no gradient of
-    a parameter is computed), A with the sizes of the last completed round, and the sums of U for the
-    assignment just made. So neither the order of the data nor batches change the result. In the
-    first round all clusters weigh the same. First centres are examples, chosen from a random pool of
-    2 K of them as k-means++ does. A cluster that is left without examples is given the farthest
-    example of the cluster that contributes most to the objective, and each of the two weighs half of
-    it in the next round; where no example is away from its centre it stays empty.
+    A pass over the data is a forward pass and a backward pass to what the layers wrote; no gradient
+    of a parameter is computed. A round is one pass, in which the sums of U are taken for the
+    assignment just made; with weighted=True it is two, since who moves is known after the first, and
+    the distances [N, K] are kept in between as float32. Neither the order of the data nor batches
+    change the result. First centres are examples, chosen from a random pool of 2 K of them as
+    k-means++ does. A cluster that is left empty keeps its centre, and attracts whom it suits with
+    weighted=True; else it is given the farthest example of the cluster that contributes most to the
+    objective, of which each of the two then weighs half. Where no example is away from its centre it
+    stays empty.
 
     The gradients are those of the sum of the losses, with each example's pixels as they are. On
     several processes (torchrun) each passes over its share of the data. Deterministic on the CPU
@@ -92,8 +102,7 @@ class GradientClustering:
         layers: Sequence[str] | None = None,
         rank: int = 1,
         center: CentreRule = "svd",
-        weighted: bool = True,
-        size_step: float = 0.3,
+        weighted: bool | Literal["frozen"] = True,
         mode: Mode = "eval",
         batch_size: int = 128,
         seed: int = 0,
@@ -106,8 +115,8 @@ class GradientClustering:
             raise ValueError(
                 f"rank must be at least 1, and 1 with center='mean', got {rank}; use center='svd'"
             )
-        if not 0 < size_step <= 1:
-            raise ValueError(f"size_step must be in (0, 1], got {size_step}")
+        if weighted not in (True, False, "frozen"):
+            raise ValueError(f"weighted must be True, False or 'frozen', got {weighted!r}")
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
         if batch_size < 1:
@@ -115,7 +124,7 @@ class GradientClustering:
         self.model, self.layers = model, find_layers(model, layers)
         self.num_clusters, self.rank, self.weighted, self.mode = num_clusters, rank, weighted, mode
         self.center: CentreRule = center
-        self.size_step, self.batch_size, self.seed = size_step, batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self._like = next(iter(self.layers.values())).weight
         self.device = self._like.device
         self.centres: list[Rank1Centre] = []
@@ -175,9 +184,11 @@ class GradientClustering:
         return self
 
     def assign(self, data: Data, loss: ExampleLoss = cross_entropy) -> Tensor:
-        """A for any data: the cluster of each example, [N] int64, at the present centres and weights.
+        """The cluster that each example of any data would join, [N] int64, at the present centres.
 
-        Only clusters that have examples of the data that was clustered are given out.
+        As A does it: the k of least (N_k + 1) S_ik + W_k with weighted=True, which it adds to the
+        objective, of least N_k S_ik if "frozen", of least S_ik if False (S_ik = ‖C_k - g_i‖², W_k its
+        sum over the cluster). Only clusters that have examples are given out.
         """
         if not self.centres:
             raise RuntimeError("assign needs centres: call fit first")
@@ -185,10 +196,17 @@ class GradientClustering:
         assignment = torch.zeros(len(examples), dtype=torch.int64, device=self.device)
         live = self.cluster_size.nonzero().flatten().to(self.device)
         centres = [Rank1Centre(*(factor[:, live] for factor in centre)) for centre in self.centres]
+        size = self.cluster_size.to(live)[live]
+        within = size * self.distortion.to(self.device)[live]
         with self._borrowed():
             for rows, gradients in self._gradients(examples, loss, processes):
-                near = rank1_assign(gradients, centres, self.weight[live])
-                assignment[rows] = live[_finite(near.assignment, rows)]
+                if self.weighted is True:
+                    distance = _finite(rank1_distance(gradients, centres), rows)
+                    assignment[rows] = live[((size + 1) * distance + within).argmin(1)]
+                else:
+                    near = rank1_assign(gradients, centres, self.weight[live])
+                    _finite(near.distance, rows)
+                    assignment[rows] = live[near.assignment]
         return processes.sum(assignment).cpu()
 
     def concepts(self) -> Tensor:
@@ -204,29 +222,73 @@ class GradientClustering:
     # --- a round
 
     def _round(self, examples: Examples, loss: ExampleLoss, square: Tensor | None) -> Tensor:
-        """A and U in one pass; returns Σ_l ‖g_il‖² [N]."""
-        start, count = time.perf_counter(), len(examples)
-        processes = current_processes()
-        sums = ClusterSums(self.centres, self.center, hold_outputs=len(self.history) % 2 == 0)
+        """A and U; returns Σ_l ‖g_il‖² [N]."""
+        start = time.perf_counter()
+        if self.weighted is True:
+            distances, square = self._distances(examples, loss, square)
+            assignment = self._move(distances, square)
+            distance = distances.gather(1, assignment[:, None])[:, 0].double()
+            sums = self._sums(examples, loss, assignment)
+        else:
+            assignment, distance, square, sums = self._assign_and_sum(examples, loss, square)
+        size = torch.bincount(assignment, minlength=self.num_clusters)
+        self.centres = sums.centres(size, self.centres)
+        within = torch.zeros_like(self.weight).index_add_(0, assignment, distance)
+        self._record(assignment, size, within, square, time.perf_counter() - start)
+        if self.weighted == "frozen":
+            self.weight = size.double().clamp(min=1)
+        if self.weighted is not True:
+            self._repair(examples, loss, distance, square)
+        return square
+
+    def _distances(
+        self, examples: Examples, loss: ExampleLoss, square: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """S [N, K] float32, and Σ_l ‖g_il‖² [N]."""
+        count, processes = len(examples), current_processes()
+        distances = torch.zeros(count, self.num_clusters, device=self.device)
+        squares = torch.zeros(count, dtype=torch.float64, device=self.device)
+        for rows, gradients in self._gradients(examples, loss, processes):
+            squares[rows] = gradient_square(gradients) if square is None else square[rows]
+            found = rank1_distance(gradients, self.centres, square=squares[rows])
+            distances[rows] = _finite(found, rows).float()
+        return processes.sum(distances), processes.sum(squares)
+
+    def _move(self, distances: Tensor, square: Tensor) -> Tensor:
+        """The A step with moving sizes. Large gradients are asked first, whatever the data's order."""
+        nearest = distances.argmin(1)
+        start = self.assignment if len(self.assignment) else nearest
+        order = square.argsort(descending=True, stable=True)
+        moved = least_variance(*(t.cpu().numpy() for t in (distances, start, order)))
+        return torch.from_numpy(moved).to(self.device)
+
+    def _sums(self, examples: Examples, loss: ExampleLoss, assignment: Tensor) -> ClusterSums:
+        sums, processes = self._empty_sums(), current_processes()
+        for rows, gradients in self._gradients(examples, loss, processes):
+            sums.add(gradients, assignment[rows])
+        for total in sums.totals:
+            processes.sum(total)
+        return sums
+
+    def _assign_and_sum(
+        self, examples: Examples, loss: ExampleLoss, square: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, ClusterSums]:
+        """A by argmin and the sums of U in one pass: assignment, distance and square [N]."""
+        count, processes, sums = len(examples), current_processes(), self._empty_sums()
         assignment = torch.zeros(count, dtype=torch.int64, device=self.device)
         distance, squares = torch.zeros(2, count, dtype=torch.float64, device=self.device)
         for rows, gradients in self._gradients(examples, loss, processes):
             squares[rows] = gradient_square(gradients) if square is None else square[rows]
             near = rank1_assign(gradients, self.centres, self.weight, square=squares[rows])
-            assignment[rows] = _finite(near.assignment, rows)
-            distance[rows] = near.distance
+            distance[rows] = _finite(near.distance, rows)
+            assignment[rows] = near.assignment
             sums.add(gradients, near.assignment)
         for tensor in (assignment, distance, squares, *sums.totals):
             processes.sum(tensor)
-        size = torch.bincount(assignment, minlength=self.num_clusters)
-        self.centres = sums.centres(size)
-        within = torch.zeros_like(self.weight).index_add_(0, assignment, distance)
-        self._record(assignment, size, within, squares, time.perf_counter() - start)
-        if self.weighted:
-            counted = size.double().clamp(min=1)
-            self.weight = self.weight ** (1 - self.size_step) * counted**self.size_step
-        self._repair(examples, loss, distance, squares)
-        return squares
+        return assignment, distance, squares, sums
+
+    def _empty_sums(self) -> ClusterSums:
+        return ClusterSums(self.centres, self.center, hold_outputs=len(self.history) % 2 == 0)
 
     def _record(
         self, assignment: Tensor, size: Tensor, within: Tensor, squares: Tensor, seconds: float
@@ -272,7 +334,7 @@ class GradientClustering:
         for centre, seed in zip(self.centres, found, strict=True):
             for factor, other in zip(centre, seed, strict=True):
                 factor[:, here] = other
-        if self.weighted:
+        if self.weighted == "frozen":  # each of the two weighs half
             for k, (_, donor) in zip(here.tolist(), chosen, strict=True):
                 self.weight[donor] = self.weight[k] = (self.weight[donor] / 2).clamp(min=1)
 
@@ -296,7 +358,9 @@ class GradientClustering:
             Rank1Centre(*(factor[:, chosen.to(self.device)] for factor in centre))
             for centre in candidates
         ]
-        self.weight.fill_(max(1.0, len(examples) / self.num_clusters) if self.weighted else 1.0)
+        self.weight.fill_(
+            max(1.0, len(examples) / self.num_clusters) if self.weighted == "frozen" else 1.0
+        )
 
     # --- gradients
 
@@ -364,14 +428,15 @@ def _spread(product: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.tensor(chosen)
 
 
-def _finite(assignment: Tensor, rows: Tensor) -> Tensor:
-    if (assignment < 0).any():
-        row = int(rows[assignment < 0][0])
+def _finite(distance: Tensor, rows: Tensor) -> Tensor:
+    """distance [B] or [B, K] of these rows of the data."""
+    if not distance.isfinite().all():
+        row = int(rows[~distance.view(len(rows), -1).isfinite().all(1)][0])
         raise FloatingPointError(
             f"the gradient of example {row} is not finite; look at its pixels and at the model's "
             "weights"
         )
-    return assignment
+    return distance
 
 
 def _line(row: dict[str, float]) -> str:

@@ -14,7 +14,7 @@ from . import reference
 from ._types import ConceptLoss, Convolution, LayerGradient, NearestCentre, Rank1Centre
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .perturb import perturb
-from .rank1_assign import centre_products, gradient_square, rank1_assign
+from .rank1_assign import centre_products, gradient_square, rank1_assign, rank1_distance
 from .simplex import project_simplex, update_distribution
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "perturb",
     "project_simplex",
     "rank1_assign",
+    "rank1_distance",
     "reference",
     "update_distribution",
 ]

@@ -74,16 +74,33 @@ def rank1_assign(
         S = sum(((C - G[:, None]) ** 2).flatten(2).sum(2) for C, G in zip(C, G))
         assignment = (weight * S).argmin(1)
     """
-    centre_square = check_layers(gradients, centres, weight)
-    batch, device = len(gradients[0].act), gradients[0].act.device
-    cross = torch.zeros(batch, len(weight), dtype=torch.float64, device=device)
-    squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
-    wanted = None if square is not None else squares
-    with torch.no_grad():
-        for gradient, centre in zip(gradients, centres, strict=True):
-            _add_products(gradient, centre, cross, wanted)
-    squares = squares.squeeze(1) if square is None else square
-    return rank1_argmin(cross, squares, centre_square, weight.double(), rtol=rtol)
+    _check(gradients, centres)
+    if weight.shape != (centres[0].centre_in.shape[1],):
+        raise ValueError(
+            f"rank1_assign: weight must be [{centres[0].centre_in.shape[1]}], one per centre, got "
+            f"{list(weight.shape)}"
+        )
+    cross, squares = _products(gradients, centres, square)
+    return rank1_argmin(cross, squares, centre_square(centres), weight.double(), rtol=rtol)
+
+
+def rank1_distance(
+    gradients: Sequence[LayerGradient],
+    centres: Sequence[Rank1Centre],
+    *,
+    square: Tensor | None = None,
+    rtol: float = 1e-6,
+) -> Tensor:
+    """S_ik = Σ_l ‖C_kl - G_il‖²_F, [B, K] float64; arguments and cost as :func:`rank1_assign`.
+
+    A difference of larger terms, ‖C‖² + ‖G‖² - 2 ⟨C, G⟩; what is below rtol of them is rounding, and
+    0 here. NaN where a gradient is not finite.
+    """
+    _check(gradients, centres)
+    cross, squares = _products(gradients, centres, square)
+    terms = centre_square(centres) + squares[:, None]
+    distance = terms - 2 * cross
+    return torch.where(distance <= rtol * terms, 0.0, distance)
 
 
 def gradient_square(gradients: Sequence[LayerGradient]) -> Tensor:
@@ -119,38 +136,50 @@ def centre_square(centres: Sequence[Rank1Centre]) -> Tensor:
     return total
 
 
-def check_layers(
-    gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre], weight: Tensor
-) -> Tensor:
-    """Σ_l ‖C_kl‖² of centres that fit the gradients; ValueError for others."""
-    name = "rank1_assign"
+def _check(gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre]) -> None:
     if not gradients or len(gradients) != len(centres):
         raise ValueError(
-            f"{name}: needs as many centres as gradients, one of each per layer and at least one; "
-            f"got {len(gradients)} gradients and {len(centres)} centres"
+            "rank1_assign: needs as many centres as gradients, one of each per layer and at least "
+            f"one; got {len(gradients)} gradients and {len(centres)} centres"
         )
-    if weight.dim() != 1 or len(weight) == 0:
-        raise ValueError(f"{name}: weight must be [K] with K >= 1, got {list(weight.shape)}")
-    batch = len(gradients[0].act)
+    batch, shape = len(gradients[0].act), centres[0].centre_in.shape
+    clusters = shape[1] if len(shape) == 4 else 0
+    if clusters == 0:
+        raise ValueError(
+            f"rank1_assign: centre_in must be [G, K, R, J] with K >= 1, got {list(shape)}"
+        )
     for layer, (gradient, (centre_in, centre_out)) in enumerate(
         zip(gradients, centres, strict=True)
     ):
         if len(gradient.act) != batch or len(gradient.dout) != batch:
             raise ValueError(
-                f"{name}: every layer must hold the same {batch} examples; layer {layer} has "
+                f"rank1_assign: every layer must hold the same {batch} examples; layer {layer} has "
                 f"act {list(gradient.act.shape)} and dout {list(gradient.dout.shape)}"
             )
         groups, outputs, inputs = gradient.shape
         rank = centre_in.shape[2] if centre_in.dim() == 4 else 1
-        expected = (groups, len(weight), rank)
-        if centre_in.shape != (*expected, inputs) or centre_out.shape != (*expected, outputs):
+        both = (groups, clusters, rank, inputs), (groups, clusters, rank, outputs)
+        if (centre_in.shape, centre_out.shape) != both:
             raise ValueError(
-                f"{name}: layer {layer} has gradients of {groups} group(s), {outputs} outputs and "
-                f"{inputs} inputs (the bias among them), so its centres must be centre_in "
-                f"[{groups}, {len(weight)}, R, {inputs}] and centre_out [{groups}, {len(weight)}, R, "
+                f"rank1_assign: layer {layer} has gradients of {groups} group(s), {outputs} outputs "
+                f"and {inputs} inputs (the bias among them), so its centres must be centre_in "
+                f"[{groups}, {clusters}, R, {inputs}] and centre_out [{groups}, {clusters}, R, "
                 f"{outputs}]; got {list(centre_in.shape)} and {list(centre_out.shape)}"
             )
-    return centre_square(centres)
+
+
+def _products(
+    gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre], square: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Σ_l ⟨C_kl, G_il⟩ [B, K], and Σ_l ‖G_il‖² [B] unless it is known."""
+    batch, device = len(gradients[0].act), gradients[0].act.device
+    clusters = centres[0].centre_in.shape[1]
+    cross = torch.zeros(batch, clusters, dtype=torch.float64, device=device)
+    squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    with torch.no_grad():
+        for gradient, centre in zip(gradients, centres, strict=True):
+            _add_products(gradient, centre, cross, squares if square is None else None)
+    return cross, squares.squeeze(1) if square is None else square
 
 
 def _add_products(

@@ -44,7 +44,7 @@ def step(centres: list[Rank1Centre], number: int) -> list[Rank1Centre]:
     sums = ClusterSums(centres, "svd", hold_outputs=number % 2 == 0)
     sums.add([g.part(slice(0, 3)) for g in gradients()], ASSIGNMENT[:3])  # as a pass does
     sums.add([g.part(slice(3, 8)) for g in gradients()], ASSIGNMENT[3:])
-    return sums.centres(SIZE)
+    return sums.centres(SIZE, centres)
 
 
 def start(rank: int) -> list[Rank1Centre]:
@@ -84,13 +84,13 @@ def test_ends_at_the_singular_values(rank: int) -> None:
         u, s, vh = torch.linalg.svd(mean, full_matrices=False)
         best = (u[..., :rank] * s[..., None, :rank]) @ vh[..., :rank, :]
         error, least = ((c - mean).flatten(1).norm(dim=1) for c in (whole(centre), best))
-        torch.testing.assert_close(error, least, rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(error[SIZE > 0], least[SIZE > 0], rtol=1e-6, atol=1e-12)
 
 
 def test_means() -> None:  # Eq. 4.6
     sums = ClusterSums(start(1), "mean", hold_outputs=True)
     sums.add(gradients(), ASSIGNMENT)
-    linear, convolution, _ = sums.centres(SIZE)
+    linear, convolution, _ = sums.centres(SIZE, start(1))
     first, second, _ = gradients()
     for k in (0, 1, 2, 4):
         inside = k == ASSIGNMENT
@@ -112,12 +112,12 @@ def test_where_means_fail() -> None:  # G-T7
     for number in range(80):
         sums = ClusterSums(best, "svd", hold_outputs=number % 2 == 0)
         sums.add([gradient], one)
-        best = sums.centres(two)
+        best = sums.centres(two, best)
     expected = torch.outer(v, torch.tensor([0.5, -0.5]).double())
     torch.testing.assert_close(whole(best[0])[0, 0], expected, rtol=1e-12, atol=1e-12)
     sums = ClusterSums(best, "mean", hold_outputs=True)
     sums.add([gradient], one)
-    assert whole(sums.centres(two)[0]).abs().max() == 0
+    assert whole(sums.centres(two, best)[0]).abs().max() == 0
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -143,8 +143,8 @@ def test_empty_clusters_and_zero_gradients(rule: str) -> None:
         centres = [Rank1Centre(c.centre_in[:, :5], c.centre_out[:, :5]) for c in centres]
         sums = ClusterSums(centres, rule, hold_outputs=False)  # type: ignore[arg-type]
         sums.add(held, ASSIGNMENT)
-        for centre in sums.centres(SIZE):
+        for centre, before in zip(sums.centres(SIZE, centres), centres, strict=True):
             assert whole(centre).isfinite().all()
-            assert whole(centre)[3].abs().max() == 0
+            assert torch.equal(whole(centre)[3], whole(before)[3])
             if held is zero:
                 assert whole(centre).abs().max() == 0

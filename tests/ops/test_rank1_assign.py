@@ -18,6 +18,7 @@ from hrrl_ext.ops import (
     centre_products,
     gradient_square,
     rank1_assign,
+    rank1_distance,
     reference,
 )
 
@@ -97,6 +98,11 @@ def test_is_the_twin(name: str, rank: int) -> None:
     """To rounding of float64; the twin subtracts stored gradients of unfolded patches."""
     gradients = list(LAYERS.values()) if name == "all" else [LAYERS[name]]
     at = centres(gradients, 4, rank)
+    distance = rank1_distance(gradients, at)
+    for k in range(4):
+        one = [Rank1Centre(c[:, k : k + 1], d[:, k : k + 1]) for c, d in at]
+        alone = reference.rank1_assign(gradients, one, WEIGHT[:1]).distance
+        torch.testing.assert_close(distance[:, k], alone, rtol=1e-12, atol=1e-12)
     got, expected = (
         rank1_assign(gradients, at, WEIGHT),
         reference.rank1_assign(gradients, at, WEIGHT),
@@ -208,6 +214,8 @@ def test_centres_that_are_the_gradients(dtype: torch.dtype) -> None:  # G-T5
     eps = torch.finfo(dtype).eps
     assert (got.distance <= 20 * eps * gradient_square([again])).all()
     assert (got.gap > 0.01).all()
+    zero = rank1_distance([again], [at], rtol=20 * eps) == 0
+    assert torch.equal(zero, torch.eye(7, dtype=torch.bool).repeat(3, 1))
 
 
 def test_the_weight_decides() -> None:
@@ -314,9 +322,10 @@ def test_centre_products() -> None:
     [
         (lambda g, c, w: ([], [], w), "at least one"),
         (lambda g, c, w: (g, c[:1], w), "as many centres as gradients"),
-        (lambda g, c, w: (g, c, w[:3]), "centre_in \\[1, 3, R, 6\\]"),
-        (lambda g, c, w: (g, c, w[None]), "weight must be \\[K\\]"),
-        (lambda g, c, w: (g, c, w[:0]), "K >= 1"),
+        (lambda g, c, w: (g, c, w[:3]), r"weight must be \[4\]"),
+        (lambda g, c, w: (g, [c[0], c[0]], w), r"centre_in \[1, 4, R, 28\]"),
+        (lambda g, c, w: (g, c, w[None]), r"weight must be \[4\]"),
+        (lambda g, c, w: (g, [Rank1Centre(a[:, :0], b[:, :0]) for a, b in c], w[:0]), "K >= 1"),
         (lambda g, c, w: ([g[0], g[1].part(slice(0, 3))], c, w), "the same 7 examples"),
         (lambda g, c, w: ([g[0]._replace(bias=False), g[1]], c, w), "5 inputs"),
     ],
