@@ -14,6 +14,7 @@ import argparse
 import csv
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,10 @@ from hrrl_ext.clustering.examples import cross_entropy
 
 SHARES = (0.0, 0.1, 0.5, 0.9)
 REPEATED = 5
-ESTIMATORS = ("SG-B", "SG-2B", "SVRG", "GC")
+PLAIN = ("SG-B", "SG-2B", "SVRG")
+STRATA: dict[str, Any] = {"GC": True, "GC, frozen sizes": "frozen", "GC, k-means": False}
+"""The A step of each: see GradientClustering's ``weighted``."""
+ESTIMATORS = (*PLAIN, *STRATA)
 
 
 def main() -> None:
@@ -55,7 +59,7 @@ def main() -> None:
         plot(rows, args.out / "variance.png")
 
 
-def measured(args: argparse.Namespace, share: float, seed: int) -> list[dict[str, object]]:
+def measured(args: argparse.Namespace, share: float, seed: int) -> list[dict[str, Any]]:
     """One training run: a row per measurement and estimator."""
     torch.manual_seed(seed)
     x, target = points(args)
@@ -67,22 +71,29 @@ def measured(args: argparse.Namespace, share: float, seed: int) -> list[dict[str
     data = torch.relu(x @ features.T), target  # frozen: computed once
     student = nn.Linear(args.features, 2)
     optimizer = torch.optim.SGD(student.parameters(), lr=args.lr)
-    clustering, rows = GradientClustering(student, args.batch_size, seed=seed), []
+    strata = {
+        name: GradientClustering(student, args.batch_size, weighted=weighted, seed=seed)
+        for name, weighted in STRATA.items()
+    }
+    rows: list[dict[str, Any]] = []
     for step in range(args.steps + 1):
         if step % args.every == 0:
-            clustering.fit(data, rounds=args.rounds)
             if step % (10 * args.every) == 0:
                 snapshot = MeanGradient(student, data).snapshot()
-            found = gradient_variance(
-                student, data, ESTIMATORS, assignment=clustering.assignment, snapshot=snapshot,
-                batch_size=args.batch_size, seed=step,
-            )  # fmt: skip
-            together = pure(clustering.assignment, copies)
+            same: dict[str, Any] = {"batch_size": args.batch_size, "seed": step}
+            found = dict(gradient_variance(student, data, PLAIN, snapshot=snapshot, **same))
+            for name, clustering in strata.items():
+                clustering.fit(data, rounds=args.rounds)
+                assignment = clustering.assignment
+                found[name] = gradient_variance(
+                    student, data, ["GC"], assignment=assignment, **same
+                )["GC"]
             rows += [
                 {
                     "share": share, "seed": seed, "step": step, "estimator": name,
                     "average_variance": v.average_variance, "standard_error": v.standard_error,
-                    "normalised_variance": v.normalised_variance, "found": together,
+                    "normalised_variance": v.normalised_variance,
+                    "together": together(strata[name].assignment, copies) if name in strata else "",
                 }
                 for name, v in found.items()
             ]  # fmt: skip
@@ -100,42 +111,38 @@ def points(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return x, (score > score.median()).long()  # two halves, whatever the teacher's offset
 
 
-def pure(assignment: Tensor, copies: int) -> float:
-    """The share of copies that are in their point's own cluster: its commonest one, if no other's."""
+def together(assignment: Tensor, copies: int) -> float | str:
+    """The share of copies that are in the commonest cluster of the copies of their point."""
     if copies == 0:
-        return float("nan")
-    own = assignment[-copies:]
-    point = torch.arange(copies) % REPEATED
-    home = [int(own[point == p].mode().values) for p in range(REPEATED)]
-    right = [
-        int((own[point == p] == home[p]).sum()) if home.count(home[p]) == 1 else 0
-        for p in range(REPEATED)
-    ]
-    return sum(right) / copies
+        return ""
+    own, point = assignment[-copies:], torch.arange(copies) % REPEATED
+    home = torch.stack([own[point == p].mode().values for p in range(REPEATED)])
+    return (own == home[point]).double().mean().item()
 
 
-def table(rows: list[dict[str, object]], steps: int) -> str:
+def table(rows: list[dict[str, Any]], steps: int) -> str:
     """Mean over the last 70 % of the steps, over SG-B's; mean ± standard deviation over the seeds."""
-    lines = ["| repeated | " + " | ".join(ESTIMATORS[1:]) + " | copies in their own cluster |"]
-    lines.append("| ---: |" + " ---: |" * 4)
+    names = ESTIMATORS[1:]
+    lines = ["| repeated | " + " | ".join(names) + " | copies together (GC) |"]
+    lines.append("| ---: |" + " ---: |" * (len(names) + 1))
     for share in SHARES:
-        cells = []
-        late = [r for r in rows if r["share"] == share and int(str(r["step"])) >= 0.3 * steps]
-        seeds = sorted({int(str(r["seed"])) for r in late})
+        late = [r for r in rows if r["share"] == share and r["step"] >= 0.3 * steps]
+        seeds = sorted({r["seed"] for r in late})
 
-        def mean(seed: int, name: str, column: str, late: list[dict[str, object]] = late) -> float:
+        def mean(seed: int, name: str, column: str, late: list[dict[str, Any]] = late) -> float:
             return statistics.fmean(
-                float(str(r[column])) for r in late if r["seed"] == seed and r["estimator"] == name
+                r[column] for r in late if (r["seed"], r["estimator"]) == (seed, name)
             )
 
-        for name in ESTIMATORS[1:]:
-            ratio = [
-                mean(s, name, "average_variance") / mean(s, "SG-B", "average_variance")
-                for s in seeds
-            ]
-            cells.append(spread(ratio, "{:.2f}"))
-        own = [100 * mean(s, "GC", "found") for s in seeds]
-        cells.append(spread(own, "{:.0f}") + " %" if share else "–")
+        def over_plain(seed: int, name: str) -> float:
+            column = "average_variance"
+            return mean(seed, name, column) / mean(seed, "SG-B", column)
+
+        cells = [spread([over_plain(s, name) for s in seeds], "{:.2f}") for name in names]
+        if share:
+            cells.append(spread([100 * mean(s, "GC", "together") for s in seeds], "{:.1f}") + " %")
+        else:
+            cells.append("–")
         lines.append(f"| {share:.0%} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -145,7 +152,7 @@ def spread(values: list[float], form: str) -> str:
     return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
 
 
-def plot(rows: list[dict[str, object]], path: Path) -> None:
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
