@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._types import ConceptLoss
+from ._types import ConceptLoss, NearestCentre
 
 
 def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -70,3 +70,30 @@ def update_distribution(
     """See :func:`hrrl_ext.ops.update_distribution`."""
     ascended = q.double() + eta * (concept_loss.double() - lam * (q.double() - q0.double()))
     return project_simplex(ascended).to(q.dtype)
+
+
+def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
+    """See :func:`hrrl_ext.ops.rank1_dot`. Not differentiable either: cross is written to."""
+    with torch.no_grad():
+        cross += (p.double() * q.double()).sum((1, 3))
+
+
+def rank1_argmin(
+    cross: Tensor, square: Tensor, centre_square: Tensor, weight: Tensor, *, rtol: float = 1e-6
+) -> NearestCentre:
+    """See :func:`hrrl_ext.ops.rank1_argmin`. Sorts nothing and keeps [B, K] scores."""
+    with torch.no_grad():
+        exact = centre_square - 2 * cross + square[:, None]  # [B, K]
+        scale = weight * (centre_square + square[:, None])
+        score = weight * exact.clamp(min=0)
+        near = score <= score.amin(1, keepdim=True) + rtol * scale
+        usable = ((weight * exact).isfinite() & scale.isfinite()).all(1) & near.any(1)
+        assignment = near.int().argmax(1, keepdim=True)  # [B, 1], the first that is near
+        ahead = score.scatter(1, assignment, torch.inf).amin(1) - score.gather(1, assignment)[:, 0]
+        gap = torch.where(ahead == 0, 0.0, ahead / scale.gather(1, assignment)[:, 0])
+        distance = exact.clamp(min=0).gather(1, assignment)[:, 0]
+    return NearestCentre(
+        torch.where(usable, assignment[:, 0], -1),
+        torch.where(usable, distance, torch.nan),
+        torch.where(usable, gap, torch.nan),
+    )

@@ -70,6 +70,7 @@ HRRL_INLINE vfloat join(vdouble low, vdouble high) { return join(low, high, std:
 
 HRRL_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 HRRL_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
+HRRL_INLINE vdouble min(vdouble a, vdouble b) { return a < b ? a : b; }
 
 // One element
 
@@ -162,6 +163,7 @@ HRRL_INLINE vdouble load_doubles(const scalar_t* p) {
   for (int lane = 0; lane < kDoubles; ++lane) v[lane] = to_float(p[lane]);
   return __builtin_convertvector(v, vdouble);
 }
+HRRL_INLINE vdouble load_doubles(const double* p) { return load(p); }
 
 // 2 kWidth elements at any alignment, in an order that load_pair and store_pair share: bfloat16 splits into even and
 // odd places, which takes a shift and a mask where neighbours would have to be spread out.
