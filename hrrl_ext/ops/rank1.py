@@ -17,7 +17,7 @@ _rank1_argmin = operator("rank1_argmin")
 
 
 def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
-    """cross_bk += Σ_g Σ_m p_bgkm q_bgkm: what one layer adds to every ⟨C_k, g_b⟩ (thesis, Eq. 4.5 and A.3).
+    """cross_bk += Σ_g Σ_m p_bgkm q_bgkm: what a layer adds to ⟨C_k, g_b⟩ (thesis, Eq. 4.5, A.3).
 
     A linear layer with inputs A, output gradients D and centres c_k d_kᵀ has ⟨C_k, g_b⟩ =
     (A_b·c_k)(D_b·d_k): p = A cᵀ and q = D dᵀ, both [B, K], and M = G = 1. A convolution sums over the
@@ -96,7 +96,7 @@ def rank1_argmin(
         assignment = near.long().cumsum(1).eq(0).sum(1)  # the first k that is near
         distance = squared.gather(1, assignment[:, None]).squeeze(1)
     """
-    arguments = (cross, square, centre_square, weight)
-    if any(t.requires_grad for t in arguments):
-        arguments = tuple(t.detach() for t in arguments)
-    return NearestCentre(*_rank1_argmin(*arguments, rtol))
+    if any(t.requires_grad for t in (cross, square, centre_square, weight)):
+        cross, square = cross.detach(), square.detach()
+        centre_square, weight = centre_square.detach(), weight.detach()
+    return NearestCentre(*_rank1_argmin(cross, square, centre_square, weight, rtol))
