@@ -106,6 +106,7 @@ PRODUCT_CASES = [
     *(ProductCase(2, 1, 3, size) for size in SIZES),
     *(ProductCase(2, groups, 5, size) for groups in (2, 3) for size in (1, 2, 7, 40, 131)),
     *(ProductCase(2, 2, 5, size, torch.float64) for size in (1, 3, 16, 131)),
+    *(ProductCase(2, 2, 131, size) for size in (2, 3, 7, 9, 70)),  # several blocks of sums
     *(
         ProductCase(7, 2, 11, size, dtype, whole=False)
         for size in (1, 5, 64, 1009)

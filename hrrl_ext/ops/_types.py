@@ -24,4 +24,4 @@ class NearestCentre(NamedTuple):
     distance: Tensor
     """[B] float64 S_ba = ‖C_a - g_b‖², not weighted; NaN where the assignment is -1."""
     gap: Tensor
-    """[B] float64 how far the next cluster is behind, relative to w_a (‖C_a‖² + ‖g_b‖²); inf for K = 1."""
+    """[B] float64 how far the next cluster is behind, over w_a (‖C_a‖² + ‖g_b‖²); inf for K = 1."""

@@ -23,9 +23,10 @@ HRRL_INLINE void add_products(const scalar_t* p, const scalar_t* q, double* cros
   for (; k < clusters; ++k) cross[k] += to_double(p[k]) * to_double(q[k]);
 }
 
-// sum_m p_m q_m
+// sum_m p_m q_m, in lanes that are still to be added up. At least kDoubles terms: those behind the last whole vector
+// are read together with some before them, which the mask `rest` leaves out.
 template <class scalar_t>
-HRRL_INLINE double dot(const scalar_t* p, const scalar_t* q, int64_t size) {
+HRRL_INLINE vdouble dot(const scalar_t* p, const scalar_t* q, int64_t size, vlong rest) {
   constexpr int kChains = 4;  // hide the latency of the additions
   vdouble total[kChains] = {};
   int64_t m = 0;
@@ -33,9 +34,45 @@ HRRL_INLINE double dot(const scalar_t* p, const scalar_t* q, int64_t size) {
     for (int chain = 0; chain < kChains; ++chain)
       total[chain] += load_doubles(p + m + chain * kDoubles) * load_doubles(q + m + chain * kDoubles);
   for (; m + kDoubles <= size; m += kDoubles) total[0] += load_doubles(p + m) * load_doubles(q + m);
-  double result = sum((total[0] + total[1]) + (total[2] + total[3]));
-  for (; m < size; ++m) result += to_double(p[m]) * to_double(q[m]);
-  return result;
+  if (m < size) {
+    m = size - kDoubles;
+    const vdouble products = load_doubles(p + m) * load_doubles(q + m);
+    total[1] += rest ? products : vdouble{};
+  }
+  return (total[0] + total[1]) + (total[2] + total[3]);
+}
+
+// cross_k += sum_m p_km q_km for at least kDoubles terms; kDoubles sums end in one tree of shuffles.
+template <class scalar_t>
+HRRL_INLINE void add_sums(const scalar_t* p, const scalar_t* q, double* cross, int64_t clusters, int64_t size) {
+  vlong rest;
+  for (int lane = 0; lane < kDoubles; ++lane) rest[lane] = lane >= kDoubles - size % kDoubles ? -1 : 0;
+  int64_t k = 0;
+  for (; k + kDoubles <= clusters; k += kDoubles) {
+    vdouble rows[kDoubles];
+    for (int r = 0; r < kDoubles; ++r) rows[r] = dot(p + (k + r) * size, q + (k + r) * size, size, rest);
+    store(cross + k, load(cross + k) + reduce_rows<kDoubles>(rows, Add{}));
+  }
+  for (; k < clusters; ++k) cross[k] += sum(dot(p + k * size, q + k * size, size, rest));
+}
+
+// The same for fewer terms: the products of many sums lie side by side.
+template <class scalar_t>
+HRRL_INLINE void add_short_sums(const scalar_t* p, const scalar_t* q, double* cross, int64_t clusters, int64_t size) {
+  constexpr int64_t kSums = 64;
+  double products[kSums * kDoubles];
+  for (int64_t first = 0; first < clusters; first += kSums) {
+    const int64_t sums = clusters - first < kSums ? clusters - first : kSums, terms = sums * size;
+    const scalar_t *left = p + first * size, *right = q + first * size;
+    int64_t i = 0;
+    for (; i + kDoubles <= terms; i += kDoubles) store(products + i, load_doubles(left + i) * load_doubles(right + i));
+    for (; i < terms; ++i) products[i] = to_double(left[i]) * to_double(right[i]);
+    for (int64_t k = 0; k < sums; ++k) {
+      double total = products[k * size];
+      for (int64_t m = 1; m < size; ++m) total += products[k * size + m];
+      cross[first + k] += total;
+    }
+  }
 }
 
 template <class scalar_t>
@@ -48,8 +85,10 @@ static void rank1_dot_of(const Rank1DotArgs& a, int64_t begin, int64_t end) {
       const auto *p = static_cast<const scalar_t*>(a.p) + offset, *q = static_cast<const scalar_t*>(a.q) + offset;
       if (M == 1)
         add_products(p, q, cross, K);
+      else if (M < kDoubles)
+        add_short_sums(p, q, cross, K, M);
       else
-        for (int64_t k = 0; k < K; ++k) cross[k] += dot(p + k * M, q + k * M, M);
+        add_sums(p, q, cross, K, M);
     }
   }
 }
