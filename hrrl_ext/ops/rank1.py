@@ -6,6 +6,7 @@ is formed: ‖C_k - g_b‖² = ‖C_k‖² - 2 ⟨C_k, g_b⟩ + ‖g_b‖² take
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from . import _autograd, reference  # noqa: F401  (registers the operators)
@@ -50,6 +51,10 @@ def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
     if p.requires_grad or q.requires_grad:
         p, q = p.detach(), q.detach()
     _rank1_dot(cross, p, q)
+    # So that autograd notices where a graph has kept the old cross. A trace knows it from the schema, and
+    # tensors of inference mode have no version.
+    if not torch.compiler.is_compiling() and not cross.is_inference():
+        torch.autograd.graph.increment_version(cross)
 
 
 def rank1_argmin(
@@ -76,8 +81,7 @@ def rank1_argmin(
     Returns:
         :class:`NearestCentre` ``(assignment, distance, gap)``, each [B]. ``distance`` is S, without the
         weight. ``gap`` tells how clear the choice was: the lowest score of the other clusters less
-        that of the assigned one, over w_a (‖C_a‖² + ‖g_b‖²). It is inf for K = 1, 0 for 0/0, and not
-        below -rtol but for weights that differ.
+        that of the assigned one, over w_a (‖C_a‖² + ‖g_b‖²). Not below -rtol; inf for K = 1; 0 for 0/0.
 
     An example with a NaN or infinite number among ``square`` and its row of ``cross`` has assignment
     -1 and NaN for distance and gap, and no other example is touched. So has one whose scores

@@ -385,6 +385,7 @@ def test_rank1_argmin(device: str, problem: p.Centres) -> None:
     bound = (error.gather(1, at) + error.gather(1, others))[:, 0] / own_scale
     exact = torch.where(ahead == 0, 0.0, ahead / own_scale)
     assert_within(got.gap, exact, or_zero(bound) + DOUBLE_EPS * or_zero(exact).abs())
+    assert (got.gap >= -problem.rtol * (1 + 1e-9)).all()
 
 
 @repeatable(200)

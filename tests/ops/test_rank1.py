@@ -112,6 +112,20 @@ def test_products_carry_no_gradient() -> None:
         ops.rank1_dot(a["cross"].requires_grad_(), a["p"], a["q"])
 
 
+def test_autograd_notices_that_cross_has_changed() -> None:
+    a = ProductCase(3, 2, 5, 4).arguments()
+    theta = torch.ones(5, dtype=torch.float64, requires_grad=True)
+    loss = (a["cross"] * theta).sum()  # keeps cross for the gradient of theta
+    ops.rank1_dot(**a)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    with torch.inference_mode():
+        cross = a["cross"].clone()
+        ops.rank1_dot(cross, a["p"], a["q"])
+    expected = dot(**a)
+    assert torch.equal(cross, expected)
+
+
 CROSS, P = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 3, 4, 5)
 BAD_PRODUCTS = {
     "p dim": ((CROSS, P[0], P[0]), r"p must have shape \[B, G, K, M\], got \[3, 4, 5\]"),
