@@ -104,7 +104,7 @@ def test_terms_that_overflow(emulation: Emulation, clusters: int) -> None:
     """A distance of 1e308 is finite, the sum of its squares is not."""
     a = PointCase(3, clusters).arguments()
     a["square"][:], a["centre_square"][:], a["cross"][:], a["weight"][:] = 1e308, 1e308, 5e307, 1
-    assert emulation.rank1_argmin(**a, rtol=0.0)[0].tolist() == [-1] * 3
+    assert emulation.rank1_argmin(**a, rtol=0.5)[0].tolist() == [-1] * 3
 
 
 @pytest.mark.parametrize("clusters", [5, 100, 1100])
