@@ -60,3 +60,31 @@ def sort_update(
     q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float, lam: float, rank: Tensor
 ) -> Tensor:
     return sort_project(ascend(q, concept_loss, q0, eta, lam), rank)
+
+
+# --- rank1_dot and rank1_argmin
+
+
+def sum_products(cross: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """In float64, as ours."""
+    cross += (p.double() * q.double()).sum((1, 3))
+    return cross
+
+
+def sum_narrow_products(cross: Tensor, p: Tensor, q: Tensor) -> Tensor:
+    """In float32: less work, and less exact. What one would write first."""
+    cross += (p * q).sum((1, 3))
+    return cross
+
+
+def nearest_centre(
+    cross: Tensor, square: Tensor, centre_square: Tensor, weight: Tensor, rtol: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """assignment, distance and gap, for numbers that are finite."""
+    squared = (centre_square - 2 * cross + square[:, None]).clamp(min=0)  # [B, K]
+    score, scale = weight * squared, weight * (centre_square + square[:, None])
+    near = score <= score.amin(1, keepdim=True) + rtol * scale
+    assignment = near.int().argmax(1, keepdim=True)
+    others = score.scatter(1, assignment, torch.inf).amin(1, keepdim=True)
+    gap = (others - score.gather(1, assignment)) / scale.gather(1, assignment)
+    return assignment[:, 0], squared.gather(1, assignment)[:, 0], gap[:, 0]

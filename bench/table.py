@@ -23,6 +23,8 @@ STATISTICS = {"min": "fastest round", "median": "median round"}
 PEERS = {
     "eager": "eager",
     "compile": "torch.compile",
+    "eager32": "eager, sums in float32",
+    "compile32": "torch.compile, sums in float32",
     "torchattacks": "torchattacks",
     "entmax": "entmax",
     "copy": "a copy",

@@ -14,7 +14,10 @@ from hrrl_ext import ops
 
 pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
 
-OPS = ("perturb", "concept_cross_entropy", "project_simplex", "update_distribution")
+OPS = (
+    *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
+    *("rank1_dot", "rank1_argmin"),
+)
 
 
 def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tensor], float]:
@@ -22,6 +25,12 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
     one, zero = torch.ones(1, device=device), torch.zeros(1, device=device)
     ids = torch.zeros(1, device=device, dtype=torch.int64)
     image, logits = one.view(1, 1, 1, 1), one.view(1, 1)
+    wide, row = one.double(), one.double().view(1, 1)
+
+    def add() -> Tensor:
+        ops.rank1_dot(row, image, zero.view(1, 1, 1, 1))
+        return row
+
     return {
         "perturb": (
             lambda: ops.perturb(image, image, 0.5)[0],
@@ -42,6 +51,16 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
             lambda: ops.update_distribution(one, zero, one, 0.1, 2.0),
             lambda: peers.sort_update(one, zero, one, 0.1, 2.0, one),
             1.0,
+        ),
+        "rank1_dot": (
+            add,
+            lambda: peers.sum_products(row, image, zero.view(1, 1, 1, 1)),
+            1.0,
+        ),
+        "rank1_argmin": (
+            lambda: ops.rank1_argmin(row, wide, wide, wide).distance,
+            lambda: peers.nearest_centre(row, wide, wide, wide, 1e-6)[1],
+            0.0,  # the centre on the gradient
         ),
     }[op]
 

@@ -36,7 +36,7 @@ def product(cases: Iterable[Any], *providers: str) -> list[Any]:
             case,
             provider,
             id=f"{case}-{provider}",
-            marks=[pytest.mark.compile] * (provider == "compile"),
+            marks=[pytest.mark.compile] * provider.startswith("compile"),
         )
         for case in cases
         for provider in providers
@@ -329,4 +329,110 @@ def test_update_distribution(case: Vector, provider: str, place: Place, measure:
         provider=provider,
         shape=(case.size,),
         dtype="fp32",
+    )
+
+
+# --- rank1_dot and rank1_argmin
+
+
+@dataclass(frozen=True)
+class Products:
+    batch: int
+    clusters: int
+    terms: int
+
+    def __str__(self) -> str:
+        return f"B{self.batch}-K{self.clusters}-M{self.terms}"
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """cross, p and q."""
+        g = generator(device)
+        shape = (self.batch, 1, self.clusters, self.terms)
+        p, q = (torch.randn(shape, generator=g, device=device) for _ in "pq")
+        cross = torch.zeros(self.batch, self.clusters, dtype=torch.float64, device=device)
+        return cross, p, q
+
+
+PRODUCTS = [
+    *(Products(512, clusters, 1) for clusters in (100, 1000)),
+    *(Products(*shape) for shape in ((64, 10, 1024), (64, 128, 64), (256, 100, 3))),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "provider"), product(PRODUCTS, "ours", "eager", "eager32", "compile", "compile32")
+)
+def test_rank1_dot(case: Products, provider: str, place: Place, measure: Measure) -> None:
+    """Checked at the first call: every other one adds the same again."""
+    cross, p, q = case.tensors(place.device)
+    expected = cross.clone()
+    reference.rank1_dot(expected, p, q)
+
+    def ours() -> Tensor:
+        ops.rank1_dot(cross, p, q)
+        return cross
+
+    calls: dict[str, Callable[[], Tensor]] = {
+        "ours": ours,
+        "eager": lambda: peers.sum_products(cross, p, q),
+        "eager32": lambda: peers.sum_narrow_products(cross, p, q),
+    }
+    if provider.startswith("compile"):
+        wide = provider == "compile"
+        compiled = place.compiled(peers.sum_products if wide else peers.sum_narrow_products)
+        calls[provider] = lambda: compiled(cross, p, q)
+
+    measure(
+        calls[provider],
+        lambda actual: agree([actual], [expected], TOLERANCE["fp32"]),
+        op="rank1_dot",
+        case=case,
+        provider=provider,
+        shape=(case.batch, case.clusters, case.terms),
+        dtype="fp32",
+    )
+
+
+@dataclass(frozen=True)
+class Centres:
+    batch: int
+    clusters: int
+
+    def __str__(self) -> str:
+        return f"B{self.batch}-K{self.clusters}"
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """cross, square, centre_square and weight."""
+        g = generator(device)
+        vectors, centres = (
+            torch.randn(size, 8, generator=g, device=device).double()
+            for size in (self.batch, self.clusters)
+        )
+        weight = torch.randint(1, 100, (self.clusters,), generator=g, device=device).double()
+        return vectors @ centres.T, vectors.square().sum(1), centres.square().sum(1), weight
+
+
+CENTRES = [Centres(*shape) for shape in ((512, 10), (512, 100), (512, 1000), (64, 10), (64, 128))]
+
+
+@pytest.mark.parametrize(("case", "provider"), product(CENTRES, "ours", "eager", "compile"))
+def test_rank1_argmin(case: Centres, provider: str, place: Place, measure: Measure) -> None:
+    arguments = case.tensors(place.device)
+    expected = [t.double() for t in reference.rank1_argmin(*arguments, rtol=1e-6)]
+    calls: dict[str, Callable[[], tuple[Tensor, ...]]] = {
+        "ours": lambda: ops.rank1_argmin(*arguments, rtol=1e-6),
+        "eager": lambda: peers.nearest_centre(*arguments, 1e-6),
+    }
+    if provider == "compile":
+        compiled = place.compiled(peers.nearest_centre)
+        calls["compile"] = lambda: compiled(*arguments, 1e-6)
+
+    measure(
+        calls[provider],
+        lambda actual: agree(actual, expected, 1e-12),
+        op="rank1_argmin",
+        case=case,
+        provider=provider,
+        shape=(case.batch, case.clusters),
+        dtype="fp64",
     )

@@ -1,8 +1,8 @@
 // Every operator schema of the library, once. No logic.
 //
-// Letters: B examples, C classes, K concepts, R rows. An implementation registers itself at the foot of its own file
-// (csrc/cpu/*_cpu.cpp, csrc/cuda/*_cuda.cpp); shapes, fakes and gradients for tracing are in hrrl_ext/ops/_autograd.py,
-// the public functions and what they promise in hrrl_ext/ops/.
+// Letters: B examples, C classes, K concepts or clusters, G groups of a layer, M terms, R rows. An implementation
+// registers itself at the foot of its own file (csrc/cpu/*_cpu.cpp, csrc/cuda/*_cuda.cpp); shapes, fakes and gradients
+// for tracing are in hrrl_ext/ops/_autograd.py, the public functions and what they promise in hrrl_ext/ops/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hrrl_ext, m) {
@@ -23,4 +23,13 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   m.def(
       "update_distribution(Tensor q, Tensor concept_loss, Tensor q0, float eta, float lam, Tensor? eta_scale=None) "
       "-> Tensor");
+
+  // p, q [B, G, K, M] -> cross[b, k] += sum over g and m of p q; cross [B, K] double, contiguous, is written to
+  m.def("rank1_dot(Tensor(a!) cross, Tensor p, Tensor q) -> ()");
+
+  // cross [B, K], square [B], centre_square [K], weight [K], all double -> a [B] int64, S_a [B], gap [B]:
+  // S_k = max(centre_square_k - 2 cross_k + square, 0), a the lowest k whose weight_k S_k is lowest, within rounding
+  m.def(
+      "rank1_argmin(Tensor cross, Tensor square, Tensor centre_square, Tensor weight, float rtol) "
+      "-> (Tensor assignment, Tensor distance, Tensor gap)");
 }

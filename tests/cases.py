@@ -64,6 +64,120 @@ CONCEPT_CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class ProductCase:
+    """p and q for rank1_dot. Of whole numbers every product and every sum is exact."""
+
+    batch: int
+    groups: int
+    clusters: int
+    size: int
+    dtype: torch.dtype = torch.float32
+    whole: bool = True
+
+    def __str__(self) -> str:
+        shape = f"B{self.batch}-G{self.groups}-K{self.clusters}-M{self.size}"
+        return f"{shape}-{str(self.dtype)[6:]}" + ("" if self.whole else "-random")
+
+    def arguments(self) -> dict[str, Tensor]:
+        shape = (self.batch, self.groups, self.clusters, self.size)
+        g = generator(hash(shape) % 2**31)
+        draw = lambda: torch.randn(shape, generator=g, dtype=torch.float64)  # noqa: E731
+        p, q = ((3 * draw()).round() if self.whole else draw() for _ in "pq")
+        cross = torch.randint(-9, 9, (self.batch, self.clusters), generator=g).double()
+        return {"cross": cross, "p": p.to(self.dtype), "q": q.to(self.dtype)}
+
+    def check(self, arguments: dict[str, Tensor], result: Tensor) -> None:
+        """Exact for whole numbers. Others: as many roundings as there are terms, in here as in there,
+        of the sum of the magnitudes."""
+        terms = arguments["p"].double() * arguments["q"].double()  # [B, G, K, M]
+        exact = arguments["cross"] + terms.sum((1, 3))
+        if self.whole:
+            assert torch.equal(result, exact)
+            return
+        magnitude = arguments["cross"].abs() + terms.abs().sum((1, 3))
+        roundings = 2 * (self.groups * self.size + 2)
+        assert ((result - exact).abs() <= roundings * EPS[torch.float64] * magnitude).all()
+
+
+PRODUCT_CASES = [
+    *(ProductCase(*shape) for shape in ((0, 1, 3, 1), (2, 0, 3, 4), (2, 1, 0, 4), (2, 3, 4, 0))),
+    *(ProductCase(3, 1, clusters, 1) for clusters in SIZES),
+    *(ProductCase(2, 1, 3, size) for size in SIZES),
+    *(ProductCase(2, groups, 5, size) for groups in (2, 3) for size in (1, 2, 7, 40, 131)),
+    *(ProductCase(2, 2, 5, size, torch.float64) for size in (1, 3, 16, 131)),
+    *(ProductCase(2, 2, 131, size) for size in (2, 3, 7, 9, 70)),  # several blocks of sums
+    *(
+        ProductCase(7, 2, 11, size, dtype, whole=False)
+        for size in (1, 5, 64, 1009)
+        for dtype in (torch.float32, torch.float64)
+    ),
+]
+
+
+@dataclass(frozen=True)
+class PointCase:
+    """Gradients and centres for rank1_argmin, as vectors of small whole numbers. Every number is
+    exact, and many centres are equally near."""
+
+    batch: int
+    clusters: int
+    dims: int = 3
+    spread: int = 3
+    equal_weights: bool = False
+
+    def __str__(self) -> str:
+        name = f"B{self.batch}-K{self.clusters}-D{self.dims}-{self.spread}"
+        return name + ("-equal" if self.equal_weights else "")
+
+    def vectors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """gradients [B, D], centres [K, D] and weight [K]"""
+        g = generator(hash((self.batch, self.clusters, self.dims)) % 2**31)
+        low, high = -self.spread, self.spread + 1
+        gradients = torch.randint(low, high, (self.batch, self.dims), generator=g)
+        centres = torch.randint(low, high, (self.clusters, self.dims), generator=g)
+        weight = torch.randint(1, 6, (self.clusters,), generator=g)
+        return gradients, centres, torch.ones_like(weight) if self.equal_weights else weight
+
+    def arguments(self) -> dict[str, Tensor]:
+        gradients, centres, weight = self.vectors()
+        return {
+            "cross": (gradients @ centres.T).double(),
+            "square": gradients.square().sum(1).double(),
+            "centre_square": centres.square().sum(1).double(),
+            "weight": weight.double(),
+        }
+
+    def nearest(self, rtol: float) -> tuple[Tensor, Tensor, Tensor]:
+        """assignment, distance and gap from the differences themselves; rtol a power of two or 0."""
+        gradients, centres, weight = self.vectors()
+        distance = (gradients[:, None] - centres).square().sum(2)  # [B, K]
+        score = (weight * distance).double()
+        scale = (
+            weight * (gradients.square().sum(1, keepdim=True) + centres.square().sum(1))
+        ).double()
+        ids = torch.arange(self.clusters)
+        near = score <= score.amin(1, keepdim=True) + rtol * scale
+        assignment = torch.where(near, ids, self.clusters).amin(1)  # [B]
+        own = ids == assignment[:, None]
+        if self.clusters > 1:
+            ahead = score[~own].view(self.batch, self.clusters - 1).amin(1) - score[own]
+        else:
+            ahead = torch.full((self.batch,), torch.inf, dtype=torch.float64)
+        gap = torch.where(ahead == 0, 0.0, ahead / scale[own])
+        return assignment, distance[own].double(), gap
+
+
+POINT_CASES = [
+    PointCase(0, 3),
+    *(PointCase(11, clusters) for clusters in SIZES),
+    *(PointCase(11, clusters, dims=1, spread=1) for clusters in (1, 2, 9, 33)),  # zeros, ties
+    *(PointCase(7, clusters, spread=300) for clusters in (5, 100)),
+    PointCase(257, 10, equal_weights=True),
+    PointCase(3, 10_007),
+]
+
+
 def images(batch: int, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.rand(batch, *shape, generator=generator(seed)).to(dtype)
 

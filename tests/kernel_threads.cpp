@@ -54,6 +54,19 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
     for (int64_t row = begin; row < end; ++row)
       kernels.project_simplex(dtype, in.data() + row * bytes, out.data() + row * bytes, size, 1.0, block_max);
   });
+
+  if (dtype != Dtype::kFloat && dtype != Dtype::kDouble) return;
+  std::vector<double> cross(kRows * size), distance(kRows), gap(kRows);
+  std::vector<int64_t> assignment(kRows);
+  for (bool lanes_are_clusters : {true, false}) {
+    const int64_t clusters = lanes_are_clusters ? size : 1, terms = lanes_are_clusters ? 1 : size;
+    const hrrl::cpu::Rank1DotArgs dot{in.data(), in.data(), cross.data(), 1, clusters, terms};
+    on_threads([&](int64_t begin, int64_t end) { kernels.rank1_dot(dtype, dot, begin, end); });
+  }
+  const std::vector<double> one(static_cast<size_t>(kRows + size), 1.0);
+  const hrrl::cpu::Rank1ArgminArgs nearest{cross.data(),    one.data(), one.data(), one.data(), assignment.data(),
+                                           distance.data(), gap.data(), size,       1e-6};
+  on_threads([&](int64_t begin, int64_t end) { kernels.rank1_argmin(nearest, begin, end); });
 }
 
 }  // namespace

@@ -304,6 +304,96 @@ ascents = st.builds(
 )
 
 
+@dataclass(frozen=True)
+class Products:
+    """Arguments of rank1_dot."""
+
+    batch: int
+    groups: int
+    clusters: int
+    size: int
+    dtype: torch.dtype
+    values: str
+    p_layout: str
+    q_layout: str
+    seed: int
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        g = generator(self.seed)
+        shape = (self.batch, self.groups, self.clusters, self.size)
+        p, q = (torch.randn(shape, generator=g, dtype=torch.float64) for _ in "pq")
+        if self.values == "any scale" and self.dtype == torch.float32:
+            # of doubles the products would leave the range of double
+            p, q = (at_any_scale(t, self.dtype, g) for t in (p, q))
+        p, q = cast(p, self.dtype), cast(q, self.dtype)
+        if self.values == "spoiled":
+            p, q = spoil(p, g), spoil(q, g)
+            if self.dtype == torch.float64:  # whether a sum overflows would depend on its order
+                p, q = (torch.where(t.isinf(), t, t.clamp(-1e150, 1e150)) for t in (p, q))
+        cross = torch.randn(self.batch, self.clusters, generator=g, dtype=torch.float64)
+        return cross.to(device), place(p, self.p_layout, device), place(q, self.q_layout, device)
+
+
+products = st.builds(
+    Products,
+    batch=st.sampled_from([0, 1, 2, 5]),
+    groups=st.sampled_from([0, 1, 1, 2, 3]),
+    clusters=st.sampled_from([*SIZES, 130]),
+    size=st.sampled_from([*SIZES, 130, 1009]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    values=st.sampled_from(["normal", "any scale", "spoiled"]),
+    p_layout=layouts,
+    q_layout=layouts,
+    seed=seeds,
+).filter(lambda c: c.batch * c.groups * c.clusters * c.size <= 100_000)
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Gradients and centres as explicit vectors, for rank1_argmin."""
+
+    batch: int
+    clusters: int
+    dims: int
+    values: str
+    weight: str
+    rtol: float
+    seed: int
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor]:
+        """gradients [B, D], centres [K, D], weight [K]"""
+        g = generator(self.seed)
+        gradients = torch.randn(self.batch, self.dims, generator=g, dtype=torch.float64)
+        centres = torch.randn(self.clusters, self.dims, generator=g, dtype=torch.float64)
+        match self.values:
+            case "any scale":
+                gradients, centres = (t * 10.0 ** (60 * torch.rand(len(t), 1, generator=g) - 30)
+                                      for t in (gradients, centres))  # fmt: skip
+            case "on centres" if self.clusters > 0:
+                own = torch.randint(self.clusters, (self.batch,), generator=g)
+                gradients = centres[own]
+            case "ties":
+                gradients, centres = gradients.round(), centres.round()
+            case "zero":
+                gradients = torch.zeros_like(gradients)
+        sizes = torch.randint(
+            1, 2 if self.weight == "equal" else 1000, (self.clusters,), generator=g
+        )
+        return gradients.to(device), centres.to(device), sizes.double().to(device)
+
+
+neighbours = st.builds(
+    Centres,
+    batch=st.sampled_from(SIZES),
+    clusters=st.sampled_from([*SIZES[1:], 130, 1009]),
+    dims=st.sampled_from([1, 2, 10]),
+    values=st.sampled_from(["normal", "any scale", "on centres", "ties", "zero"]),
+    weight=st.sampled_from(["equal", "sizes"]),
+    rtol=st.sampled_from([0.0, 1e-12, 1e-6, 1e-2]),
+    seed=seeds,
+)
+
+
 def rounding(dtype: torch.dtype) -> float:
     """Half a unit in the last place, relative; in float64, where the oracle rounds as well, more."""
     return 4 * EPS[dtype] if dtype == torch.float64 else 0.505 * EPS[dtype]

@@ -102,7 +102,8 @@ def test_nothing_outside_the_arrays_and_nothing_undefined(
         # opcheck is torch's own code; test_bounds.py makes its own trap
         selection = [str(tests), "-k", "not opcheck and not bounds"]
     else:
-        selection = [str(tests / f"test_{n}.py") for n in ("perturb", "concept_cross_entropy")]
+        files = ("perturb", "concept_cross_entropy", "rank1")
+        selection = [str(tests / f"test_{name}.py") for name in files]
     options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-m", "not slow and not gpu"]
     config = ["-c", str(ROOT / "pyproject.toml")]
     done = python(sanitized, "-m", "pytest", *options, *config, *selection)

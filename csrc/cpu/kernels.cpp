@@ -4,8 +4,11 @@
 
 namespace hrrl::cpu {
 
-#define HRRL_KERNELS(isa) \
-  Kernels { name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::update_distribution }
+#define HRRL_KERNELS(isa)                                                                                 \
+  Kernels {                                                                                               \
+    name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::update_distribution, \
+        isa::rank1_dot, isa::rank1_argmin                                                                 \
+  }
 
 const Kernels& kernels() {
   static const Kernels chosen = [] {

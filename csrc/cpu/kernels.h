@@ -53,6 +53,23 @@ struct UpdateArgs {
   double eta, lam;
 };
 
+// cross_bk += sum over g and m of p_bgkm q_bgkm for the examples b in [begin, end).
+struct Rank1DotArgs {
+  const void *p, *q;               // [B, G, K, M] float or double
+  double* cross;                   // [B, K]
+  int64_t groups, clusters, size;  // G, K, M
+};
+
+// The nearest centre of the examples in [begin, end).
+struct Rank1ArgminArgs {
+  const double *cross, *square;          // [B, K], [B]
+  const double *centre_square, *weight;  // [K]
+  int64_t* assignment;                   // [B]
+  double *distance, *gap;                // [B]
+  int64_t clusters;
+  double rtol;
+};
+
 // Entries of a row of the projection that share a maximum.
 constexpr int64_t kSimplexBlock = 128;
 
@@ -65,6 +82,8 @@ struct Kernels {
   void (*project_simplex)(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);
   // ascended: `size` doubles; may be out where that is double
   void (*update_distribution)(const UpdateArgs&, double* ascended, double* block_max);
+  void (*rank1_dot)(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);  // kFloat, kDouble
+  void (*rank1_argmin)(const Rank1ArgminArgs&, int64_t begin, int64_t end);
 };
 
 #define HRRL_DECLARE_ISA(isa)                                                                              \
@@ -73,6 +92,8 @@ struct Kernels {
   bool concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
   void project_simplex(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);   \
   void update_distribution(const UpdateArgs&, double* ascended, double* block_max);                        \
+  void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \
+  void rank1_argmin(const Rank1ArgminArgs&, int64_t begin, int64_t end);                                   \
   }
 HRRL_DECLARE_ISA(baseline)
 #ifdef HRRL_X86

@@ -81,4 +81,24 @@ struct UpdateDistributionParams {
 };
 void launch_update_distribution(const UpdateDistributionParams& params, CUstream_st* stream);
 
+// cross_bk += sum over g and m of p_bgkm q_bgkm; dtype is kFloat or kDouble, and no size is 0
+struct Rank1DotParams {
+  double* cross;                          // [B, K]
+  const void *p, *q;                      // [B, G, K, M]
+  int64_t batch, groups, clusters, size;  // B, G, K, M
+};
+void launch_rank1_dot(Dtype dtype, const Rank1DotParams& params, CUstream_st* stream);
+
+// The lowest k whose weight_k S_bk is within rounding of the lowest, S_bk = max(centre_square_k - 2 cross_bk +
+// square_b, 0); at least one example and one cluster. -1 where a number is not finite.
+struct Rank1ArgminParams {
+  const double *cross, *square;          // [B, K], [B]
+  const double *centre_square, *weight;  // [K]
+  int64_t* assignment;                   // [B]
+  double *distance, *gap;                // [B]
+  int64_t batch, clusters;               // B, K
+  double rtol;
+};
+void launch_rank1_argmin(const Rank1ArgminParams& params, CUstream_st* stream);
+
 }  // namespace hrrl::cuda

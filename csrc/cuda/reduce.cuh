@@ -31,6 +31,13 @@ struct Max {  // a NaN never wins against a number
   }
 };
 
+struct Min {
+  template <class T>
+  __device__ T operator()(T a, T b) const {
+    return b < a ? b : a;
+  }
+};
+
 // A struct of several values brings an overload of its own; argument-dependent lookup finds it.
 template <class T>
 __device__ T shuffle_xor(unsigned mask, T value, int offset) {

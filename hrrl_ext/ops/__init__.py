@@ -1,10 +1,14 @@
-"""The operators of HRRL as plain functions, on CPU and CUDA.
+"""The operators of HRRL and of gradient clustering as plain functions, on CPU and CUDA.
 
 ============================== =============================================================
 :func:`perturb`                x̃ = x + τ g/‖g‖_F, per example
 :func:`concept_cross_entropy`  Σ_i (N/N_k) q_k ℓ_i / B, and the losses per concept
 :func:`update_distribution`    q ← P_Δ(q + η_q (ĝ - λ (q - q0)))
 :func:`project_simplex`        the projection P_Δ itself, batched and differentiable
+:func:`rank1_assign`           a_i = argmin_k N_k Σ_l ‖C_kl - G_il‖², gradients by their factors
+:func:`rank1_distance`         those distances;  :func:`gradient_square`: Σ_l ‖G_il‖²
+:func:`rank1_dot`              ⟨C_k, g_b⟩ of one layer, for all examples and centres
+:func:`rank1_argmin`           a_b = argmin_k N_k ‖C_k - g_b‖² from their sums
 :func:`check_labels`           raises for labels out of range, on any device
 :mod:`reference`               the same functions in plain PyTorch
 ============================== =============================================================
@@ -14,6 +18,7 @@ from . import reference
 from ._types import ConceptLoss, Convolution, LayerGradient, NearestCentre, Rank1Centre
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .perturb import perturb
+from .rank1 import rank1_argmin, rank1_dot
 from .rank1_assign import centre_products, gradient_square, rank1_assign, rank1_distance
 from .simplex import project_simplex, update_distribution
 
@@ -29,8 +34,10 @@ __all__ = [
     "gradient_square",
     "perturb",
     "project_simplex",
+    "rank1_argmin",
     "rank1_assign",
     "rank1_distance",
+    "rank1_dot",
     "reference",
     "update_distribution",
 ]

@@ -65,6 +65,23 @@ def _(
     return q.new_empty(q.shape)
 
 
+@torch.library.register_fake("hrrl_ext::rank1_dot")
+def _(cross: Tensor, p: Tensor, q: Tensor) -> None:
+    pass
+
+
+@torch.library.register_fake("hrrl_ext::rank1_argmin")
+def _(
+    cross: Tensor, square: Tensor, centre_square: Tensor, weight: Tensor, rtol: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch = cross.shape[0]
+    return (
+        cross.new_empty(batch, dtype=torch.int64),
+        cross.new_empty(batch),
+        cross.new_empty(batch),
+    )
+
+
 class ConceptCrossEntropy(torch.autograd.Function):
     """d loss / d logits has left with the forward pass; backward scales it."""
 

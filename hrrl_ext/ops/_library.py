@@ -53,5 +53,8 @@ elif torch.version.cuda is not None:
             "HRRL_CUDA=ON, or move the tensors to the CPU"
         )
 
-    for _name in ("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"):
+    for _name in (
+        *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
+        *("rank1_dot", "rank1_argmin"),
+    ):
         torch.library.impl(f"hrrl_ext::{_name}", "CUDA", _refuse)

@@ -20,14 +20,17 @@ class ConceptLoss(NamedTuple):
 
 
 class NearestCentre(NamedTuple):
-    """What :func:`hrrl_ext.ops.rank1_assign` and :func:`hrrl_ext.ops.rank1_argmin` return."""
+    """What :func:`hrrl_ext.ops.rank1_assign` and :func:`hrrl_ext.ops.rank1_argmin` return.
+
+    None of it carries a gradient.
+    """
 
     assignment: Tensor
-    """[B] int64, the cluster of each example; -1 where its gradient is not finite."""
+    """[B] int64 a_b, the cluster of each example; -1 where a number was not finite."""
     distance: Tensor
-    """[B] float64, ‖C_a - g_i‖², without the cluster's weight."""
+    """[B] float64 S_ba = ‖C_a - g_b‖², not weighted; NaN where the assignment is -1."""
     gap: Tensor
-    """[B] float64, how far the second-best score is, relative to what the scores are made of."""
+    """[B] float64 how far the next cluster is behind, over w_a (‖C_a‖² + ‖g_b‖²); inf for K = 1."""
 
 
 class Convolution(NamedTuple):

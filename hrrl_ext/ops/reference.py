@@ -74,6 +74,33 @@ def update_distribution(
     return project_simplex(ascended).to(q.dtype)
 
 
+def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
+    """See :func:`hrrl_ext.ops.rank1_dot`. Not differentiable either: cross is written to."""
+    with torch.no_grad():
+        cross += (p.double() * q.double()).sum((1, 3))
+
+
+def rank1_argmin(
+    cross: Tensor, square: Tensor, centre_square: Tensor, weight: Tensor, *, rtol: float = 1e-6
+) -> NearestCentre:
+    """See :func:`hrrl_ext.ops.rank1_argmin`. Sorts nothing and keeps [B, K] scores."""
+    with torch.no_grad():
+        exact = centre_square - 2 * cross + square[:, None]  # [B, K]
+        scale = weight * (centre_square + square[:, None])
+        score = weight * exact.clamp(min=0)
+        near = score <= score.amin(1, keepdim=True) + rtol * scale
+        usable = ((weight * exact).isfinite() & scale.isfinite()).all(1) & near.any(1)
+        assignment = near.int().argmax(1, keepdim=True)  # [B, 1], the first that is near
+        ahead = score.scatter(1, assignment, torch.inf).amin(1) - score.gather(1, assignment)[:, 0]
+        gap = torch.where(ahead == 0, 0.0, ahead / scale.gather(1, assignment)[:, 0])
+        distance = exact.clamp(min=0).gather(1, assignment)[:, 0]
+    return NearestCentre(
+        torch.where(usable, assignment[:, 0], -1),
+        torch.where(usable, distance, torch.nan),
+        torch.where(usable, gap, torch.nan),
+    )
+
+
 def rank1_assign(
     gradients: Sequence[LayerGradient],
     centres: Sequence[Rank1Centre],
@@ -82,30 +109,20 @@ def rank1_assign(
     square: Tensor | None = None,
     rtol: float = 1e-6,
 ) -> NearestCentre:
-    """See :func:`hrrl_ext.ops.rank1_assign`. Stores every gradient, and subtracts it from every centre.
+    """See :func:`hrrl_ext.ops.rank1_assign`. Stores every gradient and every centre.
 
     So it has no use for ``square``.
     """
     del square
-    squared = torch.zeros(len(gradients[0].act), len(weight), dtype=torch.float64)
-    scale = torch.zeros_like(squared)
+    cross = torch.zeros(len(gradients[0].act), len(weight), dtype=torch.float64)
+    squares, centre_squares = torch.zeros_like(cross[:, 0]), torch.zeros_like(cross[0])
     for gradient, (centre_in, centre_out) in zip(gradients, centres, strict=True):
-        g = _materialize(gradient)[:, None]  # [B, 1, G, O, J]
-        c = torch.einsum("gkro,gkrj->kgoj", centre_out.double(), centre_in.double())  # [K, G, O, J]
-        squared += ((c - g) ** 2).sum((2, 3, 4))
-        scale += (c**2).sum((1, 2, 3)) + (g**2).sum((2, 3, 4))
-    return _nearest(squared, scale, weight.double(), rtol)
-
-
-def _nearest(squared: Tensor, scale: Tensor, weight: Tensor, rtol: float) -> NearestCentre:
-    score = weight * squared
-    best = score.amin(1, keepdim=True)
-    tied = score <= best + rtol * weight * scale
-    assignment = tied.int().argmax(1)
-    chosen = assignment[:, None]
-    others = score.scatter(1, chosen, torch.inf).amin(1, keepdim=True)
-    gap = (others - score.gather(1, chosen)) / (weight * scale).gather(1, chosen)
-    return NearestCentre(assignment, squared.gather(1, chosen)[:, 0], gap[:, 0])
+        g = _materialize(gradient).flatten(1)  # [B, G O J]
+        c = torch.einsum("gkro,gkrj->kgoj", centre_out.double(), centre_in.double()).flatten(1)
+        cross += g @ c.T
+        squares += (g**2).sum(1)
+        centre_squares += (c**2).sum(1)
+    return rank1_argmin(cross, squares, centre_squares, weight.double(), rtol=rtol)
 
 
 def _materialize(gradient: LayerGradient) -> Tensor:

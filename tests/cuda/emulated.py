@@ -66,11 +66,15 @@ def build(name: str, folder: Path, csrc: Path = ROOT / "csrc") -> ctypes.CDLL:
     return ctypes.CDLL(str(library))
 
 
+def filler_of(dtype: torch.dtype) -> float:
+    return torch.nan if dtype.is_floating_point else _BAD_ID
+
+
 class Array:
     """A contiguous copy of ``t`` between red zones, ``offset`` entries off 64-byte alignment."""
 
-    def __init__(self, t: Tensor, offset: int = 0) -> None:
-        self._filler = torch.nan if t.dtype.is_floating_point else _BAD_ID
+    def __init__(self, t: Tensor, offset: int = 0, filler: float | None = None) -> None:
+        self._filler = filler_of(t.dtype) if filler is None else filler
         # torch aligns what it allocates to 64 bytes, and the red zone is a multiple of that.
         self._whole = torch.full((2 * _RED_ZONE + offset + t.numel(),), self._filler, dtype=t.dtype)
         self._begin = _RED_ZONE + offset
@@ -80,7 +84,7 @@ class Array:
 
     @classmethod
     def output(cls, *shape: int, dtype: torch.dtype, offset: int = 0) -> Array:
-        return cls(torch.full(shape, torch.nan, dtype=dtype), offset)
+        return cls(torch.full(shape, filler_of(dtype), dtype=dtype), offset)
 
     @property
     def pointer(self) -> ctypes.c_void_p:
@@ -250,3 +254,32 @@ class Emulation:
             *(ctypes.c_int64(len(q)), ctypes.c_double(eta), ctypes.c_double(lam)),
         )
         return out.values
+
+    def rank1_dot(self, cross: Tensor, p: Tensor, q: Tensor, *, offset: int = 0) -> Tensor:
+        """The new cross: the one given is left as it is."""
+        # Added to: a NaN in its red zone would stay one, whatever is added.
+        inputs, sums = [Array(p, offset), Array(q, offset)], Array(cross, filler=0.0)
+        self._call(
+            "rank1",
+            "emulate_rank1_dot",
+            inputs,
+            *(DTYPES.index(p.dtype), sums, *inputs),
+            *(ctypes.c_int64(size) for size in p.shape),
+        )
+        return sums.values
+
+    def rank1_argmin(
+        self, cross: Tensor, square: Tensor, centre_square: Tensor, weight: Tensor, rtol: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = [Array(t) for t in (cross, square, centre_square, weight)]
+        batch, clusters = cross.shape
+        assignment = Array.output(batch, dtype=torch.int64)
+        distance, gap = (Array.output(batch, dtype=torch.float64) for _ in range(2))
+        self._call(
+            "rank1",
+            "emulate_rank1_argmin",
+            inputs,
+            *(*inputs, assignment, distance, gap),
+            *(ctypes.c_int64(batch), ctypes.c_int64(clusters), ctypes.c_double(rtol)),
+        )
+        return assignment.values, distance.values, gap.values

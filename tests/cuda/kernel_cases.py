@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from cases import EPS, FLOATS, ConceptCase, generator
+from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, generator
 from torch import Tensor
 
 NAN, INF = torch.nan, torch.inf
@@ -187,3 +187,27 @@ def check_simplex(v: Tensor, radius: float, p: Tensor) -> None:
     atol = radius * v.shape[-1] ** 0.5 * 4 * EPS[torch.float64]
     atol += torch.finfo(v.dtype).smallest_normal * EPS[v.dtype]
     close(p, simplex_oracle(v, radius), rtol=0.505 * EPS[v.dtype], atol=atol)
+
+
+# rank1_dot: a thread per sum if M = 1, else 8 lanes up to 64 terms, a warp up to 1024, a block beyond; terms move in
+# packs of 16 bytes where M is a multiple of them. 256 threads are 32, 8 and 1 teams. rank1_argmin: the same teams by K.
+TERMS = [2, 3, 4, 7, 8, 31, 32, 33, 62, 63, 64, 65, 66, 68, 127, 128, 500, 1023, 1024, 1025, 1028]
+PRODUCT_CASES = [
+    *(ProductCase(3, 1, clusters, 1) for clusters in (1, 2, 85, 86, 257)),
+    *(ProductCase(2, groups, 129, 1, dtype) for groups in (3, 9) for dtype in FLOATS[:2]),
+    *(ProductCase(2, 1, 5, size, dtype) for size in TERMS for dtype in FLOATS[:2]),
+    *(ProductCase(2, 3, 5, size) for size in (2, 4, 21, 22, 341, 342, 344, 700)),
+    *(ProductCase(1, 1, 1, size) for size in (2, 100, 3001, 5003)),
+    *(ProductCase(batch, 1, 3, 5) for batch in (10, 11, 22)),  # 32 sums to a block
+    ProductCase(3, 2, 4, 601, whole=False),
+]
+POINT_CASES = [
+    *(PointCase(3, clusters) for clusters in (1, 2, 7, 8, 9, 63, 64, 65, 100, 1023, 1024, 1025)),
+    *(PointCase(batch, 9) for batch in (1, 31, 32, 33)),
+    *(PointCase(batch, 70) for batch in (8, 9)),
+    *(PointCase(100, clusters, spread=300) for clusters in (16, 90)),
+    PointCase(2, 5003),
+    PointCase(9, 70, dims=1, spread=1),
+    PointCase(5, 40, spread=300, equal_weights=True),
+]
+RTOLS = [0.0, 2.0**-20, 2.0**-5]

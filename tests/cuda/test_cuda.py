@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import kernel_cases as kc
 import pytest
 import torch
-from cases import EPS, FLOATS, ConceptCase
+from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase
 from kernel_cases import NAN, ConceptResult
 from torch import Tensor
 
@@ -173,6 +173,55 @@ def test_update_distribution(size: int) -> None:
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=2e4 * EPS[torch.float64])
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        *kc.PRODUCT_CASES,
+        ProductCase(512, 1, 1000, 1),
+        ProductCase(64, 4, 10, 1024),
+        ProductCase(64, 1, 10, 3000, whole=False),
+        ProductCase(0, 1, 3, 4),
+        ProductCase(2, 2, 3, 0),
+    ],
+    ids=str,
+)
+def test_rank1_dot(case: ProductCase) -> None:
+    arguments = case.arguments()
+    moved = on_device(arguments)
+    with no_synchronisation():
+        ops.rank1_dot(**moved)
+    case.check(arguments, moved["cross"].cpu())
+    for offset in (1, 2):  # another alignment
+        moved = on_device(arguments)
+        for name in "pq":
+            whole = moved[name].new_empty(offset + moved[name].numel())
+            moved[name] = whole[offset:].view(moved[name].shape).copy_(moved[name])
+        ops.rank1_dot(**moved)
+        case.check(arguments, moved["cross"].cpu())
+
+
+@pytest.mark.parametrize("rtol", kc.RTOLS)
+@pytest.mark.parametrize(
+    "case", [*kc.POINT_CASES, PointCase(5000, 100), PointCase(40, 10_007), PointCase(0, 3)], ids=str
+)
+def test_rank1_argmin(case: PointCase, rtol: float) -> None:
+    moved = on_device(case.arguments())
+    with no_synchronisation():
+        got = ops.rank1_argmin(**moved, rtol=rtol)
+    for result, expected in zip(got, case.nearest(rtol), strict=True):
+        assert torch.equal(result.cpu(), expected)
+
+
+@pytest.mark.parametrize("clusters", [5, 100, 1100])
+def test_bad_numbers_cost_their_own_example(clusters: int) -> None:
+    a = PointCase(9, clusters).arguments()
+    a["cross"][1, 0], a["square"][6] = NAN, torch.inf
+    got = ops.rank1_argmin(**on_device(a))
+    for result, expected in zip(got, ops.rank1_argmin(**a), strict=True):
+        assert torch.equal(result.cpu().nan_to_num(-7.0), expected.nan_to_num(-7.0))
+    assert (got.assignment < 0).nonzero().flatten().tolist() == [1, 6]
+
+
 def test_empty() -> None:
     x = torch.zeros(0, 3, 4, 4, device=DEVICE)
     out, norm = ops.perturb(x, x, 1.0)
@@ -191,18 +240,26 @@ def test_empty() -> None:
 def iteration(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
-    """perturb, concept_cross_entropy and update_distribution on fixed inputs; and those inputs."""
+    """perturb, concept_cross_entropy and update_distribution on fixed inputs, and the operators of
+    gradient clustering; and those inputs."""
     g = torch.Generator().manual_seed(5)
     x = torch.rand(40, 3, 80, 80, generator=g).to(dtype).to(DEVICE)
     grad = torch.randn(40, 3, 80, 80, generator=g).to(dtype).to(DEVICE)
     arguments = on_device(ConceptCase(600, 100, 11, dtype).arguments())
     q0 = arguments["concept_count"] / arguments["concept_count"].sum()
+    products = on_device(ProductCase(40, 2, 30, 700, whole=False).arguments())
+    p, q = products["p"], products["q"]
+    points = on_device(PointCase(600, 1100, spread=300).arguments())
 
     def run() -> list[Tensor]:
         moved = kernels.perturb(x, grad, 0.3)
         losses = kernels.concept_cross_entropy(*arguments.values(), 0.1, True)
-        q = kernels.update_distribution(arguments["q"], losses[1], q0, 2.0, 0.1)
-        return [*moved, *losses, q, kernels.project_simplex(arguments["logits"], 1.0)]
+        new_q = kernels.update_distribution(arguments["q"], losses[1], q0, 2.0, 0.1)
+        projected = kernels.project_simplex(arguments["logits"], 1.0)
+        cross = products["cross"].clone()
+        kernels.rank1_dot(cross, p, q)
+        nearest = kernels.rank1_argmin(*points.values(), 1e-6)
+        return [*moved, *losses, new_q, projected, cross, *nearest]
 
     return run, [x, grad, *arguments.values()]
 
@@ -286,6 +343,10 @@ def test_opcheck() -> None:
     torch.library.opcheck(kernels.concept_cross_entropy.default, (*arguments.values(), 0.1, True))
     torch.library.opcheck(kernels.project_simplex.default, (x.clone().requires_grad_(), 1.0))
     torch.library.opcheck(kernels.update_distribution.default, (q, gain, q0, 1.0, 0.1, tau[:1]))
+    products = on_device(ProductCase(3, 2, 5, 7).arguments())
+    torch.library.opcheck(kernels.rank1_dot.default, tuple(products.values()))
+    points = on_device(PointCase(3, 5).arguments())
+    torch.library.opcheck(kernels.rank1_argmin.default, (*points.values(), 1e-6))
 
 
 def test_mixed_devices_are_refused() -> None:
@@ -297,6 +358,11 @@ def test_mixed_devices_are_refused() -> None:
     arguments = ConceptCase(4, 3, 2).arguments()
     with pytest.raises(ValueError, match="on the device of logits"):
         ops.concept_cross_entropy(**(on_device(arguments) | {"q": arguments["q"]}))
+    products, points = ProductCase(3, 2, 5, 7).arguments(), PointCase(3, 5).arguments()
+    with pytest.raises(ValueError, match="cross must be on the device of p"):
+        ops.rank1_dot(**(on_device(products) | {"cross": products["cross"]}))
+    with pytest.raises(ValueError, match="weight must be on the device of cross"):
+        ops.rank1_argmin(**(on_device(points) | {"weight": points["weight"]}))
 
 
 def test_agreement_with_the_cpu() -> None:

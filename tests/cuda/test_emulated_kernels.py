@@ -13,7 +13,7 @@ from pathlib import Path
 import kernel_cases as kc
 import pytest
 import torch
-from cases import EPS, FLOATS, ConceptCase
+from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase
 from emulated import Device, Emulation, EmulationError, build, same_bits
 from kernel_cases import NAN, ConceptResult
 from torch import Tensor
@@ -45,6 +45,10 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         results += [emulation.project_simplex(v), emulation.project_simplex(v.bfloat16())]
         q, gain, q0 = kc.simplex_input(3, size, torch.float64).softmax(1)
         results += [emulation.update_distribution(q, gain, q0, 3.0, 0.1)]
+    for size in (1, 30, 700, 5000):
+        product = ProductCase(4, 2, 30, size, whole=False)
+        results += [emulation.rank1_dot(**product.arguments())]
+        results += emulation.rank1_argmin(**PointCase(9, size + 1).arguments(), rtol=1e-3)
     return results
 
 
@@ -78,6 +82,15 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
         v = kc.simplex_input(4, 50, dtype)
         kc.close(emulation.project_simplex(v, 2.0), cpu.project_simplex(v, 2.0), rtol, atol=1e-14)
     q, gain, q0 = kc.simplex_input(3, 50, torch.float64).softmax(1)
+    for size in (1, 77, 1111):
+        a = ProductCase(3, 2, 5, size, whole=False).arguments()
+        got = emulation.rank1_dot(**a)
+        cpu.rank1_dot(*a.values())
+        kc.close(got, a["cross"], rtol=0, atol=1e-11)
+        points = PointCase(9, size + 1).arguments()
+        got_all = emulation.rank1_argmin(**points, rtol=2.0**-5)
+        for got, want in zip(got_all, cpu.rank1_argmin(*points.values(), 2.0**-5), strict=True):
+            assert torch.equal(got, want)
     want = cpu.update_distribution(q, gain, q0, 5.0, 0.1)
     kc.close(emulation.update_distribution(q, gain, q0, 5.0, 0.1), want, rtol=0, atol=1e-14)
 
@@ -115,15 +128,41 @@ def check_project_simplex(emulation: Emulation) -> None:
         kc.check_simplex(v, 1.0, emulation.project_simplex(v))
 
 
+def check_rank1(emulation: Emulation) -> None:
+    for shape in ((3, 3, 100, 1), (5, 2, 7, 30), (2, 2, 5, 68), (1, 3, 2, 700)):
+        product = ProductCase(*shape)
+        arguments = product.arguments()
+        product.check(arguments, emulation.rank1_dot(**arguments))
+    for batch, clusters, spread in ((100, 16, 300), (33, 9, 2), (33, 100, 2), (33, 2000, 2)):
+        points = PointCase(batch, clusters, spread=spread)
+        got = emulation.rank1_argmin(**points.arguments(), rtol=2.0**-3)
+        for result, expected in zip(got, points.nearest(2.0**-3), strict=True):
+            assert torch.equal(result, expected)
+        arguments = points.arguments()
+        arguments["cross"][5, 8], arguments["cross"][7, 0] = NAN, torch.inf
+        assignment = emulation.rank1_argmin(**arguments, rtol=0.0)[0]
+        assert (assignment < 0).nonzero().flatten().tolist() == [5, 7]
+    arguments["weight"][:] = 1.0
+    arguments["square"][:] = arguments["centre_square"][:] = 1e308
+    arguments["cross"][:] = 5e307  # the distance is finite, the size of its terms is not
+    assert (emulation.rank1_argmin(**arguments, rtol=0.5)[0] == -1).all()
+    arguments["cross"][:], arguments["square"][:], arguments["centre_square"][:] = 0.0, 1.0, 1.0
+    arguments["cross"][:, 2], arguments["cross"][:, 3] = 1.25, 1.5  # rounding, exaggerated
+    got = emulation.rank1_argmin(**arguments, rtol=0.0)
+    assert [set(t.tolist()) for t in got] == [{2}, {0.0}, {0.0}]
+
+
 CHECKS = {
     "perturb": check_perturb,
     "concept_cross_entropy": check_concept_cross_entropy,
     "project_simplex": check_project_simplex,
+    "rank1": check_rank1,
 }
 REDUCE, BLOCKS = ("reduce.cuh", "concept_cross_entropy"), ("blocks.cuh", "project_simplex")
 PERTURB = ("perturb.cu", "perturb")
 CONCEPTS = ("concept_cross_entropy.cu", "concept_cross_entropy")
 SIMPLEX = ("project_simplex.cu", "project_simplex")
+RANK1 = ("rank1.cu", "rank1")
 BARRIER = "__syncthreads();\n"
 MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "first barrier of a reduction": (
@@ -173,6 +212,38 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "barrier of an exchange, cluster": (BLOCKS, "sync_cluster();\n    return", "return"),
     "barrier of an exchange, grid": (BLOCKS, "sync_grid();\n    return", "return"),
     "barrier at the end of a cluster": (BLOCKS, "{ sync_cluster(); }", "{}"),
+    "threads beyond the last sum": (RANK1, "i >= a.batch * clusters", "i > a.batch * clusters"),
+    "teams beyond the last sum": (RANK1, "row >= a.batch", "row > a.batch"),
+    "teams beyond the last example": (RANK1, "b >= a.batch", "b > a.batch"),
+    "group of a product": (RANK1, "i + i / clusters * (a.groups - 1) * clusters", "i"),
+    "group of a sum": (RANK1, "+ row / a.clusters * (a.groups - 1) * step", ""),
+    "tail of the terms": (RANK1, "m < packs; m", "m + 1 < packs; m"),
+    "read beyond the terms": (RANK1, "m < packs; m", "m <= packs; m"),
+    "places of a pack": (
+        RANK1,
+        "for (int e = 1; e < kVec; ++e) total",
+        "for (int e = 2; e < kVec; ++e) total",
+    ),
+    "sum of one thread": (RANK1, "Team::reduce(total[0], Sum{})", "total[0]"),
+    "what the sums had before": (RANK1, "a.cross[row] += sum", "a.cross[row] = sum"),
+    "all threads store": (RANK1, "if (Team::rank() == 0) a.cross", "a.cross"),
+    "packs in rows of any length": (RANK1, "p.size % kVec == 0 && ", ""),
+    "cut at zero": (RANK1, "raw > 0.0 ? raw : 0.0", "raw"),
+    "second of a thread": (RANK1, "second = Min{}(second, Max{}(first, value));", "{}"),
+    "second of a team": (
+        *(
+            RANK1,
+            "Min{}(Max{}(a.first, b.first), Min{}(a.second, b.second))",
+            "Min{}(a.second, b.second)",
+        ),
+    ),
+    "defects of one thread": (RANK1, "a.defect + b.defect", "a.defect"),
+    "a scale that is not finite": (RANK1, "(raw - raw) + (scale - scale)", "raw - raw"),
+    "tail of the clusters": (RANK1, "k < clusters; k +=", "k + 1 < clusters; k +="),
+    "place of one thread": (RANK1, "nearest = Team::reduce(nearest, Min{});", "{}"),
+    "last and not first": (RANK1, "k < clusters && nearest == clusters; k", "k < clusters; k"),
+    "tie margin": (RANK1, "lowest.first + a.rtol * s.scale", "lowest.first"),
+    "gap of a tie": (RANK1, "s.value() == lowest.first ? lowest.second", "true ? lowest.second"),
 }
 
 

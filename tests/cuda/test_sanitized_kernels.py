@@ -54,6 +54,7 @@ MUTANTS = [
     ("perturb.cu", "kSliceHeader + static_cast", "static_cast", "heap-buffer-overflow"),
     ("scalar.cuh", "% bytes == 0", "% bytes < 999", "misaligned address"),
     ("concept_cross_entropy.cu", "valid ? to_acc", "true ? to_acc", "AddressSanitizer"),
+    ("rank1.cu", "(i >= a.batch", "(i > a.batch", "heap-buffer-overflow"),
 ]
 # A process per mutant, for it ends there; they share what torch takes to be imported.
 SCRIPT = """
@@ -68,7 +69,10 @@ for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
         print("--- next mutant", file=sys.stderr, flush=True)
         continue
     kernels = Emulation(Path(folder), Path(folder) / "csrc")
-    if file != "concept_cross_entropy.cu":
+    if file == "rank1.cu":
+        one = torch.ones(1, 1, 5, 1)
+        kernels.rank1_dot(torch.zeros(1, 5, dtype=torch.float64), one, one)
+    elif file != "concept_cross_entropy.cu":
         kernels.perturb(torch.ones(1, 40008), torch.ones(1, 40008), 1.0, offset=1)
     else:
         arguments = ConceptCase(5, 10, 3).arguments()

@@ -38,6 +38,12 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for smoothing in (0.0, 0.1):
             ops.concept_cross_entropy(x, ids, ids, one, one, label_smoothing=smoothing)
         ops.project_simplex(x)
+        if dtype in (torch.float32, torch.float64):
+            cross = at_the_edge(torch.zeros(3, size, dtype=torch.float64))
+            ops.rank1_dot(cross, x.view(3, 1, size, 1), x.view(3, 1, size, 1))
+            ops.rank1_dot(cross[:, :1].contiguous(), x.view(3, 1, 1, size), x.view(3, 1, 1, size))
+            squares = at_the_edge(torch.ones(size, dtype=torch.float64))
+            ops.rank1_argmin(cross, squares[:1].expand(3), squares, squares)
 """
 
 

@@ -332,3 +332,79 @@ def test_limits_of_the_adversary(device: str, problem: p.Ascent) -> None:  # H-T
     if gain.max() < 100:
         got = ops.update_distribution(q, gain, q0, 1e-15, 1e15)
         assert_within(got, q0, 2e-13 * len(q) + atol)
+
+
+# --- rank1_dot and rank1_argmin
+
+
+@repeatable(400)
+@given(problem=p.products)
+def test_rank1_dot(device: str, problem: p.Products) -> None:
+    """As many roundings as there are terms, here and in the reference, of the sum of the magnitudes."""
+    cross, left, right = problem.tensors(device)
+    got = cross.clone()
+    with borrowed(left, right):
+        ops.rank1_dot(got, left, right)
+    reference.rank1_dot(cross, left, right)
+    terms = (left.double() * right.double()).abs()
+    roundings = 2 * (problem.groups * problem.size + 2)
+    magnitude = or_zero(terms).sum((1, 3)) + 20
+    assert_within(got, cross, roundings * DOUBLE_EPS * magnitude)
+
+
+@repeatable(400)
+@given(problem=p.neighbours)
+def test_rank1_argmin(device: str, problem: p.Centres) -> None:
+    """Against the differences themselves. ⟨C, g⟩ and the squares round by D terms, S by three more, each
+    relative to ‖C‖² + ‖g‖²; so whatever is said of a score holds to that."""
+    gradients, centres, weight = problem.tensors(device)
+    square, centre_square = gradients.square().sum(1), centres.square().sum(1)
+    arguments = (gradients @ centres.T, square, centre_square, weight)
+    with borrowed(*arguments):
+        got = ops.rank1_argmin(*arguments, rtol=problem.rtol)
+    if problem.batch == 0:
+        assert [len(t) for t in got] == [0, 0, 0]
+        return
+    size = centre_square + square[:, None]  # [B, K]
+    eps = 4 * (problem.dims + 3) * DOUBLE_EPS
+    distance = (gradients[:, None] - centres).square().sum(2)
+    score, error, margin = weight * distance, eps * weight * size, problem.rtol * weight * size
+    at = got.assignment[:, None]
+    best = score.amin(1, keepdim=True)
+    slack = error.gather(1, score.argmin(1, keepdim=True))  # of the best
+    assert_within(got.distance, distance.gather(1, at)[:, 0], (eps * size).gather(1, at)[:, 0])
+
+    ids = torch.arange(problem.clusters, device=device)
+    assert (score <= best + margin + error + slack).gather(1, at).all()
+    earlier = ids < at
+    # What lies before it is not within the margin.
+    assert (~earlier | (score > best + margin - error - slack)).all()
+    ahead = score.masked_fill(ids == at, torch.inf).amin(1) - score.gather(1, at)[:, 0]
+    own_scale = (weight * size).gather(1, at)[:, 0]
+    others = score.masked_fill(ids == at, torch.inf).argmin(1, keepdim=True)
+    bound = (error.gather(1, at) + error.gather(1, others))[:, 0] / own_scale
+    exact = torch.where(ahead == 0, 0.0, ahead / own_scale)
+    assert_within(got.gap, exact, or_zero(bound) + DOUBLE_EPS * or_zero(exact).abs())
+    assert (got.gap >= -problem.rtol * (1 + 1e-9)).all()
+
+
+@repeatable(200)
+@given(problem=p.neighbours)
+def test_relabelling_the_clusters(device: str, problem: p.Centres) -> None:
+    """Another order of the clusters gives the same distances and gaps, and their names where there is
+    no tie; another order of the examples gives the same bits."""
+    gradients, centres, weight = problem.tensors(device)
+    arguments = (gradients @ centres.T, gradients.square().sum(1), centres.square().sum(1), weight)
+    plain = ops.rank1_argmin(*arguments, rtol=0.0)
+    order = torch.randperm(problem.clusters, generator=cases.generator(problem.seed)).to(device)
+    cross, square = arguments[:2]
+    relabelled = ops.rank1_argmin(
+        cross[:, order], square, *(t[order] for t in arguments[2:]), rtol=0.0
+    )
+    assert torch.equal(relabelled.gap == 0, plain.gap == 0)
+    clear = plain.gap > 0
+    assert torch.equal(order[relabelled.assignment][clear], plain.assignment[clear])
+    assert torch.equal(relabelled.gap[clear], plain.gap[clear])
+    order = torch.randperm(problem.batch, generator=cases.generator(problem.seed)).to(device)
+    shuffled = ops.rank1_argmin(cross[order], square[order], *arguments[2:], rtol=0.0)
+    assert all(torch.equal(a, b[order]) for a, b in zip(shuffled, plain, strict=True))

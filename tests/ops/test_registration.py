@@ -50,12 +50,26 @@ def ascent_calls(gain: Tensor) -> list[tuple[Any, ...]]:
     return [(q, gain, q, 0.1, 1.0), (q.double(), gain, q.to(gain.dtype), 1.0, 2.0, eta)]
 
 
+def product_calls(p: Tensor) -> list[tuple[Any, ...]]:
+    p = p if p.dtype in (torch.float32, torch.float64) else p.float()
+    cross = torch.ones(p.shape[0], p.shape[2], dtype=torch.float64, device=p.device)
+    return [(cross, p, p), (cross, p, p.roll(1, -1))]
+
+
+def nearest_calls(cross: Tensor) -> list[tuple[Any, ...]]:
+    cross = LAYOUTS["transposed"](cross.double())
+    squares = [torch.linspace(1, 2, size, device=cross.device).double() for size in cross.shape]
+    return [(cross, *squares, squares[1].flip(0), 1e-6)]
+
+
 # Per operator: the shapes of the tensor whose layout and dtype vary, and the calls made with it.
 GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, ...]]]]] = {
     "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
     "concept_cross_entropy": ([(6, 5)], cross_entropy_calls),
     "project_simplex": ([(3, 2, 4, 5), (6,)], projection_calls),
     "update_distribution": ([(4,)], ascent_calls),
+    "rank1_dot": ([(3, 2, 4, 5), (3, 2, 5, 1)], product_calls),
+    "rank1_argmin": ([(6, 5)], nearest_calls),
 }
 
 
@@ -63,7 +77,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", GRID)
 def test_opcheck(name: str, layout: str, dtype: torch.dtype, device: str) -> None:
-    """Schema (nothing written to, nothing aliased), fake kernel, dispatch keys and tracing with dynamic
+    """Schema (nothing written to but what it names, nothing aliased), fake kernel, dispatch keys and tracing with dynamic
     shapes. Without gradients: those are the public functions', below."""
     shapes, calls = GRID[name]
     for shape in shapes:
@@ -121,18 +135,22 @@ def test_compiles_as_one_graph() -> None:
         x, norm = ops.perturb(x, grad, 0.1)
         out = ops.concept_cross_entropy(x @ weight, target, concept, q, count)
         q = ops.update_distribution(q, out.concept_loss, q, 0.5, 2.0)
-        return out.loss, q, ops.project_simplex(norm)
+        cross = torch.zeros(6, 7, dtype=torch.float64)
+        ops.rank1_dot(cross, x[:, None, :, None], grad[:, None, :, None])
+        square = norm.double().square()
+        centre = ops.rank1_argmin(cross, square, 1 + square.sum() * q.new_ones(7), q.new_ones(7))
+        return out.loss, q, ops.project_simplex(norm), *centre
 
     a = cases.ConceptCase(6, 5, 3).arguments()
     results = []
     for function in (step, torch.compile(step, fullgraph=True)):
         weight = cases.gradients(7, 5).requires_grad_()
-        loss, q, p = function(
+        loss, *others = function(
             cases.images(6, 7), cases.gradients(6, 7), weight, a["target"], a["concept"], a["q"],
             a["concept_count"],
         )  # fmt: skip
         loss.backward()
-        results.append((loss.detach(), q, p, weight.grad))
+        results.append((loss.detach(), *others, weight.grad))
     for plain, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-5, atol=1e-7)
 
@@ -154,7 +172,8 @@ def test_every_build_of_the_kernels(capability: str) -> None:
     if capability == hrrl_ext.build_info()["cpu_in_use"]:
         return  # by all other tests
     files = [
-        str(here / f"test_{name}.py") for name in ("perturb", "concept_cross_entropy", "properties")
+        str(here / f"test_{name}.py")
+        for name in ("perturb", "concept_cross_entropy", "rank1", "properties")
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],

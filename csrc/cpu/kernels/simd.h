@@ -70,6 +70,7 @@ HRRL_INLINE vfloat join(vdouble low, vdouble high) { return join(low, high, std:
 
 HRRL_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 HRRL_INLINE vdouble max(vdouble a, vdouble b) { return a > b ? a : b; }
+HRRL_INLINE vdouble min(vdouble a, vdouble b) { return a < b ? a : b; }
 
 // One element
 
@@ -162,6 +163,7 @@ HRRL_INLINE vdouble load_doubles(const scalar_t* p) {
   for (int lane = 0; lane < kDoubles; ++lane) v[lane] = to_float(p[lane]);
   return __builtin_convertvector(v, vdouble);
 }
+HRRL_INLINE vdouble load_doubles(const double* p) { return load(p); }
 
 // 2 kWidth elements at any alignment, in an order that load_pair and store_pair share: bfloat16 splits into even and
 // odd places, which takes a shift and a mask where neighbours would have to be spread out.
@@ -220,19 +222,20 @@ HRRL_INLINE int64_t sum(vlong v) { return across<kDoubles>(v, Add{}); }
 HRRL_INLINE float max(vfloat v) { return across<kWidth>(v, Larger{}); }
 HRRL_INLINE double max(vdouble v) { return across<kDoubles>(v, Larger{}); }
 
-// kWidth vectors, one per row, to one vector with a row per lane: result[r] = op over the lanes of rows[r]. A step
-// takes two neighbours, in each of which several rows have kSpan lanes each, to one in which they have half as many.
+// As many vectors as each has lanes, one per row, to one vector with a row per lane: result[r] = op over the lanes of
+// rows[r], in the order of across(). A step takes two neighbours, in each of which several rows have kSpan lanes each,
+// to one in which they have half as many.
 
-template <int kSpan, int kPart, size_t... kLane>
-HRRL_INLINE vfloat halves(vfloat a, vfloat b, std::index_sequence<kLane...>) {
+template <int kSpan, int kPart, class vector, size_t... kLane>
+HRRL_INLINE vector halves(vector a, vector b, std::index_sequence<kLane...>) {
   constexpr int kHalf = kSpan / 2;
   return __builtin_shufflevector(a, b, (kLane / kHalf * kSpan + kLane % kHalf + kPart * kHalf)...);
 }
-template <int kSpan, class Combine>
-HRRL_INLINE vfloat reduce_rows(vfloat* rows, Combine combine) {
-  constexpr auto kLanes = std::make_index_sequence<kWidth>();
+template <int kSpan, class vector, class Combine>
+HRRL_INLINE vector reduce_rows(vector* rows, Combine combine) {
+  constexpr auto kLanes = std::make_index_sequence<sizeof(vector) / sizeof(rows[0][0])>();
   for (int r = 0; r < kSpan / 2; ++r) {
-    const vfloat a = rows[2 * r], b = rows[2 * r + 1];
+    const vector a = rows[2 * r], b = rows[2 * r + 1];
     rows[r] = combine(halves<kSpan, 0>(a, b, kLanes), halves<kSpan, 1>(a, b, kLanes));
   }
   if constexpr (kSpan > 2)
