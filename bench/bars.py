@@ -31,6 +31,10 @@ def least_ratio(facts: dict[str, Any], provider: str) -> float:
             return 2.7 if gpu else 8.0 if size <= 16 else 1.5
         case "project_simplex" | "update_distribution", "eager":
             return 5.0 if gpu else 8.0 if size <= 1000 else 20.0
+        case "rank1_assign", "eager" if facts["kind"] == "linear":
+            return 1.3
+        case "rank1_assign", "eager":
+            return 5.0 if size <= 32 else 1.5
         case "project_simplex" | "update_distribution", "entmax":
             return 5.0 if gpu else 15.0
     return 1.0

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def peak_bytes(
-    step: Callable[[], Any], held: Iterable[Tensor], optimizer: torch.optim.Optimizer
+    step: Callable[[], Any], held: Iterable[Tensor], optimizer: torch.optim.Optimizer | None
 ) -> int:
     """Of one step that is not the first, with what lies there before: weights, gradients, momentum, data.
 
@@ -25,7 +25,7 @@ def peak_bytes(
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    for group in optimizer.param_groups:
+    for group in optimizer.param_groups if optimizer else ():
         for p in group["params"]:
             held += [p.grad, *optimizer.state[p].values()]
     before = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrrl_ext.ops import Convolution
+
 # --- perturb: x + tau * grad / ‖grad‖ per example
 
 
@@ -88,3 +90,54 @@ def nearest_centre(
     others = score.scatter(1, assignment, torch.inf).amin(1, keepdim=True)
     gap = (others - score.gather(1, assignment)) / scale.gather(1, assignment)
     return assignment[:, 0], squared.gather(1, assignment)[:, 0], gap[:, 0]
+
+
+# --- rank1_assign: argmin_k w_k Σ_l ‖C_kl - G_il‖²
+
+
+def linear_scores(act: Tensor, dout: Tensor, centre_in: Tensor, centre_out: Tensor) -> Tensor:
+    """‖C - G‖² [B, K] of a linear layer (thesis, Eq. 4.5)."""
+    cross = (act @ centre_in.T) * (dout @ centre_out.T)
+    square = act.square().sum(1) * dout.square().sum(1)
+    return centre_in.square().sum(1) * centre_out.square().sum(1) - 2 * cross + square[:, None]
+
+
+def unfolded_scores(
+    act: Tensor, dout: Tensor, centre_in: Tensor, centre_out: Tensor, conv: Convolution
+) -> Tensor:
+    """‖C - G‖² [B, K] of a convolution on unfolded patches, both products by the cheaper equation."""
+    patches = F.unfold(act, conv.kernel, conv.dilation, conv.padding, conv.stride)  # [B, J, T]
+    dout = dout.flatten(2)  # [B, O, T]
+    (_, inputs, positions), outputs, clusters = patches.shape, dout.shape[1], len(centre_in)
+    formed = None
+    if clusters * positions * (inputs + outputs) > (positions + clusters) * inputs * outputs:
+        formed = patches @ dout.transpose(1, 2)  # [B, J, O]
+        cross = ((centre_in @ formed) * centre_out).sum(2)  # Eq. A.2
+    else:
+        cross = ((centre_in @ patches) * (centre_out @ dout)).sum(2)  # Eq. A.3
+    if positions * (inputs + outputs) < inputs * outputs:
+        square = (patches.transpose(1, 2) @ patches * (dout.transpose(1, 2) @ dout)).sum((1, 2))
+    else:
+        formed = patches @ dout.transpose(1, 2) if formed is None else formed
+        square = formed.square().sum((1, 2))
+    return centre_in.square().sum(1) * centre_out.square().sum(1) - 2 * cross + square[:, None]
+
+
+def assign_linear(
+    acts: list[Tensor],
+    douts: list[Tensor],
+    centre_in: list[Tensor],
+    centre_out: list[Tensor],
+    weight: Tensor,
+) -> Tensor:
+    total = torch.zeros(())
+    for layer in zip(acts, douts, centre_in, centre_out, strict=True):
+        total = total.to(weight) + linear_scores(*layer)
+    return (weight * total).argmin(1)
+
+
+def assign_3x3(
+    act: Tensor, dout: Tensor, centre_in: Tensor, centre_out: Tensor, weight: Tensor
+) -> Tensor:
+    conv = Convolution((3, 3), padding=(1, 1))
+    return (weight * unfolded_scores(act, dout, centre_in, centre_out, conv)).argmin(1)

@@ -69,6 +69,9 @@ def report(results: dict[str, Any], statistic: str) -> str:
     steps = [case for case in cases if case.op == "training_step"]
     loops = [case for case in cases if case.op == "training_loop"]
     scaled = [b["extra_info"] for b in results["benchmarks"] if b["extra_info"]["op"] == "scaling"]
+    parts_of_round = [
+        b for b in results["benchmarks"] if b["extra_info"]["op"] == "clustering_step"
+    ]
     compared = [case for case in cases if case not in steps + loops]
     parts = [header(results, statistic)]
     if compared:
@@ -79,6 +82,8 @@ def report(results: dict[str, Any], statistic: str) -> str:
         parts += ["## Training step", step_table(steps)]
     if loops:
         parts += ["## Training loop", loop_table(loops)]
+    if parts_of_round:
+        parts += ["## A round of gradient clustering", clustering_table(parts_of_round, statistic)]
     if scaled:
         parts += ["## Several processes", scaling_table(scaled)]
     if compared:
@@ -214,6 +219,25 @@ def loop_table(cases: list[Case]) -> str:
         "An epoch of HRRLTrainer, data in memory, over the bare steps on the same batches made "
         f"beforehand; the bar is {LOOP_BAR}.\n\n"
         + markdown(["case", "threads", "epoch ms", "IQR", "trainer / bare steps"], rows)
+    )
+
+
+def clustering_table(found: list[dict[str, Any]], statistic: str) -> str:
+    """Time and allocated memory over those of one back-propagation of the same batch."""
+    base = {b["group"]: b for b in found if b["extra_info"]["provider"] == "back-propagation"}
+    rows = []
+    for b in found:
+        facts, whole = b["extra_info"], base.get(b["group"])
+        threads = "GPU" if facts["device"] == "cuda" else facts["threads"]
+        seconds = _seconds(b, statistic)
+        row = [facts["case"], threads, facts["provider"], f"{1e3 * seconds:.0f}"]
+        row.append(_ratio(whole and seconds / _seconds(whole, statistic)))
+        row.append(f"{facts['allocated'] / 2**20:.0f}")
+        rows.append(row)
+    columns = ["case", "threads", "part", "ms", "over back-propagation", "memory MiB"]
+    return (
+        "Back-propagation is a forward pass and the gradients of all weights. Memory is the peak of "
+        "what torch allocates, with the network and the batch.\n\n" + markdown(columns, rows)
     )
 
 

@@ -139,6 +139,20 @@ def test_efficiency_is_per_process() -> None:
     ]
 
 
+def test_the_parts_of_a_round_over_back_propagation() -> None:
+    found = [
+        benchmark("clustering_step", "net", part, seconds)
+        for part, seconds in {"back-propagation": 0.2, "A": 0.05}.items()
+    ]
+    for one in found:
+        one["extra_info"]["allocated"] = 3 * 2**20
+    text = report(results(*found), "min")
+    assert rows(text, "A round of gradient clustering") == [
+        ["net", "2", "back-propagation", "200", "1.00", "3"],
+        ["net", "2", "A", "50", "0.25", "3"],
+    ]
+
+
 def test_partial_runs_and_nothing_lost() -> None:
     text = report(
         results(
