@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 from pathlib import Path
 from typing import Any
@@ -159,16 +160,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(
-        1, len(SHARES), figsize=(13, 3.2), sharey=True, layout="constrained"
+        1, len(SHARES), figsize=(13, 3.6), sharey=True, layout="constrained"
     )
     for axis, share in zip(axes, SHARES, strict=True):
         here = [r for r in rows if r["share"] == share and r["seed"] == rows[0]["seed"]]
         for name in ESTIMATORS:
             line = [r for r in here if r["estimator"] == name]
-            axis.plot([r["step"] for r in line], [r["average_variance"] for r in line], label=name)
+            height = [
+                r["average_variance"] if r["average_variance"] > 1e-20 else math.nan for r in line
+            ]  # 0 of SVRG at its snapshot
+            axis.plot([r["step"] for r in line], height, label=name)
         axis.set(title=f"{share:.0%} repeated", xlabel="step", yscale="log")
     axes[0].set_ylabel("average variance")
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
