@@ -79,7 +79,8 @@ class GradientClustering:
     Attributes:
         assignment: [N] int64, a_i of the last round.
         cluster_size: [K] int64, N_k of it.
-        distortion: [K] float64, mean of ‖C_k - g_i‖² over the cluster, at the centres of its A step.
+        distance: [N] float64, ‖C_{a_i} - g_i‖² at the centres of its A step.
+        distortion: [K] float64, the mean of it over the cluster.
         centres: one :class:`hrrl_ext.ops.Rank1Centre` per layer, after its U step.
         history: a row per round; see :meth:`fit`.
     """
@@ -122,6 +123,7 @@ class GradientClustering:
         self.weight = torch.ones(num_clusters, dtype=torch.float64, device=self.device)
         self.assignment = torch.empty(0, dtype=torch.int64)
         self.cluster_size = torch.zeros(num_clusters, dtype=torch.int64)
+        self.distance = torch.empty(0, dtype=torch.float64)
         self.distortion = torch.zeros(num_clusters, dtype=torch.float64)
         self.history: list[dict[str, float]] = []
 
@@ -221,6 +223,7 @@ class GradientClustering:
         size = torch.bincount(assignment, minlength=self.num_clusters)
         self.centres = sums.centres(size)
         within = torch.zeros_like(self.weight).index_add_(0, assignment, distance)
+        self.distance = distance.cpu()
         self._record(assignment, size, within, squares, time.perf_counter() - start)
         if self.weighted:
             counted = size.double().clamp(min=1)
@@ -326,6 +329,7 @@ class GradientClustering:
             "weight": self.weight,
             "assignment": self.assignment,
             "cluster_size": self.cluster_size,
+            "distance": self.distance,
             "distortion": self.distortion,
             "history": self.history,
         }
@@ -342,6 +346,7 @@ class GradientClustering:
         self.weight = state["weight"].to(self.device)
         self.assignment = state["assignment"]
         self.cluster_size = state["cluster_size"]
+        self.distance = state["distance"]
         self.distortion = state["distortion"]
         self.history = list(state["history"])
 
