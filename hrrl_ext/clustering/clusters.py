@@ -119,12 +119,20 @@ class GradientClustering:
         self.size_step, self.batch_size, self.seed = size_step, batch_size, seed
         self._like = next(iter(self.layers.values())).weight
         self.device = self._like.device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was found: the next :meth:`fit` begins with first centres, as a new one would.
+
+        For weights that have changed much: centres of gradients that were much larger can leave all
+        examples to the smallest of them.
+        """
         self.centres: list[Rank1Centre] = []
-        self.weight = torch.ones(num_clusters, dtype=torch.float64, device=self.device)
+        self.weight = torch.ones(self.num_clusters, dtype=torch.float64, device=self.device)
         self.assignment = torch.empty(0, dtype=torch.int64)
-        self.cluster_size = torch.zeros(num_clusters, dtype=torch.int64)
+        self.cluster_size = torch.zeros(self.num_clusters, dtype=torch.int64)
         self.distance = torch.empty(0, dtype=torch.float64)
-        self.distortion = torch.zeros(num_clusters, dtype=torch.float64)
+        self.distortion = torch.zeros(self.num_clusters, dtype=torch.float64)
         self.history: list[dict[str, float]] = []
 
     @property

@@ -45,8 +45,8 @@ class VarianceRecorder:
 
     The model is trained by whatever the loop does; all estimators are measured at the same weights.
     At a step that is a multiple of ``refresh_every``, and at the first measurement, the clusters of
-    GC go through ``rounds`` more rounds, from where they are, and SVRG takes its snapshot (the
-    schedule of Faghri et al., Table A.2, whose names are given below). Right after a refresh GC and
+    GC are made anew, by ``rounds`` rounds, and SVRG takes its snapshot (the schedule of Faghri et
+    al., Table A.2, whose names are given below). Right after a refresh GC and
     SVRG are at their best; just before the next one they show what age costs.
 
     Training goes on as if nothing had happened: the model's parameters, buffers, gradients and modes
@@ -158,6 +158,7 @@ class VarianceRecorder:
 
     def _refresh(self, step: int) -> None:
         if self.clustering is not None:
+            self.clustering.restart()
             self.clustering.fit(self.gradient.examples.data, self.gradient.loss, rounds=self.rounds)
         if "SVRG" in self.estimators:
             self._snapshot = self.gradient.snapshot(self.batch_size)
