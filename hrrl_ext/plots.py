@@ -1,6 +1,7 @@
 """Pictures of a run: the loss, what the adversary did, and what it did to each concept.
 
-Everything is drawn from the rows of metrics.jsonl, without the model and the data.
+They are drawn from the rows of metrics.jsonl, without the model and the data; those of a clustering
+from it and its images, and the noise of gradients from the rows of a VarianceRecorder.
 """
 
 from __future__ import annotations
@@ -10,17 +11,30 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
+
+from .clustering.recorder import read_recording
+from .data.image_sets import as_float
 from .robust.concepts import slow_phase_divisor, variance_gain
+
+if TYPE_CHECKING:
+    from .clustering import GradientClustering
+    from .data import ImageSet
 
 History = Sequence[Mapping[str, Any]]
 
+_GRID = 8  # clusters, and examples of each, that are shown
+_DECADES = 4  # of a variance that are shown: right after a snapshot, SVRG's is rounding alone
 _NAMED = 5  # lines of q that are named where there are too many for a legend
 
 
 def plot_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str]) -> list[Path]:
-    """:func:`plot_histories` of runs on disk: their folders, or files of metrics.jsonl themselves."""
+    """:func:`plot_histories` of runs on disk: their folders, or files of metrics.jsonl themselves.
+
+    Where runs have a variance.jsonl beside it, :func:`plot_variances` of these.
+    """
     if not runs:
         raise ValueError("runs: give at least one folder of a run")
     files = [Path(run) if Path(run).is_file() else Path(run) / "metrics.jsonl" for run in runs]
@@ -29,7 +43,10 @@ def plot_runs(runs: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str
         names = [str(file.parent) for file in files]
     if len(set(names)) < len(names):
         raise ValueError(f"runs: the same run is given twice: {', '.join(map(str, runs))}")
-    return plot_histories({n: read_history(f) for n, f in zip(names, files, strict=True)}, out)
+    drawn = plot_histories({n: read_history(f) for n, f in zip(names, files, strict=True)}, out)
+    recorded = {n: f.with_name("variance.jsonl") for n, f in zip(names, files, strict=True)}
+    recordings = {n: read_recording(f) for n, f in recorded.items() if f.is_file()}
+    return drawn + (plot_variances(recordings, out) if recordings else [])
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
@@ -223,3 +240,127 @@ def _h_of_run(axes: Any, rows: History) -> None:
     axes.axhline(0, color="0.6", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_ylim(-0.6 * top, 1.15 * top)  # how far it falls below 0 does not matter
+
+
+# --- gradients
+
+
+def plot_clusters(
+    clustering: GradientClustering,
+    out: str | os.PathLike[str],
+    images: ImageSet | None = None,
+) -> list[Path]:
+    """Pictures of a clustering that was fitted, in folder ``out``; returns what was drawn.
+
+    - sizes.png: N_k, from the largest on, beside equal sizes
+    - rounds.png: the objective, and the share of the gradients that the centres explain, over rounds
+    - examples.png, given the images that were clustered: those nearest to the centres of the largest
+      clusters
+    """
+    if not clustering.history:
+        raise ValueError("clustering has no rounds yet; call fit first")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = [_sizes(clustering, out / "sizes.png"), _rounds(clustering, out / "rounds.png")]
+    if images is not None:
+        drawn.append(_examples(clustering, images, out / "examples.png"))
+    return drawn
+
+
+def plot_variances(recordings: Mapping[str, History], out: str | os.PathLike[str]) -> list[Path]:
+    """variance.png in folder ``out``: what a VarianceRecorder has recorded, by name of the run.
+
+    Average and normalised variance over steps, a line per estimator; bands of ± one standard error, which
+    is known of the average variance. Logarithmic; what is below 1e-4 of the largest is out of sight.
+    """
+    if not recordings or not all(recordings.values()):
+        raise ValueError("recordings: nothing has been recorded yet")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    figure, panels = _axes(2 * len(recordings), sharey=False)
+    for number, (name, rows) in enumerate(recordings.items()):
+        average, normalised = panels[2 * number : 2 * number + 2]
+        for estimator in dict.fromkeys(row["estimator"] for row in rows):
+            own = [row for row in rows if row["estimator"] == estimator]
+            _variance(average, own, "average_variance", estimator)
+            _variance(normalised, own, "normalised_variance", estimator)
+        average.set(title=name, ylabel="average variance")
+        normalised.set(title=name, ylabel="normalised variance, V[g]/E[‖g‖²]")
+        for axes in (average, normalised):
+            _logarithmic(axes)
+            axes.set_xlabel("step")
+        normalised.legend(fontsize="small")
+    return [_save(figure, out / "variance.png")]
+
+
+def _variance(axes: Any, rows: History, column: str, estimator: str) -> None:
+    steps = [row["step"] for row in rows]
+    values = [math.nan if row[column] is None else row[column] for row in rows]
+    marker = "o" if len(rows) == 1 else None
+    (line,) = axes.plot(steps, values, label=estimator, marker=marker)
+    if column == "average_variance":
+        error = [row.get("standard_error") or 0.0 for row in rows]
+        low, high = ([v + sign * e for v, e in zip(values, error, strict=True)] for sign in (-1, 1))
+        axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.25, linewidth=0)
+
+
+def _logarithmic(axes: Any) -> None:
+    values = [v for line in axes.lines for v in line.get_ydata() if v > 0]
+    if values:  # else all are 0, or none is a number
+        axes.set_yscale("log", nonpositive="clip")
+        low, high = min(values), max(values)
+        axes.set_ylim(max(low, high * 10**-_DECADES) / 1.5, 1.5 * high)
+
+
+def _sizes(clustering: GradientClustering, path: Path) -> Path:
+    size = clustering.cluster_size.sort(descending=True).values.tolist()
+    figure, (axes,) = _axes(1)
+    axes.bar(range(1, len(size) + 1), size, width=0.9)
+    equal = sum(size) / len(size)
+    axes.axhline(equal, color="0.4", linewidth=0.8, linestyle=":", label=f"N/K = {equal:.4g}")
+    axes.set(xlabel="cluster, from the largest on", ylabel="examples")
+    axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def _rounds(clustering: GradientClustering, path: Path) -> Path:
+    rows = clustering.history
+    figure, (objective, explained) = _axes(2, sharey=False)
+    marker = "o" if len(rows) == 1 else None
+    rounds = [row["round"] for row in rows]
+    objective.plot(rounds, [row["objective"] for row in rows], marker=marker)
+    objective.set(ylabel="objective" + (", Eq. 4.2 over N²" if clustering.weighted else ""))
+    explained.plot(rounds, [100 * row["explained"] for row in rows], marker=marker)
+    explained.set(ylabel="of the gradients' squares explained, %")
+    for axes in (objective, explained):
+        axes.set(xlabel="round")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    return _save(figure, path)
+
+
+def _examples(clustering: GradientClustering, images: ImageSet, path: Path) -> Path:
+    """A row per cluster, a single picture of them all."""
+    if len(images) != len(clustering.assignment):
+        raise ValueError(
+            f"images are {len(images)}, and {len(clustering.assignment)} examples were clustered"
+        )
+    size = clustering.cluster_size
+    order = size.argsort(descending=True, stable=True)[:_GRID].tolist()
+    largest = [k for k in order if size[k] > 0]
+    _, height, width = images.image_shape
+    grid = torch.ones(len(largest) * (height + 1), _GRID * (width + 1), 3)
+    for row, k in enumerate(largest):
+        members = (clustering.assignment == k).nonzero().flatten()
+        nearest = members[clustering.distance[members].argsort(stable=True)[:_GRID]]
+        shown = as_float(images.__getitems__(nearest)[0]).permute(0, 2, 3, 1)
+        for column, image in enumerate(shown):
+            top, left = row * (height + 1), column * (width + 1)
+            grid[top : top + height, left : left + width] = image
+    figure, (axes,) = _axes(1)
+    figure.set_size_inches(6, 0.4 + 0.65 * len(largest) * height / width)
+    axes.imshow(grid.numpy(), interpolation="nearest")
+    middle = [row * (height + 1) + height / 2 for row in range(len(largest))]
+    axes.set_yticks(middle, [f"{k} ({int(size[k])})" for k in largest], fontsize="small")
+    axes.set_xticks([])
+    axes.set(ylabel="cluster (its examples)", xlabel="from the nearest to the centre on")
+    return _save(figure, path)

@@ -171,6 +171,21 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
         (["extract", "--model", "/no/run", "--data", "digits", "--out", "x"], 1, "/no/run"),
         (["probe", "--train", "/no/a", "--test", "/no/b"], 1, "/no/a"),
         (
+            ["cluster", "/no/run", "--data", "digits", "--clusters", "4"],
+            1,
+            "/no/run holds no model",
+        ),
+        (["cluster", "/no/run", "--data", "digits"], 2, "--clusters"),
+        (["cluster", "/no/run", "--data", "digits", "--clusters", "few"], 2, "clusters"),
+        (["cluster", "--data", "digits", "--clusters", "4"], 2, "model"),
+        (
+            ["cluster", "x", "--data", "digits", "--clusters", "4", "--ruonds", "3"],
+            2,
+            "(did you mean --rounds?)",
+        ),
+        (["variance", "/no/run", "--data", "digits"], 1, "/no/run holds no model"),
+        (["variance", "x", "--data", "digits", "--num-batches", "3"], 2, "--num_batches?"),
+        (
             ["probe", "--train", "a", "--test", "b", "--C", "big"],
             1,
             "C must be a number or 'search'",

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from hrrl_ext.plots import plot_histories, plot_runs, read_history
+from hrrl_ext.clustering import GradientClustering
+from hrrl_ext.data import ArrayImages
+from hrrl_ext.plots import (
+    plot_clusters,
+    plot_histories,
+    plot_runs,
+    plot_variances,
+    read_history,
+)
 from hrrl_ext.robust import variance_gain
 
 figure = pytest.importorskip("matplotlib.figure")
@@ -109,6 +118,111 @@ def test_runs_on_disk(tmp_path: Path) -> None:
         plot_runs([a, a / "metrics.jsonl"], tmp_path)
     with pytest.raises(ValueError, match="at least one"):
         plot_runs([], tmp_path)
+
+
+# --- gradients
+
+
+def clustered(sizes: list[int], side: int = 4) -> tuple[GradientClustering, ArrayImages]:
+    """As if these had been found: example i is an image of brightness i, at distance -i."""
+    clustering = GradientClustering(torch.nn.Linear(2, 2), len(sizes))
+    clustering.cluster_size = torch.tensor(sizes)
+    clustering.assignment = torch.arange(len(sizes)).repeat_interleave(clustering.cluster_size)
+    count = sum(sizes)
+    clustering.distance = -torch.arange(count).double()
+    clustering.history = [{"round": r, "objective": 1 / r, "explained": 0.1 * r} for r in (1, 2, 3)]
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, side, side + 1)
+    return clustering, ArrayImages(pixels.contiguous(), torch.zeros(count, dtype=torch.int64))
+
+
+def test_pictures_of_a_clustering(drawn: dict[str, Any], tmp_path: Path) -> None:
+    """The largest cluster first, ties by number; in each the nearest first, and 8 at most."""
+    clustering, images = clustered([2, 0, 9, 2])
+    assert [p.name for p in plot_clusters(clustering, tmp_path)] == ["sizes.png", "rounds.png"]
+    plot_clusters(clustering, tmp_path, images)
+    (sizes,) = drawn["sizes.png"].axes
+    assert [bar.get_height() for bar in sizes.patches] == [9, 2, 2, 0]
+    assert sizes.lines[0].get_ydata()[0] == 13 / 4
+    objective, explained = drawn["rounds.png"].axes
+    assert list(objective.lines[0].get_ydata()) == [1, 1 / 2, 1 / 3]
+    assert list(explained.lines[0].get_ydata()) == pytest.approx([10, 20, 30])
+    assert "Eq. 4.2" in objective.get_ylabel()
+
+    (axes,) = drawn["examples.png"].axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["2 (9)", "0 (2)", "3 (2)"]
+    grid = torch.tensor(axes.images[0].get_array())
+    assert grid.shape == (3 * 5, 8 * 6, 3)
+    shown = (grid[::5, ::6, 0] * 255).round().int().tolist()  # a corner of each image; 255 is none
+    assert shown[0] == [10, 9, 8, 7, 6, 5, 4, 3]
+    assert shown[1] == [1, 0] + [255] * 6
+    assert shown[2] == [12, 11] + [255] * 6
+    for row, tick in enumerate(axes.get_yticks()):
+        assert tick == 5 * row + 2
+
+
+def test_no_more_than_eight_clusters_are_shown(drawn: dict[str, Any], tmp_path: Path) -> None:
+    clustering, images = clustered([3] * 11)
+    plot_clusters(clustering, tmp_path, images)
+    labels = [t.get_text() for t in drawn["examples.png"].axes[0].get_yticklabels()]
+    assert labels == [f"{k} (3)" for k in range(8)]
+
+
+def test_clusters_of_other_images(tmp_path: Path) -> None:
+    clustering, _ = clustered([2, 2])
+    with pytest.raises(ValueError, match="images are 3, and 4 examples were clustered"):
+        plot_clusters(clustering, tmp_path, clustered([3])[1])
+    clustering.history = []
+    with pytest.raises(ValueError, match="call fit first"):
+        plot_clusters(clustering, tmp_path)
+
+
+def recording(**values: list[float | None]) -> list[dict[str, Any]]:
+    """Of each estimator the average variance at steps 0, 10, ..., ± a tenth of it."""
+    return [
+        {
+            "step": 10 * i, "estimator": name.replace("_", "-"), "average_variance": value,
+            "standard_error": None if value is None else value / 10,
+            "normalised_variance": None if value is None else value / 2,
+        }
+        for name, row in values.items() for i, value in enumerate(row)
+    ]  # fmt: skip
+
+
+def test_variance_over_steps(drawn: dict[str, Any], tmp_path: Path) -> None:
+    """A line and a band per estimator; 1e-4 of the largest and below, as rounding is, is not shown."""
+    rows = recording(SG_B=[8.0, 4.0], SVRG=[1e-20, 2.0], GC=[0.0, None])
+    plot_variances({"run": rows}, tmp_path)
+    average, normalised = drawn["variance.png"].axes
+    assert [list(line.get_ydata()) for line in average.lines[:2]] == [[8.0, 4.0], [1e-20, 2.0]]
+    assert math.isnan(average.lines[2].get_ydata()[1])
+    assert list(normalised.lines[0].get_ydata()) == [4.0, 2.0]
+    assert list(average.lines[0].get_xdata()) == [0, 10]
+    assert (len(average.collections), len(normalised.collections)) == (3, 0)
+    band = average.collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((3.6, 8.8))
+    low, high = average.get_ylim()
+    assert (low, high) == pytest.approx((8e-4 / 1.5, 8 * 1.5))
+    names = [t.get_text() for t in normalised.get_legend().get_texts()]
+    assert names == ["SG-B", "SVRG", "GC"]
+
+
+def test_variance_of_two_runs_and_of_zeros_alone(drawn: dict[str, Any], tmp_path: Path) -> None:
+    plot_variances({"a": recording(GC=[1.0]), "b": recording(GC=[0.0, 0.0])}, tmp_path)
+    panels = drawn["variance.png"].axes
+    assert [p.get_title() for p in panels] == ["a", "a", "b", "b"]
+    assert panels[0].lines[0].get_marker() == "o"  # a single point still shows
+    assert [p.get_yscale() for p in panels] == ["log", "log", "linear", "linear"]
+    with pytest.raises(ValueError, match="nothing has been recorded"):
+        plot_variances({"a": []}, tmp_path)
+
+
+def test_a_recording_beside_a_run_is_drawn_too(tmp_path: Path) -> None:
+    run = write(tmp_path / "run", json.dumps(rows(2)[0]) + "\n")
+    other = write(tmp_path / "other", json.dumps(rows(2)[0]) + "\n")
+    lines = [json.dumps(row) + "\n" for row in recording(GC=[1.0, 2.0])]
+    (run / "variance.jsonl").write_text("".join(lines))
+    names = [p.name for p in plot_runs([run, other], tmp_path / "out")]
+    assert names == ["loss.png", "q.png", "variance.png"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@
 :class:`StratifiedSampler`      mini-batches round robin over the clusters, and their weights
 :func:`gradient_variance`       the variance of SG-B, SG-2B, SVRG and GC at one model
 :class:`MeanGradient`           the gradient that all of them estimate
+:class:`VarianceRecorder`       the same every so many steps of training
 :func:`variance_of`             the statistics, for an estimator of one's own
 =============================== ===============================================================
 """
@@ -18,6 +19,7 @@ from .estimators import (
     StochasticGradient,
     StratifiedGradient,
 )
+from .recorder import VarianceRecorder
 from .sampler import StratifiedSampler
 from .variance import GradientVariance, VarianceTable, gradient_variance, variance_of
 
@@ -31,6 +33,7 @@ __all__ = [
     "StochasticGradient",
     "StratifiedGradient",
     "StratifiedSampler",
+    "VarianceRecorder",
     "VarianceTable",
     "gradient_variance",
     "variance_of",

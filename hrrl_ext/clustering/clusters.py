@@ -89,7 +89,8 @@ class GradientClustering:
     Attributes:
         assignment: [N] int64, a_i of the last round.
         cluster_size: [K] int64, N_k of it.
-        distortion: [K] float64, mean of ‖C_k - g_i‖² over the cluster, at the centres of its A step.
+        distance: [N] float64, ‖C_{a_i} - g_i‖² at the centres of its A step.
+        distortion: [K] float64, the mean of it over the cluster.
         centres: one :class:`hrrl_ext.ops.Rank1Centre` per layer, after its U step.
         history: a row per round; see :meth:`fit`.
     """
@@ -127,11 +128,16 @@ class GradientClustering:
         self.batch_size, self.seed = batch_size, seed
         self._like = next(iter(self.layers.values())).weight
         self.device = self._like.device
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was found: the next :meth:`fit` begins with first centres, as a new one would."""
         self.centres: list[Rank1Centre] = []
-        self.weight = torch.ones(num_clusters, dtype=torch.float64, device=self.device)
+        self.weight = torch.ones(self.num_clusters, dtype=torch.float64, device=self.device)
         self.assignment = torch.empty(0, dtype=torch.int64)
-        self.cluster_size = torch.zeros(num_clusters, dtype=torch.int64)
-        self.distortion = torch.zeros(num_clusters, dtype=torch.float64)
+        self.cluster_size = torch.zeros(self.num_clusters, dtype=torch.int64)
+        self.distance = torch.empty(0, dtype=torch.float64)
+        self.distortion = torch.zeros(self.num_clusters, dtype=torch.float64)
         self.history: list[dict[str, float]] = []
 
     @property
@@ -162,17 +168,7 @@ class GradientClustering:
         Raises ValueError for data with fewer examples than clusters, or of another size than before,
         and FloatingPointError for a gradient that is not finite.
         """
-        examples = Examples(data, self._like)
-        if len(examples) < self.num_clusters:
-            raise ValueError(
-                f"num_clusters is {self.num_clusters}, but data has {len(examples)} examples only; a "
-                "cluster each is the most there can be"
-            )
-        if self.centres and len(examples) != len(self.assignment):
-            raise ValueError(
-                f"data has {len(examples)} examples, and was clustered with {len(self.assignment)}; "
-                "use assign for other data, or a new GradientClustering"
-            )
+        examples = self._examples(data)
         with self._borrowed():
             if not self.centres:
                 self._seed(examples, loss)
@@ -181,6 +177,22 @@ class GradientClustering:
                 square = self._round(examples, loss, square)
                 if report is not None:
                     report(_line(self.history[-1]))
+        return self
+
+    def follow(self, data: Data, loss: ExampleLoss = cross_entropy) -> GradientClustering:
+        """Moves the centres to the gradients of now, for the clusters as they are: U alone, twice.
+
+        For a model that has been trained on since :meth:`fit`. Training shrinks and turns gradients;
+        A at the centres of then would give nearly all examples to whichever is least long.
+        """
+        if not self.centres:
+            raise RuntimeError("follow needs clusters: call fit first")
+        examples = self._examples(data)
+        assignment, size = (t.to(self.device) for t in (self.assignment, self.cluster_size))
+        with self._borrowed():
+            for hold_outputs in (True, False):
+                sums = self._sums(examples, loss, assignment, hold_outputs)
+                self.centres = sums.centres(size, self.centres)
         return self
 
     def assign(self, data: Data, loss: ExampleLoss = cross_entropy) -> Tensor:
@@ -228,12 +240,13 @@ class GradientClustering:
             distances, square = self._distances(examples, loss, square)
             assignment = self._move(distances, square)
             distance = distances.gather(1, assignment[:, None])[:, 0].double()
-            sums = self._sums(examples, loss, assignment)
+            sums = self._sums(examples, loss, assignment, self._holds_outputs)
         else:
             assignment, distance, square, sums = self._assign_and_sum(examples, loss, square)
         size = torch.bincount(assignment, minlength=self.num_clusters)
         self.centres = sums.centres(size, self.centres)
         within = torch.zeros_like(self.weight).index_add_(0, assignment, distance)
+        self.distance = distance.cpu()
         self._record(assignment, size, within, square, time.perf_counter() - start)
         if self.weighted == "frozen":
             self.weight = size.double().clamp(min=1)
@@ -262,8 +275,12 @@ class GradientClustering:
         moved = least_variance(*(t.cpu().numpy() for t in (distances, start, order)))
         return torch.from_numpy(moved).to(self.device)
 
-    def _sums(self, examples: Examples, loss: ExampleLoss, assignment: Tensor) -> ClusterSums:
-        sums, processes = self._empty_sums(), current_processes()
+    def _sums(
+        self, examples: Examples, loss: ExampleLoss, assignment: Tensor, hold_outputs: bool
+    ) -> ClusterSums:
+        """Those of U in a pass of its own."""
+        sums = ClusterSums(self.centres, self.center, hold_outputs=hold_outputs)
+        processes = current_processes()
         for rows, gradients in self._gradients(examples, loss, processes):
             sums.add(gradients, assignment[rows])
         for total in sums.totals:
@@ -274,7 +291,8 @@ class GradientClustering:
         self, examples: Examples, loss: ExampleLoss, square: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, ClusterSums]:
         """A by argmin and the sums of U in one pass: assignment, distance and square [N]."""
-        count, processes, sums = len(examples), current_processes(), self._empty_sums()
+        count, processes = len(examples), current_processes()
+        sums = ClusterSums(self.centres, self.center, hold_outputs=self._holds_outputs)
         assignment = torch.zeros(count, dtype=torch.int64, device=self.device)
         distance, squares = torch.zeros(2, count, dtype=torch.float64, device=self.device)
         for rows, gradients in self._gradients(examples, loss, processes):
@@ -287,8 +305,10 @@ class GradientClustering:
             processes.sum(tensor)
         return assignment, distance, squares, sums
 
-    def _empty_sums(self) -> ClusterSums:
-        return ClusterSums(self.centres, self.center, hold_outputs=len(self.history) % 2 == 0)
+    @property
+    def _holds_outputs(self) -> bool:
+        """Which side of the centres stays in this round: they take turns."""
+        return len(self.history) % 2 == 0
 
     def _record(
         self, assignment: Tensor, size: Tensor, within: Tensor, squares: Tensor, seconds: float
@@ -364,6 +384,21 @@ class GradientClustering:
 
     # --- gradients
 
+    def _examples(self, data: Data) -> Examples:
+        """Of the data that is clustered: enough of them, and always the same number."""
+        examples = Examples(data, self._like)
+        if len(examples) < self.num_clusters:
+            raise ValueError(
+                f"num_clusters is {self.num_clusters}, but data has {len(examples)} examples only; a "
+                "cluster each is the most there can be"
+            )
+        if self.centres and len(examples) != len(self.assignment):
+            raise ValueError(
+                f"data has {len(examples)} examples, and was clustered with {len(self.assignment)}; "
+                "use assign for other data, or a new GradientClustering"
+            )
+        return examples
+
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
         with in_mode(self.model, self.mode), torch.no_grad():
@@ -390,6 +425,7 @@ class GradientClustering:
             "weight": self.weight,
             "assignment": self.assignment,
             "cluster_size": self.cluster_size,
+            "distance": self.distance,
             "distortion": self.distortion,
             "history": self.history,
         }
@@ -406,6 +442,7 @@ class GradientClustering:
         self.weight = state["weight"].to(self.device)
         self.assignment = state["assignment"]
         self.cluster_size = state["cluster_size"]
+        self.distance = state["distance"]
         self.distortion = state["distortion"]
         self.history = list(state["history"])
 

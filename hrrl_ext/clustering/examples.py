@@ -37,12 +37,12 @@ class Examples:
     """N examples by index, for a model with parameters like ``like``: on its device, never augmented.
 
     Images, which tensors of uint8 are too, become floats in [0, 1] of its dtype; other tensors stay
-    as they are.
+    as they are. ``data`` is what was opened, and opens again at no cost.
     """
 
     def __init__(self, data: Data, like: Tensor) -> None:
         self._like = like
-        self._data: ImageSet | tuple[Tensor, Tensor]
+        self.data: ImageSet | tuple[Tensor, Tensor]
         if isinstance(data, tuple | list) and len(data) == 2 and all(map(torch.is_tensor, data)):
             x, target = cast("tuple[Tensor, Tensor]", data)
             if x.ndim == 0 or target.shape[:1] != x.shape[:1]:
@@ -50,10 +50,10 @@ class Examples:
                     "data must be x [N, ...] and target [N, ...] of the same N, "
                     f"got {list(x.shape)} and {list(target.shape)}"
                 )
-            self._data, self._count = (x, target), len(x)
+            self.data, self._count = (x, target), len(x)
         else:
-            self._data = load_images(data)
-            self._count = len(self._data)
+            self.data = load_images(data)
+            self._count = len(self.data)
         if self._count == 0:
             raise ValueError("data has no examples; check its path and split")
 
@@ -62,10 +62,10 @@ class Examples:
 
     def take(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """index [B] on the CPU → (x [B, ...], target [B, ...])."""
-        if isinstance(self._data, ImageSet):
-            x, target = self._data.__getitems__(index)
+        if isinstance(self.data, ImageSet):
+            x, target = self.data.__getitems__(index)
         else:
-            x, target = (t[index.to(t.device)] for t in self._data)
-        images = isinstance(self._data, ImageSet) or x.dtype == torch.uint8
+            x, target = (t[index.to(t.device)] for t in self.data)
+        images = isinstance(self.data, ImageSet) or x.dtype == torch.uint8
         x, target = x.to(self._like.device), target.to(self._like.device)
         return as_float(x).to(self._like.dtype) if images else x, target

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,14 @@ class VarianceTable(Mapping[str, GradientVariance]):
 
     def __len__(self) -> int:
         return len(self._measured)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """A row per estimator, for JSON: what is not finite is None."""
+        return [
+            {"estimator": name}
+            | {k: None if _not_finite(v) else v for k, v in asdict(measured).items()}
+            for name, measured in self.items()
+        ]
 
     def __repr__(self) -> str:
         return f"VarianceTable({self._measured})"
@@ -137,8 +145,8 @@ def gradient_variance(
     if estimators is None:
         given = {"SG-B": True, "SG-2B": True, "SVRG": snapshot, "GC": assignment}
         estimators = [name for name, needed in given.items() if needed is not None]
-    estimators = _checked_estimators(estimators)
-    _check_measurement(num_batches, form)
+    estimators = checked_estimators(estimators)
+    check_measurement(num_batches, form)
     gradient = MeanGradient(model, data, loss=loss, parameters=parameters)
 
     def estimator(name: str) -> GradientEstimator:
@@ -203,7 +211,7 @@ def variance_of(
     Equivalent, for g [n, P], to ``g.var(0).mean()`` and so on. Raises ValueError for n < 2, an unknown
     form, and estimates that are not [P] or not finite.
     """
-    _check_measurement(num_batches, form)
+    check_measurement(num_batches, form)
     e = None
     if form == "paper":
         first = _Moments()
@@ -245,6 +253,10 @@ def variance_of(
         num_parameters=p,
         form=form,
     )
+
+
+def _not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 class _Moments:
@@ -289,14 +301,14 @@ def _checked_estimate(g: Tensor) -> Tensor:
     return g
 
 
-def _check_measurement(num_batches: int, form: str) -> None:
+def check_measurement(num_batches: int, form: str) -> None:
     if num_batches < 2:
         raise ValueError(f"a variance needs num_batches of at least 2, got {num_batches}")
     if form not in get_args(Form):
         raise ValueError(f"form must be 'corrected' or 'paper', got {form!r}")
 
 
-def _checked_estimators(names: Sequence[str]) -> Sequence[str]:
+def checked_estimators(names: Sequence[str]) -> Sequence[str]:
     if isinstance(names, str):
         raise TypeError(f"estimators must be a list of names, got the string {names!r}")
     if unknown := [name for name in names if name not in ESTIMATORS]:

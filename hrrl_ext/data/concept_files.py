@@ -1,8 +1,8 @@
-"""Concept files: which concept every class belongs to, as JSON or CSV.
+"""Concept files: which concept every class belongs to, as JSON or CSV, or every example, as CSV.
 
 JSON is one object, {"class name or index": "concept name", ...}; CSV has the header
 `class,concept`. The order of the lines matters in one way only: concepts are numbered by first
-appearance in the file.
+appearance in the file. Concepts that cut across classes are CSV with the header `example,concept`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from pathlib import Path
 from .._files import replacing
 from .messages import listed, nearest
 
-LAYOUT = 'JSON {"class": "concept", ...} or CSV with the header `class,concept`'
+_CLASS_HEADER, _EXAMPLE_HEADER = "class,concept", "example,concept"
+_CLASS_LAYOUT = f'JSON {{"class": "concept", ...}} or CSV with the header `{_CLASS_HEADER}`'
+LAYOUT = f"{_CLASS_LAYOUT}, or `{_EXAMPLE_HEADER}` for one of each example"
 
 
 def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -28,15 +30,17 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"concept file {path} does not exist; expected {LAYOUT}")
+        raise FileNotFoundError(f"concept file {path} does not exist; expected {_CLASS_LAYOUT}")
     readers = {".json": _json_pairs, ".csv": csv_pairs}
     if path.suffix.lower() not in readers:
-        raise ValueError(f"concept file {path}: unknown suffix {path.suffix!r}; expected {LAYOUT}")
+        raise ValueError(
+            f"concept file {path}: unknown suffix {path.suffix!r}; expected {_CLASS_LAYOUT}"
+        )
     try:
         pairs = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
         return _checked(pairs)
     except (ValueError, csv.Error) as error:  # ValueError: also undecodable JSON and UTF-8
-        raise ValueError(f"concept file {path}: {error}; expected {LAYOUT}") from error
+        raise ValueError(f"concept file {path}: {error}; expected {_CLASS_LAYOUT}") from error
 
 
 def write_concept_file(path: str | os.PathLike[str], concept_of: Mapping[str, str]) -> None:
@@ -45,6 +49,39 @@ def write_concept_file(path: str | os.PathLike[str], concept_of: Mapping[str, st
         partial.write_text(
             json.dumps(concept_of, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
         )
+
+
+def is_example_file(path: object) -> bool:
+    """Whether ``path`` is a file of concepts by example: a CSV headed `example,concept`."""
+    if not isinstance(path, (str, os.PathLike)):
+        return False
+    path = Path(path)
+    if path.suffix.lower() != ".csv" or not path.is_file():
+        return False
+    with path.open(encoding="utf-8-sig", errors="replace") as f:
+        header = f.readline(100)
+    return [cell.strip() for cell in header.split(",")] == _EXAMPLE_HEADER.split(",")
+
+
+def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]:
+    """Concept name of each of ``count`` examples, whose indices 0, 1, ... stand in the file once each.
+
+    Raises ValueError for indices that are missing, given twice or out of range, and for an empty name.
+    """
+    path = Path(path)
+    try:
+        pairs = csv_pairs(path.read_text(encoding="utf-8-sig"), _EXAMPLE_HEADER)
+        return _by_example(pairs, count)
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"concept file {path}: {error}") from error
+
+
+def write_example_concepts(path: str | os.PathLike[str], concepts: Sequence[str | int]) -> None:
+    """Write the concept of every example [N] as CSV. Atomic: the old file or the whole new one."""
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as f:
+        writer = csv.writer(f, lineterminator="\n")
+        writer.writerow(_EXAMPLE_HEADER.split(","))
+        writer.writerows(enumerate(concepts))
 
 
 def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) -> list[str]:
@@ -74,11 +111,11 @@ def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) 
     return [concept_of[name] for name in classes]
 
 
-def csv_pairs(text: str) -> list[tuple[str, str]]:
-    """(class, concept) of each line below the header `class,concept`; blank lines are skipped."""
+def csv_pairs(text: str, header: str = _CLASS_HEADER) -> list[tuple[str, str]]:
+    """(class, concept) of each line below the header; blank lines are skipped."""
     lines = csv.reader(io.StringIO(text, newline=""))
     rows = [[cell.strip() for cell in line] for line in lines if any(line)]
-    if not rows or rows[0] != ["class", "concept"]:
+    if not rows or rows[0] != header.split(","):
         raise ValueError(f"the header is {','.join(rows[0]) if rows else ''!r}")
     for row in rows[1:]:
         if len(row) != 2:
@@ -95,6 +132,27 @@ def _json_pairs(text: str) -> list[tuple[str, str]]:
         if not isinstance(concept, str):
             raise ValueError(f"the concept of class {key!r} is not a string")
     return pairs
+
+
+def _by_example(pairs: Sequence[tuple[str, str]], count: int) -> list[str]:
+    concept_of = [""] * count
+    for example, concept in pairs:
+        if not example.isdecimal() or int(example) >= count:
+            raise ValueError(
+                f"example must be an index in 0..{count - 1}, as there are {count} examples, got "
+                f"{example!r}"
+            )
+        if not concept:
+            raise ValueError(f"example {example} has an empty concept")
+        if concept_of[int(example)]:
+            raise ValueError(f"example {example} is listed twice")
+        concept_of[int(example)] = concept
+    if "" in concept_of:
+        raise ValueError(
+            f"no concept is given for example {concept_of.index('')} of {count}; the file must be of "
+            "the same images, all of them"
+        )
+    return concept_of
 
 
 def _checked(pairs: list[tuple[str, str]]) -> dict[str, str]:

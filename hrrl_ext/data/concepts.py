@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
-from .columns import PREFIX, column_concepts
+from .columns import PREFIX, column_concepts, sorted_names
 from .concept_files import (
     LAYOUT,
+    is_example_file,
     match_classes,
     read_concept_file,
+    read_example_concepts,
     write_concept_file,
 )
 from .concept_tables import (
@@ -175,14 +177,20 @@ def resolve_concepts(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list
 
     concepts: None (the map that the image set carries), "classes" (every class is a concept),
     "cifar100", "imagenet", "column:NAME" (the values of a column of a metadata CSV, or combinations of
-    several, "column:NAME+NAME"), a path to a concept file, a ConceptMap, or one integer id per
-    example [N] (names "0", "1", ...). Raises ValueError where no concept is known, sizes differ, or a
-    concept has no example (N_k = 0 has no weight N/N_k); FileNotFoundError, TypeError.
+    several, "column:NAME+NAME"), a path to a concept file (by class, or by example, where the concepts
+    are numbered in sorted order), a ConceptMap, or one integer id per example [N] (names "0", "1",
+    ...). Raises ValueError where no concept is known, sizes differ, or a concept has no example
+    (N_k = 0 has no weight N/N_k); FileNotFoundError, TypeError.
     """
     if len(images) == 0:
         raise ValueError(f"concepts: {images.name} has no images")
     if isinstance(concepts, str) and concepts.startswith(PREFIX):
         concept, names = column_concepts(concepts, images)
+    elif isinstance(concepts, (str, os.PathLike)) and is_example_file(concepts):
+        of_example = read_example_concepts(concepts, len(images))
+        names = sorted_names(of_example)
+        number = {name: k for k, name in enumerate(names)}
+        concept = torch.tensor([number[name] for name in of_example], dtype=torch.int64)
     elif concepts is None or isinstance(concepts, (str, os.PathLike, ConceptMap)):
         concept_map = _map_of(concepts, images)
         if concept_map.num_classes != images.num_classes:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -92,6 +92,10 @@ class HRRLTrainer:
         progress: "auto" (a bar on a terminal, else a line per epoch and one every half a minute
             within a long one), "bar", "plain" or "off".
         tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        after_step: called with the trainer and the number of steps done, after each of them and before
+            a checkpoint of it, in every process; to look at the model, such as
+            :class:`hrrl_ext.clustering.VarianceRecorder` does. It can also be set later, and is not
+            saved; its time counts as the step's.
         **config: the fields of :class:`TrainingConfig`: tau, lam, s, c, epochs, batch_size, lr, ...
 
     Deterministic given the seed and the number of threads (on CUDA as far as cuDNN is; see
@@ -122,12 +126,14 @@ class HRRLTrainer:
         keep_gib: float = 2.0,
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
+        after_step: Callable[[HRRLTrainer, int], object] | None = None,
         **config: Any,
     ) -> None:
         self.config = _training_config(config)
         if checkpoint_every is not None and checkpoint_every < 1:
             raise ValueError(f"checkpoint_every must be at least 1 step, got {checkpoint_every}")
         self.checkpoint_every = checkpoint_every
+        self.after_step = after_step
         self.processes, self.device = start_processes(device)
         self.progress: ProgressStyle = progress if self.processes.main else "off"
         self.run = None if out is None else RunFolder(out)
@@ -307,6 +313,9 @@ class HRRLTrainer:
                 speed = seen / (time.perf_counter() - start)
                 where = f"epoch {epoch + 1}/{self.config.epochs}, step {step}/{len(self.batches)}"
                 progress.step(epoch * len(self.batches) + step, where, self._running(speed))
+            if self.after_step is not None:
+                self.processes.agree(self.model.buffers())  # as the next step begins
+                self.after_step(self, self._steps_done)
             stop = stopping.asked(look)
             if not last and (stop or due):
                 self._check_loss(concept_loss, epoch, step)

@@ -312,3 +312,49 @@ def test_batch_statistics_are_refused() -> None:
     with pytest.raises(ValueError, match="1 normalises by the statistics of the batch"):
         GradientClustering(net, 3, mode="train").fit(points(20))
     GradientClustering(net, 3).fit(points(20), rounds=1)
+
+
+def test_restart_is_a_new_one() -> None:
+    """Also after an odd number of rounds, which alternate in the side that they hold."""
+    data, net = points(), model()
+    again = GradientClustering(net, 4).fit(data, rounds=3)
+    again.restart()
+    assert again.assignment.shape == again.distance.shape == (0,)
+    again.fit(data, rounds=2)
+    new = GradientClustering(net, 4).fit(data, rounds=2)
+    for name in ("assignment", "distance", "cluster_size", "distortion", "weight"):
+        assert torch.equal(getattr(again, name), getattr(new, name)), name
+    assert [row["objective"] for row in again.history] == [row["objective"] for row in new.history]
+
+
+def test_follow_moves_the_centres_to_the_gradients_of_now() -> None:
+    """A hundredfold shrinking of all gradients shrinks the centres, and A finds the same clusters."""
+
+    def shrunk(logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target) / 100
+
+    data = points()
+    clustering = GradientClustering(model(), 10, weighted=False).fit(data, rounds=30)
+    before = clustering.assignment
+    aged = clustering.assign(data, shrunk)
+    assert (aged == before).double().mean() < 0.5
+    clustering.follow(data, shrunk)
+    assert torch.equal(clustering.assignment, before)
+    assert (clustering.assign(data, shrunk) == before).double().mean() > 0.95
+    with pytest.raises(RuntimeError, match="call fit first"):
+        GradientClustering(model(), 4).follow(data)
+    with pytest.raises(ValueError, match="was clustered with 200"):
+        clustering.follow(points(100))
+
+
+def test_distance_is_to_the_centres_of_the_a_step() -> None:
+    """Their mean over a cluster is its distortion, and over all the history's."""
+    clustering = GradientClustering(model(), 4).fit(points(), rounds=2)
+    for k, distortion in enumerate(clustering.distortion):
+        own = clustering.distance[clustering.assignment == k]
+        assert len(own) == 0 or own.mean().item() == pytest.approx(distortion.item(), rel=1e-12)
+    mean = clustering.distance.mean().item()
+    assert mean == pytest.approx(clustering.history[-1]["distortion"], rel=1e-12)
+    loaded = GradientClustering(model(), 4)
+    loaded.load_state_dict(clustering.state_dict())
+    assert torch.equal(loaded.distance, clustering.distance)

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from hrrl_ext.data import ConceptMap
+from hrrl_ext.data import ArrayImages, ConceptMap, resolve_concepts
+from hrrl_ext.data.concept_files import write_example_concepts
 
 CLASSES = ["cat", "dog", "car"]
 
@@ -140,3 +141,62 @@ def test_missing_file_unknown_suffix_and_bytes(tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"class,concept\ncaf\xe9,a\n")
     with pytest.raises(ValueError, match=r"latin\.csv"):
         ConceptMap.from_file(tmp_path / "latin.csv")
+
+
+# --- by example
+
+
+def images(count):
+    pixels = torch.zeros(count, 3, 4, 4, dtype=torch.uint8)
+    return ArrayImages(pixels, torch.arange(count) % 3, classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    "concepts", [[0], [10, 9, 10, 2], ["b", "a", "b"], ["x, y", 'a "b"', "x, y"]], ids=str
+)
+def test_examples_round_trip(tmp_path, concepts):
+    """In sorted order, by value where all are numbers; whatever names hold."""
+    write_example_concepts(tmp_path / "c.csv", concepts)
+    found, names = resolve_concepts(tmp_path / "c.csv", images(len(concepts)))
+    assert names == [str(name) for name in sorted(set(concepts))]
+    assert [names[k] for k in found] == [str(name) for name in concepts]
+    assert found.dtype == torch.int64
+
+
+def test_examples_in_any_order(tmp_path):
+    path = write(tmp_path, "c.CSV", "\ufeffexample , concept\r\n\r\n2,1\r\n0 , 0\r\n1,1")
+    assert resolve_concepts(str(path), images(3))[0].tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "0,a\n1,a\n",
+            "no concept is given for example 2 of 3; the file must be of the same images",
+        ),
+        ("0,a\n1,a\n2,a\n3,a\n", r"example must be an index in 0..2, .* got '3'"),
+        ("0,a\n1,a\n-1,a\n", "got '-1'"),
+        ("0,a\n1,a\ncat,a\n", "got 'cat'"),
+        ("0,a\n1,a\n1,a\n", "example 1 is listed twice"),
+        ("0,a\n1,\n2,a\n", "example 1 has an empty concept"),
+        ("0,a\n1\n2,a\n", "has 1 cells, not 2"),
+        ("", "no concept is given for example 0"),
+    ],
+)
+def test_example_refusals(tmp_path, text, message):
+    path = write(tmp_path, "c.csv", "example,concept\n" + text)
+    with pytest.raises(ValueError, match=message) as caught:
+        resolve_concepts(path, images(3))
+    assert str(path) in str(caught.value)
+
+
+def test_a_map_has_classes(tmp_path):
+    """A file by example makes no map, and other headers are told what there is."""
+    path = write(tmp_path, "c.csv", "example,concept\n0,a\n1,a\n2,b\n")
+    with pytest.raises(
+        ValueError, match=r"expected JSON .* or CSV with the header `class,concept`"
+    ):
+        ConceptMap.from_file(path, CLASSES)
+    with pytest.raises(FileNotFoundError, match="`example,concept` for one of each example"):
+        resolve_concepts(tmp_path / "none.csv", images(3))

@@ -1,0 +1,223 @@
+"""The folder of a clustering: what it is of, where it can be taken up again, and what it has found.
+
+clusters.json             model, a digest of its weights, data, settings, parameters that count
+state.pt                  after every round: centres, assignment, history
+history.jsonl             a row per round
+assignment.safetensors    of examples [N]: assignment, distance; of clusters [K]: cluster_size, distortion
+clusters.csv              a row per cluster that has examples, the largest first
+concepts.csv              the cluster of each example, for ``hrrl train --concepts``
+plots/                    of hrrl cluster
+
+Every file is there whole or not at all, and nothing that is read can execute code.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from .._files import replacing, why_unreadable
+from .._tables import aligned
+from ..data import ImageSet
+from ..data.concept_files import write_example_concepts
+from .clusters import GradientClustering
+
+_SHOWN = 3  # classes of a cluster that are named in a line
+
+
+class ClusterFolder:
+    """Names and contents of the files of one clustering."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._description = self.path / "clusters.json"
+        self._state = self.path / "state.pt"
+        self.concepts = self.path / "concepts.csv"
+
+    # --- whether there is a clustering
+
+    @property
+    def holds_clusters(self) -> bool:
+        return self._description.exists()
+
+    def require_free(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise NotADirectoryError(f"out must be a folder, got the file {self.path}")
+        if self.holds_clusters:
+            raise FileExistsError(
+                f"{self.path} already holds a clustering; continue it with --resume, or choose "
+                "another out"
+            )
+
+    def require_same(self, description: Mapping[str, Any]) -> None:
+        """That it holds a clustering, and of this description; the model may lie elsewhere now."""
+        there, here = self.description(), json.loads(json.dumps(description))
+        changed = [k for k in here if k != "model" and here[k] != there.get(k)]
+        if changed:
+            raise ValueError(
+                f"resume: {self.path} is a clustering with other settings ({', '.join(changed)} "
+                "differ); a clustering is continued as it was begun"
+            )
+
+    def require_data(self, images: ImageSet) -> None:
+        """That ``images`` are as many as were clustered; a warning where they have another name."""
+        there = self.description()
+        if there.get("examples") != len(images):
+            raise ValueError(
+                f"{self.path} clusters {there.get('examples')} examples ({there.get('data')}), data has "
+                f"{len(images)} ({images.name}); give the data that was clustered"
+            )
+        if there.get("data") != images.name:
+            warnings.warn(
+                f"{self.path} clusters {there.get('data')}, data is {images.name}; each example's "
+                "cluster is that of the same place in the list",
+                stacklevel=2,
+            )
+
+    # --- writing
+
+    def begin(self, description: Mapping[str, Any]) -> None:
+        with replacing(self._description) as path:
+            path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")
+
+    def save(self, clustering: GradientClustering) -> None:
+        """After a round: what :meth:`resume` takes up, and the history to read."""
+        with replacing(self._state) as path:
+            torch.save(clustering.state_dict(), path)
+        with replacing(self.path / "history.jsonl") as path:
+            path.write_text("".join(json.dumps(r) + "\n" for r in clustering.history), "utf-8")
+
+    def write_found(self, clustering: GradientClustering, images: ImageSet) -> None:
+        """What was found, for others to read."""
+        names = ("assignment", "distance", "cluster_size", "distortion")
+        with replacing(self.path / "assignment.safetensors") as path:
+            path.write_bytes(save({name: getattr(clustering, name) for name in names}))
+        rows = cluster_rows(clustering, images.target, images.classes)
+        with (
+            replacing(self.path / "clusters.csv") as path,
+            path.open("w", newline="", encoding="utf-8") as f,
+        ):
+            writer = csv.DictWriter(f, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows(row | {"classes": _counts(row["classes"])} for row in rows)
+        write_example_concepts(self.concepts, clustering.assignment.tolist())
+
+    # --- reading
+
+    def description(self) -> dict[str, Any]:
+        if not self.holds_clusters:
+            raise FileNotFoundError(f"{self.path} holds no clustering; hrrl cluster writes one")
+        try:
+            description = json.loads(self._description.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self._description} is not valid JSON: {error}") from error
+        if not isinstance(description, dict):
+            raise ValueError(f"{self._description} must hold an object")
+        return description
+
+    def resume(self, clustering: GradientClustering) -> None:
+        """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""
+        if not self._state.exists():
+            return
+        try:
+            clustering.load_state_dict(
+                torch.load(self._state, map_location="cpu", weights_only=True)
+            )
+        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{self._state} cannot be read: {why_unreadable(error)}; delete it to begin anew"
+            ) from error
+
+    def assignment(self) -> Tensor:
+        """[N] int64: the cluster of each example."""
+        path = self.path / "assignment.safetensors"
+        self.description()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist: the clustering is not through; go on with "
+                "hrrl cluster ... --resume"
+            )
+        try:
+            return load_file(path)["assignment"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of names and values of parameters and buffers: clusters are of one model's gradients."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def cluster_rows(
+    clustering: GradientClustering, target: Tensor, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A row per cluster that has examples, the largest first.
+
+    "cluster"; "size" N_k; "share" of the examples; "distortion", the mean of ‖C_k - g_i‖²; "cost", its
+    share of the objective: of Σ_k N_k² distortion_k where clusters are weighted, else of
+    Σ_k N_k distortion_k; "classes": {class name: examples}, the most frequent first.
+    """
+    size = clustering.cluster_size
+    cost = size.double() ** (2 if clustering.weighted else 1) * clustering.distortion
+    cost = cost / cost.sum().clamp(min=1e-300)
+    count = torch.zeros(len(size), len(classes), dtype=torch.int64)
+    count.index_put_(
+        (clustering.assignment, target), torch.ones_like(target), accumulate=True
+    )  # [K, C]
+    order = sorted(size.nonzero().flatten().tolist(), key=lambda k: (-int(size[k]), k))
+    return [
+        {
+            "cluster": k,
+            "size": int(size[k]),
+            "share": int(size[k]) / len(target),
+            "distortion": clustering.distortion[k].item(),
+            "cost": cost[k].item(),
+            "classes": {
+                classes[c]: int(count[k, c])
+                for c in count[k].argsort(descending=True, stable=True).tolist()
+                if count[k, c]
+            },
+        }
+        for k in order
+    ]
+
+
+def cluster_table(rows: Sequence[Mapping[str, Any]], shown: int = 20) -> str:
+    """The first rows of :func:`cluster_rows` as text."""
+    cells = [["cluster", "size", "share", "distortion", "cost", "classes"]]
+    for row in rows[:shown]:
+        numbers = [
+            str(row["size"]),
+            f"{100 * row['share']:.1f} %",
+            f"{row['distortion']:.3g}",
+            f"{100 * row['cost']:.1f} %",
+        ]
+        more = len(row["classes"]) - _SHOWN
+        few = dict(list(row["classes"].items())[:_SHOWN])
+        named = _counts(few) + (f", {more} more" if more > 0 else "")
+        cells.append([str(row["cluster"]), *numbers, named])
+    table = aligned([row[:-1] for row in cells]).splitlines()
+    lines = [f"{line}  {row[-1]}" for line, row in zip(table, cells, strict=True)]
+    if len(rows) > shown:
+        lines.append(f"and {len(rows) - shown} smaller ones")
+    return "\n".join(lines)
+
+
+def _counts(classes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name}: {count}" for name, count in classes.items())
