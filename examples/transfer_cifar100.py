@@ -1,8 +1,8 @@
 """A small replica of the paper's Tables 2 to 4, with CIFAR-100 in ImageNet's place, and two baselines.
 
-    python examples/transfer_cifar100.py DATA --out runs/cifar100 --search      # tau and lam
-    python examples/transfer_cifar100.py DATA --out runs/cifar100 --tau T --lam L --seeds 0 1 2 \\
-        --page docs/results/cifar100.md
+    python examples/transfer_cifar100.py DATA --out runs/cifar100 --search      # of the levels
+    python examples/transfer_cifar100.py DATA --out runs/cifar100 --tau T --lam L --alpha A \\
+        --seeds 0 1 2 --page docs/results/cifar100.md
 
 --page puts the tables between the page's marks, and the trials and pictures into the folder beside it.
 
@@ -33,15 +33,19 @@ from hrrl_ext.transfer.table import BASELINES, VARIANTS
 SIZE = 32
 TAU_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
 LAM_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
+ETA_Q_GRID = (0.001, 0.01, 0.1)
+ALPHA_GRID = (0.2, 0.5, 0.7, 0.9)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--search", action="store_true", help="search tau and lam, then stop")
+    parser.add_argument("--search", action="store_true", help="search the levels, then stop")
     parser.add_argument("--tau", type=float)
     parser.add_argument("--lam", type=float)
+    parser.add_argument("--eta-q", type=float, default=0.01, help="of Group DRO")
+    parser.add_argument("--alpha", type=float, default=0.5, help="of CVaR")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--parts", type=int, default=2, help="quarters of CIFAR-100 to train on")
     parser.add_argument("--epochs", type=int, default=12)
@@ -68,6 +72,8 @@ def main() -> None:
         tau=args.tau,
         lam=args.lam,
         variants=VARIANTS + BASELINES,
+        eta_q=args.eta_q,
+        alpha=args.alpha,
         seeds=args.seeds,
         out=args.out,
         report=lambda line: print(line, flush=True),
@@ -127,27 +133,32 @@ def seconds(table: TransferTable) -> str:
 
 
 def search(train: ImageSet, config: dict[str, object]) -> None:
-    """Held-out accuracy of EL over tau and of CL over lam, one seed."""
+    """Held-out accuracy of EL over tau, CL over lam, Group DRO over eta_q, CVaR over alpha; one seed."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held, kept = order[: len(train) // 5], order[len(train) // 5 :]
-    levels = [(0.0, None), *((t, None) for t in TAU_GRID), *((0.0, lam) for lam in LAM_GRID)]
-    print("| tau | lam | accuracy | worst concept | effective concepts | largest weight |")
-    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
-    for tau, lam in levels:
+    levels: list[dict[str, object]] = [
+        {"tau": 0.0, "lam": None},
+        *({"tau": tau, "lam": None} for tau in TAU_GRID),
+        *({"tau": 0.0, "lam": lam} for lam in LAM_GRID),
+        *({"tau": 0.0, "adversary": "group_dro", "eta_q": eta_q} for eta_q in ETA_Q_GRID),
+        *({"tau": 0.0, "adversary": "cvar", "alpha": alpha} for alpha in ALPHA_GRID),
+    ]
+    print("| level | accuracy | worst concept | effective concepts | largest weight |")
+    print("| --- | ---: | ---: | ---: | ---: |")
+    for level in levels:
         last = (
             HRRLTrainer(
                 data=train.subset(kept),
                 validation=train.subset(held),
-                tau=tau,
-                lam=lam,
                 progress="off",
-                **config,
+                **(config | level),
             )
             .fit()
             .last
         )
+        shown = " ".join(f"{k}={v}" for k, v in level.items() if v not in (0.0, None)) or "ERM"
         print(
-            f"| {tau:g} | {'-' if lam is None else f'{lam:g}'} | {100 * last['accuracy']:.1f} | "
+            f"| {shown} | {100 * last['accuracy']:.1f} | "
             f"{100 * last['worst_concept_accuracy']:.1f} | {last['effective_concepts']:.1f} | "
             f"{last['largest_weight']:.1f} |",
             flush=True,

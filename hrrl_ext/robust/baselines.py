@@ -72,7 +72,9 @@ class CVaR(ConceptWeights):
         q = argmax  Σ_k q_k ℓ̄_k   over   Σ q = 1, 0 ≤ q_k ≤ p_k/α         p_k = N_k/N
 
     The maximum is greedy: by falling ℓ̄_k each concept gets p_k/α until 1 is given away. ℓ̄ is a running
-    mean of ĝ, since that of one mini-batch is too noisy for a maximum. α = 1 is ERM.
+    mean of ĝ, since that of one mini-batch is too noisy for a maximum. α = 1 is ERM. Concepts outside
+    the worst share weigh 0 and are forgotten until they are in it: where classes are concepts of a
+    network far from converged, small α can keep it from learning any (docs/tuning.md).
 
     Args:
         concept_count: [K] N_k.
