@@ -1,1 +1,4 @@
 from .clusters import GradientClustering
+from .discovered import DiscoveredConcepts
+
+__all__ = ["DiscoveredConcepts", "GradientClustering"]
