@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from ..data import Concepts, ImageSet
 from ..data.concepts import CLUSTERS
 from ..data.messages import nearest
-from .centres import CentreRule
+from ..processes import current_processes
+from .centres import CentreRule, ClusterSums
 from .clusters import GradientClustering
+from .examples import Examples
 from .layers import Loss
 
 
@@ -43,16 +45,18 @@ class DiscoveredConcepts:
             concepts, and after each clustering another number.
         every: epochs between two clusterings; None clusters once, before the first epoch.
         rounds: of A and U in the first clustering, each a pass over the data.
-        refresh_rounds: of each later one, which goes on from the centres of the one before.
-        layers, rank, center, weighted, seed: see :class:`GradientClustering`.
+        refresh_rounds: of each later one, which goes on from the clusters of the one before.
+        layers, rank, center, seed: see :class:`GradientClustering`. Clusters are not weighted by their
+            size (``weighted=False``): what is rare is to stay a cluster of its own.
 
     As text (:meth:`parse`), for configuration files and the command line: "clusters:10",
     "clusters:10,every=5,layers=fc+layer4.0.conv1".
 
     What the trainer does with it. At the start of epoch 0 and of each epoch that is a multiple of
     ``every`` it clusters the training images, by the gradients of its present weights: in eval mode,
-    without augmentation and perturbation, in full precision, of the loss that it trains with. Centres
-    go on from one clustering to the next, so a cluster keeps its name ("cluster 3"). Until the first
+    without augmentation and perturbation, in full precision, of the loss that it trains with. A later
+    clustering begins with the clusters of the one before, whose centres are first moved to the
+    gradients of now (two more passes), so a cluster keeps its name ("cluster 3"). Until the first
     clustering all examples are one cluster. The adversary then begins anew with the new N_k: at q0,
     with its step counter t at 0 and so with its slow phase (and c="auto" measured again). For q - q0 is
     a mean of past ĝ/λ, in which t counts what it is the mean of, and those were losses of other
@@ -77,7 +81,6 @@ class DiscoveredConcepts:
     layers: Sequence[str] | None = None
     rank: int = 1
     center: CentreRule = "svd"
-    weighted: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -154,7 +157,7 @@ class Discovery:
             layers=settings.layers,
             rank=settings.rank,
             center=settings.center,
-            weighted=settings.weighted,
+            weighted=False,
             batch_size=batch_size,
             seed=settings.seed,
         )
@@ -166,9 +169,32 @@ class Discovery:
 
     def find(self, images: ImageSet, report: Callable[[str], None] | None = None) -> None:
         """Clusters ``images`` at the model's present weights; ``report`` is given a line per round."""
-        first = not self.clustering.centres
-        rounds = self.settings.rounds if first else self.settings.refresh_rounds
+        rounds = self.settings.rounds
+        if self.clustering.centres:
+            rounds = self.settings.refresh_rounds
+            # Training shrinks and turns gradients: by the centres of then, nearly all examples would
+            # go to whichever centre is least long.
+            for hold_outputs in (True, False):
+                self._move_centres(images, hold_outputs)
         self.clustering.fit(images, self._loss, rounds=rounds, report=report)
+
+    def _move_centres(self, images: ImageSet, hold_outputs: bool) -> None:
+        """U without A: the clusters as they are, at the model's present weights."""
+        clustering, processes = self.clustering, current_processes()
+        examples = Examples(images, clustering.device)
+        sums = ClusterSums(clustering.centres, clustering.center, hold_outputs=hold_outputs)
+        assignment = clustering.assignment.to(clustering.device)
+        with clustering._borrowed():
+            for rows, gradients in clustering._gradients(examples, self._loss, processes):
+                sums.add(gradients, assignment[rows])
+        for total in sums.totals:
+            processes.sum(total)
+        size = clustering.cluster_size.to(clustering.device)
+        moved, empty = sums.centres(size), size == 0
+        for centre, before in zip(moved, clustering.centres, strict=True):
+            for factor, old in zip(centre, before, strict=True):
+                factor[:, empty] = old[:, empty]  # at 0 it would draw what is learned already
+        clustering.centres = moved
 
     @property
     def names(self) -> list[str]:
@@ -196,12 +222,6 @@ class Discovery:
         return self.clustering.cluster_size.nonzero().flatten()
 
 
-def _switch(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError
-    return text == "true"
-
-
 _READ: dict[str, Callable[[str], Any]] = {
     "num_clusters": int,
     "every": int,
@@ -210,7 +230,6 @@ _READ: dict[str, Callable[[str], Any]] = {
     "layers": lambda text: text.split("+"),
     "rank": int,
     "center": str,
-    "weighted": _switch,
     "seed": int,
 }
 
