@@ -31,8 +31,8 @@ class DiscoveredConcepts:
 
         erm = HRRLTrainer(data=images, concepts="classes", tau=0.0, lam=None, epochs=3, out="runs/erm")
         erm.fit()
-        HRRLTrainer(data=images, concepts=DiscoveredConcepts(10), init="runs/erm/checkpoints/...",
-                    validation=others, validation_concepts=groups, lam=1.0).fit()
+        HRRLTrainer(data=images, concepts=DiscoveredConcepts(8), init=erm.run.checkpoints[-1], lam=10.0,
+                    validation=others, validation_concepts=groups, select="worst_concept").fit()
 
     The weights decide what is found. At random weights the clusters are those of the classes and of
     what the images look like; after a short run of ERM (``init``) those of what is still wrong; after

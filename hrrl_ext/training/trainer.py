@@ -43,7 +43,7 @@ from .stopping import Stopping
 from .tally import Tally
 
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
-_FIRST_STEPS = 5  # of a run, each looked at: q moves most there, and a network thrown off stays so
+_FIRST_STEPS = 5  # of q, each looked at: it moves most there, and a network thrown off stays so
 _CALIBRATION_BATCHES = 8
 _FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass: keeps float16 gradients normal
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -301,8 +301,11 @@ class HRRLTrainer:
 
     def _train_epoch(self, epoch: int, progress: Progress, stopping: Stopping) -> dict[str, Any]:
         begun = time.perf_counter()
-        if self.discovery is not None and self.tally.steps == 0 and self.discovery.due(epoch):
-            self._discover(self.discovery, epoch, progress)
+        new_q = epoch == 0
+        if self.discovery is not None and self.discovery.due(epoch):
+            new_q = True
+            if self.tally.steps == 0:  # else resumed within the epoch
+                self._discover(self.discovery, epoch, progress)
         lr = self.config.learning_rate(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -318,7 +321,7 @@ class HRRLTrainer:
             step, last = self.tally.steps, self.tally.steps == len(self.batches)
             every = self.checkpoint_every
             due = every is not None and self._steps_done % every == 0
-            look = step % _CHECK_EVERY == 0 or last or (epoch == 0 and step <= _FIRST_STEPS)
+            look = step % _CHECK_EVERY == 0 or last or (new_q and step <= _FIRST_STEPS)
             if look:
                 self._check_loss(concept_loss, epoch, step)
                 self._check_distribution(self.tally.concept_loss / step, epoch, step)
@@ -428,7 +431,7 @@ class HRRLTrainer:
         self._warned = True
         k = int(distribution.q.argmax())
         advised = len(distribution.q) * concept_loss.std(correction=0).item()
-        if epoch == 0 and step <= min(_FIRST_STEPS, distribution.s):
+        if distribution.t <= min(_FIRST_STEPS, distribution.s):
             advised /= distribution.c.item()  # these steps are c times shorter
         warnings.warn(
             f"in epoch {epoch + 1}, step {step} q has concentrated on {here:.1f} of {there:.1f} "
