@@ -1,6 +1,6 @@
 """Sub-groups that nobody labelled: found by gradient clustering, weighted by the concept level.
 
-    python examples/hidden_groups.py --search                  # lam and K, on validation images
+    python examples/hidden_groups.py --search                       # K, with two other seeds
     python examples/hidden_groups.py --page docs/results/hidden-groups.md
 
 Odd digits against even ones, in colour: of the odd 95 % are green and of the even 95 % red, so colour
@@ -9,7 +9,8 @@ validation and the test images half of each class has either colour. The digits 
 
 ERM, then the concept level (CL, tau = 0) with the true groups as concepts, which are not to be had in
 practice; with clusters of the gradients after a short run of ERM; and with the same clusters dealt out
-at random, which shows what weighting any groups does. All take the same number of epochs in all.
+at random, which shows what weighting any groups does. All take the same number of epochs in all. Each
+seed takes the lam whose worst group is best on its validation images.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from hrrl_ext import DiscoveredConcepts, HRRLTrainer
-from hrrl_ext.data import ArrayImages, load_images
-from hrrl_ext.training import TrainingResult
+from hrrl_ext.data import ArrayImages, Batches, load_images
+from hrrl_ext.evaluation import accuracy
 
 MINORITY = 0.05  # of each class, in the training images
 SEARCH_SEEDS = (100, 101)  # other splits, colours and weights than those of the table
@@ -91,42 +92,44 @@ def network(width: int, seed: int) -> nn.Module:
 
 
 class Experiment:
-    """The runs of one seed; each measures its groups on the images of ``measure``."""
+    """The runs of one seed."""
 
-    def __init__(self, args: argparse.Namespace, seed: int, measure: str) -> None:
+    def __init__(self, args: argparse.Namespace, seed: int) -> None:
         self.args, self.seed = args, seed
         sets = data(seed)
-        self.train, self.measured = sets["train"], sets[measure]
+        self.train, self.validation, self.test = sets["train"], sets["validation"], sets["test"]
 
-    def run(
-        self, concepts: Any, lam: float | None, epochs: int, **more: Any
-    ) -> tuple[HRRLTrainer, TrainingResult]:
-        trainer = HRRLTrainer(
-            network(self.args.width, self.seed),
-            data=self.train.images, concepts=concepts, seed=self.seed,
-            validation=self.measured.images, validation_concepts=self.measured.group,
-            tau=0.0, lam=lam, s=100, epochs=epochs, batch_size=32, lr=0.05, crop_padding=0, flip=False,
-            device="cpu", progress="off", **more,
-        )  # fmt: skip
-        return trainer, trainer.fit()
+    def run(self, concepts: Any, lam: float | None, epochs: int, **more: Any) -> HRRLTrainer:
+        settings = {
+            "data": self.train.images, "validation": self.validation.images,
+            "validation_concepts": self.validation.group, "tau": 0.0, "s": 100, "batch_size": 32,
+            "lr": 0.05, "crop_padding": 0, "flip": False, "device": "cpu", "progress": "off",
+        }  # fmt: skip
+        settings |= {"concepts": concepts, "lam": lam, "epochs": epochs, "seed": self.seed} | more
+        trainer = HRRLTrainer(network(self.args.width, self.seed), **settings)
+        trainer.fit()
+        return trainer
 
-    def erm(self) -> TrainingResult:
-        return self.run(self.train.group, None, self.args.epochs)[1]
+    def erm(self) -> HRRLTrainer:
+        return self.run(self.train.group, None, self.args.epochs)
 
-    def true_groups(self, lam: float) -> TrainingResult:
-        return self.run(self.train.group, lam, self.args.epochs)[1]
+    def true_groups(self, lam: float) -> HRRLTrainer:
+        return self.run(self.train.group, lam, self.args.epochs)
 
     def warm_up(self, folder: Path) -> Path:
         """Weights of a few epochs of ERM: colour is learned, what goes against it is not yet."""
-        model = self.run(self.train.group, None, self.args.warm_up, milestones=[])[1].model
+        trainer = self.run(self.train.group, None, self.args.warm_up, milestones=[])
         path = folder / f"erm-{self.seed}.safetensors"
-        save_model(model, str(path))
+        save_model(trainer.model, str(path))
         return path
 
-    def from_warm_up(
-        self, concepts: Any, lam: float, init: Path
-    ) -> tuple[HRRLTrainer, TrainingResult]:
-        return self.run(concepts, lam, self.args.epochs - self.args.warm_up, init=init)
+    def from_warm_up(self, concepts: Any, lam: float, init: Path, **more: Any) -> HRRLTrainer:
+        return self.run(concepts, lam, self.args.epochs - self.args.warm_up, init=init, **more)
+
+    def tested(self, trainer: HRRLTrainer) -> dict[str, float]:
+        batches = Batches(self.test.images, self.test.group, 256, shuffle=False)
+        measured = accuracy(trainer.model, batches, 4)
+        return {"accuracy": measured.average, "worst_group": measured.worst_concept}
 
     def shuffled(self, concept: Tensor) -> Tensor:
         order = torch.randperm(len(concept), generator=torch.Generator().manual_seed(self.seed))
@@ -139,25 +142,29 @@ class Experiment:
         return (members[2 * members > clusters].sum() / members.sum()).item()
 
 
+def validated(trainer: HRRLTrainer) -> float:
+    """Accuracy of the worst group of the validation images, at the end of training."""
+    worst: float = trainer.history[-1]["worst_concept_accuracy"]
+    return worst
+
+
 def search(args: argparse.Namespace) -> None:
-    """Accuracy on validation images, mean of the seeds; what is best by the worst group is taken."""
+    """On validation images, mean of the seeds; the K that is best by the worst group is taken."""
     settings = [("true groups", lam) for lam in LAM_GRID]
     settings += [(f"clusters:{k}", lam) for k, lam in itertools.product(K_GRID, LAM_GRID)]
-    experiments = [Experiment(args, seed, "validation") for seed in SEARCH_SEEDS]
+    experiments = [Experiment(args, seed) for seed in SEARCH_SEEDS]
     print("| concepts | lam | accuracy | worst group |\n| --- | ---: | ---: | ---: |")
     with tempfile.TemporaryDirectory() as folder:
         warm = [experiment.warm_up(Path(folder)) for experiment in experiments]
         for concepts, lam in settings:
-            results = [
+            runs = [
                 experiment.true_groups(lam)
                 if concepts == "true groups"
-                else experiment.from_warm_up(concepts, lam, init)[1]
+                else experiment.from_warm_up(concepts, lam, init)
                 for experiment, init in zip(experiments, warm, strict=True)
             ]
-            average, worst = (
-                100 * statistics.mean(result.last[name] for result in results)
-                for name in ("accuracy", "worst_concept_accuracy")
-            )
+            average = 100 * statistics.mean(run.history[-1]["accuracy"] for run in runs)
+            worst = 100 * statistics.mean(map(validated, runs))
             print(f"| {concepts} | {lam:g} | {average:.1f} | {worst:.1f} |", flush=True)
 
 
@@ -165,28 +172,25 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row per seed and way, measured on the test images at the end of training."""
     rows = []
     for seed in args.seeds:
-        experiment = Experiment(args, seed, "test")
-        results = [experiment.erm(), experiment.true_groups(args.lam_true)]
+        experiment = Experiment(args, seed)
+        clusters = DiscoveredConcepts(args.clusters)
         with tempfile.TemporaryDirectory() as folder:
             init = experiment.warm_up(Path(folder))
-            clusters = DiscoveredConcepts(args.clusters)
-            trainer, result = experiment.from_warm_up(clusters, args.lam, init)
-            concept = trainer.batches.concept
-            chance = experiment.from_warm_up(experiment.shuffled(concept), args.lam, init)[1]
-        results += [result, chance]
-        found = ["", "", experiment.found(concept), experiment.found(experiment.shuffled(concept))]
-        for way, run, share in zip(WAYS, results, found, strict=True):
-            last = run.last
-            rows.append(
-                {
-                    "way": way,
-                    "seed": seed,
-                    "accuracy": last["accuracy"],
-                    "worst_group": last["worst_concept_accuracy"],
-                    "found": share,
-                    "seconds": round(sum(row["seconds"] for row in run.history), 1),
-                }
+            true = max(map(experiment.true_groups, LAM_GRID), key=validated)
+            discovered = max(
+                (experiment.from_warm_up(clusters, lam, init) for lam in LAM_GRID), key=validated
             )
+            shuffled = experiment.shuffled(discovered.batches.concept)
+            # Of these ids there are other ones than groups of the validation images.
+            chance = experiment.from_warm_up(
+                shuffled, discovered.config.lam, init, validation=None, validation_concepts=None
+            )
+        runs = (experiment.erm(), true, discovered, chance)
+        for way, run in zip(WAYS, runs, strict=True):
+            found = experiment.found(run.batches.concept) if run in (discovered, chance) else ""
+            measured = experiment.tested(run)
+            lam = "" if run.config.lam is None else run.config.lam
+            rows.append({"way": way, "seed": seed, "lam": lam, **measured, "found": found})
             print(rows[-1], flush=True)
     return rows
 
@@ -222,15 +226,13 @@ def write_page(rows: list[dict[str, Any]], page: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--search", action="store_true", help="search lam and K, then stop")
+    parser.add_argument("--search", action="store_true", help="search K, then stop")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=30, help="in all, the warm-up included")
     parser.add_argument(
         "--warm-up", type=int, default=3, help="epochs of ERM before the clustering"
     )
-    parser.add_argument("--clusters", type=int, default=8, help="K")
-    parser.add_argument("--lam", type=float, default=2.0, help="with clusters")
-    parser.add_argument("--lam-true", type=float, default=4.0, help="with the true groups")
+    parser.add_argument("--clusters", type=int, default=16, help="K")
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--page", type=Path, help="Markdown page to bring up to date")
     args = parser.parse_args(argv)

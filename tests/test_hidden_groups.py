@@ -11,17 +11,19 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["--epochs", "2", "--warm-up", "1", "--clusters", "3", "--width", "2", "--lam", "50"]
+SMALL = ["--epochs", "2", "--warm-up", "1", "--clusters", "3", "--width", "2"]
 
 
-@pytest.fixture(scope="module")
-def example() -> ModuleType:
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     path = ROOT / "examples/hidden_groups.py"
     spec = importlib.util.spec_from_file_location("hidden_groups", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["hidden_groups"] = module  # its dataclass looks itself up there
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "LAM_GRID", (50.0,))
+    monkeypatch.setattr(module, "K_GRID", (3,))
     return module
 
 
@@ -70,11 +72,7 @@ def test_it_compares_and_writes_its_page(
         example.write_page([], page)
 
 
-def test_it_searches(
-    example: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(example, "LAM_GRID", (50.0,))
-    monkeypatch.setattr(example, "K_GRID", (3,))
+def test_it_searches(example: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     example.main([*SMALL, "--search"])
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["true groups", "clusters:3"]

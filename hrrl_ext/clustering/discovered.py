@@ -181,15 +181,16 @@ class Discovery:
     def _move_centres(self, images: ImageSet, hold_outputs: bool) -> None:
         """U without A: the clusters as they are, at the model's present weights."""
         clustering, processes = self.clustering, current_processes()
-        examples = Examples(images, clustering.device)
+        device = clustering.weight.device
+        examples = Examples(images, device)
         sums = ClusterSums(clustering.centres, clustering.center, hold_outputs=hold_outputs)
-        assignment = clustering.assignment.to(clustering.device)
+        assignment = clustering.assignment.to(device)
         with clustering._borrowed():
             for rows, gradients in clustering._gradients(examples, self._loss, processes):
                 sums.add(gradients, assignment[rows])
         for total in sums.totals:
             processes.sum(total)
-        size = clustering.cluster_size.to(clustering.device)
+        size = clustering.cluster_size.to(device)
         moved, empty = sums.centres(size), size == 0
         for centre, before in zip(moved, clustering.centres, strict=True):
             for factor, old in zip(centre, before, strict=True):

@@ -93,6 +93,9 @@ def test_what_is_clustered_and_when() -> None:
             expected = by_hand.assign(OTHERS, loss)
             assert torch.equal(live[seen["validation"]], expected)
     assert not torch.equal(trainer.seen[0]["ids"], trainer.seen[2]["ids"])
+    assert trainer.discovery is not None
+    for row, expected in zip(trainer.discovery.clustering.history, by_hand.history, strict=True):
+        assert row | {"seconds": 0} == expected | {"seconds": 0}
 
 
 def test_once_by_default() -> None:
@@ -218,7 +221,7 @@ def test_what_a_run_writes_where_clusters_come_and_go(
     def thinned(self: Discovery, *arguments: Any) -> None:
         find(self, *arguments)
         keep = next(wanted)
-        self.clustering.assignment.clamp_(max=keep - 1)
+        self.clustering.assignment.clamp_(min=5 - keep)
         self.clustering.cluster_size = torch.bincount(self.clustering.assignment, minlength=5)
 
     monkeypatch.setattr(Discovery, "find", thinned)
@@ -234,11 +237,11 @@ def test_what_a_run_writes_where_clusters_come_and_go(
         assert len({tuple(row[column]) for column in columns}) == 1
     with (out / "metrics.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert [row["q/cluster 4"] == "" for row in table] == [False, True, True]
-    assert [row["q/cluster 3"] == "" for row in table] == [False, True, False]
+    assert [row["q/cluster 0"] == "" for row in table] == [False, True, True]
+    assert [row["q/cluster 1"] == "" for row in table] == [False, True, False]
     concepts = json.loads((out / "results.json").read_text())["concepts"]
-    assert list(concepts) == [f"cluster {k}" for k in range(4)]
-    assert concepts["cluster 0"]["q"] == history[-1]["q"]["cluster 0"]
+    assert list(concepts) == [f"cluster {k}" for k in range(1, 5)]
+    assert concepts["cluster 4"]["q"] == history[-1]["q"]["cluster 4"]
     assert json.loads((out / "config.json").read_text())["concepts"] == "clusters:5,every=1"
     pytest.importorskip("matplotlib")
     assert len(plot_histories({"run": history}, tmp_path / "plots")) == 5
