@@ -20,6 +20,7 @@ _LAZY = {
     "HRRLObjective": "robust",
     "variance_gain": "robust",
     "HRRLTrainer": "training",
+    "DiscoveredConcepts": "clustering",
     "ConceptMap": "data",
     "load_images": "data",
     "resnet18": "models",
@@ -27,7 +28,7 @@ _LAZY = {
     "extract_features": "transfer",
     "load_model": "training",
 }
-_MODULES = ("data", "models", "plots", "robust", "training", "transfer")
+_MODULES = ("clustering", "data", "models", "plots", "robust", "training", "transfer")
 
 __all__ = ["__version__", "build_info", "ops", *_LAZY, *_MODULES]
 

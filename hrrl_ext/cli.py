@@ -143,7 +143,8 @@ def _train_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="resnet18", help="name of the model")
     parser.add_argument(
         "--concepts",
-        help="classes, cifar100, imagenet, column:NAME, a JSON or CSV file; the data's own if not given",
+        help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
+        "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
     )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")

@@ -130,19 +130,27 @@ def _loss(histories: Mapping[str, History], path: Path) -> Path:
 
 
 def _q(histories: Mapping[str, History], path: Path) -> Path:
-    """A panel per run, a line per concept; of many concepts only those that end largest are named."""
-    few = all(len(rows[-1]["q"]) <= 10 for rows in histories.values())
+    """A panel per run, a line per concept; of many concepts only those that end largest are named.
+
+    A concept that was found while training has a line over the epochs that had it.
+    """
+    all_of = {
+        n: list(dict.fromkeys(k for r in rows for k in r["q"])) for n, rows in histories.items()
+    }
+    few = all(len(concepts) <= 10 for concepts in all_of.values())
     figure, panels = _axes(len(histories), width=4.2 if few else 5.5)
     for axes, (name, rows) in zip(panels, histories.items(), strict=True):
         last = rows[-1]["q"]
-        named = list(last) if few else sorted(last, key=lambda k: -last[k])[:_NAMED]
-        for concept in sorted(last, key=named.__contains__):  # the others behind
+        named = all_of[name] if few else sorted(last, key=lambda k: -last[k])[:_NAMED]
+        for concept in sorted(all_of[name], key=named.__contains__):  # the others behind
             style = (
                 {"color": f"C{named.index(concept)}", "linewidth": 1.4}
                 if concept in named
                 else {"color": "0.82", "linewidth": 0.8}
             )
-            _over_epochs(axes, rows, [row["q"][concept] for row in rows], label=concept, **style)
+            _over_epochs(
+                axes, rows, [row["q"].get(concept) for row in rows], label=concept, **style
+            )
         axes.set(title=name, xlabel="epoch")
     panels[0].set(ylabel="q", ylim=(0, None))  # shared, and only now known
     if few:

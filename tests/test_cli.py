@@ -70,6 +70,20 @@ def test_train_extract_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (status, stdout) == (0, f"saved {out}\n")
 
 
+def test_concepts_that_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From a configuration file, whose text is one word of YAML, as on the command line."""
+    config = tmp_path / "config.yaml"
+    config.write_text("concepts: clusters:4,rounds=2\n")
+    out = tmp_path / "run"
+    options = [*TRAIN, "--out", out, "--lam", "20", "--progress", "off"]
+    status, _, stderr = run(capsys, *options, "--config", config)
+    assert status == 0, stderr
+    row = json.loads((out / "metrics.jsonl").read_text())
+    assert sum(row["concept_count"].values()) == 1347
+    assert 1 < len(row["q"]) <= 4
+    assert json.loads((out / "config.json").read_text())["concepts"] == "clusters:4,rounds=2"
+
+
 def test_config_file_and_overrides(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("data: [digits]\nconcepts: classes\ntau: 0.5\nlam: null\nepochs: 7\n")
@@ -165,6 +179,8 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
         ([*TRAIN, "--out", "x", "--tau", "-1"], 1, "tau must be finite and not negative, got -1.0"),
         ([*TRAIN, "--out", "x", "--lam", "0"], 1, "lam must be positive"),
         ([*TRAIN, "--out", "x", "--model", "resnet81"], 1, "resnet18"),
+        ([*TRAIN, "--out", "x", "--concepts", "clusters:x"], 1, "num_clusters cannot be 'x'"),
+        ([*TRAIN, "--out", "x", "--concepts", "clusters:4,evry=2"], 1, "nearest known: 'every'"),
         (["train", "--data", "/no/such.npz", "--out", "x"], 1, "/no/such.npz"),
         (["train", "--data", "digits", "--out", "x"], 1, 'give "classes"'),
         (["demo", "--seeds", "0", "--out", "x"], 1, "at least one seed"),

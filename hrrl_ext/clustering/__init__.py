@@ -2,6 +2,7 @@
 
 =============================== ===============================================================
 :class:`GradientClustering`     finds them, as a weighted k-means with centres of low rank
+:class:`DiscoveredConcepts`     them as the concepts of HRRLTrainer
 :class:`StratifiedSampler`      mini-batches round robin over the clusters, and their weights
 :func:`gradient_variance`       the variance of SG-B, SG-2B, SVRG and GC at one model
 :class:`MeanGradient`           the gradient that all of them estimate
@@ -11,6 +12,7 @@
 """
 
 from .clusters import GradientClustering
+from .discovered import DiscoveredConcepts
 from .estimators import (
     SVRG,
     GradientEstimator,
@@ -25,6 +27,7 @@ from .variance import GradientVariance, VarianceTable, gradient_variance, varian
 
 __all__ = [
     "SVRG",
+    "DiscoveredConcepts",
     "GradientClustering",
     "GradientEstimator",
     "GradientVariance",

@@ -33,9 +33,13 @@ from .messages import listed
 if TYPE_CHECKING:
     from .image_sets import ImageSet
 
+CLUSTERS = "clusters:"
+"""Of concepts that a trainer finds: :class:`hrrl_ext.clustering.DiscoveredConcepts` reads the rest."""
+
 _CHOICES = (
     '"classes" (every class is a concept), "cifar100", "imagenet", "column:NAME" of a '
-    f"metadata CSV, a ConceptMap, one integer id per example, or the path of a concept file ({LAYOUT})"
+    f"metadata CSV, a ConceptMap, one integer id per example, or the path of a concept file ({LAYOUT}); "
+    f'for training also "{CLUSTERS}K", found by gradient clustering'
 )
 
 
@@ -184,6 +188,11 @@ def resolve_concepts(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list
     """
     if len(images) == 0:
         raise ValueError(f"concepts: {images.name} has no images")
+    if isinstance(concepts, str) and concepts.startswith(CLUSTERS):
+        raise ValueError(
+            f"concepts: {concepts!r} are clusters of the gradients of a model, which HRRLTrainer finds "
+            "while it trains; without one take hrrl_ext.clustering.GradientClustering and its ids"
+        )
     if isinstance(concepts, str) and concepts.startswith(PREFIX):
         concept, names = column_concepts(concepts, images)
     elif isinstance(concepts, (str, os.PathLike)) and is_example_file(concepts):

@@ -73,17 +73,16 @@ def results(history: Sequence[Row], chosen: str) -> dict[str, Any]:
     """
     last = history[-1]
     best = max(history, key=lambda row: row[chosen]) if chosen in last else None
+    measured = {
+        f"accuracy_{when}": row["concept_accuracy"]
+        for when, row in (("last", last), ("best", best))
+        if row is not None and "concept_accuracy" in row
+    }
+    columns = {"q": last["q"], "concept_loss": last["concept_loss"], **measured}
     by_concept = {
-        name: {
-            "q": last["q"][name],
-            "concept_loss": last["concept_loss"][name],
-            **{
-                f"accuracy_{when}": row["concept_accuracy"][name]
-                for when, row in (("last", last), ("best", best))
-                if row is not None and "concept_accuracy" in row
-            },
-        }
-        for name in last["q"]
+        # Accuracy may be of other groups than those with a q; the best epoch may have had others.
+        name: {column: of.get(name) for column, of in columns.items()}
+        for name in dict.fromkeys([*last["q"], *last.get("concept_accuracy", {})])
     }
     return {
         "selected_by": chosen if best is not None else None,

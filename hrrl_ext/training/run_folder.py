@@ -101,7 +101,9 @@ class RunFolder:
             replacing(self.path / "metrics.csv") as path,
             path.open("w", newline="", encoding="utf-8") as f,
         ):
-            writer = csv.DictWriter(f, fieldnames=list(rows[0]))
+            # Concepts that are found while training may come and go: a row has those of its epoch.
+            names = dict.fromkeys(name for row in rows for name in row)
+            writer = csv.DictWriter(f, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(rows)
         with replacing(self.path / "train.log") as path:

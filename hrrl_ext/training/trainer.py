@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from .._modes import evaluating
+from ..clustering.discovered import DiscoveredConcepts, Discovery, read_concepts
 from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
 from ..data.columns import PREFIX, column_concepts
+from ..data.ids import Ids, checked_ids
 from ..data.image_sets import as_float
 from ..data.sources import takes_root
 from ..evaluation import accuracy
@@ -40,7 +43,7 @@ from .stopping import Stopping
 from .tally import Tally
 
 _CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
-_FIRST_STEPS = 5  # of a run, each looked at: q moves most there, and a network thrown off stays so
+_FIRST_STEPS = 5  # of q, each looked at: it moves most there, and a network thrown off stays so
 _CALIBRATION_BATCHES = 8
 _FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass: keeps float16 gradients normal
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,10 +77,12 @@ class HRRLTrainer:
         data: training images; whatever :func:`hrrl_ext.data.load_images` opens.
         concepts: which concept each example belongs to: None (the data set's own), "classes",
             "cifar100", "imagenet", "column:NAME" of a metadata CSV, a JSON or CSV file, a ConceptMap,
-            or ids per example.
+            or ids per example. "clusters:K", or :class:`hrrl_ext.clustering.DiscoveredConcepts`, finds
+            them by clustering the examples' gradients at the start of the first epoch, or of several.
         validation: images to measure accuracy on after each epoch; a source is opened with
             split="test". Its concepts follow from its classes, or columns, by ``concepts``.
-        validation_concepts: ids per validation example, where ``concepts`` are ids per example.
+        validation_concepts: ids per validation example, where ``concepts`` are ids per example, or are
+            found: then they are the groups that accuracy is measured of.
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
             never stopped. Without it a folder that holds a run is refused.
@@ -113,9 +118,9 @@ class HRRLTrainer:
         model: str | nn.Module = "resnet18",
         *,
         data: Source,
-        concepts: Concepts = None,
+        concepts: Concepts | DiscoveredConcepts = None,
         validation: Source | None = None,
-        validation_concepts: Tensor | Sequence[int] | None = None,
+        validation_concepts: Ids | None = None,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
@@ -151,20 +156,25 @@ class HRRLTrainer:
         self.processes.wait()  # before the first of them creates the folder
 
         self.images = self._open(data, "train", root)
-        concept, self.concept_names = resolve_concepts(concepts, self.images)
+        concepts = read_concepts(concepts)
+        if isinstance(concepts, DiscoveredConcepts):  # until they are found there is one
+            concept, self.concept_names = torch.zeros_like(self.images.target), ["cluster 0"]
+            self._check_discovered(concepts)
+        else:
+            concept, self.concept_names = resolve_concepts(concepts, self.images)
+            self._check_several()
         if len(self.images) == 0:
             raise ValueError(f"data: {self.images.name} holds no image")
-        if len(self.concept_names) == 1 and self.config.lam is not None:
-            raise ValueError(
-                "concepts: there is one concept only, so the concept level has nothing to weigh; "
-                f"give several concepts, or lam=None (got lam={self.config.lam:g})"
-            )
         fetching = {"num_workers": num_workers, "keep_gib": keep_gib}
         self.batches = self._batches(self.images, concept, shuffle=True, **fetching)
         self.validation: Batches | None = None
+        self.group_names: list[str] | None = None
+        """Of validation_concepts, where the concepts are found."""
         if validation is not None:
             images = self._open(validation, "test", root)
             ids = self._validation_concept(images, concepts, validation_concepts)
+            if isinstance(concepts, DiscoveredConcepts) and validation_concepts is not None:
+                self.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
             self.validation = self._batches(images, ids, shuffle=False, **fetching)
 
         self.model_name = model if isinstance(model, str) else None
@@ -187,6 +197,14 @@ class HRRLTrainer:
         if self.config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._check_model()
+        self.discovery: Discovery | None = None
+        if isinstance(concepts, DiscoveredConcepts):
+            self.discovery = Discovery(
+                concepts,
+                self.model,
+                batch_size=self._at_once,
+                loss=self._example_loss,
+            )
         self.objective = HRRLObjective(
             tau=self.config.tau,
             lam=None,
@@ -271,10 +289,8 @@ class HRRLTrainer:
             Stopping(self.processes) as stopping,
             Scalars(self.tensorboard, len(self.history) * steps + 1) as scalars,
         ):
-            distribution = self.objective.distribution
-            fresh = not done and self.config.c == "auto"
-            if fresh and isinstance(distribution, ConceptDistribution):
-                self._calibrate(distribution)
+            if not done and self.discovery is None:
+                self._calibrate()
             for epoch in range(len(self.history), self.config.epochs):
                 self.history.append(self._train_epoch(epoch, progress, stopping))
                 self.tally = self._empty_tally()
@@ -290,6 +306,12 @@ class HRRLTrainer:
     # --- one epoch
 
     def _train_epoch(self, epoch: int, progress: Progress, stopping: Stopping) -> dict[str, Any]:
+        begun = time.perf_counter()
+        new_q = epoch == 0
+        if self.discovery is not None and self.discovery.due(epoch):
+            new_q = True
+            if self.tally.steps == 0:  # else resumed within the epoch
+                self._discover(self.discovery, epoch, progress)
         lr = self.config.learning_rate(epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -305,7 +327,7 @@ class HRRLTrainer:
             step, last = self.tally.steps, self.tally.steps == len(self.batches)
             every = self.checkpoint_every
             due = every is not None and self._steps_done % every == 0
-            look = step % _CHECK_EVERY == 0 or last or (epoch == 0 and step <= _FIRST_STEPS)
+            look = step % _CHECK_EVERY == 0 or last or (new_q and step <= _FIRST_STEPS)
             if look:
                 self._check_loss(concept_loss, epoch, step)
                 self._check_distribution(self.tally.concept_loss / step, epoch, step)
@@ -328,7 +350,7 @@ class HRRLTrainer:
         row = self._row(epoch, lr) | {"images_per_second": speed}
         if self.device.type == "cuda":
             row["peak_memory_mib"] = torch.cuda.max_memory_allocated(self.device) / 2**20
-        return row | {"seconds": time.perf_counter() - start}
+        return row | {"seconds": time.perf_counter() - begun}
 
     def _running(self, images_per_second: float) -> str:
         """Waits for the device, and for the other processes: only for where the loop looks."""
@@ -339,8 +361,8 @@ class HRRLTrainer:
         return running(
             loss / seen,
             correct / seen,
-            self._by_concept(self.tally.concept_loss / steps),
-            self._by_concept(distribution.q),
+            _by_name(self.concept_names, self.tally.concept_loss / steps),
+            _by_name(self.concept_names, distribution.q),
             distribution.effective_concepts.item(),
             images_per_second,
         )
@@ -356,14 +378,19 @@ class HRRLTrainer:
             "train_accuracy": correct / n,
         }
         if self.validation is not None:
+            names = self.group_names or self.concept_names
             with self._autocast():
-                measured = accuracy(self.model, self.validation, len(self.concept_names))
+                measured = accuracy(self.model, self.validation, len(names))
             row["accuracy"] = measured.average
             row["worst_concept_accuracy"] = measured.worst_concept
-            row["concept_accuracy"] = self._by_concept(measured.concept)
+            row["concept_accuracy"] = _by_name(names, measured.concept)
+        if self.discovery is not None:
+            row["concept_count"] = _by_name(self.concept_names, distribution.concept_count.long())
         row |= {
-            "concept_loss": self._by_concept(self.tally.concept_loss / len(self.batches)),
-            "q": self._by_concept(distribution.q),
+            "concept_loss": _by_name(
+                self.concept_names, self.tally.concept_loss / len(self.batches)
+            ),
+            "q": _by_name(self.concept_names, distribution.q),
             "effective_concepts": distribution.effective_concepts.item(),
             "largest_weight": distribution.weight.max().item(),
             "mu": math.sqrt(self.tally.concept_square.item() / len(self.batches)),
@@ -413,7 +440,7 @@ class HRRLTrainer:
         self._warned = True
         k = int(distribution.q.argmax())
         advised = len(distribution.q) * concept_loss.std(correction=0).item()
-        if epoch == 0 and step <= min(_FIRST_STEPS, distribution.s):
+        if distribution.t <= min(_FIRST_STEPS, distribution.s):
             advised /= distribution.c.item()  # these steps are c times shorter
         warnings.warn(
             f"in epoch {epoch + 1}, step {step} q has concentrated on {here:.1f} of {there:.1f} "
@@ -423,8 +450,11 @@ class HRRLTrainer:
             stacklevel=3,
         )
 
-    def _calibrate(self, distribution: ConceptDistribution) -> None:
-        """c from the concept losses of the first mini-batches, at θ_0 and without a step."""
+    def _calibrate(self) -> None:
+        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step."""
+        distribution = self.objective.distribution
+        if self.config.c != "auto" or not isinstance(distribution, ConceptDistribution):
+            return
         if distribution.lam is None:
             return
         losses = []
@@ -436,6 +466,29 @@ class HRRLTrainer:
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
                 losses.append(self.processes.sum(part))
         distribution.calibrate(losses)
+
+    # --- concepts that are found
+
+    def _discover(self, discovery: Discovery, epoch: int, progress: Progress) -> None:
+        where = f"epoch {epoch + 1}/{self.config.epochs}, clustering"
+        done = epoch * len(self.batches)
+        discovery.find(self.images, lambda text: progress.step(done, where, text))
+        self._take_clusters(discovery)
+        if self.validation is not None and self.group_names is None:
+            self.validation.concept = discovery.assign(self.validation.images)
+        self._calibrate()
+        progress.line(discovery.summary())
+
+    def _take_clusters(self, discovery: Discovery) -> None:
+        """They are the concepts from here on, of an adversary that begins anew."""
+        self.concept_names, self.batches.concept = discovery.names, discovery.concept
+        count = torch.bincount(self.batches.concept)
+        self.objective.distribution = _adversary(self.config, count).to(self.device)
+        self.tally = self._empty_tally()
+
+    def _example_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
 
     # --- set-up
 
@@ -464,14 +517,18 @@ class HRRLTrainer:
         )
 
     def _validation_concept(
-        self, images: ImageSet, concepts: Concepts, ids: Tensor | Sequence[int] | None
+        self, images: ImageSet, concepts: Concepts | DiscoveredConcepts, ids: Ids | None
     ) -> Tensor:
         if images.num_classes != self.images.num_classes:
             raise ValueError(
                 f"validation has {images.num_classes} classes, data has {self.images.num_classes}"
             )
         if ids is not None:
-            return torch.as_tensor(ids)
+            # Groups of the validation set alone may be of any number.
+            known = None if isinstance(concepts, DiscoveredConcepts) else len(self.concept_names)
+            return checked_ids(ids, "validation_concepts", size=len(images), bound=known)
+        if isinstance(concepts, DiscoveredConcepts):
+            return torch.zeros_like(images.target)  # until they are found
         if isinstance(concepts, str) and concepts.startswith(PREFIX):
             return column_concepts(concepts, images, self.concept_names)[0]
         class_to_concept = torch.full((self.images.num_classes,), -1)
@@ -505,10 +562,29 @@ class HRRLTrainer:
         half = _DTYPE.get(self.config.precision)
         return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
 
-    def _by_concept(self, values: Tensor) -> dict[str, float | None]:
-        """NaN (a concept without a validation example) is None, which JSON knows."""
-        numbers = (None if math.isnan(value) else value for value in values.tolist())
-        return dict(zip(self.concept_names, numbers, strict=True))
+    @property
+    def _at_once(self) -> int:
+        """Examples that a process has in one pass through the model, at most."""
+        return math.ceil(self.config.batch_size / (self.processes.size * self.config.accumulate))
+
+    def _check_several(self) -> None:
+        if len(self.concept_names) == 1 and self.config.lam is not None:
+            raise ValueError(
+                "concepts: there is one concept only, so the concept level has nothing to weigh; "
+                f"give several concepts, or lam=None (got lam={self.config.lam:g})"
+            )
+
+    def _check_discovered(self, found: DiscoveredConcepts) -> None:
+        if self.config.q0 is not None:
+            raise ValueError(
+                "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
+                "or give concepts that are known"
+            )
+        if len(self.images) < found.num_clusters:
+            raise ValueError(
+                f"concepts: {found} are more clusters than {self.images.name} has images, "
+                f"{len(self.images)}; ask for fewer"
+            )
 
     # --- the run's folder
 
@@ -520,7 +596,9 @@ class HRRLTrainer:
             "data": self.images.name,
             "examples": len(self.images),
             "classes": list(self.images.classes),
-            "concepts": list(self.concept_names),
+            "concepts": (
+                list(self.concept_names) if self.discovery is None else str(self.discovery.settings)
+            ),
             "training": asdict(self.config),
         }
 
@@ -554,6 +632,10 @@ class HRRLTrainer:
             "tally": self.processes.gather(self.tally.state_dict()),
             "history": self.history,
         }
+        if self.discovery is not None:
+            state["clustering"] = self.discovery.clustering.state_dict()
+            if self.validation is not None:
+                state["validation_concept"] = self.validation.concept
         if self.processes.main:
             self.run.save(self._steps_done, self.model, state)
         self.processes.wait()
@@ -568,6 +650,11 @@ class HRRLTrainer:
                 f"{self.processes.size}; a run is continued as it was begun"
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.discovery is not None:
+            self.discovery.clustering.load_state_dict(state["clustering"])
+            self._take_clusters(self.discovery)
+            if self.validation is not None:
+                self.validation.concept = state["validation_concept"]
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"][rank])
@@ -575,6 +662,12 @@ class HRRLTrainer:
             torch.cuda.set_rng_state(state["rng_cuda"][rank], self.device)
         self.tally.load_state_dict(state["tally"][rank])
         self.history = state["history"]
+
+
+def _by_name(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
+    """NaN (a concept without a validation example) is None, which JSON knows."""
+    numbers = (None if math.isnan(value) else value for value in values.tolist())
+    return dict(zip(names, numbers, strict=True))
 
 
 def _parts(count: int, *batch: Tensor) -> Iterator[tuple[tuple[Tensor, ...], bool]]:

@@ -65,6 +65,7 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"precision": "bf16"},
         {"precision": "fp16", "accumulate": 2},
         {"c": "auto", "channels_last": True},
+        {"concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2", "c": "auto"},
     ],
     ids=str,
 )
@@ -148,6 +149,7 @@ WAYS = {
     "plain": Way(),
     "workers": Way({"num_workers": 2}),
     "fp16": Way({"precision": "fp16", "accumulate": 2}),
+    "clusters": Way({"concepts": "clusters:6,every=2,rounds=3,refresh_rounds=1"}),
     "two processes, workers, bf16": Way({"num_workers": 2, "precision": "bf16"}, 2),
 }
 

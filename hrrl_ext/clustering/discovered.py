@@ -1,0 +1,215 @@
+"""Concepts that nobody labelled: clusters of the gradients, found while a model trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Concepts, ImageSet
+from ..data.concepts import CLUSTERS
+from ..data.messages import nearest
+from .centres import CentreRule
+from .clusters import GradientClustering
+from .examples import ExampleLoss
+
+
+@dataclass(frozen=True)
+class DiscoveredConcepts:
+    """Clusters of the training examples' gradients as the concepts of :class:`hrrl_ext.HRRLTrainer`.
+
+    For data whose hidden sub-groups (a style, a background, a camera) nobody has labelled. Examples
+    that a model has not learned yet, and for the same reason, have like gradients: they are a cluster
+    (:class:`GradientClustering`, thesis, chapter 4), and the concept level raises its weight.
+
+    ::
+
+        erm = HRRLTrainer(data=images, concepts="classes", tau=0.0, lam=None, epochs=3, out="runs/erm")
+        erm.fit()
+        HRRLTrainer(data=images, concepts=DiscoveredConcepts(8), init=erm.run.checkpoints[-1], lam=10.0,
+                    validation=others, validation_concepts=groups, select="worst_concept").fit()
+
+    The weights decide what is found. At random weights the clusters are those of the classes and of
+    what the images look like; after a short run of ERM (``init``) those of what is still wrong; after
+    a long one, which has fitted every example, no gradient is left that could tell them apart. Where
+    the run should not go on from the weights that the clusters are of, give the trainer ids instead:
+    ``concepts=GradientClustering(erm.model, 10).fit(images).concepts()``.
+
+    Args:
+        num_clusters: K, at least 2. Clusters without an example are left out: there may be fewer
+            concepts, and after each clustering another number.
+        every: epochs between two clusterings; None clusters once, before the first epoch.
+        rounds: of A and U in the first clustering, each a pass over the data.
+        refresh_rounds: of each later one, which goes on from the clusters of the one before.
+        layers, rank, center, seed: see :class:`GradientClustering`. Clusters are not weighted by their
+            size (``weighted=False``): what is rare is to stay a cluster of its own.
+
+    As text (:meth:`parse`), for configuration files and the command line: "clusters:10",
+    "clusters:10,every=5,layers=fc+layer4.0.conv1".
+
+    What the trainer does with it. At the start of epoch 0 and of each epoch that is a multiple of
+    ``every`` it clusters the training images, by the gradients of its present weights: in eval mode,
+    without augmentation and perturbation, in full precision, of the loss that it trains with. A later
+    clustering begins with the clusters of the one before, whose centres are first moved to the
+    gradients of now (two more passes), so a cluster keeps its name ("cluster 3"). Until the first
+    clustering all examples are one cluster. The adversary then begins anew with the new N_k: at q0,
+    with its step counter t at 0 and so with its slow phase (and c="auto" measured again). For q - q0 is
+    a mean of past ĝ/λ, in which t counts what it is the mean of, and those were losses of other
+    concepts; were t kept, q would hardly leave q0 for the next t steps. Choose ``every`` so that there
+    are a few times s steps in between.
+
+    Accuracy per concept: validation images go to the clusters with :meth:`GradientClustering.assign`,
+    by their labels too, as gradients need them. With validation_concepts it is that of the groups these
+    are ids of, "group 0" to "group G-1", whatever the clusters: for labels of groups that only the
+    validation set has, by which the settings and (``select``) the epoch can then be chosen.
+
+    Deterministic as the trainer is; the same ids in every process; centres, ids and adversary are in
+    its checkpoints. Nothing here carries a gradient. Raises ValueError for numbers out of range and
+    TypeError for others than whole ones.
+    """
+
+    num_clusters: int
+    _: KW_ONLY
+    every: int | None = None
+    rounds: int = 10
+    refresh_rounds: int = 3
+    layers: Sequence[str] | None = None
+    rank: int = 1
+    center: CentreRule = "svd"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(self.layers))
+        least = {"num_clusters": 2, "every": 1, "rounds": 1, "refresh_rounds": 1, "rank": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if name == "every" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"DiscoveredConcepts: {name} must be an int, got {value!r}")
+            if value < low:
+                raise ValueError(f"DiscoveredConcepts: {name} must be at least {low}, got {value}")
+
+    @classmethod
+    def parse(cls, text: str) -> DiscoveredConcepts:
+        """From "clusters:K" or "clusters:K,NAME=VALUE,..."; layers are joined by "+".
+
+        The inverse of ``str``. Raises ValueError that names the part that is wrong.
+        """
+        count, *options = text.removeprefix(CLUSTERS).split(",")
+        given = {"num_clusters": count}
+        for option in options:
+            name, equals, value = option.partition("=")
+            if not equals or name not in _READ or name in given:
+                known = [known for known in _READ if known not in given]
+                raise ValueError(
+                    f"concepts {text!r}: {nearest([name], known)} is no setting that is left; write "
+                    f"NAME=VALUE with one of {', '.join(known)}, each once"
+                )
+            given[name] = value
+        read: dict[str, Any] = {}
+        for name, value in given.items():
+            try:
+                read[name] = _READ[name](value)
+            except ValueError:
+                raise ValueError(
+                    f'concepts {text!r}: {name} cannot be {value!r}; write "{CLUSTERS}K" with a whole '
+                    f'number, or "{CLUSTERS}K,every=E", with other settings after further commas'
+                ) from None
+        return cls(**read)
+
+    def __str__(self) -> str:
+        """What :meth:`parse` reads: K, and the settings that are not the default."""
+        changed = [
+            f",{field.name}={_written(value)}"
+            for field in fields(self)[1:]
+            if (value := getattr(self, field.name)) != field.default
+        ]
+        return f"{CLUSTERS}{self.num_clusters}{''.join(changed)}"
+
+
+def read_concepts(concepts: Concepts | DiscoveredConcepts) -> Concepts | DiscoveredConcepts:
+    """``concepts``, with the text of :class:`DiscoveredConcepts` read."""
+    if isinstance(concepts, str) and concepts.startswith(CLUSTERS):
+        return DiscoveredConcepts.parse(concepts)
+    return concepts
+
+
+class Discovery:
+    """The clustering that a trainer repeats, and its clusters as concepts.
+
+    Names and ids leave out the clusters that have no example; ids are dense, names stay.
+    """
+
+    def __init__(
+        self, settings: DiscoveredConcepts, model: nn.Module, *, batch_size: int, loss: ExampleLoss
+    ) -> None:
+        self.settings, self._loss = settings, loss
+        self.clustering = GradientClustering(
+            model,
+            settings.num_clusters,
+            layers=settings.layers,
+            rank=settings.rank,
+            center=settings.center,
+            weighted=False,
+            batch_size=batch_size,
+            seed=settings.seed,
+        )
+
+    def due(self, epoch: int) -> bool:
+        """Whether to cluster before this epoch, counted from 0."""
+        every = self.settings.every
+        return epoch == 0 or (every is not None and epoch % every == 0)
+
+    def find(self, images: ImageSet, report: Callable[[str], None] | None = None) -> None:
+        """Clusters ``images`` at the model's present weights; ``report`` is given a line per round."""
+        rounds = self.settings.rounds
+        if self.clustering.centres:
+            rounds = self.settings.refresh_rounds
+            self.clustering.follow(images, self._loss)
+        self.clustering.fit(images, self._loss, rounds=rounds, report=report)
+
+    @property
+    def names(self) -> list[str]:
+        return [f"cluster {k}" for k in self._live.tolist()]
+
+    @property
+    def concept(self) -> Tensor:
+        """[N] int64, of the images that were clustered."""
+        return self.clustering.concepts()
+
+    def assign(self, images: ImageSet) -> Tensor:
+        """Concepts of other images, [N] int64."""
+        return torch.searchsorted(self._live, self.clustering.assign(images, self._loss))
+
+    def summary(self) -> str:
+        last = self.clustering.history[-1]
+        size = self.clustering.cluster_size[self._live].tolist()
+        return (
+            f"clusters: {len(size)} of {self.settings.num_clusters} have examples, {min(size)} to "
+            f"{max(size)} each; they explain {100 * last['explained']:.0f} % of the gradients"
+        )
+
+    @property
+    def _live(self) -> Tensor:
+        return self.clustering.cluster_size.nonzero().flatten()
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "num_clusters": int,
+    "every": int,
+    "rounds": int,
+    "refresh_rounds": int,
+    "layers": lambda text: text.split("+"),
+    "rank": int,
+    "center": str,
+    "seed": int,
+}
+
+
+def _written(value: object) -> str:
+    return "+".join(value) if isinstance(value, tuple) else str(value).lower()
