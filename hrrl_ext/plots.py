@@ -27,6 +27,7 @@ History = Sequence[Mapping[str, Any]]
 
 _GRID = 8  # clusters, and examples of each, that are shown
 _DECADES = 4  # of a variance that are shown: right after a snapshot, SVRG's is rounding alone
+_ACROSS = 4  # panels beside each other
 _NAMED = 5  # lines of q that are named where there are too many for a legend
 
 
@@ -97,9 +98,14 @@ def _axes(count: int, width: float = 5.0, *, sharey: bool = True) -> tuple[Any, 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'hrrl_ext[plots]'") from error
-    figure = Figure(figsize=(width * count, 3.6), layout="constrained")
+    columns = min(count, _ACROSS)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width * columns, 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)  # no window, no global state
-    return figure, list(figure.subplots(1, count, squeeze=False, sharey=sharey)[0])
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+    for spare in panels[count:]:
+        spare.remove()
+    return figure, panels[:count]
 
 
 def _save(figure: Any, path: Path) -> Path:
