@@ -252,7 +252,7 @@ def _probe(args: Namespace) -> None:
 def _cluster_arguments(parser: ArgumentParser) -> None:
     _model_and_data_arguments(parser)
     parser.add_argument("--clusters", type=int, required=True, help="K, the number of clusters")
-    parser.add_argument("--rounds", type=int, default=10, help="rounds in all, a pass each")
+    parser.add_argument("--rounds", type=int, default=10, help="rounds in all")
     parser.add_argument(
         "--layers",
         nargs="+",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_SETTLING_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,17 @@ class Processes:
         if self.size > 1:
             dist.barrier()
 
+    def settle(self) -> None:
+        """Until the last sums are let go of, so that the interpreter may end.
+
+        The threads of gloo drop a tensor some time after its sum is there, and need the interpreter to
+        do so: one that is ending by then aborts the process ("terminate called without an active
+        exception"). They come to it while this thread sleeps.
+        """
+        if self.size > 1:
+            dist.barrier()
+            time.sleep(_SETTLING_SECONDS)
+
 
 def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
     """The processes that torchrun has started, and the device of this one.
@@ -85,8 +99,9 @@ def current_processes() -> Processes:
 
 
 def stop_processes() -> None:
-    """Disconnects what :func:`start_processes` connected."""
+    """Disconnects what :func:`start_processes` connected; the last thing that a script should do."""
     if dist.is_initialized():
+        current_processes().settle()
         dist.destroy_process_group()
 
 

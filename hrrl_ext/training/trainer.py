@@ -301,6 +301,7 @@ class HRRLTrainer:
                 progress.line(summary(self.history[-1], self.config.epochs))
         if self.run is not None and self.processes.main:
             self.run.write_results(self.history, self.config.chosen)
+        self.processes.settle()
         return TrainingResult(self.model, self.history, None if self.run is None else self.run.path)
 
     # --- one epoch

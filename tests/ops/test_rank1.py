@@ -170,7 +170,7 @@ def nearest(
     return ops.rank1_argmin(g @ c.T, g.square().sum(1), c.square().sum(1), w, rtol=rtol)
 
 
-def test_literal_values() -> None:
+def test_numbers_by_hand() -> None:
     """On a line: gradients at 0, 1 and 3, centres at 0 and 4. A cluster of 9 repels: Eq. 4.3."""
     alike = nearest([[0.0], [1.0], [3.0]], [[0.0], [4.0]], [1.0, 1.0])
     assert alike.assignment.tolist() == [0, 0, 1]

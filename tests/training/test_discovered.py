@@ -185,7 +185,7 @@ def test_an_empty_cluster_stays_out_of_a_refresh_until_it_is_repaired() -> None:
     assert discovery.concept.unique().tolist() == [0, 1, 2, 3]
     assert set(discovery.assign(OTHERS).tolist()) <= {0, 1, 2, 3}
     old = [factor[:, 3].clone() for centre in clustering.centres for factor in centre]
-    discovery._move_centres(DIGITS, hold_outputs=True)
+    discovery.clustering.follow(DIGITS, loss)
     new = [factor[:, 3] for centre in clustering.centres for factor in centre]
     assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
 
