@@ -130,10 +130,22 @@ def centre_square(centres: Sequence[Rank1Centre]) -> Tensor:
     """Σ_l ‖C_kl‖²_F of every centre, [K] float64."""
     total = torch.zeros((), dtype=torch.float64)
     for centre in centres:
-        inner, outer = (factor.double() for factor in centre)  # [G, K, R, ·]
-        both = (inner @ inner.transpose(2, 3)) * (outer @ outer.transpose(2, 3))
-        total = total.to(both) + both.sum((0, 2, 3))
+        groups, clusters, rank, _ = centre.centre_in.shape
+        # ⟨c_r, c_s⟩ and ⟨d_r, d_s⟩ of the ranks of one centre: their products are ⟨d_r c_rᵀ, d_s c_sᵀ⟩.
+        both = torch.ones((), dtype=torch.float64)
+        for factor in centre:
+            pairs = groups, clusters, rank, rank, factor.shape[3]
+            one, other = factor.unsqueeze(3).expand(pairs), factor.unsqueeze(2).expand(pairs)
+            both = both.to(factor.device) * _row_products(one.flatten(0, 3), other.flatten(0, 3))
+        total = total.to(both.device) + both.view(groups, clusters, -1).sum((0, 2))
     return total
+
+
+def _row_products(one: Tensor, other: Tensor) -> Tensor:
+    """Inner products of the rows of two matrices [B, J], [B] float64."""
+    products = torch.zeros(len(one), 1, dtype=torch.float64, device=one.device)
+    rank1_dot(products, _wide(one)[:, None, None], _wide(other)[:, None, None])
+    return products.squeeze(1)
 
 
 def _check(gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre]) -> None:
@@ -213,9 +225,7 @@ def _linear(
 ) -> None:
     act, dout, _, bias = gradient
     if squares is not None:
-        inner = torch.linalg.vector_norm(act, dim=1, dtype=torch.float64) ** 2
-        outer = torch.linalg.vector_norm(dout, dim=1, dtype=torch.float64) ** 2
-        squares += ((inner + bias) * outer)[:, None]
+        squares += ((_row_products(act, act) + bias) * _row_products(dout, dout))[:, None]
     if centre is not None and cross is not None:
         (centre_in, centre_out), shape = centre, (len(act), 1, *centre.centre_in.shape[1:3])
         weight, constant = _split_bias(centre_in, bias)
