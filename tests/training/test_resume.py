@@ -202,12 +202,13 @@ def test_kills_at_random_moments(tmp_path: Path, way: Way) -> None:
 
 @pytest.mark.slow
 def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
-    whole, cut, way = tmp_path / "whole", tmp_path / "cut", Way()
+    whole, cut, way = tmp_path / "whole", tmp_path / "cut", Way({"epochs": 30})
     (running,) = start_processes(whole, way)
     assert running.wait() == 0
     (running,) = start_processes(cut, way)
-    wait_until_ready([running])
-    time.sleep(0.3)
+    while not list((cut / "checkpoints").glob("step-*")):  # it trains, and is far from through
+        assert running.poll() is None
+        time.sleep(0.01)
     running.send_signal(signal.SIGTERM)
     assert running.stdout is not None
     said = running.stdout.read()
