@@ -1,12 +1,14 @@
-"""Files that are there whole or not at all, and why one cannot be read."""
+"""Files that are there whole or not at all, rows of JSON, and why a file cannot be read."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -33,6 +35,23 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_rows(file: Path, keys: Sequence[str], of: str) -> list[dict[str, Any]]:
+    """The objects of a JSONL file, each of which has ``keys``. ValueError naming a bad line."""
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{file}, line {number} is not valid JSON: {error}") from error
+        if not isinstance(row, dict) or not set(keys) <= row.keys():
+            raise ValueError(
+                f"{file}, line {number} is no row of {of}: {', '.join(keys[:-1])} and {keys[-1]} "
+                "belong there"
+            )
+        rows.append(row)
+    return rows
 
 
 def why_unreadable(error: Exception) -> str:

@@ -6,7 +6,6 @@ from it and its images, and the noise of gradients from the rows of a VarianceRe
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ._files import read_rows
 from .clustering.recorder import read_recording
 from .data.image_sets import as_float
 from .robust.concepts import slow_phase_divisor, variance_gain
@@ -54,17 +54,7 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. FileNotFoundError without it, ValueError naming a bad line."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: no run, or none of its epochs is over yet")
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number} is not valid JSON: {error}") from error
-        if not isinstance(row, dict) or not {"epoch", "loss", "q"} <= row.keys():
-            raise ValueError(
-                f"{file}, line {number} is no row of a run: epoch, loss and q belong there"
-            )
-        rows.append(row)
+    rows = read_rows(file, ("epoch", "loss", "q"), of="a run")
     if not rows:
         raise ValueError(f"{file} is empty: none of the run's epochs is over yet")
     return rows

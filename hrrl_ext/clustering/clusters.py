@@ -269,8 +269,7 @@ class GradientClustering:
 
     def _move(self, distances: Tensor, square: Tensor) -> Tensor:
         """The A step with moving sizes. Large gradients are asked first, whatever the data's order."""
-        nearest = distances.argmin(1)
-        start = self.assignment if len(self.assignment) else nearest
+        start = self.assignment if len(self.assignment) else distances.argmin(1)
         order = square.argsort(descending=True, stable=True)
         moved = least_variance(*(t.cpu().numpy() for t in (distances, start, order)))
         return torch.from_numpy(moved).to(self.device)

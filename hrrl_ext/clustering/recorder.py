@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from .._files import replacing
+from .._files import read_rows, replacing
 from .._streams import random_stream
 from ..processes import current_processes
 from .clusters import GradientClustering
@@ -180,16 +180,4 @@ class VarianceRecorder:
 
 def read_recording(file: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a :class:`VarianceRecorder`. ValueError naming a bad line."""
-    rows = []
-    for number, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{file}, line {number} is not valid JSON: {error}") from error
-        if not isinstance(row, dict) or not {"step", "estimator", "average_variance"} <= row.keys():
-            raise ValueError(
-                f"{file}, line {number} is no row of a VarianceRecorder: step, estimator and "
-                "average_variance belong there"
-            )
-        rows.append(row)
-    return rows
+    return read_rows(Path(file), ("step", "estimator", "average_variance"), of="a VarianceRecorder")
