@@ -108,8 +108,8 @@ class GradientClustering:
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
-        if num_clusters < 1:
-            raise ValueError(f"num_clusters must be at least 1, got {num_clusters}")
+        if not isinstance(num_clusters, int) or num_clusters < 1:
+            raise ValueError(f"num_clusters must be a whole number from 1 on, got {num_clusters!r}")
         if center not in get_args(CentreRule):
             raise ValueError(f"center must be 'svd' or 'mean', got {center!r}")
         if rank < 1 or (rank > 1 and center == "mean"):
@@ -168,6 +168,8 @@ class GradientClustering:
         Raises ValueError for data with fewer examples than clusters, or of another size than before,
         and FloatingPointError for a gradient that is not finite.
         """
+        if rounds < 0:
+            raise ValueError(f"rounds must not be negative, got {rounds}")
         examples = self._examples(data)
         with self._borrowed():
             if not self.centres:

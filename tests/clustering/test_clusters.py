@@ -275,7 +275,8 @@ def test_a_gradient_that_is_not_finite() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_clusters": 0}, "num_clusters must be at least 1"),
+        ({"num_clusters": 0}, "num_clusters must be a whole number from 1 on, got 0"),
+        ({"num_clusters": 2.5}, "num_clusters must be a whole number from 1 on, got 2.5"),
         ({"center": "median"}, "'svd' or 'mean', got 'median'"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"rank": 2, "center": "mean"}, "use center='svd'"),
@@ -294,6 +295,8 @@ def test_data_that_makes_no_sense() -> None:
     clustering = GradientClustering(model(), 41)
     with pytest.raises(ValueError, match="num_clusters is 41, but data has 40 examples only"):
         clustering.fit(points(40))
+    with pytest.raises(ValueError, match="rounds must not be negative, got -1"):
+        clustering.fit(points(60), rounds=-1)
     with pytest.raises(ValueError, match="has no examples"):
         clustering.fit(points(0))
     with pytest.raises(ValueError, match="got \\[40, 12\\] and \\[39\\]"):
