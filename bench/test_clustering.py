@@ -24,8 +24,8 @@ from hrrl_ext.ops import (
     Convolution,
     LayerGradient,
     Rank1Centre,
-    gradient_square,
     rank1_assign,
+    rank1_products,
 )
 
 pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.5, min_rounds=5)
@@ -211,7 +211,7 @@ def assign(here: Network) -> Callable[[], Any]:
 
 def assign_again(here: Network) -> Callable[[], Any]:
     """In all rounds but the first the squares are known."""
-    square = gradient_square(here.gradients)
+    square = rank1_products(here.gradients, here.centres).square
     return lambda: rank1_assign(here.gradients, here.centres, here.weight, square=square)
 
 

@@ -14,10 +14,10 @@ from .._modes import in_mode
 from ..ops import (
     LayerGradient,
     Rank1Centre,
+    Rank1Products,
     centre_products,
-    gradient_square,
     rank1_assign,
-    rank1_distance,
+    rank1_products,
 )
 from ..processes import Processes, current_processes
 from .centres import CentreRule, ClusterSums, example_centres
@@ -215,7 +215,7 @@ class GradientClustering:
         with self._borrowed():
             for rows, gradients in self._gradients(examples, loss, processes):
                 if self.weighted is True:
-                    distance = _finite(rank1_distance(gradients, centres), rows)
+                    distance = _finite(rank1_products(gradients, centres).distance(), rows)
                     assignment[rows] = live[((size + 1) * distance + within).argmin(1)]
                 else:
                     near = rank1_assign(gradients, centres, self.weight[live])
@@ -264,10 +264,16 @@ class GradientClustering:
         distances = torch.zeros(count, self.num_clusters, device=self.device)
         squares = torch.zeros(count, dtype=torch.float64, device=self.device)
         for rows, gradients in self._gradients(examples, loss, processes):
-            squares[rows] = gradient_square(gradients) if square is None else square[rows]
-            found = rank1_distance(gradients, self.centres, square=squares[rows])
-            distances[rows] = _finite(found, rows).float()
+            products = self._products(gradients, rows, square)
+            squares[rows] = products.square
+            distances[rows] = _finite(products.distance(), rows).float()
         return processes.sum(distances), processes.sum(squares)
+
+    def _products(
+        self, gradients: list[LayerGradient], rows: Tensor, square: Tensor | None
+    ) -> Rank1Products:
+        known = None if square is None else square[rows]
+        return rank1_products(gradients, self.centres, square=known)
 
     def _move(self, distances: Tensor, square: Tensor) -> Tensor:
         """The A step with moving sizes. Large gradients are asked first, whatever the data's order."""
@@ -297,8 +303,9 @@ class GradientClustering:
         assignment = torch.zeros(count, dtype=torch.int64, device=self.device)
         distance, squares = torch.zeros(2, count, dtype=torch.float64, device=self.device)
         for rows, gradients in self._gradients(examples, loss, processes):
-            squares[rows] = gradient_square(gradients) if square is None else square[rows]
-            near = rank1_assign(gradients, self.centres, self.weight, square=squares[rows])
+            products = self._products(gradients, rows, square)
+            squares[rows] = products.square
+            near = products.nearest(self.weight)
             distance[rows] = _finite(near.distance, rows)
             assignment[rows] = near.assignment
             sums.add(gradients, near.assignment)

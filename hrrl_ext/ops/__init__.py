@@ -6,7 +6,7 @@
 :func:`update_distribution`    q ← P_Δ(q + η_q (ĝ - λ (q - q0)))
 :func:`project_simplex`        the projection P_Δ itself, batched and differentiable
 :func:`rank1_assign`           a_i = argmin_k N_k Σ_l ‖C_kl - G_il‖², gradients by their factors
-:func:`rank1_distance`         those distances;  :func:`gradient_square`: Σ_l ‖G_il‖²
+:func:`rank1_products`         Σ_l ⟨C_k, G_i⟩ and Σ_l ‖G_i‖², what those distances are made of
 :func:`rank1_dot`              ⟨C_k, g_b⟩ of one layer, for all examples and centres
 :func:`rank1_argmin`           a_b = argmin_k N_k ‖C_k - g_b‖² from their sums
 :func:`check_labels`           raises for labels out of range, on any device
@@ -19,7 +19,7 @@ from ._types import ConceptLoss, Convolution, LayerGradient, NearestCentre, Rank
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
-from .rank1_assign import centre_products, gradient_square, rank1_assign, rank1_distance
+from .rank1_assign import Rank1Products, centre_products, rank1_assign, rank1_products
 from .simplex import project_simplex, update_distribution
 
 __all__ = [
@@ -28,16 +28,16 @@ __all__ = [
     "LayerGradient",
     "NearestCentre",
     "Rank1Centre",
+    "Rank1Products",
     "centre_products",
     "check_labels",
     "concept_cross_entropy",
-    "gradient_square",
     "perturb",
     "project_simplex",
     "rank1_argmin",
     "rank1_assign",
-    "rank1_distance",
     "rank1_dot",
+    "rank1_products",
     "reference",
     "update_distribution",
 ]

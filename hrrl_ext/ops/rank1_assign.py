@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ _CHUNK = {"cpu": 2**22, "cuda": 2**26}  # elements of an intermediate: on the CP
 _WEIGHT_GRADIENT = (
     2  # times as slow as a convolution, by operations (measured, one group per example)
 )
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def rank1_assign(
@@ -54,7 +57,7 @@ def rank1_assign(
         gradients: one per layer, of the same B examples.
         centres: one per layer, of the same K centres, of rank R >= 1.
         weight: [K] positive, w_k; N_k in the paper, ones for ordinary k-means.
-        square: [B] float64, Σ_l ‖G_il‖² where it is known (:func:`gradient_square`); computed else.
+        square: [B] float64, Σ_l ‖G_il‖² where it is known (:func:`rank1_products`); computed else.
         rtol: clusters whose scores differ by less, relative to the terms that a distance is the
             difference of, are tied; the lowest k wins.
 
@@ -74,43 +77,59 @@ def rank1_assign(
         S = sum(((C - G[:, None]) ** 2).flatten(2).sum(2) for C, G in zip(C, G))
         assignment = (weight * S).argmin(1)
     """
-    _check(gradients, centres)
-    if weight.shape != (centres[0].centre_in.shape[1],):
-        raise ValueError(
-            f"rank1_assign: weight must be [{centres[0].centre_in.shape[1]}], one per centre, got "
-            f"{list(weight.shape)}"
-        )
-    cross, squares = _products(gradients, centres, square)
-    return rank1_argmin(cross, squares, centre_square(centres), weight.double(), rtol=rtol)
+    return rank1_products(gradients, centres, square=square).nearest(weight, rtol=rtol)
 
 
-def rank1_distance(
+class Rank1Products(NamedTuple):
+    """What the distances of B gradients to K centres are made of, float64 sums over layers."""
+
+    cross: Tensor
+    """Σ_l ⟨C_kl, G_il⟩ [B, K]"""
+    square: Tensor
+    """Σ_l ‖G_il‖²_F [B]"""
+    centre_square: Tensor
+    """Σ_l ‖C_kl‖²_F [K]"""
+
+    def distance(self, *, rtol: float = 1e-6) -> Tensor:
+        """S_ik = Σ_l ‖C_kl - G_il‖²_F, [B, K] float64; NaN where a gradient is not finite.
+
+        A difference of larger terms, ‖C‖² + ‖G‖² - 2 ⟨C, G⟩; what is below rtol of them is rounding,
+        and 0 here.
+        """
+        terms = self.centre_square + self.square[:, None]
+        distance = terms - 2 * self.cross
+        return torch.where(distance <= rtol * terms, 0.0, distance)
+
+    def nearest(self, weight: Tensor, *, rtol: float = 1e-6) -> NearestCentre:
+        """a_i = argmin_k w_k S_ik; arguments and result as those of :func:`rank1_assign`."""
+        if weight.shape != self.centre_square.shape:
+            raise ValueError(
+                f"rank1_assign: weight must be [{len(self.centre_square)}], one per centre, got "
+                f"{list(weight.shape)}"
+            )
+        return rank1_argmin(*self, weight.double(), rtol=rtol)
+
+
+def rank1_products(
     gradients: Sequence[LayerGradient],
     centres: Sequence[Rank1Centre],
     *,
     square: Tensor | None = None,
-    rtol: float = 1e-6,
-) -> Tensor:
-    """S_ik = Σ_l ‖C_kl - G_il‖²_F, [B, K] float64; arguments and cost as :func:`rank1_assign`.
+) -> Rank1Products:
+    """The sums that :func:`rank1_assign` chooses by; arguments and cost as there.
 
-    A difference of larger terms, ‖C‖² + ‖G‖² - 2 ⟨C, G⟩; what is below rtol of them is rounding, and
-    0 here. NaN where a gradient is not finite.
+    For distances, and for squares to hand on where the same gradients meet other centres.
     """
     _check(gradients, centres)
-    cross, squares = _products(gradients, centres, square)
-    terms = centre_square(centres) + squares[:, None]
-    distance = terms - 2 * cross
-    return torch.where(distance <= rtol * terms, 0.0, distance)
-
-
-def gradient_square(gradients: Sequence[LayerGradient]) -> Tensor:
-    """Σ_l ‖G_il‖²_F of every example, [B] float64, as :func:`rank1_assign` computes it."""
     batch, device = len(gradients[0].act), gradients[0].act.device
+    clusters = centres[0].centre_in.shape[1]
+    cross = torch.zeros(batch, clusters, dtype=torch.float64, device=device)
     squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
     with torch.no_grad():
-        for gradient in gradients:
-            _add_products(gradient, None, None, squares)
-    return squares.squeeze(1)
+        for gradient, centre in zip(gradients, centres, strict=True):
+            _add_products(gradient, centre, cross, squares if square is None else None)
+    square = squares.squeeze(1) if square is None else square
+    return Rank1Products(cross, square, centre_square(centres))
 
 
 def centre_products(centres: Sequence[Rank1Centre]) -> Tensor:
@@ -180,103 +199,84 @@ def _check(gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre]) -
             )
 
 
-def _products(
-    gradients: Sequence[LayerGradient], centres: Sequence[Rank1Centre], square: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Σ_l ⟨C_kl, G_il⟩ [B, K], and Σ_l ‖G_il‖² [B] unless it is known."""
-    batch, device = len(gradients[0].act), gradients[0].act.device
-    clusters = centres[0].centre_in.shape[1]
-    cross = torch.zeros(batch, clusters, dtype=torch.float64, device=device)
-    squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
-    with torch.no_grad():
-        for gradient, centre in zip(gradients, centres, strict=True):
-            _add_products(gradient, centre, cross, squares if square is None else None)
-    return cross, squares.squeeze(1) if square is None else square
-
-
 def _add_products(
     gradient: LayerGradient,
-    centre: Rank1Centre | None,
-    cross: Tensor | None,
+    centre: Rank1Centre,
+    cross: Tensor,
     squares: Tensor | None,
 ) -> None:
-    """Adds ⟨C_k, G_i⟩ of one layer to cross [B, K] and ‖G_i‖² to squares [B, 1], where given."""
+    """Adds ⟨C_k, G_i⟩ of one layer to cross [B, K], and ‖G_i‖² to squares [B, 1] if given."""
     act, dout = _wide(gradient.act), _wide(gradient.dout)
     gradient = gradient._replace(act=act, dout=dout)
-    if centre is not None:
-        centre = Rank1Centre(*(factor.to(act.dtype) for factor in centre))
+    centre = Rank1Centre(*(factor.to(act.dtype) for factor in centre))
     if gradient.conv is None:
         _linear(gradient, centre, cross, squares)
         return
-    if _by_gradients(gradient, centre, squares is not None):
-        _convolution_by_gradients(gradient, centre, cross, squares)
+    if _by_gradients(gradient, centre):
+        _products_by_gradients(gradient, centre, cross, squares)
         return
-    if centre is not None and cross is not None:
-        _cross_by_positions(gradient, centre, cross)
+    _cross_by_positions(gradient, centre, cross)
     if squares is not None:
         _square_by_positions(gradient, squares)
 
 
 def _linear(
     gradient: LayerGradient,
-    centre: Rank1Centre | None,
-    cross: Tensor | None,
+    centre: Rank1Centre,
+    cross: Tensor,
     squares: Tensor | None,
 ) -> None:
     act, dout, _, bias = gradient
     if squares is not None:
         squares += ((_row_products(act, act) + bias) * _row_products(dout, dout))[:, None]
-    if centre is not None and cross is not None:
-        (centre_in, centre_out), shape = centre, (len(act), 1, *centre.centre_in.shape[1:3])
-        weight, constant = _split_bias(centre_in, bias)
-        inner = F.linear(act, weight.flatten(0, 2), constant)  # A·c + bias, [B, K R]
-        outer = F.linear(dout, centre_out.flatten(0, 2))  # D·d
-        rank1_dot(cross, inner.view(shape), outer.view(shape))
+    (centre_in, centre_out), shape = centre, (len(act), 1, *centre.centre_in.shape[1:3])
+    weight, constant = _split_bias(centre_in, bias)
+    inner = _matrix_product(act, weight.flatten(0, 2), constant)  # A·c + bias, [B, K R]
+    outer = _matrix_product(dout, centre_out.flatten(0, 2))  # D·d
+    rank1_dot(cross, inner.view(shape), outer.view(shape))
 
 
 # --- convolutions
 
 
-def _by_gradients(gradient: LayerGradient, centre: Rank1Centre | None, square: bool) -> bool:
-    """Whether Eq. A.2 takes fewer operations than Eq. A.3 and the ghost norm do."""
+def _by_gradients(gradient: LayerGradient, centre: Rank1Centre) -> bool:
+    """Whether Eq. A.2 takes fewer operations than Eq. A.3 and the ghost norm do.
+
+    Also where ‖G‖² is known: ⟨C, G⟩ then has the same bits as where it is not, and forming gradients
+    is the faster way to do as many operations.
+    """
     assert gradient.conv is not None
     _, outputs, inputs = gradient.shape
     positions, pixels = (math.prod(t.shape[2:]) for t in (gradient.dout, gradient.act))
-    clusters, rank = (0, 0) if centre is None else centre.centre_in.shape[1:3]
+    clusters, rank = centre.centre_in.shape[1:3]
     window = gradient.conv.kernel[0] * gradient.conv.kernel[1]
     formed = inputs * outputs * (_WEIGHT_GRADIENT * positions + clusters)
     ghost = pixels**2 * inputs // window + positions**2 * (window + outputs)
-    positioned = clusters * rank * positions * (inputs + outputs) + (ghost if square else 0)
-    return formed < positioned
+    return formed < clusters * rank * positions * (inputs + outputs) + ghost
 
 
-def _convolution_by_gradients(
-    gradient: LayerGradient,
-    centre: Rank1Centre | None,
-    cross: Tensor | None,
-    squares: Tensor | None,
+def _products_by_gradients(
+    gradient: LayerGradient, centre: Rank1Centre, cross: Tensor, squares: Tensor | None
 ) -> None:
-    groups, outputs, inputs = gradient.shape
-    size = groups * outputs * inputs
-    whole = [] if centre is None or cross is None else list(_whole_centres(centre, size))
+    size = math.prod(gradient.shape)
+    whole = list(_whole_centres(centre, size))
     for part in _chunks(gradient, size):
         formed = gradient.part(part).materialize().flatten(1)  # [b, G O J]
         if squares is not None:
-            row = formed.view(len(formed), 1, 1, size)
+            row = formed[:, None, None]
             rank1_dot(squares[part], row, row)
-        for clusters, columns in whole:
-            assert cross is not None
-            cross[part, clusters] += formed @ columns
+        for clusters, rows in whole:
+            cross[part, clusters] += _matrix_product(formed, rows)
 
 
 def _whole_centres(centre: Rank1Centre, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """C_k = Σ_r d_kr c_krᵀ as columns [G O J, k], so many of them at a time."""
+    """C_k = Σ_r d_kr c_krᵀ as rows [k, G O J], so many of them at a time."""
     clusters = centre.centre_in.shape[1]
     step = max(1, _CHUNK[_device(centre.centre_in)] // size)
     for first in range(0, clusters, step):
         here = slice(first, min(first + step, clusters))
         c, d = (factor[:, here] for factor in centre)
-        yield here, torch.einsum("gkro,gkrj->gojk", d, c).flatten(0, 2)
+        yield here, torch.einsum("gkro,gkrj->kgoj", d, c).flatten(1)
 
 
 def _cross_by_positions(gradient: LayerGradient, centre: Rank1Centre, cross: Tensor) -> None:
@@ -313,26 +313,68 @@ def _square_by_positions(gradient: LayerGradient, squares: Tensor) -> None:
 def _gram(x: Tensor, groups: int) -> Tensor:
     """[b, G C, H, W] → [b, G, H W, H W]."""
     channels = x.reshape(len(x), groups, -1, x.shape[2] * x.shape[3])
-    return channels.transpose(2, 3) @ channels
+    rows = channels.transpose(2, 3)
+    if not _by_onednn(rows[0, 0], rows[0, 0]):
+        return rows @ channels
+    grams = [_matrix_product(pixels, pixels) for pixels in rows.flatten(0, 1)]
+    return torch.stack(grams).unflatten(0, (len(x), groups))
 
 
 def _patch_gram(act: Tensor, conv: Convolution, out: torch.Size) -> Tensor:
-    (height, width), (top, left), (down, right) = act.shape[2:], conv.padding, conv.stride
+    """[b, G C, H, W] → [b, G, T, T], the inner products of the patches of every two positions."""
+    height, width = act.shape[2:]
     gram = _gram(act, conv.groups).view(-1, height, width, height, width)
-    gram = F.pad(gram, (left, left, top, top) * 2)
-    rows, columns = (range(0, n * step, step) for n, step in zip(out, (down, right), strict=True))
-    total: Tensor | None = None
-    for i in range(conv.kernel[0]):
-        for j in range(conv.kernel[1]):
-            y = slice(i * conv.dilation[0], i * conv.dilation[0] + rows[-1] + 1, down)
-            x = slice(j * conv.dilation[1], j * conv.dilation[1] + columns[-1] + 1, right)
-            here = gram[:, y, x, y, x]
-            total = here.clone() if total is None else total.add_(here)
-    assert total is not None
-    return total.reshape(len(act), conv.groups, len(rows) * len(columns), -1)
+    for axis in (0, 1):  # the window is a rectangle: its rows first, then its columns
+        gram = _window_sums(gram, 1 + axis, conv, axis, out[axis])
+    return gram.reshape(len(act), conv.groups, math.prod(out), -1)
+
+
+def _window_sums(gram: Tensor, dim: int, conv: Convolution, axis: int, out: int) -> Tensor:
+    """Σ_o of the products of pixels p + o and q + o of dimensions dim and dim + 2, along one axis.
+
+    p and q are where two windows begin; what is beyond the image is 0.
+    """
+    size, stride = gram.shape[dim], conv.stride[axis]
+    shape = list(gram.shape)
+    shape[dim] = shape[dim + 2] = out
+    total = gram.new_zeros(shape)
+    for tap in range(conv.kernel[axis]):
+        offset = tap * conv.dilation[axis] - conv.padding[axis]
+        first, last = max(0, -(offset // stride)), min(out, (size - 1 - offset) // stride + 1)
+        if first < last:
+            inside = slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
+            _at(total, dim, slice(first, last)).add_(_at(gram, dim, inside))
+    return total
+
+
+def _at(gram: Tensor, dim: int, here: slice) -> Tensor:
+    """Of both dimensions dim and dim + 2."""
+    return gram[(slice(None),) * dim + (here, slice(None), here)]
 
 
 # --- small things
+
+
+def _matrix_product(x: Tensor, y: Tensor, constant: Tensor | None = None) -> Tensor:
+    """x yᵀ + constant: x [n, J], y [m, J], constant [m] → [n, m]."""
+    if _by_onednn(x, y):
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, constant, "none", [], "")
+        return product
+    return F.linear(x, y, constant)
+
+
+def _by_onednn(x: Tensor, y: Tensor) -> bool:
+    """Whether oneDNN multiplies these sooner than the BLAS that torch takes, which is MKL.
+
+    It takes AVX-512 where the processor has it, and MKL only on Intel's: on an AMD EPYC products take
+    half the time. Its calls cost some 10 µs more.
+    """
+    return (
+        _ONEDNN
+        and x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and len(x) * x.shape[1] * len(y) >= 2**20
+    )
 
 
 def _wide(t: Tensor) -> Tensor:

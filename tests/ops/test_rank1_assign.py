@@ -16,9 +16,8 @@ from hrrl_ext.ops import (
     LayerGradient,
     Rank1Centre,
     centre_products,
-    gradient_square,
     rank1_assign,
-    rank1_distance,
+    rank1_products,
     reference,
 )
 
@@ -98,7 +97,7 @@ def test_is_the_twin(name: str, rank: int) -> None:
     """To rounding of float64; the twin subtracts stored gradients of unfolded patches."""
     gradients = list(LAYERS.values()) if name == "all" else [LAYERS[name]]
     at = centres(gradients, 4, rank)
-    distance = rank1_distance(gradients, at)
+    distance = rank1_products(gradients, at).distance()
     for k in range(4):
         one = [Rank1Centre(c[:, k : k + 1], d[:, k : k + 1]) for c, d in at]
         alone = reference.rank1_assign(gradients, one, WEIGHT[:1]).distance
@@ -111,7 +110,7 @@ def test_is_the_twin(name: str, rank: int) -> None:
     torch.testing.assert_close(got.distance, expected.distance, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(got.gap, expected.gap, rtol=1e-9, atol=1e-12)
     square = sum((g.materialize() ** 2).flatten(1).sum(1) for g in gradients)
-    torch.testing.assert_close(gradient_square(gradients), square, rtol=1e-12, atol=0)
+    torch.testing.assert_close(rank1_products(gradients, at).square, square, rtol=1e-12, atol=0)
 
 
 @pytest.mark.usefixtures("route")
@@ -211,10 +210,10 @@ def test_centres_that_are_the_gradients(dtype: torch.dtype) -> None:  # G-T5
     again = gradient._replace(act=gradient.act.repeat(3, 1), dout=gradient.dout.repeat(3, 1))
     got = rank1_assign([again], [at], torch.full((7,), 2.0))
     assert got.assignment.tolist() == [*range(7)] * 3
-    eps = torch.finfo(dtype).eps
-    assert (got.distance <= 20 * eps * gradient_square([again])).all()
+    eps, products = torch.finfo(dtype).eps, rank1_products([again], [at])
+    assert (got.distance <= 20 * eps * products.square).all()
     assert (got.gap > 0.01).all()
-    zero = rank1_distance([again], [at], rtol=20 * eps) == 0
+    zero = products.distance(rtol=20 * eps) == 0
     assert torch.equal(zero, torch.eye(7, dtype=torch.bool).repeat(3, 1))
 
 
@@ -263,15 +262,37 @@ def test_chunks(monkeypatch: pytest.MonkeyPatch, route: str) -> None:
         monkeypatch.setitem(module._CHUNK, "cpu", size)
         got = rank1_assign(gradients, at, WEIGHT)
         torch.testing.assert_close(got.distance, expected.distance, rtol=1e-12, atol=0)
-        torch.testing.assert_close(gradient_square(gradients), gradient_square(gradients))
 
 
 def test_known_squares() -> None:
     gradients = list(LAYERS.values())
     at = centres(gradients, 4)
     expected = rank1_assign(gradients, at, WEIGHT)
-    got = rank1_assign(gradients, at, WEIGHT, square=gradient_square(gradients))
+    known = rank1_products(gradients, centres(gradients, 3)).square
+    got = rank1_assign(gradients, at, WEIGHT, square=known)
     torch.testing.assert_close(got.distance, expected.distance, rtol=1e-12, atol=0)
+    assert rank1_assign(gradients, at, WEIGHT, square=0 * known).distance.ne(got.distance).all()
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(
+    ("shape", "conv", "clusters"), [((4096, 1024), None, 131), ((64, 64, 16, 16), SAME, 2)]
+)
+def test_large_products(
+    monkeypatch: pytest.MonkeyPatch,
+    onednn: bool,
+    shape: tuple[int, ...],
+    conv: Convolution | None,
+    clusters: int,
+) -> None:
+    """By oneDNN and by the BLAS: each to the rounding of float32, 1e-6 of sums of 300,000 products."""
+    monkeypatch.setattr(module, "_ONEDNN", onednn and module._ONEDNN)
+    monkeypatch.setattr(module, "_by_gradients", lambda *_: False)
+    (gradient,) = to([layer(8, *shape, conv=conv, bias=True)], torch.float32)
+    exact, at = to([gradient], torch.float64), centres([gradient], clusters)
+    got, expected = rank1_products([gradient], at), rank1_products(exact, at)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ["linear", "3x3"])
