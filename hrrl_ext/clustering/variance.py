@@ -129,7 +129,8 @@ def gradient_variance(
         assignment: [N] cluster of each example; the ids need not be dense.
         snapshot: by ``MeanGradient(model, data, ...).snapshot()``, taken earlier in training.
         batch_size: B. For GC take the number of clusters, or a multiple.
-        num_batches: n ≥ 2 estimates of each. The standard error falls as 1/√n.
+        num_batches: n ≥ 2 estimates of each. The standard error falls as 1/√n. It is too small for
+            GC where clusters are so unequal that a few estimates in n hold most of the variance.
         form: see :func:`variance_of`. "paper" draws twice as many.
         replacement: draw examples with replacement. By default a batch has none twice, as in
             training (GC: unless it takes more of a cluster than there are); then SG-2B has

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import io
+import os
+import sys
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torchrun import tensors_of
 
 from hrrl_ext.clustering import GradientClustering
 from hrrl_ext.clustering.examples import cross_entropy
@@ -361,3 +365,39 @@ def test_distance_is_to_the_centres_of_the_a_step() -> None:
     loaded = GradientClustering(model(), 4)
     loaded.load_state_dict(clustering.state_dict())
     assert torch.equal(loaded.distance, clustering.distance)
+
+
+# --- several processes
+
+SCRIPT = """
+import sys, torch
+from safetensors.torch import save_file
+from test_clusters import model, points
+from hrrl_ext.clustering import GradientClustering
+from hrrl_ext.processes import start_processes, stop_processes
+
+processes, _ = start_processes("cpu")
+assert processes.size == int(sys.argv[2])
+x, y = points(203)
+found = {}
+for weighted in (True, "frozen", False):
+    clustering = GradientClustering(model(torch.float64), 7, weighted=weighted, batch_size=32)
+    clustering.fit((x.double(), y), rounds=4).follow((x.double(), y))
+    found[f"{weighted} assignment"] = clustering.assignment
+    found[f"{weighted} assigned"] = clustering.assign((x[:50].double(), y[:50]))
+    found[f"{weighted} distortion"] = clustering.distortion
+    for l, (c, d) in enumerate(clustering.centres):
+        found[f"{weighted} centres {l}"] = torch.einsum("gkro,gkrj->gkoj", d, c)
+save_file(found, f"{sys.argv[1]}/rank-{processes.rank}.safetensors")
+stop_processes()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """203 examples in shares of 102 and 101: the same clusters, sums to the rounding of float64."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((*map(str, sys.path), "")))
+    (one,), (first, second) = (tensors_of(size, SCRIPT, tmp_path) for size in (1, 2))
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name  # the same in both, to the bit
+        torch.testing.assert_close(first[name], value, rtol=1e-9, atol=1e-9)

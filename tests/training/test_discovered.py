@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
-from test_processes import run
 from torch import Tensor, nn
+from torchrun import tensors_of
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.clustering import DiscoveredConcepts, GradientClustering
@@ -374,14 +373,7 @@ stop_processes()
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    results: dict[int, list[dict[str, Tensor]]] = {}
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    for size in (1, 2):
-        (out := tmp_path / str(size)).mkdir()
-        run(size, str(script), str(out), str(size))
-        results[size] = [load_file(path) for path in sorted(out.iterdir())]
-    (one,), (first, second) = results[1], results[2]
+    (one,), (first, second) = (tensors_of(size, SCRIPT, tmp_path) for size in (1, 2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name  # the same in both, to the bit
     assert len(one["concept"].unique()) > 2

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
+from torchrun import run, tensors_of
 
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import accuracy
@@ -45,31 +42,13 @@ stop_processes()
 """
 
 
-def run(processes: int, *arguments: str, code: int = 0) -> str:
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
-    command = [sys.executable, *(launcher if processes > 1 else []), *arguments]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100)
-    assert done.returncode == code, done.stderr[-3000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     """56 steps with a last batch of 21. Sums over the batch are taken in another order: rounding of
     float32, which training amplifies."""
-    results: dict[int, list[dict[str, Tensor]]] = {}
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
-    for size in (1, 2):
-        (out := tmp_path / str(size)).mkdir()
-        run(size, str(script), str(out), str(size))
-        results[size] = [load_file(path) for path in sorted(out.iterdir())]
-        assert len(results[size]) == size
-    first, second = results[2]
+    (one,), (first, second) = (tensors_of(size, SCRIPT, tmp_path) for size in (1, 2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    (one,) = results[1]
     assert (one["q"] - 0.1).abs().max() > 1e-3  # q has moved
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6)
