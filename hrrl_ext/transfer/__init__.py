@@ -14,6 +14,7 @@ from .features import (
     find_classifier,
     load_features,
     save_features,
+    stream_features,
 )
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ __all__ = [
     "find_classifier",
     "load_features",
     "save_features",
+    "stream_features",
     "transfer_table",
 ]
 
