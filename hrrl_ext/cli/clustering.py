@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from .options import Commands, load_any_model, model_and_data_arguments, model_and_images
+from .options import Commands, model_and_data_arguments, model_and_images
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -127,6 +127,7 @@ def _variance(args: Namespace) -> None:
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
     from ..processes import choose_device
+    from ..training.run_folder import open_model
 
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
@@ -143,7 +144,7 @@ def _variance(args: Namespace) -> None:
         batch_size = args.batch_size
     snapshot = None
     if args.snapshot is not None:
-        earlier = load_any_model(args.snapshot).to(device)
+        earlier = open_model(args.snapshot).to(device)
         snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot()
     measured = gradient_variance(
         model,

@@ -7,7 +7,7 @@ every module's training flag are as before when the call ends, also by an except
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Any
 
@@ -100,7 +100,7 @@ def _feature_batches(
     pool: bool,
     batch_size: int,
     device: torch.device | str | None,
-) -> Iterator[Features]:
+) -> Generator[Features]:
     if batch_size < 1:
         raise ValueError(f"extract_features: batch_size must be at least 1, got {batch_size}")
     if classifier is not None and layer is not None:
