@@ -114,7 +114,7 @@ def finetune(
         data: training images of the task; whatever :func:`hrrl_ext.data.load_images` opens.
         method: "plain"; "l2sp", which holds the weights, see :class:`L2SP`; "similarity", which holds
             which images are alike, see :class:`Similarity`. Settings follow, as in
-            "l2sp:alpha=0.1,beta=0.01" and "similarity:w_sim=3,mean=true", or are given by an object
+            "l2sp:alpha=0.1,beta=0.01" and "similarity:w_sim=3,squared=true", or are given by an object
             ``L2SP(alpha=0.1)``.
         classifier: name of the last layer, an nn.Linear; the last of them if not given. It is *always*
             replaced by a fresh one for the classes of ``data``, drawn from ``seed``, also where their
@@ -184,7 +184,7 @@ def read_method(method: Method) -> L2SP | Similarity | None:
     if name not in known or (name == "plain" and text):
         raise ValueError(
             f"method {method!r}: {nearest([name], known)} is no method; give {', '.join(known)}, the last "
-            "two also with settings, as in similarity:w_sim=3,mean=true"
+            "two also with settings, as in similarity:w_sim=3,squared=true"
         )
     if name == "plain":
         return None

@@ -77,28 +77,29 @@ def _nonzero(scale: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarity:
-    """The penalty w_sim ‖S - S*‖ of :func:`similarity_loss`, for ``penalty`` of HRRLTrainer.
+    """The penalty w_sim ‖S - S*‖_F / B of :func:`similarity_loss`, for ``penalty`` of HRRLTrainer.
 
     f is the input of the classifier. z is of the pass that the task loss is of; z* is of a copy of the
     model as training begins, in eval mode and without gradients, on the same pixels: augmented, and
     perturbed where tau > 0. A step costs a forward pass more than one without.
 
-    S is over the images that a process has in one pass: with several processes, or ``accumulate``,
-    over each part of the batch, so without ``mean`` w_sim counts for the size of a part.
+    S is over the images that a process has in one pass: with several processes, or ``accumulate``, over
+    each part of the batch.
 
     A network with batch normalisation or dropout does not begin at 0: z has the statistics of the
     batch, z* the running ones.
 
     Args:
-        w_sim: the weight. URRL chooses it on validation data; as ‖S - S*‖_F grows with the batch, one is
-            good for one batch size.
-        squared, mean, normalise: see :func:`similarity_loss`.
+        w_sim: the weight, to be chosen on validation data.
+        mean: over the pairs, so that one w_sim means about the same for every batch size. Eq. 4 is without:
+            its w_sim is 1/B of this one, and 1/B² of it if ``squared``.
+        squared, normalise: see :func:`similarity_loss`.
         classifier: name of the layer whose input is f; the last nn.Linear if not given.
     """
 
     w_sim: float = 1.0
+    mean: bool = True
     squared: bool = False
-    mean: bool = False
     normalise: bool = True
     classifier: str | None = None
 
