@@ -64,8 +64,8 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
     """Pictures of one or several runs, by name, in folder ``out``; returns what was drawn.
 
     - loss.png and q.png, over the epochs
-    - accuracy.png (average and worst concept, over the epochs) and concept_accuracy.png (of the last
-      epoch), where all runs have a validation set
+    - accuracy.png (average and worst concept, over the epochs), error.png (as in Figure 3) and
+      concept_accuracy.png (of the last epoch), where all runs have a validation set
     - h.png, where a run moves q as HRRL does: h(s) of Proposition 1, with the run's s and c
 
     A history is what :class:`hrrl_ext.training.TrainingResult` holds, or the rows of metrics.jsonl.
@@ -75,6 +75,7 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
     drawn = [_loss(histories, out / "loss.png"), _q(histories, out / "q.png")]
     if all("concept_accuracy" in rows[-1] for rows in histories.values()):
         drawn.append(_accuracy(histories, out / "accuracy.png"))
+        drawn.append(_error(histories, out / "error.png"))
         drawn.append(_concept_accuracy(histories, out / "concept_accuracy.png"))
     adversaries = {name: rows for name, rows in histories.items() if _has_slow_phase(rows)}
     if adversaries:
@@ -186,6 +187,16 @@ def _accuracy(histories: Mapping[str, History], path: Path) -> Path:
         _over_epochs(axes, rows, worst, label=f"{name}, worst concept", **style)
     axes.set(xlabel="epoch", ylabel="accuracy on the validation set, %", ylim=(0, None))
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return _save(figure, path)
+
+
+def _error(histories: Mapping[str, History], path: Path) -> Path:
+    """The average alone, in a frame that fits: runs that end close together can be told apart."""
+    figure, (axes,) = _axes(1)
+    for name, rows in histories.items():
+        _over_epochs(axes, rows, [100 * (1 - row["accuracy"]) for row in rows], label=name)
+    axes.set(xlabel="epoch", ylabel="error on the validation set, %")
+    axes.legend(fontsize="small")
     return _save(figure, path)
 
 
