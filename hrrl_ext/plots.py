@@ -75,12 +75,24 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
     drawn = [_loss(histories, out / "loss.png"), _q(histories, out / "q.png")]
     if all("concept_accuracy" in rows[-1] for rows in histories.values()):
         drawn.append(_accuracy(histories, out / "accuracy.png"))
-        drawn.append(_error(histories, out / "error.png"))
+        drawn.append(plot_errors({"": histories}, out / "error.png"))
         drawn.append(_concept_accuracy(histories, out / "concept_accuracy.png"))
     adversaries = {name: rows for name, rows in histories.items() if _has_slow_phase(rows)}
     if adversaries:
         drawn.append(_h(adversaries, out / "h.png"))
     return drawn
+
+
+def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.PathLike[str]) -> Path:
+    """The picture of Figure 3: a panel per task, or method, by name; in it a line of error per run."""
+    figure, axes = _axes(len(panels), width=4.2)
+    for ax, (title, histories) in zip(axes, panels.items(), strict=True):
+        for name, rows in histories.items():
+            _over_epochs(ax, rows, [100 * (1 - row["accuracy"]) for row in rows], label=name)
+        ax.set(title=title, xlabel="epoch")
+    axes[0].set(ylabel="error on the validation set, %")
+    axes[-1].legend(fontsize="small")
+    return _save(figure, Path(path))
 
 
 def _axes(count: int, width: float = 5.0, *, sharey: bool = True) -> tuple[Any, list[Any]]:
@@ -187,16 +199,6 @@ def _accuracy(histories: Mapping[str, History], path: Path) -> Path:
         _over_epochs(axes, rows, worst, label=f"{name}, worst concept", **style)
     axes.set(xlabel="epoch", ylabel="accuracy on the validation set, %", ylim=(0, None))
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return _save(figure, path)
-
-
-def _error(histories: Mapping[str, History], path: Path) -> Path:
-    """The average alone, in a frame that fits: runs that end close together can be told apart."""
-    figure, (axes,) = _axes(1)
-    for name, rows in histories.items():
-        _over_epochs(axes, rows, [100 * (1 - row["accuracy"]) for row in rows], label=name)
-    axes.set(xlabel="epoch", ylabel="error on the validation set, %")
-    axes.legend(fontsize="small")
     return _save(figure, path)
 
 

@@ -60,7 +60,9 @@ def test_from_a_bare_state_dict(
     options = ["--data", "digits", "--split", "test", "--layer", "layer2"]
     for model, out in ((bare, "bare.npz"), (["--model", source], "run.safetensors")):
         status, stdout, stderr = run(capsys, "extract", *model, *options, "--out", tmp_path / out)
-        assert (status, stdout) == (0, f"saved {tmp_path / out}: 450 features of 8 numbers\n"), stderr
+        assert (status, stdout) == (0, f"saved {tmp_path / out}: 450 features of 8 numbers\n"), (
+            stderr
+        )
     ours, theirs = (load_features(tmp_path / name) for name in ("bare.npz", "run.safetensors"))
     assert torch.equal(ours.features, theirs.features)
 
@@ -70,7 +72,9 @@ def test_neighbours_and_concepts(
 ) -> None:
     for split in ("train", "test"):
         out = tmp_path / f"{split}.npz"
-        run(capsys, "extract", "--model", source, "--data", "digits", "--split", split, "--out", out)
+        run(
+            capsys, "extract", "--model", source, "--data", "digits", "--split", split, "--out", out
+        )
     (tmp_path / "concepts.json").write_text(
         json.dumps({str(c): "round" if c in (0, 6, 8, 9) else "other" for c in range(10)})
     )
@@ -96,10 +100,18 @@ def test_neighbours_and_concepts(
         (["--out", "x"], 1, "give the folder of a run or a model, or --arch and --weights"),
         (["RUN", "--arch", "resnet18", "--out", "x"], 1, "give the folder of a run or a model, or"),
         (["--arch", "resnet18", "--out", "x"], 1, "--arch and --weights"),
-        (["--arch", "resnet18", "--weights", "WEIGHTS", "--out", "x"], 1, "is no state dict of resnet18"),
+        (
+            ["--arch", "resnet18", "--weights", "WEIGHTS", "--out", "x"],
+            1,
+            "is no state dict of resnet18",
+        ),
         (["--arch", "resnet81", "--weights", "WEIGHTS", "--out", "x"], 1, "resnet18"),
         (["RUN", "--method", "l2", "--out", "x"], 1, "'l2' (nearest known: 'l2sp') is no method"),
-        (["RUN", "--method", "similarity:w=1", "--out", "x"], 1, "'w=1' is no setting of similarity"),
+        (
+            ["RUN", "--method", "similarity:w=1", "--out", "x"],
+            1,
+            "'w=1' is no setting of similarity",
+        ),
         (["RUN", "--lr", "0", "--out", "x"], 1, "lr must be positive, got 0.0"),
         (["RUN", "--lr", "fast", "--out", "x"], 2, "lr"),
         (["RUN", "--image_size", "80", "--out", "x"], 1, "was built for images of 8 pixels"),

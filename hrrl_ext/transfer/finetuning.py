@@ -183,8 +183,8 @@ def read_method(method: Method) -> L2SP | Similarity | None:
     known = ["plain", *_PENALTIES]
     if name not in known or (name == "plain" and text):
         raise ValueError(
-            f"method {method!r}: {nearest([name], known)} is no method; give {', '.join(known)}, the last "
-            "two also with settings, as in similarity:w_sim=3,squared=true"
+            f"method {method!r}: {nearest([name], known)} is no method; give {', '.join(known)}, the "
+            "last two also with settings, as in similarity:w_sim=3,squared=true"
         )
     if name == "plain":
         return None

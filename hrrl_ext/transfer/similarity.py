@@ -91,8 +91,8 @@ class Similarity:
 
     Args:
         w_sim: the weight, to be chosen on validation data.
-        mean: over the pairs, so that one w_sim means about the same for every batch size. Eq. 4 is without:
-            its w_sim is 1/B of this one, and 1/B² of it if ``squared``.
+        mean: over the pairs, so that one w_sim means about the same for every batch size. Eq. 4 is
+            without: its w_sim is 1/B of this one, and 1/B² of it if ``squared``.
         squared, normalise: see :func:`similarity_loss`.
         classifier: name of the layer whose input is f; the last nn.Linear if not given.
     """

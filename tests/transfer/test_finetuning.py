@@ -138,7 +138,9 @@ def test_l2sp_begins_with_the_size_of_the_head_alone(net):
 
 def test_the_objective_of_hrrl_goes_with_every_method(net):
     for method in ("plain", "l2sp", "similarity"):
-        result = finetune(net, TASK, method=method, tau=0.1, lam=1.0, s=1, concepts="classes", **QUICK)
+        result = finetune(
+            net, TASK, method=method, tau=0.1, lam=1.0, s=1, concepts="classes", **QUICK
+        )
         assert len(set(result.last["q"].values())) == 4  # moved
         assert ("penalty" in result.last) == (method != "plain")
 
@@ -209,7 +211,7 @@ def test_a_classifier_by_name():
     model = Auxiliary()
     result = finetune(model, TASK, classifier="head", method="l2sp", **QUICK)
     assert result.model.head.out_features == 4
-    with pytest.raises(ValueError, match="classifier 'norm' is BatchNorm1d, expected nn.Linear"):
+    with pytest.raises(ValueError, match=r"classifier 'norm' is BatchNorm1d, expected nn\.Linear"):
         finetune(model, TASK, classifier="norm", **QUICK)
 
 
@@ -232,7 +234,9 @@ def test_from_the_folder_of_a_run(tmp_path):
     assert finetune(source / "best", TASK, **QUICK).model.fc.out_features == 4
     module = finetune(load_model(source), TASK, method="l2sp", **QUICK)
     assert state(module.model) == state(result.model)
-    with pytest.raises(ValueError, match=r"built for images of 8 pixels, and for 80 resnet18 has other"):
+    with pytest.raises(
+        ValueError, match=r"built for images of 8 pixels, and for 80 resnet18 has other"
+    ):
         finetune(source, TASK, image_size=80, **QUICK)
     with pytest.raises(ValueError, match="are those of the folder"):
         finetune(source, TASK, width=3, **QUICK)
@@ -252,7 +256,12 @@ def test_from_a_saved_model_images_take_its_size(tmp_path):
 def test_the_settings_of_the_paper(net, tmp_path):
     finetune(net, TASK, out=tmp_path, **{k: v for k, v in QUICK.items() if k != "epochs"}, epochs=4)
     training = json.loads((tmp_path / "config.json").read_text())["training"]
-    assert (training["lr"], training["milestones"], training["tau"], training["lam"]) == (0.01, [2], 0, None)
+    assert (training["lr"], training["milestones"], training["tau"], training["lam"]) == (
+        0.01,
+        [2],
+        0,
+        None,
+    )
     rates = [json.loads(r)["lr"] for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
@@ -263,7 +272,10 @@ def test_the_settings_of_the_paper(net, tmp_path):
         ("plain", None),
         ("l2sp", L2SP()),
         ("l2sp:alpha=1e-3", L2SP(alpha=1e-3)),
-        ("similarity:w_sim=3,squared=true,mean=False", Similarity(w_sim=3, squared=True, mean=False)),
+        (
+            "similarity:w_sim=3,squared=true,mean=False",
+            Similarity(w_sim=3, squared=True, mean=False),
+        ),
         ("similarity:classifier=fc", Similarity(classifier="fc")),
         (L2SP(beta=0), L2SP(beta=0)),
     ],
@@ -328,8 +340,8 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(net, tmp_path, method):
         assert {k: v for k, v in ours.items() if k not in CLOCK} == {
             k: v for k, v in theirs.items() if k not in CLOCK
         }
+    changed = settings | {"method": method.replace("3", "4"), "resume": True}
     with pytest.raises(ValueError, match=r"other settings \(penalty differ\)"):
-        changed = settings | {"method": method.replace("3", "4"), "resume": True}
         finetune(net, TASK, out=tmp_path / "cut", **changed)
 
 
@@ -339,7 +351,9 @@ def test_a_run_that_was_cut_ends_with_the_same_bits(net, tmp_path, method):
 def test_bare_weights(tmp_path):
     """Of a DistributedDataParallel, with their own number of classes."""
     model = resnet18(6, stem="small", width=2).eval()
-    torch.save({"state_dict": {f"module.{n}": t for n, t in model.state_dict().items()}}, tmp_path / "w.pt")
+    torch.save(
+        {"state_dict": {f"module.{n}": t for n, t in model.state_dict().items()}}, tmp_path / "w.pt"
+    )
     read = from_weights("resnet18", tmp_path / "w.pt", image_size=8, width=2)
     assert state(read) == state(model)
     assert not read.training
@@ -360,7 +374,9 @@ def test_weights_of_another_architecture(tmp_path, change, message):
 
 
 def test_weights_without_a_last_layer(tmp_path):
-    backbone = {n: t for n, t in resnet18(6, stem="small", width=2).state_dict().items() if "fc" not in n}
+    backbone = {
+        n: t for n, t in resnet18(6, stem="small", width=2).state_dict().items() if "fc" not in n
+    }
     torch.save(backbone, tmp_path / "w.pt")
     read = from_weights("resnet18", tmp_path / "w.pt", image_size=8, width=2)
     assert torch.equal(read.conv1.weight, backbone["conv1.weight"])
@@ -376,7 +392,9 @@ def test_the_curve_of_test_error():
         {"epoch": 2, "ERM": 0.0, "HRRL": None},
     ]
     assert error_curve({}) == []
-    with pytest.raises(ValueError, match="HRRL has no accuracy over epochs; train it with validation"):
+    with pytest.raises(
+        ValueError, match="HRRL has no accuracy over epochs; train it with validation"
+    ):
         error_curve({"ERM": rows, "HRRL": [{"epoch": 1, "loss": 1.0}]})
 
 

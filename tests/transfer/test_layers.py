@@ -24,7 +24,9 @@ from hrrl_ext.transfer import (
 
 def images(n: int, size: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=g), torch.arange(n)
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=g), torch.arange(
+        n
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,11 @@ def test_a_layer_that_is_overwritten_in_place_later():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"layer": "layer9"}, ValueError, "layer: ResNet18 has no layer 'layer9'; the nearest names"),
+        (
+            {"layer": "layer9"},
+            ValueError,
+            "layer: ResNet18 has no layer 'layer9'; the nearest names",
+        ),
         ({"layer": nn.ReLU()}, ValueError, r"layer \(ReLU\) is not a layer of the model"),
         ({"layer": 3}, TypeError, "layer must be a layer of the model or its name, got int"),
         ({"layer": "fc", "classifier": "fc"}, ValueError, "give one of the two"),
@@ -121,12 +127,14 @@ def test_refused_layers(network, options, error, message):
 
 def test_outputs_that_are_no_rows():
     data = images(2, 4)
-    with pytest.raises(TypeError, match="output of layer must be a tensor.*got dict"):
+    with pytest.raises(TypeError, match=r"output of layer must be a tensor.*got dict"):
         extract_features(Parts(lambda x: {"x": x}), data, layer="layer")
     with pytest.raises(ValueError, match=r"output of the layer must be \[2, D\].*got \[96\]"):
         extract_features(Parts(lambda x: x.flatten()), data, layer="layer")
     with pytest.raises(ValueError, match="feature of example 1 is not finite"):
-        extract_features(Parts(lambda x: x.flatten(1) / torch.tensor([[1.0], [0.0]])), data, layer="layer")
+        extract_features(
+            Parts(lambda x: x.flatten(1) / torch.tensor([[1.0], [0.0]])), data, layer="layer"
+        )
     twice = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(48, 2))
     twice.insert(1, twice[0])
     with pytest.raises(ValueError, match="called its layer 2 times"):
@@ -179,10 +187,10 @@ def test_npz_files_of_others_are_read(tmp_path):
     with pytest.raises(ValueError, match=r"lacks \['labels'\]"):
         load_features(tmp_path / "f.npz")
     np.savez(tmp_path / "f.npz", features=np.array([{}]), labels=y)
-    with pytest.raises(ValueError, match="is not an .npz of numbers"):
+    with pytest.raises(ValueError, match=r"is not an \.npz of numbers"):
         load_features(tmp_path / "f.npz")
     (tmp_path / "f.npz").write_bytes(b"not an archive")
-    with pytest.raises(ValueError, match="is not an .npz of numbers"):
+    with pytest.raises(ValueError, match=r"is not an \.npz of numbers"):
         load_features(tmp_path / "f.npz")
 
 
@@ -214,7 +222,7 @@ def test_an_error_leaves_the_old_file_and_the_model(network, tmp_path, monkeypat
     if where == "file":
         monkeypatch.setattr(os, "replace", broken)
     network.train()
-    with pytest.raises((RuntimeError, OSError), match="data|disk"):
+    with pytest.raises((RuntimeError, OSError), match=r"data|disk"):
         stream_features(path, network, data())
     assert all(m.training for m in network.modules())
     assert not any(m._forward_pre_hooks for m in network.modules())
@@ -240,10 +248,9 @@ def test_a_full_disk_gives_the_model_back(network, tmp_path, monkeypatch, suffix
 
     monkeypatch.setattr(module.tempfile, "TemporaryFile", lambda dir: Full())
     network.train()
-    try:
+    with pytest.raises(OSError, match="no space") as held:  # and with it everything in its frames
         stream_features(tmp_path / f"f{suffix}", network, images(3))
-    except OSError as error:  # while it is held, so is everything in its frames
-        assert all(m.training for m in network.modules()), error
+    assert held and all(m.training for m in network.modules())
     assert torch.is_grad_enabled()
     network.eval()
 

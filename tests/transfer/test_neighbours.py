@@ -31,7 +31,7 @@ def by_pairs(X, y, Q, k: int, temperature: float) -> list[list[float]]:
             for x in X
         ]
         near = sorted(range(len(X)), key=lambda i: (-similarity[i], i))[:k]
-        votes = {c: 0.0 for c in classes}
+        votes = dict.fromkeys(classes, 0.0)
         for i in near:
             votes[y[i]] += math.exp(similarity[i] / temperature)
         shares.append([votes[c] / sum(votes.values()) for c in classes])
@@ -43,7 +43,9 @@ def test_check_estimator():
     check_estimator(KNeighbours(3))
 
 
-@pytest.mark.parametrize(("n", "m", "d", "k"), [(1, 1, 1, 1), (7, 3, 2, 3), (31, 11, 5, 31), (13, 5, 3, 200)])
+@pytest.mark.parametrize(
+    ("n", "m", "d", "k"), [(1, 1, 1, 1), (7, 3, 2, 3), (31, 11, 5, 31), (13, 5, 3, 200)]
+)
 @pytest.mark.parametrize("temperature", [0.05, 1.0])
 def test_votes_are_the_definition(n, m, d, k, temperature):
     X, y, Q = problem(n, m, d, 3)
@@ -166,7 +168,7 @@ def test_refused_parameters(parameters, message):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_features_that_are_not_finite(value):
-    with pytest.raises(ValueError, match="NaN|infinity"):
+    with pytest.raises(ValueError, match=r"NaN|infinity"):
         KNeighbours().fit([[value]], [0])
 
 

@@ -42,7 +42,9 @@ def by_pairs(z, z_start, *, squared=False, mean=False, normalise=True) -> float:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize(("b", "d", "d_start"), [(0, 3, 3), (1, 1, 1), (2, 3, 5), (7, 5, 2), (5, 1, 8)])
+@pytest.mark.parametrize(
+    ("b", "d", "d_start"), [(0, 3, 3), (1, 1, 1), (2, 3, 5), (7, 5, 2), (5, 1, 8)]
+)
 def test_value_is_eq_4(b, d, d_start, options):
     z, z_start = features(b, d), features(b, d_start, 1)
     # float64 both ways: a few roundings per entry.
@@ -239,9 +241,7 @@ def test_the_start_is_frozen_and_in_eval_mode_and_the_model_keeps_no_hook():
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in module.start.modules())
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
     with torch.no_grad():
-        expected = similarity_loss(
-            model.pre_logits(x), module.start.pre_logits(x), mean=True
-        )
+        expected = similarity_loss(model.pre_logits(x), module.start.pre_logits(x), mean=True)
     # Batch statistics do not depend on the running ones: the pass can be made again.
     assert_close(penalty.detach(), expected)
 
