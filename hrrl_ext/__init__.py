@@ -26,6 +26,7 @@ _LAZY = {
     "resnet18": "models",
     "LinearProbe": "transfer",
     "extract_features": "transfer",
+    "finetune": "transfer",
     "load_model": "training",
 }
 _MODULES = ("clustering", "data", "models", "plots", "robust", "training", "transfer")

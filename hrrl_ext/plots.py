@@ -64,8 +64,8 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
     """Pictures of one or several runs, by name, in folder ``out``; returns what was drawn.
 
     - loss.png and q.png, over the epochs
-    - accuracy.png (average and worst concept, over the epochs) and concept_accuracy.png (of the last
-      epoch), where all runs have a validation set
+    - accuracy.png (average and worst concept, over the epochs), error.png (as in Figure 3) and
+      concept_accuracy.png (of the last epoch), where all runs have a validation set
     - h.png, where a run moves q as HRRL does: h(s) of Proposition 1, with the run's s and c
 
     A history is what :class:`hrrl_ext.training.TrainingResult` holds, or the rows of metrics.jsonl.
@@ -75,11 +75,24 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
     drawn = [_loss(histories, out / "loss.png"), _q(histories, out / "q.png")]
     if all("concept_accuracy" in rows[-1] for rows in histories.values()):
         drawn.append(_accuracy(histories, out / "accuracy.png"))
+        drawn.append(plot_errors({"": histories}, out / "error.png"))
         drawn.append(_concept_accuracy(histories, out / "concept_accuracy.png"))
     adversaries = {name: rows for name, rows in histories.items() if _has_slow_phase(rows)}
     if adversaries:
         drawn.append(_h(adversaries, out / "h.png"))
     return drawn
+
+
+def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.PathLike[str]) -> Path:
+    """The picture of Figure 3: a panel per task, or method, by name; in it a line of error per run."""
+    figure, axes = _axes(len(panels), width=4.2)
+    for ax, (title, histories) in zip(axes, panels.items(), strict=True):
+        for name, rows in histories.items():
+            _over_epochs(ax, rows, [100 * (1 - row["accuracy"]) for row in rows], label=name)
+        ax.set(title=title, xlabel="epoch")
+    axes[0].set(ylabel="error on the validation set, %")
+    axes[-1].legend(fontsize="small")
+    return _save(figure, Path(path))
 
 
 def _axes(count: int, width: float = 5.0, *, sharey: bool = True) -> tuple[Any, list[Any]]:

@@ -64,18 +64,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> WeightsRep
     A classifier for another number of classes is not loaded and stands in the report. Raises
     FileNotFoundError, and ValueError where the file cannot be read or no name agrees.
     """
-    path = Path(source)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights at {path}")
-    found = _without_wrappers(_state_dict(path))
-    own = model.state_dict()
-    # A network behind our normaliser (models.py) has its names behind "network.".
-    found = max(
-        (found, {f"network.{name}": value for name, value in found.items()}),
-        key=lambda names: len(names.keys() & own.keys()),
-    )
+    path = _weights_file(source)
+    found, own = _found(path, model), model.state_dict()
     common = [name for name in own if name in found]
     fitting = [name for name in common if found[name].shape == own[name].shape]
     if not fitting:
@@ -125,6 +115,31 @@ def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = No
     return model.eval()
 
 
+def from_weights(
+    name: str, source: str | os.PathLike[str], *, image_size: int, width: int = 64
+) -> nn.Module:
+    """A network that :func:`hrrl_ext.models.build_model` knows, with a bare state dict, in eval mode.
+
+    ``source`` is what :func:`load_weights` takes. The network has as many classes as the weights; weights
+    without a last layer leave it as it was drawn. ValueError where any other tensor is missing, left
+    over or of another shape: that is a state dict of another architecture.
+    """
+    from .models import build_model
+
+    path = _weights_file(source)
+    one = build_model(name, num_classes=1, image_size=image_size, width=width)
+    head = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)][-1]
+    rows = [len(t) for n, t in _found(path, one).items() if n == f"{head}.weight"]
+    classes = rows[0] if rows else 1
+    model = build_model(name, num_classes=classes, image_size=image_size, width=width)
+    report = load_weights(model, path)
+    names = [*report.missing, *report.unexpected, *report.mismatched]
+    wrong = [n for n in names if not n.startswith(f"{head}.")]
+    if wrong:
+        raise ValueError(f"{path} is no state dict of {name}: {report}")
+    return model.eval()
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
@@ -151,6 +166,25 @@ def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:
         num_classes=len(config["classes"]),
         image_size=config["image_size"],
         width=config["width"],
+    )
+
+
+def _weights_file(source: str | os.PathLike[str]) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights at {path}")
+    return path
+
+
+def _found(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a file under the names that ``model`` has for them."""
+    found = _without_wrappers(_state_dict(path))
+    # A network behind our normaliser (models.py) has its names behind "network.".
+    return max(
+        (found, {f"network.{name}": value for name, value in found.items()}),
+        key=lambda names: len(names.keys() & model.state_dict().keys()),
     )
 
 

@@ -39,11 +39,11 @@ def test_train_extract_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert stderr.startswith("epoch 1/1  loss ")
     assert json.loads((out / "config.json").read_text())["training"]["lam"] == 5.0
     assert json.loads((out / "results.json").read_text())["last"]["epoch"] == 1
-    pictures = ["accuracy.png", "concept_accuracy.png", "h.png", "loss.png", "q.png"]
+    pictures = ["accuracy.png", "concept_accuracy.png", "error.png", "h.png", "loss.png", "q.png"]
     assert sorted(p.name for p in (out / "plots").iterdir()) == pictures
     status, stdout, _ = run(capsys, "plot", out, "--out", tmp_path / "plots")
     assert status == 0
-    assert len(stdout.splitlines()) == 5
+    assert len(stdout.splitlines()) == 6
     for split in ("train", "test"):
         status, stdout, stderr = run(
             capsys, "extract", "--model", out, "--data", "digits", "--split", split,
@@ -248,5 +248,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for variant in ("ERM", "EL", "CL", "HRRL"):
         assert f"\n{variant}" in stdout
     names = {path.name for path in tmp_path.iterdir()}
-    pictures = {f"{name}.png" for name in ("loss", "q", "accuracy", "concept_accuracy", "h")}
+    pictures = {
+        f"{name}.png" for name in ("loss", "q", "accuracy", "error", "concept_accuracy", "h")
+    }
     assert names == {"table.md", "trials.jsonl"} | pictures

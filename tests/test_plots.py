@@ -15,6 +15,7 @@ from hrrl_ext.clustering import GradientClustering
 from hrrl_ext.data import ArrayImages
 from hrrl_ext.plots import (
     plot_clusters,
+    plot_errors,
     plot_histories,
     plot_runs,
     plot_variances,
@@ -98,6 +99,22 @@ def test_a_concept_that_was_not_measured_leaves_a_gap(
     assert [t.get_text() for t in axes.get_xticklabels()] == ["concept 2", "concept 0"]
     average, worst = drawn["accuracy.png"].axes[0].lines
     assert (average.get_ydata()[-1], worst.get_ydata()[-1]) == (50.0, 40.0)
+
+
+def test_the_error_over_epochs(drawn: dict[str, Any], tmp_path: Path) -> None:
+    """A panel per method, whose scale is shared; a line per run, of its own length."""
+    long, short = (
+        [{"epoch": e, "accuracy": a} for e, a in enumerate(accuracies, 1)]
+        for accuracies in ((0.25, 0.5, 1.0), (0.75,))
+    )
+    path = plot_errors(
+        {"plain": {"ERM": long, "HRRL": short}, "L2-SP": {"ERM": short}}, tmp_path / "e.png"
+    )
+    assert path == tmp_path / "e.png"
+    plain, l2sp = drawn["e.png"].axes
+    assert [line.get_ydata().tolist() for line in plain.lines] == [[75, 50, 0], [25]]
+    assert [ax.get_title() for ax in (plain, l2sp)] == ["plain", "L2-SP"]
+    assert plain.get_ylim() == l2sp.get_ylim()
 
 
 def write(folder: Path, text: str) -> Path:

@@ -145,6 +145,12 @@ def load_model(
     return model.eval()
 
 
+def open_model(folder: str | os.PathLike[str]) -> nn.Module:
+    """The model of a run (its last state) or of :func:`hrrl_ext.pretrained.save_pretrained`."""
+    saved_alone = (Path(folder) / "model.safetensors").is_file()
+    return from_pretrained(folder) if saved_alone else load_model(folder)
+
+
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

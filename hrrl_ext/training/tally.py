@@ -24,16 +24,23 @@ class Tally:
     """[K] sum of ĝ over the steps; the same in every process"""
     concept_square: Tensor
     """[] sum of ‖ĝ‖² over the steps; the same in every process"""
+    penalty: Tensor
+    """[] what was added to the loss, times the examples it was added for"""
 
     @classmethod
     def empty(cls, num_concepts: int, device: torch.device) -> Tally:
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        return cls(0, zero, zero.clone(), zero.new_zeros(num_concepts), zero.clone())
+        correct, square, penalty = (zero.clone() for _ in range(3))
+        return cls(0, zero, correct, zero.new_zeros(num_concepts), square, penalty)
 
-    def add(self, logits: Tensor, target: Tensor, out: ConceptLoss) -> None:
+    def add(
+        self, logits: Tensor, target: Tensor, out: ConceptLoss, penalty: Tensor | None = None
+    ) -> None:
         """What one step, or a part of it, saw."""
         self.loss += out.example_loss.double().sum()
         self.correct += (logits.argmax(1) == target).sum()
+        if penalty is not None:
+            self.penalty += penalty.detach().double() * len(target)
 
     def add_step(self, concept_loss: Tensor) -> None:
         """ĝ of a whole step."""
@@ -41,10 +48,11 @@ class Tally:
         self.concept_square += concept_loss.double().square().sum()
         self.steps += 1
 
-    def total(self, processes: Processes) -> tuple[float, float]:
-        """Loss and correct over all processes; waits for them."""
-        loss, correct = processes.sum(torch.stack([self.loss, self.correct])).tolist()
-        return loss, correct
+    def total(self, processes: Processes) -> tuple[float, float, float]:
+        """Loss, correct and penalty over all processes; waits for them."""
+        sums = processes.sum(torch.stack([self.loss, self.correct, self.penalty]))
+        loss, correct, penalty = sums.tolist()
+        return loss, correct, penalty
 
     def state_dict(self) -> dict[str, Tensor | int]:
         return dict(vars(self))

@@ -101,6 +101,12 @@ class HRRLTrainer:
             a checkpoint of it, in every process; to look at the model, such as
             :class:`hrrl_ext.clustering.VarianceRecorder` does. It can also be set later, and is not
             saved; its time counts as the step's.
+        penalty: called once, with the model as the run begins; makes a module that takes (model, x) and
+            returns model(x) and a number [] to add to the loss of these examples, such as
+            :class:`hrrl_ext.transfer.L2SP`. The module's tensors are in the checkpoints, and ``str`` of
+            what made it is among the settings that a run is continued with.
+        model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, where that is a module; then
+            :func:`load_model` can build it again.
         **config: the fields of :class:`TrainingConfig`: tau, lam, s, c, epochs, batch_size, lr, ...
 
     Deterministic given the seed and the number of threads (on CUDA as far as cuDNN is; see
@@ -132,6 +138,8 @@ class HRRLTrainer:
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[HRRLTrainer, int], object] | None = None,
+        penalty: Callable[[nn.Module], nn.Module] | None = None,
+        model_name: str | None = None,
         **config: Any,
     ) -> None:
         self.config = _training_config(config)
@@ -177,7 +185,7 @@ class HRRLTrainer:
                 self.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
             self.validation = self._batches(images, ids, shuffle=False, **fetching)
 
-        self.model_name = model if isinstance(model, str) else None
+        self.model_name = model if isinstance(model, str) else model_name
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             self.model = build_model(
@@ -197,6 +205,8 @@ class HRRLTrainer:
         if self.config.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._check_model()
+        self.penalty = None if penalty is None else penalty(self.model)
+        self.penalty_name = None if penalty is None else str(penalty)
         self.discovery: Discovery | None = None
         if isinstance(concepts, DiscoveredConcepts):
             self.discovery = Discovery(
@@ -267,10 +277,13 @@ class HRRLTrainer:
             x = x.contiguous(memory_format=torch.channels_last)
         with self._autocast():
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
-            logits = self.parallel(x)  # [B, C]
+            if self.penalty is None:
+                logits, penalty = self.parallel(x), None  # [B, C]
+            else:
+                logits, penalty = self.penalty(self.parallel, x)
         out: ConceptLoss = self.objective(logits, target, concept)
-        self.tally.add(logits.detach(), target, out)
-        return out
+        self.tally.add(logits.detach(), target, out, penalty)
+        return out if penalty is None else out._replace(loss=out.loss + penalty)
 
     def _keep_gradients(self) -> Any:
         """Within, backward adds to the gradients of this process and sends none."""
@@ -355,7 +368,7 @@ class HRRLTrainer:
 
     def _running(self, images_per_second: float) -> str:
         """Waits for the device, and for the other processes: only for where the loop looks."""
-        loss, correct = self.tally.total(self.processes)
+        loss, correct, _ = self.tally.total(self.processes)
         steps = self.tally.steps
         seen = sum(self.batches.sizes[:steps])
         distribution = self.objective.distribution
@@ -370,7 +383,7 @@ class HRRLTrainer:
 
     def _row(self, epoch: int, lr: float) -> dict[str, Any]:
         distribution, n = self.objective.distribution, len(self.images)
-        loss, correct = self.tally.total(self.processes)
+        loss, correct, penalty = self.tally.total(self.processes)
         row: dict[str, Any] = {
             "epoch": epoch + 1,
             "step": (epoch + 1) * len(self.batches),
@@ -378,6 +391,8 @@ class HRRLTrainer:
             "loss": loss / n,
             "train_accuracy": correct / n,
         }
+        if self.penalty is not None:
+            row["penalty"] = penalty / n
         if self.validation is not None:
             names = self.group_names or self.concept_names
             with self._autocast():
@@ -600,6 +615,7 @@ class HRRLTrainer:
             "concepts": (
                 list(self.concept_names) if self.discovery is None else str(self.discovery.settings)
             ),
+            "penalty": self.penalty_name,
             "training": asdict(self.config),
         }
 
@@ -633,6 +649,8 @@ class HRRLTrainer:
             "tally": self.processes.gather(self.tally.state_dict()),
             "history": self.history,
         }
+        if self.penalty is not None:
+            state["penalty"] = self.penalty.state_dict()
         if self.discovery is not None:
             state["clustering"] = self.discovery.clustering.state_dict()
             if self.validation is not None:
@@ -651,6 +669,8 @@ class HRRLTrainer:
                 f"{self.processes.size}; a run is continued as it was begun"
             )
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.penalty is not None:
+            self.penalty.load_state_dict(state["penalty"])
         if self.discovery is not None:
             self.discovery.clustering.load_state_dict(state["clustering"])
             self._take_clusters(self.discovery)

@@ -1,6 +1,6 @@
 """Transfer to another task: frozen features f(x) and a linear SVM on them (Tables 2 to 4).
 
-The probe needs scikit-learn; it and the table are imported on first use.
+The probe needs scikit-learn; it, the table and fine-tuning are imported on first use.
 """
 
 from __future__ import annotations
@@ -14,31 +14,48 @@ from .features import (
     find_classifier,
     load_features,
     save_features,
+    stream_features,
 )
 
 if TYPE_CHECKING:
+    from .finetuning import L2SP, error_curve, finetune
+    from .neighbours import KNeighbours
     from .probe import LinearProbe, ProbeResult
+    from .similarity import Similarity, similarity_loss
     from .table import Target, TransferTable, transfer_table
 
 __all__ = [
+    "L2SP",
     "Features",
+    "KNeighbours",
     "LinearProbe",
     "ProbeResult",
+    "Similarity",
     "Target",
     "TransferTable",
+    "error_curve",
     "extract_features",
     "find_classifier",
+    "finetune",
     "load_features",
     "save_features",
+    "similarity_loss",
+    "stream_features",
     "transfer_table",
 ]
 
 # The function probe.probe is not offered here: the module of that name would replace it.
 _LAZY = {
+    "KNeighbours": "neighbours",
+    "L2SP": "finetuning",
     "LinearProbe": "probe",
     "ProbeResult": "probe",
+    "Similarity": "similarity",
     "Target": "table",
     "TransferTable": "table",
+    "error_curve": "finetuning",
+    "finetune": "finetuning",
+    "similarity_loss": "similarity",
     "transfer_table": "table",
 }
 

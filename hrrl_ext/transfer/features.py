@@ -6,23 +6,27 @@ every module's training flag are as before when the call ends, also by an except
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .._files import replacing
 from .._modes import evaluating
 from ..data.image_sets import as_float
+from .feature_files import Features, check_suffix, load_features, save_features, write_batches
+from .layers import captured, find_classifier, find_layer
 
-__all__ = ["Features", "extract_features", "find_classifier", "load_features", "save_features"]
+__all__ = [
+    "Features",
+    "extract_features",
+    "find_classifier",
+    "load_features",
+    "save_features",
+    "stream_features",
+]
 
 _ACCEPTED = (
     "an image set with __len__ and __getitems__, a tuple (images, labels) of tensors, or an "
@@ -30,29 +34,13 @@ _ACCEPTED = (
 )
 
 
-class Features(NamedTuple):
-    """features [N, D] float32 and labels [N] int64, both on the CPU, row i of one example."""
-
-    features: Tensor
-    labels: Tensor
-
-
-def find_classifier(model: nn.Module) -> nn.Linear:
-    """The last nn.Linear in module order, whose input is f(x). ValueError: the model has none."""
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    if not linear:
-        raise ValueError(
-            f"find_classifier: {type(model).__name__} has no nn.Linear; name the layer whose input "
-            "is the feature: extract_features(..., classifier='name of the layer')"
-        )
-    return linear[-1]
-
-
 def extract_features(
     model: nn.Module,
     data: Any,
     *,
     classifier: str | nn.Module | None = None,
+    layer: str | nn.Module | None = None,
+    pool: bool = True,
     batch_size: int = 256,
     device: torch.device | str | None = None,
 ) -> Features:
@@ -63,104 +51,113 @@ def extract_features(
                 batches (images, labels, ...) such as a DataLoader, whose own batch size then holds.
                 uint8 images become float / 255; float images are taken as they are, in [0, 1]
     classifier  the layer whose input is the feature, or its name; None: `find_classifier(model)`
+    layer       in its place, the layer whose *output* is the feature, or its name; of a tuple the
+                first entry counts
+    pool        of a layer's output: maps [B, C, H, W] (also [B, C, H, W, T]) become their mean over
+                the positions [B, C], tokens [B, T, D] their mean over the tokens [B, D]; False
+                flattens both. The input of the classifier is always flattened
     device      where the model runs; None: where its parameters are. A model moved for the call
                 is moved back
 
     Rows follow the data, hence the order of a DataLoader that shuffles. Nothing random is drawn
     here: the same batch size, device, threads and cuDNN algorithms give the same bits.
 
-    Raises ValueError for empty data, for a feature that is not finite, and for a classifier that
-    the model does not have or does not call exactly once per batch; TypeError for other data.
+    Raises ValueError for empty data, for a feature that is not finite, and for a layer that the
+    model does not have or does not call exactly once per batch; TypeError for other data.
     """
+    batches = list(_feature_batches(model, data, classifier, layer, pool, batch_size, device))
+    return Features(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+
+
+def stream_features(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    data: Any,
+    *,
+    classifier: str | nn.Module | None = None,
+    layer: str | nn.Module | None = None,
+    pool: bool = True,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> tuple[int, int]:
+    """Writes what `extract_features` gives to a file, batch by batch, and returns (N, D).
+
+    For features that do not fit into memory: of them one batch is there at a time (and 8 bytes per
+    label). path ends in .safetensors or .npz; `load_features` reads both. While it is written, the
+    folder needs room for the features twice; an error leaves what was there before.
+    """
+    check_suffix(path)
+    features = _feature_batches(model, data, classifier, layer, pool, batch_size, device)
+    with closing(features) as batches:  # whatever happens to the file, the model is given back
+        return write_batches(path, batches)
+
+
+def _feature_batches(
+    model: nn.Module,
+    data: Any,
+    classifier: str | nn.Module | None,
+    layer: str | nn.Module | None,
+    pool: bool,
+    batch_size: int,
+    device: torch.device | str | None,
+) -> Generator[Features]:
     if batch_size < 1:
         raise ValueError(f"extract_features: batch_size must be at least 1, got {batch_size}")
-    layer = _resolve_classifier(model, classifier)
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
+    if classifier is not None and layer is not None:
+        raise ValueError(
+            "extract_features: the feature is the input of classifier or the output of layer; "
+            "give one of the two"
+        )
     rows = 0
-    with _borrowed(model, device) as (target_device, dtype), _inputs_of(layer) as inputs:
+    with (
+        _borrowed(model, device) as (target_device, dtype),
+        _features_of(model, classifier, layer, pool) as features,
+    ):
         for batch in _batches(data, batch_size):
             images, target = _check_batch(batch)
             if len(images) == 0:
                 continue
-            inputs.clear()
+            features.clear()
             model(_as_input(images, target_device, dtype))
-            features.append(_feature_rows(inputs, len(images), rows))  # [B, D]
-            labels.append(target.to("cpu", torch.int64, copy=True))
+            x = _feature_rows(
+                features, len(images), rows, "classifier" if layer is None else "layer"
+            )
             rows += len(images)
+            yield Features(x, target.to("cpu", torch.int64, copy=True))
     if rows == 0:
         raise ValueError("extract_features: data has no examples; check its path and split")
-    return Features(torch.cat(features), torch.cat(labels))
 
 
-def save_features(path: str | os.PathLike[str], features: Features) -> None:
-    """Write one .safetensors file with the tensors `features` and `labels`; folders are created.
+def _features_of(
+    model: nn.Module, classifier: str | nn.Module | None, layer: str | nn.Module | None, pool: bool
+) -> AbstractContextManager[list[Tensor]]:
+    """Copied at once: the layer, or the next batch, may overwrite this memory in place."""
 
-    The file appears whole or not at all: it is written beside its place, then renamed.
-    """
-    _check_features(features, "save_features")
-    tensors = {name: x.contiguous() for name, x in features._asdict().items()}
-    with replacing(path) as partial:
-        # Not save_file: the files it creates are readable by their owner alone, whatever the umask.
-        partial.write_bytes(save(tensors))
+    def copied(x: Tensor) -> Tensor:
+        return x.detach().to("cpu", torch.float32, copy=True)
 
-
-def load_features(path: str | os.PathLike[str]) -> Features:
-    """What `save_features` wrote, on the CPU, bit for bit.
-
-    Raises FileNotFoundError if there is no such file, ValueError if it holds anything else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load_features: no file {path}; save_features writes one")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"load_features: {path} is not a safetensors file: {error}") from error
-    if missing := {"features", "labels"} - tensors.keys():
-        raise ValueError(
-            f"load_features: {path} lacks {sorted(missing)}, it holds {sorted(tensors)}; "
-            "expected features [N, D] and labels [N]"
-        )
-    loaded = Features(tensors["features"], tensors["labels"])
-    _check_features(loaded, f"load_features: {path}")
-    return loaded
-
-
-def _check_features(features: Features, where: str) -> None:
-    x, labels = features
-    if x.ndim != 2 or x.dtype != torch.float32:
-        raise ValueError(f"{where}: features must be [N, D] float32, got {list(x.shape)} {x.dtype}")
-    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
-        raise ValueError(
-            f"{where}: labels must be [{len(x)}] int64, one per row of features, "
-            f"got {list(labels.shape)} {labels.dtype}"
-        )
-
-
-def _resolve_classifier(model: nn.Module, classifier: str | nn.Module | None) -> nn.Module:
-    if classifier is None:
-        return find_classifier(model)
-    if isinstance(classifier, str):
-        named: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if name}
-        if classifier not in named:
-            near = difflib.get_close_matches(classifier, named, n=3, cutoff=0.0)
-            raise ValueError(
-                f"extract_features: {type(model).__name__} has no layer {classifier!r}; "
-                f"the nearest names are {', '.join(map(repr, near))}"
+    def output(out: Any) -> Tensor:
+        x = out[0] if isinstance(out, tuple | list) else out
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"extract_features: the output of layer must be a tensor, or a tuple that begins with "
+                f"one, got {type(x).__name__}; name a layer within it"
             )
-        return named[classifier]
-    if not isinstance(classifier, nn.Module):
-        raise TypeError(
-            "extract_features: classifier must be a layer of the model, its name or None, "
-            f"got {type(classifier).__name__}"
-        )
-    if not any(module is classifier for module in model.modules()):
-        raise ValueError(
-            f"extract_features: classifier ({type(classifier).__name__}) is not a layer of the "
-            f"model ({type(model).__name__})"
-        )
-    return classifier
+        return copied(_pooled(x.detach()) if pool else x)
+
+    if layer is not None:
+        return captured(find_layer(model, layer, "extract_features: layer"), "output", output)
+    if classifier is None:
+        return captured(find_classifier(model), "input", copied)
+    named = find_layer(model, classifier, "extract_features: classifier")
+    return captured(named, "input", copied)
+
+
+def _pooled(x: Tensor) -> Tensor:
+    """The mean over positions, or over tokens; in float32, since sums of halves overflow."""
+    if x.ndim < 3:
+        return x
+    return x.float().mean(dim=1 if x.ndim == 3 else tuple(range(2, x.ndim)))
 
 
 @contextmanager
@@ -180,23 +177,6 @@ def _borrowed(
     finally:
         if there != home:
             model.to(home)
-
-
-@contextmanager
-def _inputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that collects a copy of the layer's input, call by call, until the context ends."""
-    inputs: list[Tensor] = []
-
-    def collect(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x: Tensor = (*args, *kwargs.values())[0]
-        # Copied at once: the layer, or the next batch, may overwrite this memory in place.
-        inputs.append(x.detach().to("cpu", torch.float32, copy=True))
-
-    handle = layer.register_forward_pre_hook(collect, with_kwargs=True)
-    try:
-        yield inputs
-    finally:
-        handle.remove()
 
 
 def _batches(data: Any, batch_size: int) -> Iterator[Any]:
@@ -244,17 +224,18 @@ def _as_input(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tenso
     return as_float(images).to(dtype)
 
 
-def _feature_rows(inputs: list[Tensor], batch: int, first_row: int) -> Tensor:
-    if len(inputs) != 1:
+def _feature_rows(features: list[Tensor], batch: int, first_row: int, argument: str) -> Tensor:
+    if len(features) != 1:
         raise ValueError(
-            f"extract_features: the model called its classifier {len(inputs)} times for one batch, "
-            "expected once; name another layer with classifier=, and pass the model itself "
+            f"extract_features: the model called its {argument} {len(features)} times for one batch, "
+            f"expected once; name another layer with {argument}=, and pass the model itself "
             "rather than its torch.compile or DataParallel wrapper"
         )
-    (x,) = inputs
+    (x,) = features
     if x.ndim < 2 or len(x) != batch:
+        side = "input" if argument == "classifier" else "output"
         raise ValueError(
-            f"extract_features: the input of the classifier must be [{batch}, D], one row per "
+            f"extract_features: the {side} of the {argument} must be [{batch}, D], one row per "
             f"example, got {list(x.shape)}"
         )
     rows = x.flatten(1)

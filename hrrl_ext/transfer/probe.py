@@ -23,6 +23,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from ..data import ConceptMap
 from .features import Features
 
 __all__ = ["LinearProbe", "ProbeResult", "probe"]
@@ -158,44 +159,84 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
             raise ValueError(f"LinearProbe: max_iter must be at least 1, got {self.max_iter}")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ProbeResult:
-    """Accuracies in [0, 1] on the test features of a probe fitted on the training features.
+    """Accuracies in [0, 1] on the test features of a classifier fitted on the training features.
 
-    worst_class_accuracy is the least over the classes with test examples. A test class that the
-    training features lack counts as wrong. C and converged: see `LinearProbe`.
+    worst_class_accuracy, and worst_concept_accuracy, is the least over the classes or concepts with
+    test examples; concept_accuracy is None for a concept without. A test class that the training
+    features lack counts as wrong. C and converged are those of `LinearProbe`, k (of the training
+    examples that there are) and temperature those of `KNeighbours`.
     """
 
     accuracy: float
-    C: float
-    converged: bool
     worst_class_accuracy: float
     n_train: int
     n_test: int
+    worst_concept_accuracy: float | None = None
+    concept_accuracy: dict[str, float | None] | None = None
+    C: float | None = None
+    converged: bool | None = None
+    k: int | None = None
+    temperature: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields by name, ready for JSON."""
-        return dataclasses.asdict(self)
+        """The fields by name that there are, ready for JSON."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def probe(train: Features, test: Features, **parameters: Any) -> ProbeResult:
-    """Fit a `LinearProbe(**parameters)` on train [N, D], measure it on test [M, D].
+def probe(
+    train: Features,
+    test: Features,
+    *,
+    method: Literal["svm", "knn"] = "svm",
+    concepts: ConceptMap | None = None,
+    **parameters: Any,
+) -> ProbeResult:
+    """Fit a classifier on train [N, D], measure it on test [M, D], by class and by concept.
 
-    C is searched within train: test is looked at once, at the end. ValueError: test is empty.
+    method      "svm": a `LinearProbe(**parameters)`, whose C is searched within train: test is looked
+                at once, at the end; "knn": `KNeighbours(**parameters)`
+    concepts    class → concept, where accuracies by concept are wanted
+
+    ValueError: test is empty, or a parameter is not one of the method's. IndexError: a class that
+    concepts do not know.
     """
+    from .neighbours import KNeighbours  # which takes what it shares with the SVM from here
+
+    classifiers = {"svm": LinearProbe, "knn": KNeighbours}
+    if method not in classifiers:
+        raise ValueError(f"probe: method must be svm or knn, got {method!r}")
+    known = classifiers[method]().get_params()
+    if unknown := sorted(parameters.keys() - known.keys()):
+        raise ValueError(
+            f"probe: {', '.join(unknown)} is no setting of {method}; it has {', '.join(known)}"
+        )
     if len(test.features) == 0:
         raise ValueError("probe: test has no examples; check the path and split it came from")
-    svm = LinearProbe(**parameters).fit(train.features, train.labels)
+    concept = None if concepts is None else concepts.concept(torch.as_tensor(test.labels)).numpy()
+    classifier = classifiers[method](**parameters).fit(train.features, train.labels)
     labels = _to_numpy(test.labels)
-    correct = svm.predict(test.features) == labels
-    worst = min(float(correct[labels == label].mean()) for label in np.unique(labels))
+    correct = classifier.predict(test.features) == labels
+    by_concept: dict[str, float | None] = {}
+    if concepts is not None and concept is not None:
+        hits = ((name, correct[concept == i]) for i, name in enumerate(concepts.names))
+        by_concept = {name: float(hit.mean()) if len(hit) else None for name, hit in hits}
+    if method == "svm":
+        settings = {"C": classifier.C_, "converged": classifier.converged_}
+    else:
+        settings = {
+            "k": min(int(classifier.k), len(train.features)),
+            "temperature": float(classifier.temperature),
+        }
     return ProbeResult(
         accuracy=float(correct.mean()),
-        C=svm.C_,
-        converged=svm.converged_,
-        worst_class_accuracy=worst,
+        worst_class_accuracy=min(float(correct[labels == c].mean()) for c in np.unique(labels)),
         n_train=len(train.features),
         n_test=len(labels),
+        worst_concept_accuracy=min((a for a in by_concept.values() if a is not None), default=None),
+        concept_accuracy=by_concept or None,
+        **settings,
     )
 
 
@@ -220,4 +261,6 @@ def _to_numpy(x: Any) -> Any:
     if not isinstance(x, torch.Tensor):
         return x
     x = x.detach().cpu()
-    return (x.double() if x.is_floating_point() else x).numpy()  # NumPy has no bfloat16
+    if x.is_floating_point():
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # NumPy has no bfloat16
+    return x.numpy()

@@ -81,7 +81,7 @@ def test_trains_probes_and_keeps(tmp_path: Path) -> None:
     pictures = plot_histories({t.variant: t.history for t in table.trials[:4]}, tmp_path)
     for picture in pictures:
         assert picture.read_bytes().startswith(b"\x89PNG")
-    names = ["loss.png", "q.png", "accuracy.png", "concept_accuracy.png", "h.png"]
+    names = ["loss.png", "q.png", "accuracy.png", "error.png", "concept_accuracy.png", "h.png"]
     assert [p.name for p in pictures] == names
 
 

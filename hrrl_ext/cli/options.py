@@ -1,0 +1,126 @@
+"""What several commands take, and how it is read."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from torch import nn
+
+    from ..data import ImageSet
+    from ..training import TrainingResult
+
+Commands: TypeAlias = (
+    "dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]]"
+)
+"""By name: what adds its arguments to a parser, and what runs it; its docstring is the help."""
+
+
+def model_and_data_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="folder of a run, or of save_pretrained")
+    parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
+    parser.add_argument("--split", default="train", help="train or test, where the source has both")
+    parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
+    parser.add_argument(
+        "--image_size", type=int, help="side that images are resized to; the model's if not given"
+    )
+
+
+def model_and_images(args: Namespace) -> tuple[nn.Module, ImageSet]:
+    """The model, and images that are labelled with its classes."""
+    from ..data import load_images
+    from ..pretrained import read_config
+    from ..training.run_folder import open_model
+
+    model, config = open_model(args.model), read_config(Path(args.model))
+    image_size = args.image_size or config["image_size"]
+    images = load_images(source(args.data), split=args.split, image_size=image_size, root=args.root)
+    if images.num_classes != len(config["classes"]):
+        raise ValueError(
+            f"data has {images.num_classes} classes, {args.model} {len(config['classes'])}; the loss "
+            "is that of the model's own classes"
+        )
+    return model, images
+
+
+def run_arguments(parser: ArgumentParser) -> None:
+    """What the trainer takes, besides the model and its configuration."""
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        required=True,
+        help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME",
+    )
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument(
+        "--concepts",
+        help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
+        "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
+    )
+    parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
+    parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
+    parser.add_argument(
+        "--checkpoint_every", type=int, help="save every so many steps, besides after each epoch"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
+    parser.add_argument(
+        "--keep_gib", type=float, default=2.0, help="images of up to so many GiB stay in memory"
+    )
+    parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
+    parser.add_argument(
+        "--tensorboard", action="store_true", help="write to --out/tensorboard as well"
+    )
+
+
+def finish_run(result: TrainingResult) -> None:
+    """Its pictures, where they can be drawn, and where it is."""
+    from ..processes import current_processes, stop_processes
+
+    if current_processes().main and result.out is not None:
+        if importlib.util.find_spec("matplotlib"):
+            from ..plots import plot_runs
+
+            plot_runs([result.out], result.out / "plots")
+        print(f"saved {result.out}")
+    stop_processes()
+
+
+def weights_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "--arch",
+        help="in place of a folder: resnet18, torchvision:NAME or timm:NAME, with --weights",
+    )
+    parser.add_argument("--weights", help="state dict for --arch: .safetensors, or of torch.save")
+    parser.add_argument(
+        "--width", type=int, default=64, help="of --arch resnet18: its first stage's"
+    )
+
+
+def is_folder(model: str | None, args: Namespace) -> bool:
+    """Whether the model is that of a folder, and not of --arch and --weights; one is given."""
+    if (model is None) == (args.arch is None) or (args.arch is None) != (args.weights is None):
+        raise ValueError("give the folder of a run or a model, or --arch and --weights")
+    return model is not None
+
+
+def weights_model(args: Namespace, image_size: int) -> nn.Module:
+    from ..pretrained import from_weights
+
+    return from_weights(args.arch, args.weights, image_size=image_size, width=args.width)
+
+
+def source(parts: list[str] | None) -> Any:
+    return parts if parts is None or len(parts) > 1 else parts[0]
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number or 'search', got {text!r}") from None

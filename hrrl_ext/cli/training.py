@@ -1,0 +1,53 @@
+"""hrrl demo, hrrl train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .options import Commands, finish_run, run_arguments, source
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+# --- demo
+
+
+def _demo_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--out", default="runs/demo", help="folder for the table and the pictures")
+    parser.add_argument("--seeds", type=int, default=3, help="number of runs per variant")
+
+
+def _demo(args: Namespace) -> None:
+    """Train ERM, EL, CL and HRRL on real digits and probe their features under two shifts."""
+    from ..demo import run_demo
+
+    run_demo(args.out, seeds=args.seeds, report=lambda line: print(line, flush=True))
+
+
+# --- train
+
+
+def _train_arguments(parser: ArgumentParser) -> None:
+    from ..training.config import TrainingConfig
+
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument("--model", default="resnet18", help="name of the model")
+    parser.add_argument("--init", help="weights that a new run begins with: a file or a folder")
+    run_arguments(parser)
+    parser.add_class_arguments(TrainingConfig)
+
+
+def _train(args: Namespace) -> None:
+    """Learn features with Algorithm 1."""
+    from ..training import HRRLTrainer
+
+    options = args.as_dict()
+    options.pop("config")
+    data, validation = (source(options.pop(name)) for name in ("data", "validation"))
+    finish_run(HRRLTrainer(data=data, validation=validation, **options).fit())
+
+
+COMMANDS: Commands = {
+    "demo": (_demo_arguments, _demo),
+    "train": (_train_arguments, _train),
+}

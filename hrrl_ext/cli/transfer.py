@@ -1,0 +1,177 @@
+"""hrrl extract, hrrl probe, hrrl finetune."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+from .options import (
+    Commands,
+    finish_run,
+    is_folder,
+    number,
+    run_arguments,
+    source,
+    weights_arguments,
+    weights_model,
+)
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+# --- extract
+
+
+def _extract_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--model", help="folder of a run, or of save_pretrained")
+    weights_arguments(parser)
+    parser.add_argument(
+        "--layer", help="whose output it is; the input of the last layer if not given"
+    )
+    parser.add_argument(
+        "--pool",
+        action=jsonargparse.ActionYesNo,
+        default=True,
+        help="mean over the positions of a layer's output; else they are flattened",
+    )
+    parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
+    parser.add_argument("--split", default="train", help="train or test, where the source has both")
+    parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
+    parser.add_argument("--image_size", type=int, help="side that images are resized to")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", required=True, help="file to write, .safetensors or .npz")
+
+
+def _extract(args: Namespace) -> None:
+    """Save the features of images: the input of a trained model's last layer, or any layer's output."""
+    from ..data import load_images
+    from ..processes import choose_device
+    from ..training.run_folder import open_model
+    from ..transfer import stream_features
+
+    of_folder = is_folder(args.model, args)
+    images = load_images(
+        source(args.data), split=args.split, image_size=args.image_size, root=args.root
+    )
+    model = open_model(args.model) if of_folder else weights_model(args, images.image_shape[-1])
+    rows, columns = stream_features(
+        args.out,
+        model.to(choose_device(args.device)),
+        images,
+        layer=args.layer,
+        pool=args.pool,
+        batch_size=args.batch_size,
+    )
+    print(f"saved {args.out}: {rows} features of {columns} numbers")
+
+
+# --- probe
+
+
+def _probe_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--train", required=True, help="features to train on")
+    parser.add_argument("--test", required=True, help="features to measure it on")
+    parser.add_argument("--method", default="svm", help="svm, linear; or knn, nearest neighbours")
+    parser.add_argument(
+        "--C", help="of svm: a number, or search (the default): on a part of --train"
+    )
+    parser.add_argument("--normalise", help="of svm: l2 (the default), standard or none")
+    parser.add_argument("--k", type=int, help="of knn: neighbours; 200 if not given")
+    parser.add_argument("--temperature", type=float, help="of knn's votes; 0.1 if not given")
+    parser.add_argument(
+        "--concepts", help="cifar100, imagenet or a file of class indices: accuracy by concept too"
+    )
+    parser.add_argument("--out", help="JSON file for the result")
+
+
+def _probe(args: Namespace) -> None:
+    """Train a linear SVM, or nearest neighbours, on saved features and measure how they transfer."""
+    import json
+
+    from .._files import replacing
+    from ..training.report import flat
+    from ..transfer import load_features
+    from ..transfer.probe import probe
+
+    given: dict[str, Any] = {
+        "C": args.C if args.C in (None, "search") else number("C", args.C),
+        "normalise": args.normalise,
+        "k": args.k,
+        "temperature": args.temperature,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given.get("normalise") == "none":
+        given["normalise"] = None
+    concepts = None if args.concepts is None else _concept_map(args.concepts)
+    train, test = load_features(args.train), load_features(args.test)
+    result = probe(train, test, method=args.method, concepts=concepts, **given).to_dict()
+    for name, value in flat(result).items():
+        print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
+    if args.out is not None:
+        with replacing(args.out) as path:
+            path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _concept_map(concepts: str) -> Any:
+    from ..data import ConceptMap
+
+    match concepts:
+        case "cifar100":
+            return ConceptMap.cifar100()
+        case "imagenet":
+            return ConceptMap.imagenet()
+    return ConceptMap.from_file(concepts)
+
+
+# --- finetune
+
+
+def _finetune_arguments(parser: ArgumentParser) -> None:
+    from ..training.config import TrainingConfig
+
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="folder of a run, or of save_pretrained"
+    )
+    weights_arguments(parser)
+    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_argument(
+        "--method",
+        default="plain",
+        help="plain, l2sp or similarity; with settings l2sp:alpha=0.1,beta=0.01 or "
+        "similarity:w_sim=3,squared=true (also mean, normalise)",
+    )
+    parser.add_argument(
+        "--classifier", help="name of the last layer, where it is not the last linear"
+    )
+    run_arguments(parser)
+    parser.add_argument(
+        "--image_size", type=int, help="side that images are resized to; MODEL's if not given"
+    )
+    parser.add_argument("--weight_decay", type=float, help="1e-4, and 0 for l2sp, if not given")
+    parser.add_class_arguments(TrainingConfig, skip={"width", "image_size", "weight_decay"})
+    parser.set_defaults(epochs=100, lr=0.01, tau=0.0, lam=None)
+
+
+def _finetune(args: Namespace) -> None:
+    """Train all weights of a trained model, and a new last layer, on another task."""
+    from ..data import load_images
+    from ..transfer import finetune
+
+    options = args.as_dict()
+    model, arch, width = (options.pop(name) for name in ("model", "arch", "width"))
+    del options["weights"], options["config"]
+    data, validation = (source(options.pop(name)) for name in ("data", "validation"))
+    if not is_folder(model, args):
+        data = load_images(data, image_size=args.image_size, root=args.root)
+        model = weights_model(args, data.image_shape[-1])
+        options |= {"model_name": arch, "width": width}
+    finish_run(finetune(model, data, validation=validation, **options))
+
+
+COMMANDS: Commands = {
+    "extract": (_extract_arguments, _extract),
+    "probe": (_probe_arguments, _probe),
+    "finetune": (_finetune_arguments, _finetune),
+}

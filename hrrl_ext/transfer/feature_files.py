@@ -1,0 +1,148 @@
+"""Features on disk: tensors `features` and `labels` in one .safetensors or .npz file."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from .._files import replacing
+
+_SUFFIXES = (".safetensors", ".npz")
+
+
+class Features(NamedTuple):
+    """features [N, D] float32 and labels [N] int64, both on the CPU, row i of one example."""
+
+    features: Tensor
+    labels: Tensor
+
+
+def save_features(path: str | os.PathLike[str], features: Features) -> None:
+    """Write one file with the arrays `features` and `labels`; folders are created.
+
+    Its suffix says which kind: .safetensors or .npz. The file appears whole or not at all: it is
+    written beside its place, then renamed.
+    """
+    check_suffix(path)
+    _check_features(features, "save_features")
+    write_batches(path, [features])
+
+
+def load_features(path: str | os.PathLike[str]) -> Features:
+    """What `save_features` or `stream_features` wrote, on the CPU, bit for bit.
+
+    Raises FileNotFoundError if there is no such file, ValueError if it holds anything else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"load_features: no file {path}; save_features writes one")
+    tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    if missing := {"features", "labels"} - tensors.keys():
+        raise ValueError(
+            f"load_features: {path} lacks {sorted(missing)}, it holds {sorted(tensors)}; "
+            "expected features [N, D] and labels [N]"
+        )
+    loaded = Features(tensors["features"], tensors["labels"])
+    _check_features(loaded, f"load_features: {path}")
+    return loaded
+
+
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    if Path(path).suffix not in _SUFFIXES:
+        raise ValueError(
+            f"features are saved as {' or '.join(_SUFFIXES)}, by the suffix of the file, "
+            f"got {os.fspath(path)}"
+        )
+
+
+def write_batches(path: str | os.PathLike[str], batches: Iterable[Features]) -> tuple[int, int]:
+    """One file of the rows of all batches; returns (N, D). At any time one batch is in memory.
+
+    The rows go to a nameless file first, since N stands at the head of both formats.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    labels = [np.zeros(0, np.int64)]  # 8 bytes per example do stay
+    columns = 0
+    with tempfile.TemporaryFile(dir=path.parent) as rows:
+        for batch in batches:
+            columns = batch.features.shape[1]
+            rows.write(batch.features.contiguous().numpy().data)
+            labels.append(batch.labels.numpy())
+        label = np.concatenate(labels)
+        rows.seek(0)
+        with replacing(path) as partial:
+            if path.suffix == ".npz":
+                _write_npz(partial, rows, label, columns)
+            else:
+                _write_safetensors(partial, rows, label, columns)
+    return len(label), columns
+
+
+def _write_safetensors(path: Path, rows: IO[bytes], label: np.ndarray, columns: int) -> None:
+    """The format's layout: 8 bytes of length, a header in JSON, the arrays one after the other.
+
+    Written here because the package takes whole tensors, and makes files that their owner alone can
+    read whatever the umask. Labels come first: what is mapped to memory must be aligned.
+    """
+    n, middle = len(label), label.nbytes
+    end = middle + 4 * n * columns
+    header = {
+        "labels": {"dtype": "I64", "shape": [n], "data_offsets": [0, middle]},
+        "features": {"dtype": "F32", "shape": [n, columns], "data_offsets": [middle, end]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        f.write(label.data)
+        shutil.copyfileobj(rows, f)
+
+
+def _write_npz(path: Path, rows: IO[bytes], label: np.ndarray, columns: int) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        with archive.open("labels.npy", "w") as f:
+            np.lib.format.write_array(f, label)
+        with archive.open("features.npy", "w", force_zip64=True) as f:
+            shape = (len(label), columns)
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_2_0(f, header)
+            shutil.copyfileobj(rows, f)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"load_features: {path} is not a safetensors file: {error}") from error
+
+
+def _read_npz(path: Path) -> dict[str, Tensor]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"load_features: {path} is not an .npz of numbers: {error}") from error
+
+
+def _check_features(features: Features, where: str) -> None:
+    x, labels = features
+    if x.ndim != 2 or x.dtype != torch.float32:
+        raise ValueError(f"{where}: features must be [N, D] float32, got {list(x.shape)} {x.dtype}")
+    if labels.shape != x.shape[:1] or labels.dtype != torch.int64:
+        raise ValueError(
+            f"{where}: labels must be [{len(x)}] int64, one per row of features, "
+            f"got {list(labels.shape)} {labels.dtype}"
+        )

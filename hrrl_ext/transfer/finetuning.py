@@ -1,0 +1,275 @@
+"""Fine-tuning: a trained network learns another task, all weights of it (HRRL, section 4.4, Figure 3)."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data import Concepts, Source, load_images
+from ..data.messages import nearest
+from ..data.sources import takes_root
+from ..models import build_model
+from ..pretrained import read_config
+from ..training import HRRLTrainer, TrainingResult
+from ..training.run_folder import open_model
+from .layers import find_classifier, find_layer, layer_name
+from .similarity import Similarity
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2SP:
+    """The penalty (α/2) ‖w_S - w_S0‖² + (β/2) ‖w_new‖² (L2-SP, Li et al., ICML 2018).
+
+    w_S are all parameters but those of the classifier, also those of batch normalisation, and w_S0 what
+    they are as training begins; w_new are the classifier's. It takes the place of weight decay, which
+    pulls to 0 what α pulls to the start. For ``penalty`` of HRRLTrainer.
+
+    Args:
+        alpha, beta: URRL searches α in 1e-5 .. 0.1 and β in {0.001, 0.01}, and finds (0.1, 0.01), which
+            Li et al. recommend, too strong.
+        classifier: name of the new layer; the last nn.Linear if not given.
+    """
+
+    alpha: float = 0.01
+    beta: float = 0.01
+    classifier: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0 <= value < float("inf")):
+                raise ValueError(f"L2SP: {name} must be at least 0 and finite, got {value!r}")
+
+    def __call__(self, model: nn.Module) -> nn.Module:
+        return _L2SPPenalty(self, model)
+
+
+class _L2SPPenalty(nn.Module):
+    def __init__(self, settings: L2SP, model: nn.Module) -> None:
+        super().__init__()
+        self.settings = settings
+        new = (
+            find_classifier(model)
+            if settings.classifier is None
+            else find_layer(model, settings.classifier, "L2SP: classifier")
+        )
+        # Lists, since the weights that are trained are no tensors of this module.
+        self._new = list(new.parameters())
+        of_new = {id(p) for p in self._new}
+        self._shared = [p for p in model.parameters() if id(p) not in of_new]
+        self.start = nn.ParameterList(
+            nn.Parameter(p.detach().clone(), requires_grad=False) for p in self._shared
+        )
+
+    def forward(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+        moved, size = x.new_zeros(()), x.new_zeros(())
+        for p, start in zip(self._shared, self.start, strict=True):
+            moved = moved + F.mse_loss(p, start, reduction="sum")
+        for p in self._new:
+            size = size + p.square().sum()
+        return model(x), self.settings.alpha / 2 * moved + self.settings.beta / 2 * size
+
+
+Method: TypeAlias = "str | L2SP | Similarity"
+_PENALTIES: dict[str, type[L2SP | Similarity]] = {"l2sp": L2SP, "similarity": Similarity}
+
+
+def finetune(
+    model: nn.Module | str | os.PathLike[str],
+    data: Source,
+    *,
+    method: Method = "plain",
+    classifier: str | None = None,
+    image_size: int | None = None,
+    root: str | None = None,
+    concepts: Concepts = None,
+    epochs: int = 100,
+    lr: float = 0.01,
+    milestones: Sequence[int] | None = None,
+    weight_decay: float | None = None,
+    tau: float = 0.0,
+    lam: float | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> TrainingResult:
+    """Trains all weights of ``model``, and a new last layer, on another task.
+
+    ::
+
+        result = finetune("runs/imagenet-hrrl", "cifar10-train.npz", validation="cifar10-test.npz",
+                          method="similarity:w_sim=0.3", out="runs/cifar10")
+        error_curve({"HRRL": result.history})
+
+    Args:
+        model: the network to begin with, which stays as it is: a module that maps images [B, 3, H, W] in
+            [0, 1] to logits; or the folder of a run or of :func:`hrrl_ext.pretrained.save_pretrained`.
+        data: training images of the task; whatever :func:`hrrl_ext.data.load_images` opens.
+        method: "plain"; "l2sp", which holds the weights, see :class:`L2SP`; "similarity", which holds
+            which images are alike, see :class:`Similarity`. Settings follow, as in
+            "l2sp:alpha=0.1,beta=0.01" and "similarity:w_sim=3,squared=true", or are given by an object
+            ``L2SP(alpha=0.1)``.
+        classifier: name of the last layer, an nn.Linear; the last of them if not given. It is *always*
+            replaced by a fresh one for the classes of ``data``, drawn from ``seed``, also where their
+            number is the same: they are other classes. (To go on with the same, HRRLTrainer has init.)
+        image_size: side that images are resized to. That of a model in a folder, if not given, else
+            their own.
+        concepts: as for HRRLTrainer; if the data carry none, every class is one.
+        epochs, lr, milestones: the paper's are 100 epochs, 0.01 and a tenth of it after 50; here the
+            milestone is half the epochs, if not given.
+        weight_decay: if not given 1e-4, the paper's in training, and 0 for L2-SP, which takes its place.
+        tau, lam: 0 and None are plain empirical risk, as in the paper; others fine-tune with the
+            objective of HRRL as well.
+        root, **options: everything else that :class:`hrrl_ext.HRRLTrainer` takes, such as ``validation``
+            (whose accuracy per epoch is the curve), ``out``, ``resume``, ``device``, ``batch_size``,
+            ``crop_padding``, ``flip``.
+
+    The run is one of HRRLTrainer: the same files, progress and errors, and it resumes to the same bits,
+    the weights that it began with being in its checkpoints. From a folder, :func:`hrrl_ext.load_model`
+    can open the result.
+    """
+    penalty = read_method(method)
+    folder = None if isinstance(model, nn.Module) else Path(model)
+    if folder is not None and not {"model_name", "width"}.isdisjoint(options):
+        raise ValueError("finetune: model_name and width are those of the folder; leave them out")
+    config = {} if folder is None else read_config(folder)
+    images = load_images(
+        data,
+        image_size=image_size or config.get("image_size"),
+        root=root if takes_root(data) else None,
+    )
+    start = copy.deepcopy(model) if isinstance(model, nn.Module) else open_model(model)
+    if folder is not None:
+        options |= {"model_name": config["model"], "width": config["width"]}
+        _require_size(start, config, images.image_shape[-1], folder)
+    name = _replace_classifier(start, classifier, images.num_classes, seed)
+    if penalty is not None and penalty.classifier is None:
+        penalty = replace(penalty, classifier=name)
+    if weight_decay is None:
+        weight_decay = 0.0 if isinstance(penalty, L2SP) else 1e-4
+    return HRRLTrainer(
+        start,
+        data=images,
+        concepts="classes" if concepts is None and images.concept_map is None else concepts,
+        image_size=images.image_shape[-1],
+        root=root,
+        penalty=penalty,
+        epochs=epochs,
+        lr=lr,
+        milestones=[max(1, epochs // 2)] if milestones is None else milestones,
+        weight_decay=weight_decay,
+        tau=tau,
+        lam=lam,
+        seed=seed,
+        **options,
+    ).fit()
+
+
+def read_method(method: Method) -> L2SP | Similarity | None:
+    """What a name with settings, such as "l2sp:alpha=0.1", stands for; None is plain fine-tuning.
+
+    ValueError naming what is not known, with the nearest that is.
+    """
+    if not isinstance(method, str):
+        return method
+    name, _, text = method.partition(":")
+    known = ["plain", *_PENALTIES]
+    if name not in known or (name == "plain" and text):
+        raise ValueError(
+            f"method {method!r}: {nearest([name], known)} is no method; give {', '.join(known)}, the "
+            "last two also with settings, as in similarity:w_sim=3,squared=true"
+        )
+    if name == "plain":
+        return None
+    kind = _PENALTIES[name]
+    readers = {field.name: _READERS[str(field.type)] for field in fields(kind)}
+    settings: dict[str, Any] = {}
+    for setting in filter(None, text.split(",")):
+        key, _, value = setting.partition("=")
+        try:
+            settings[key] = readers[key](value)
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"method {method!r}: {setting!r} is no setting of {name}; write NAME=VALUE with one of "
+                f"{', '.join(readers)}"
+            ) from None
+    return kind(**settings)
+
+
+def error_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Test error over epochs (Figure 3), runs side by side: rows {"epoch": 1, NAME: 0.25, ...} of shares.
+
+    histories: rows of metrics per run, as in ``TrainingResult.history`` or by
+    :func:`hrrl_ext.plots.read_history`. A run that is shorter than another has None in the rows after
+    its end. ValueError: a run without a validation set.
+    """
+    for name, rows in histories.items():
+        if not rows or "accuracy" not in rows[-1]:
+            raise ValueError(
+                f"error_curve: {name} has no accuracy over epochs; train it with validation images"
+            )
+    errors = {
+        name: {row["epoch"]: 1 - row["accuracy"] for row in rows}
+        for name, rows in histories.items()
+    }
+    epochs = sorted({epoch for error in errors.values() for epoch in error})
+    return [{"epoch": e} | {name: error.get(e) for name, error in errors.items()} for e in epochs]
+
+
+def _replace_classifier(
+    model: nn.Module, classifier: str | None, num_classes: int, seed: int
+) -> str:
+    """A fresh linear layer in place, by ``seed`` alone; returns its name."""
+    old = (
+        find_classifier(model)
+        if classifier is None
+        else find_layer(model, classifier, "finetune: classifier")
+    )
+    if not isinstance(old, nn.Linear):
+        raise ValueError(
+            f"finetune: classifier {classifier!r} is {type(old).__name__}, expected nn.Linear; name "
+            "the model's last linear layer"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    name = layer_name(model, old)
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new.to(old.weight))
+    return name
+
+
+def _require_size(start: nn.Module, config: Mapping[str, Any], size: int, folder: Path) -> None:
+    """That the model, which is built by name and image size, would be built the same again."""
+    if config["model"] is None:
+        return
+    again = build_model(
+        config["model"],
+        num_classes=len(config["classes"]),
+        image_size=size,
+        width=config["width"],
+    )
+    shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (start, again)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"finetune: {folder} was built for images of {config['image_size']} pixels, and for {size} "
+            f"{config['model']} has other layers; give image_size={config['image_size']}"
+        )
+
+
+def _truth(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "float": float,
+    "bool": _truth,
+    "str | None": str,
+}
