@@ -94,8 +94,9 @@ def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple
 
         (p̂ + z²/2n ± z √(p̂(1 - p̂)/n + z²/4n²)) / (1 + z²/n)
 
-    p̂ = correct / n, z = Φ⁻¹((1 + confidence)/2): all p that a score test does not reject. Within [0, 1], and of a
-    positive width also at 0 and n, where the textbook's p̂ ± z √(p̂(1 - p̂)/n) has none. (0, 1) without an example.
+    p̂ = correct / n, z = Φ⁻¹((1 + confidence)/2): all p that a score test does not reject. Within
+    [0, 1], and of a positive width also at 0 and n, where the textbook's p̂ ± z √(p̂(1 - p̂)/n) has
+    none. (0, 1) without an example.
     """
     if not 0 <= correct <= count:
         raise ValueError(f"wilson_interval: correct must lie in 0..{count}, got {correct}")

@@ -54,7 +54,8 @@ def equal_mass_bins(confidence: Tensor, correct: Tensor, bin_size: int = 100) ->
 def equal_width_bins(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Bins:
     """Bin m of M holds the confidences in ((m - 1)/M, m/M], as in Guo et al. (ICML 2017).
 
-    A confidence of 0 lies in the first bin, one of exactly 1 in the last. Bins without an example are left out.
+    A confidence of 0 lies in the first bin, one of exactly 1 in the last. Bins without an example are
+    left out.
     """
     _check(confidence, correct)
     if num_bins < 1:
