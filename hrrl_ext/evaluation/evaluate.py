@@ -102,7 +102,7 @@ def evaluate(
     quick, size, seed = config.quick_attacks, config.batch_size, config.seed
 
     def attack(spec: str) -> Part:
-        options = {"quick": quick, "batch_size": size, "seed": seed}
+        options: dict[str, Any] = {"quick": quick, "batch_size": size, "seed": seed}
         return attack_part(model, *x_target(), spec, images.classes, **options)
 
     def corruption(kind: str) -> Part:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Sequence
 from html import escape
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from .._files import replacing
@@ -86,20 +85,23 @@ def _summary(reports: Sequence[Report]) -> str:
 
 
 def _warnings(reports: Sequence[Report]) -> str:
-    told = [
-        f'<div class="warning"><p><strong>{escape(report.name)}: {escape(w["name"])}.</strong> '
-        f"{escape(w['text'])}.</p><p>{escape(EXPLANATIONS.get(w['name'], ''))}</p></div>"
-        for report in reports
-        for w in report.warnings
-    ]
-    of = {tuple(report.about[key] for key in ("data", "points", "seed")) for report in reports}
-    if len(of) > 1:
-        told.insert(
-            0,
-            '<div class="warning"><p><strong>Different images.</strong> The models were evaluated on '
-            "different images or draws of them: their numbers compare only as far as these do.</p></div>",
-        )
-    return "".join(told) or "<p>None.</p>"
+    """Each once, with the models that it is of."""
+    of: dict[tuple[str, str, str], list[str]] = {}
+    drawn = {tuple(report.about[key] for key in ("data", "points", "seed")) for report in reports}
+    if len(drawn) > 1:
+        why = "Their numbers compare only as far as these images do."
+        of["different images", "the models were evaluated on different images", why] = [
+            report.name for report in reports
+        ]
+    for report in reports:
+        for w in report.warnings:
+            told = (w["name"], w["text"], EXPLANATIONS.get(w["name"], ""))
+            of.setdefault(told, []).append(report.name)
+    return "".join(
+        f'<div class="warning"><p><strong>{escape(", ".join(names))}: {escape(name)}.</strong> '
+        f"{escape(text[:1].upper() + text[1:])}.</p><p>{escape(why)}</p></div>"
+        for (name, text, why), names in of.items()
+    )
 
 
 def _concepts(reports: Sequence[Report]) -> str:
@@ -126,8 +128,8 @@ def _concepts(reports: Sequence[Report]) -> str:
     return (
         "<p>From the hardest concept of the first model on, as in Figure 5 of the paper. Where intervals "
         "of two models overlap widely, the examples do not tell them apart.</p>"
-        f"<figure><figcaption>Bars are accuracy, whiskers its interval.{left_out}</figcaption>{chart}"
-        f"</figure>{_folded('The table', table)}"
+        '<div class="row"><figure><figcaption>Bars are accuracy, whiskers its interval.'
+        f"{left_out}</figcaption>{chart}</figure>{table}</div>"
     )
 
 
@@ -153,8 +155,8 @@ def _curve(reports: Sequence[Report]) -> str:
         "<p>Every image moves along the model’s own normalised loss gradient at the true label, not "
         "clipped to [0, 1] (Figure 4 of the paper). A model that falls later is flatter around its "
         "examples; this is one step, no attack.</p>"
-        f"<figure><figcaption>Bands are intervals.</figcaption>{chart}</figure>"
-        f"{_folded('The table', table)}"
+        f'<div class="row"><figure><figcaption>Bands are intervals.</figcaption>{chart}</figure>{table}'
+        "</div>"
     )
 
 
@@ -162,26 +164,10 @@ def _attacks(reports: Sequence[Report]) -> str:
     if not any(report.attacks for report in reports):
         return ""
     norms = list(dict.fromkeys(a["norm"] for report in reports for a in report.attacks))
-    charts = ""
-    for norm in norms:
-        lines = []
-        for report in reports:
-            attacks = [a for a in report.attacks if a["norm"] == norm]
-            points = [_known(a["eps"], a) for a in attacks]
-            clean = [_known(0.0, a["clean"]) for a in attacks[:1]]
-            lines.append((report.name, sorted([*clean, *points])))
-        charts += (
-            f"<figure><figcaption>{escape(norm)}</figcaption>"
-            + svg.line_chart(
-                lines,
-                label=f"Accuracy under attacks in the norm {norm} over their radius",
-                x_label="radius ε, in [0, 1] pixel units",
-                y_label="robust accuracy",
-                width=430,
-                height=280,
-            )
-            + "</figure>"
-        )
+    charts = "".join(
+        f"<figure><figcaption>{escape(norm)}</figcaption>{_robustness(reports, norm)}</figure>"
+        for norm in norms
+    )
     specs = list(dict.fromkeys(a["spec"] for report in reports for a in report.attacks))
     by_spec = [{a["spec"]: a for a in report.attacks} for report in reports]
     body = [
@@ -213,19 +199,38 @@ def _attacks(reports: Sequence[Report]) -> str:
     )
 
 
+def _robustness(reports: Sequence[Report], norm: str) -> str:
+    """Accuracy over ε, from the clean accuracy of the same images on."""
+    unit = 1 if norm in ("l1", "l2") else 255  # a radius per pixel, or per frequency, is in 1/255
+    lines = []
+    for report in reports:
+        attacks = [a for a in report.attacks if a["norm"] == norm]
+        clean = [_known(0.0, a["clean"]) for a in attacks[:1]]
+        points = [_known(a["eps"] * unit, a) for a in attacks]
+        lines.append((report.name, sorted(clean + points)))
+    return svg.line_chart(
+        lines,
+        label=f"Accuracy under attacks in the norm {norm} over their radius",
+        x_label="radius ε" if unit == 1 else "radius ε, in 1/255",
+        y_label="robust accuracy",
+        width=430,
+        height=280,
+    )
+
+
 def _pictures(reports: Sequence[Report]) -> str:
     shots = ""
     for report in reports:
+        rows = ""
         for attack in report.attacks:
             shown = "".join(_shot(p) for p in attack["pictures"])
-            if shown:
-                title = f"{escape(report.name)}, {escape(attack['spec'])}"
-                shots += f'<h3>{title}</h3><div class="shots">{shown}</div>'
+            rows += shown and f'<h3>{escape(attack["spec"])}</h3><div class="shots">{shown}</div>'
+        shots += rows and _folded(escape(report.name), rows, unfolded=report is reports[0])
     return shots and (
-        "<h3>Attacked images</h3><p>The image; the attacked image; the perturbation δ, enlarged so that "
-        "its largest change is black or white and no change is grey; and its spectrum log(1 + |Fδ|), "
-        "relative to its mean, the lowest frequencies in the middle.</p>"
-        f"{_folded('The first images that each attack broke', shots, unfolded=True)}"
+        "<h3>Attacked images</h3><p>The first images that each attack broke: the image; the attacked "
+        "image; the perturbation δ, enlarged so that its largest change is black or white and no change "
+        "is grey; its spectrum log(1 + |Fδ|), relative to the mean, low frequencies in the middle.</p>"
+        f"{shots}"
     )
 
 
@@ -268,9 +273,9 @@ def _corruptions(reports: Sequence[Report]) -> str:
         body,
     )
     return (
-        "<p>Error on images that were corrupted in each of ImageNet-C’s ways, at severities 1 to 5. The mean "
-        "error is what is called mCE on CIFAR-C; ImageNet’s mCE divides by AlexNet’s errors, and is "
-        "given for ImageNet alone.</p>"
+        "<p>Error on images that were corrupted in each of ImageNet-C’s ways, at severities 1 to 5. "
+        "The mean error is what is called mCE on CIFAR-C; ImageNet’s mCE divides by AlexNet’s errors, "
+        "and is given for ImageNet alone.</p>"
         f'{table}<div class="row">{maps}</div>'
     )
 
@@ -278,9 +283,9 @@ def _corruptions(reports: Sequence[Report]) -> str:
 def _heat_map(name: str, corruptions: Part) -> str:
     rows = ""
     for kind in corruptions["kinds"]:
+        errors = [1 - severity["accuracy"] for severity in kind["severities"]]
         cells = "".join(
-            f'<td class="cell" style="--error:{1 - s["accuracy"]:.3f}">{100 * (1 - s["accuracy"]):.1f}</td>'
-            for s in kind["severities"]
+            f'<td class="cell" style="--error:{e:.3f}">{100 * e:.1f}</td>' for e in errors
         )
         extra = " <small>extra</small>" if kind["extra"] else ""
         rows += (
@@ -329,8 +334,8 @@ def _calibration(reports: Sequence[Report]) -> str:
         likelihood = ("–" if value is None else f"{value:.4f}" for value in nll)
         body.append([f"negative log-likelihood, other half, {when}", *likelihood])
     table = _table(
-        "Calibration errors; 0 is calibrated. The temperature is fitted on one random half of the images, "
-        "and measured on the other before and after.",
+        "Calibration errors; 0 is calibrated. The temperature is fitted on one random half of the "
+        "images, and measured on the other before and after.",
         _heads("", reports),
         body,
     )
@@ -400,7 +405,7 @@ def _table(
         for first, *cells in rows
     )
     return (
-        f'<div class="scroll"><table><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll"><table{of}><caption>{caption}</caption><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
 

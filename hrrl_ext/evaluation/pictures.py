@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .predictions import predict
 
-_SHOWN = 4
+_SHOWN = 2
 
 
 def attack_pictures(

@@ -63,7 +63,7 @@ class Report:
         worst = accuracy["worst"]
         rows = [
             ("accuracy", accuracy["accuracy"], interval(accuracy)),
-            ("worst concept", worst["accuracy"], f"{interval(worst)} {worst['name']}"),
+            ("worst concept", worst["accuracy"], f"{interval(worst)} ({worst['name']})"),
             ("mean over concepts", accuracy["concept_mean"], ""),
         ]
         if accuracy["train_weighted"] is not None:
@@ -78,10 +78,11 @@ class Report:
             rows.append(("corruptions, mean error", self.corruptions["mean_error"], ""))
         if self.corruptions is not None and self.corruptions["mce"] is not None:
             rows.append(("corruptions, mCE", self.corruptions["mce"] / 100, "AlexNet's is 100 %"))
-        rows.append(("RMS calibration error", calibration["rms"], "equal-mass bins of 100"))
-        rows.append(("ECE", calibration["ece"], "15 bins of equal width"))
+        rows.append(("RMS calibration error, bins of 100", calibration["rms"], ""))
+        rows.append(("ECE, 15 bins", calibration["ece"], ""))
         if (t := calibration["temperature"]) is not None:
-            rows.append(("ECE, temperature fitted", t["after"]["ece"], f"T = {t['value']:.3g}"))
+            note = f"T = {t['value']:.3g}; before {percent(t['before']['ece'])}"
+            rows.append(("ECE, temperature fitted", t["after"]["ece"], note))
         return rows
 
     def __str__(self) -> str:

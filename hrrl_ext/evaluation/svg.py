@@ -125,18 +125,18 @@ def interval_chart(
 
 def reliability_chart(bins: Sequence[tuple[int, float, float]], *, run: int, label: str) -> str:
     """Accuracy over confidence of bins (count, confidence, accuracy), and beneath it how full each is."""
-    width, height, under = 320, 360, 52
+    width, height, under, right = 330, 360, 52, 26
     side = height - under - _TOP - _BOTTOM
 
     def x(value: float) -> float:
-        return _LEFT + value * (width - _LEFT - 14)
+        return _LEFT + value * (width - _LEFT - right)
 
     def y(value: float) -> float:
         return _TOP + (1 - value) * side
 
     floor = height - _BOTTOM
     fullest = max((count for count, _, _ in bins), default=1)
-    parts = [_share_axis(y, width - 14, "accuracy", side + _BOTTOM + _TOP)]
+    parts = [_share_axis(y, width - right, "accuracy", side + _BOTTOM + _TOP)]
     parts.append(
         f'<line class="ideal" x1="{x(0):.1f}" y1="{y(0):.1f}" x2="{x(1):.1f}" y2="{y(1):.1f}"/>'
     )
