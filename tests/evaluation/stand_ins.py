@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hrrl_ext._modes import in_mode
 from hrrl_ext.data import ArrayImages, ImageSet
 
 CORRUPTIONS = ("darker", "gaussian_noise")
@@ -64,16 +65,14 @@ def evaluate_attack(
     """One step of the sign of the gradient, whatever the norm."""
     CALLS.append(spec)
     norm, eps = parse_threat(spec)
-    was_training = model.training
-    model.eval()
-    leaf = x.clone().requires_grad_()
-    loss = nn.functional.cross_entropy(model(leaf), target, reduction="sum")
-    (grad,) = torch.autograd.grad(loss, leaf)
-    adversarial = (x + eps * grad.sign()).clamp(0, 1)
-    with torch.no_grad():
-        clean = model(x).argmax(1) == target
-        survived = clean & (model(adversarial).argmax(1) == target)
-    model.train(was_training)
+    with in_mode(model, "eval"):
+        leaf = x.clone().requires_grad_()
+        loss = nn.functional.cross_entropy(model(leaf), target, reduction="sum")
+        (grad,) = torch.autograd.grad(loss, leaf)
+        adversarial = (x + eps * grad.sign()).clamp(0, 1)
+        with torch.no_grad():
+            clean = model(x).argmax(1) == target
+            survived = clean & (model(adversarial).argmax(1) == target)
     share = survived.double().mean().item()
     found = ["the loss hardly changes"] if eps > 1 else []
     return AttackResult(
