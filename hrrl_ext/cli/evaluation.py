@@ -118,13 +118,13 @@ def _models(args: Namespace) -> dict[str, _Entry]:
 
 def _names(paths: Sequence[Path]) -> list[str]:
     """Of files and folders: the last part of each path, or as much of it as tells them apart."""
-    parts = [path.resolve().with_suffix("").parts for path in paths]
+    parts = [path.resolve().parts for path in paths]
     if len(set(parts)) < len(parts):
         raise ValueError(f"the same is given twice: {', '.join(map(str, paths))}")
     depth = 1
     while len({part[-depth:] for part in parts}) < len(parts):
         depth += 1
-    return ["-".join(part[-depth:]).replace("/", "") for part in parts]
+    return ["-".join(part[-depth:]) for part in parts]
 
 
 def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet]:
