@@ -25,11 +25,12 @@ _LAZY = {
     "load_images": "data",
     "resnet18": "models",
     "LinearProbe": "transfer",
+    "evaluate": "evaluation",
     "extract_features": "transfer",
     "finetune": "transfer",
     "load_model": "training",
 }
-_MODULES = ("clustering", "data", "models", "plots", "robust", "training", "transfer")
+_MODULES = ("clustering", "data", "evaluation", "models", "plots", "robust", "training", "transfer")
 
 __all__ = ["__version__", "build_info", "ops", *_LAZY, *_MODULES]
 

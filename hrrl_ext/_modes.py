@@ -27,3 +27,25 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode and no gradients within."""
     with in_mode(model, "eval"), torch.no_grad():
         yield
+
+
+@contextmanager
+def borrowed(
+    model: nn.Module, device: torch.device | str | None
+) -> Iterator[tuple[torch.device, torch.dtype]]:
+    """Eval mode on the device, no gradients; yields the device and dtype to feed.
+
+    None is where the parameters are; a model that was moved is moved back.
+    """
+    weights = [*model.parameters(), *model.buffers()]
+    home = weights[0].device if weights else torch.device("cpu")
+    there = home if device is None else torch.device(device)
+    dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+    try:
+        if there != home:
+            model.to(there)
+        with evaluating(model):
+            yield there, dtype
+    finally:
+        if there != home:
+            model.to(home)

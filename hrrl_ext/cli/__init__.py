@@ -15,12 +15,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import jsonargparse
 
-from . import clustering, show, training, transfer
+from . import clustering, evaluation, show, training, transfer
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-_COMMANDS = training.COMMANDS | transfer.COMMANDS | clustering.COMMANDS | show.COMMANDS
+_COMMANDS = (
+    training.COMMANDS
+    | transfer.COMMANDS
+    | evaluation.COMMANDS
+    | clustering.COMMANDS
+    | show.COMMANDS
+)
 
 
 class _Parser(jsonargparse.ArgumentParser):

@@ -1,7 +1,7 @@
 """Images, their concepts, and reproducible mini-batches."""
 
 from .batches import Augmentation, Batches
-from .concepts import ConceptMap, Concepts, resolve_concepts
+from .concepts import ConceptMap, Concepts, concepts_of, resolve_concepts
 from .shifts import imbalance, lower_resolution
 from .sources import (
     ArrayImages,
@@ -24,6 +24,7 @@ __all__ = [
     "ImageSet",
     "ProductImages",
     "Source",
+    "concepts_of",
     "imbalance",
     "load_images",
     "lower_resolution",

@@ -177,14 +177,28 @@ Concepts: TypeAlias = "str | os.PathLike[str] | ConceptMap | Ids | None"
 
 
 def resolve_concepts(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list[str]]:
-    """Concept id of every example [N] int64 (CPU) and the K concept names.
+    """:func:`concepts_of`, each with an example: to train on, as N_k = 0 has no weight N/N_k.
+
+    Raises ValueError for a concept without one, besides what concepts_of raises.
+    """
+    concept, names = concepts_of(concepts, images)
+    empty = _without_member(concept, names)
+    if empty:
+        raise ValueError(
+            f"concepts: {images.name} has no example of concept {listed(empty)}, so that its "
+            "weight N/N_k is undefined; add examples, or use a map (or ids) without this concept"
+        )
+    return concept, names
+
+
+def concepts_of(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list[str]]:
+    """Concept id of every example [N] int64 (CPU) and the K concept names, also of absent concepts.
 
     concepts: None (the map that the image set carries), "classes" (every class is a concept),
     "cifar100", "imagenet", "column:NAME" (the values of a column of a metadata CSV, or combinations of
     several, "column:NAME+NAME"), a path to a concept file (by class, or by example, where the concepts
     are numbered in sorted order), a ConceptMap, or one integer id per example [N] (names "0", "1",
-    ...). Raises ValueError where no concept is known, sizes differ, or a concept has no example
-    (N_k = 0 has no weight N/N_k); FileNotFoundError, TypeError.
+    ...). Raises ValueError where no concept is known or sizes differ; FileNotFoundError, TypeError.
     """
     if len(images) == 0:
         raise ValueError(f"concepts: {images.name} has no images")
@@ -212,12 +226,6 @@ def resolve_concepts(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list
         # K concepts need K examples, hence the bound.
         concept = checked_ids(concepts, "concepts", size=len(images), bound=len(images))
         names = [str(k) for k in range(int(concept.max()) + 1)]
-    empty = _without_member(concept, names)
-    if empty:
-        raise ValueError(
-            f"concepts: {images.name} has no example of concept {listed(empty)}, so that its "
-            "weight N/N_k is undefined; add examples, or use a map (or ids) without this concept"
-        )
     return concept, names
 
 

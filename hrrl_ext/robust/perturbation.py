@@ -67,10 +67,12 @@ class ExamplePerturbation(nn.Module):
         if not x.is_floating_point():
             raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
         with _frozen_statistics(model, self.batch_norm):
-            grad = self._input_gradient(model, x.detach(), target)
+            grad = self.input_gradient(model, x.detach(), target)
         return ops.perturb(x.detach(), grad, self.tau)[0]
 
-    def _input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        """∇_x Σ_i ℓ(x_i, y_i; θ) [B, ...], detached, in the modes that ``model`` is in."""
+
         def loss(x: Tensor) -> Tensor:
             logits = model(x)
             summed = F.cross_entropy(
@@ -85,7 +87,7 @@ class ExamplePerturbation(nn.Module):
             with torch.no_grad():  # of the gradient itself: to the weights it is a constant
                 return torch.func.grad(loss)(x)
         with torch.enable_grad():
-            leaf = x.requires_grad_()
+            leaf = x.detach().requires_grad_()
             (grad,) = torch.autograd.grad(loss(leaf), leaf)
         return grad
 

@@ -16,18 +16,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from .._build import build_info
+from .._environment import environment
 from .._files import replacing
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
@@ -83,7 +78,7 @@ class RunFolder:
         if not (self.path / "config.json").exists():
             _write_json(self.path / "config.json", description)
         with (self.path / "environment.jsonl").open("a", encoding="utf-8") as f:
-            print(json.dumps(_environment(device, processes)), file=f)
+            print(json.dumps(environment(device) | {"processes": processes}), file=f)
 
     def save(self, step: int, model: nn.Module, state: Mapping[str, Any]) -> None:
         save_checkpoint(self.path / "checkpoints", step, model, state)
@@ -154,31 +149,3 @@ def open_model(folder: str | os.PathLike[str]) -> nn.Module:
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     with replacing(path) as partial:
         partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _environment(device: str, processes: int) -> dict[str, Any]:
-    from .. import __version__
-
-    cuda = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "commit": _commit(),
-        "hrrl_ext": __version__,
-        "kernels": build_info()["cpu_in_use"],
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "device": cuda or f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "processes": processes,
-    }
-
-
-def _commit() -> str | None:
-    """Of the repository that the run was started in, if any."""
-    try:
-        git = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
-        return subprocess.run(
-            git, capture_output=True, text=True, check=True, timeout=5
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -7,15 +7,15 @@ every module's training flag are as before when the call ends, also by an except
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._modes import evaluating
-from ..data.image_sets import as_float
+from .._modes import borrowed
+from ..data.labelled import as_input, labelled_batches
 from .feature_files import Features, check_suffix, load_features, save_features, write_batches
 from .layers import captured, find_classifier, find_layer
 
@@ -27,11 +27,6 @@ __all__ = [
     "save_features",
     "stream_features",
 ]
-
-_ACCEPTED = (
-    "an image set with __len__ and __getitems__, a tuple (images, labels) of tensors, or an "
-    "iterable of batches (images, labels, ...); wrap any other data set in a DataLoader"
-)
 
 
 def extract_features(
@@ -110,22 +105,17 @@ def _feature_batches(
         )
     rows = 0
     with (
-        _borrowed(model, device) as (target_device, dtype),
+        borrowed(model, device) as (there, dtype),
         _features_of(model, classifier, layer, pool) as features,
     ):
-        for batch in _batches(data, batch_size):
-            images, target = _check_batch(batch)
-            if len(images) == 0:
-                continue
+        for images, target in labelled_batches(data, batch_size, "extract_features"):
             features.clear()
-            model(_as_input(images, target_device, dtype))
+            model(as_input(images, there, dtype))
             x = _feature_rows(
                 features, len(images), rows, "classifier" if layer is None else "layer"
             )
             rows += len(images)
             yield Features(x, target.to("cpu", torch.int64, copy=True))
-    if rows == 0:
-        raise ValueError("extract_features: data has no examples; check its path and split")
 
 
 def _features_of(
@@ -158,70 +148,6 @@ def _pooled(x: Tensor) -> Tensor:
     if x.ndim < 3:
         return x
     return x.float().mean(dim=1 if x.ndim == 3 else tuple(range(2, x.ndim)))
-
-
-@contextmanager
-def _borrowed(
-    model: nn.Module, device: torch.device | str | None
-) -> Iterator[tuple[torch.device, torch.dtype]]:
-    """The model in eval mode on the device, no gradients; yields the device and dtype to feed."""
-    weights = [*model.parameters(), *model.buffers()]
-    home = weights[0].device if weights else torch.device("cpu")
-    there = home if device is None else torch.device(device)
-    dtype = next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
-    try:
-        if there != home:
-            model.to(there)
-        with evaluating(model):
-            yield there, dtype
-    finally:
-        if there != home:
-            model.to(home)
-
-
-def _batches(data: Any, batch_size: int) -> Iterator[Any]:
-    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(x, Tensor) for x in data):
-        images, labels = data
-        if images.shape[:1] != labels.shape:
-            raise ValueError(
-                "extract_features: labels must be [N] for images [N, ...], "
-                f"got {list(labels.shape)} for {list(images.shape)}"
-            )
-        yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    elif hasattr(data, "__getitems__") and hasattr(data, "__len__"):
-        for start in range(0, len(data), batch_size):
-            yield data.__getitems__(list(range(start, min(start + batch_size, len(data)))))
-    else:
-        try:
-            batches = iter(data)
-        except TypeError:
-            raise TypeError(
-                f"extract_features: data must be {_ACCEPTED}; got {type(data).__name__}"
-            ) from None
-        yield from batches
-
-
-def _check_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    pair = batch[:2] if isinstance(batch, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(x, Tensor) for x in pair):
-        inside = [type(x).__name__ for x in pair] if pair else type(batch).__name__
-        raise TypeError(f"extract_features: data must be {_ACCEPTED}; got a batch of {inside}")
-    images, labels = pair
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
-        raise ValueError(
-            "extract_features: a batch must be images [B, 3, H, W] and integer labels [B], "
-            f"got {list(images.shape)} and {list(labels.shape)} {labels.dtype}"
-        )
-    if images.dtype != torch.uint8 and not images.is_floating_point():
-        raise TypeError(
-            f"extract_features: images must be uint8 or float in [0, 1], got {images.dtype}"
-        )
-    return images, labels
-
-
-def _as_input(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    images = images.to(device)  # before the conversion: uint8 is a quarter of the bytes
-    return as_float(images).to(dtype)
 
 
 def _feature_rows(features: list[Tensor], batch: int, first_row: int, argument: str) -> Tensor:

@@ -1,0 +1,224 @@
+"""hrrl evaluate, hrrl report."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from .options import Commands, load_any_model, source
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+    from torch import nn
+
+    from ..data import ImageSet
+
+_SETTINGS = ("attacks", "corruptions", "steps", "points", "attack_points", "corruption_points")
+
+# --- evaluate
+
+
+def _evaluate_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help="folders of runs, or of save_pretrained"
+    )
+    parser.add_argument(
+        "--weights", nargs="+", default=[], help="files of weights alone, of --arch"
+    )
+    parser.add_argument(
+        "--arch", help="what --weights are of: resnet18, torchvision:NAME, timm:NAME"
+    )
+    parser.add_argument("--width", type=int, default=64, help="channels of its first stage")
+    parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
+    parser.add_argument("--split", default="test", help="train or test, where the source has both")
+    parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
+    parser.add_argument(
+        "--image_size", type=int, help="side that images are resized to; the model's if not given"
+    )
+    parser.add_argument("--concepts", help="as for train; the data's own, or the classes")
+    parser.add_argument(
+        "--train_data", nargs="+", help="training images, whose concept counts weigh an average"
+    )
+    parser.add_argument("--preset", default="quick", help="quick or full")
+    parser.add_argument("--attacks", nargs="+", help="such as linf:8/255 l2:0.5, or none")
+    parser.add_argument("--corruptions", nargs="+", help="all, none, or kinds by name")
+    parser.add_argument("--steps", nargs="+", type=float, help="of the perturbation curve")
+    parser.add_argument("--points", type=int, help="images that are evaluated at all")
+    parser.add_argument("--attack_points", type=int, help="images of these that are attacked")
+    parser.add_argument("--corruption_points", type=int, help="images of these that are corrupted")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws, corruptions and attacks")
+    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--out", required=True, help="folder for the parts, tables and the page")
+    parser.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
+
+
+def _evaluate(args: Namespace) -> None:
+    """Measure models by concept, perturbed, corrupted and attacked; compare them on a page."""
+    from ..data import load_images
+    from ..evaluation import evaluate, write_html
+    from ..processes import choose_device
+
+    models = _models(args)
+    device, out = choose_device(args.device), Path(args.out)
+    settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    if settings.get("attacks") == ["none"]:
+        settings["attacks"] = ()
+    reports = []
+    for name, entry in models.items():
+        model, images = _opened(entry, args)
+        train = None
+        if args.train_data is not None:
+            size = images.image_shape[-1]
+            train = load_images(source(args.train_data), image_size=size, root=args.root)
+
+        def progress(line: str, name: str = name) -> None:
+            print(f"{name}  {line}", file=sys.stderr, flush=True)
+
+        report = evaluate(
+            model.to(device),
+            images,
+            name=name,
+            concepts=args.concepts,
+            train=train,
+            preset=args.preset,
+            out=out / name,
+            resume=args.resume,
+            progress=progress,
+            seed=args.seed,
+            batch_size=args.batch_size,
+            **settings,
+        )
+        print(f"{report}\n", flush=True)
+        reports.append(report)
+    write_html(reports, out / "report.html")
+    print(f"saved {out / 'report.html'}, and a report.json of each model")
+
+
+class _Entry(NamedTuple):
+    path: Path
+    is_weights: bool
+
+
+def _models(args: Namespace) -> dict[str, _Entry]:
+    """By name, in the order given."""
+    if bool(args.weights) != (args.arch is not None):
+        raise ValueError(
+            "weights and arch go together: files of weights alone, and what they are of"
+        )
+    paths = [Path(path) for path in (*args.models, *args.weights)]
+    if not paths:
+        raise ValueError("give at least one MODEL, or --arch and --weights")
+    entries = [_Entry(path, number >= len(args.models)) for number, path in enumerate(paths)]
+    return dict(zip(_names(paths), entries, strict=True))
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """Of files and folders: the last part of each path, or as much of it as tells them apart."""
+    parts = [path.resolve().parts for path in paths]
+    if len(set(parts)) < len(parts):
+        raise ValueError(f"the same is given twice: {', '.join(map(str, paths))}")
+    depth = 1
+    while len({part[-depth:] for part in parts}) < len(parts):
+        depth += 1
+    return ["-".join(part[-depth:]) for part in parts]
+
+
+def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet]:
+    """The model, and the images in its size; classes are checked where the model names its own."""
+    from ..data import load_images
+    from ..pretrained import read_config
+
+    config = {} if entry.is_weights else read_config(entry.path)
+    size = args.image_size or config.get("image_size")
+    images = load_images(source(args.data), split=args.split, image_size=size, root=args.root)
+    if entry.is_weights:
+        return _bare(entry.path, args, images), images
+    _check_classes(config["classes"], images, entry.path)
+    return load_any_model(str(entry.path)), images
+
+
+def _bare(path: Path, args: Namespace, images: ImageSet) -> nn.Module:
+    from ..models import build_model
+    from ..pretrained import load_weights
+
+    model = build_model(
+        args.arch,
+        num_classes=images.num_classes,
+        image_size=images.image_shape[-1],
+        width=args.width,
+    )
+    loaded = load_weights(model, path)
+    if not loaded.complete:
+        raise ValueError(
+            f"{path} is not of {args.arch} of width {args.width} with {images.num_classes} classes, "
+            f"those of the data: {loaded}"
+        )
+    return model.eval()
+
+
+def _check_classes(classes: Sequence[str], images: ImageSet, path: Path) -> None:
+    if len(classes) != images.num_classes or (
+        classes != images.classes and sorted(classes) == sorted(images.classes)
+    ):
+        raise ValueError(
+            f"data has {_few(images.classes)}, {path} {_few(classes)}; give data of the model's classes, "
+            "in their order"
+        )
+    if classes != images.classes:
+        warnings.warn(
+            f"data has {_few(images.classes)}, {path} {_few(classes)}: they are taken for the same",
+            stacklevel=2,
+        )
+
+
+def _few(classes: Sequence[str]) -> str:
+    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+
+
+# --- report
+
+
+def _report_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        "folders",
+        nargs="+",
+        metavar="DIR",
+        help="what hrrl evaluate wrote, of one or several models",
+    )
+    parser.add_argument("--out", required=True, help="the page to write, .html")
+
+
+def _report(args: Namespace) -> None:
+    """Compare models that were evaluated before on one page."""
+    from dataclasses import replace
+
+    from ..evaluation import Report, write_html
+
+    files = [file for folder in args.folders for file in _report_files(Path(folder))]
+    names = _names([file.parent for file in files])
+    reports = [replace(Report.from_json(f), name=n) for f, n in zip(files, names, strict=True)]
+    write_html(reports, args.out)
+    print("\n\n".join(map(str, reports)))
+    print(f"saved {args.out}")
+
+
+def _report_files(folder: Path) -> list[Path]:
+    """Of the folder itself, or of each model in it."""
+    if (folder / "report.json").is_file():
+        return [folder / "report.json"]
+    if not (found := sorted(folder.glob("*/report.json"))):
+        raise FileNotFoundError(
+            f"{folder} holds no report.json, nor has a folder in it one: no evaluation, or one that was "
+            "interrupted; hrrl evaluate --resume goes on with it"
+        )
+    return found
+
+
+COMMANDS: Commands = {
+    "evaluate": (_evaluate_arguments, _evaluate),
+    "report": (_report_arguments, _report),
+}

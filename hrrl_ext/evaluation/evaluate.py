@@ -1,0 +1,279 @@
+"""Everything that there is to measure of a trained model, in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._environment import environment
+from .._modes import borrowed
+from ..data import Concepts, ImageSet, Source, concepts_of, load_images
+from ..data.labelled import as_input
+from ..data.messages import nearest
+from .config import evaluation_config
+from .folder import EvaluationFolder
+from .parts import (
+    BIN_SIZE,
+    SEVERITIES,
+    Part,
+    accuracy_part,
+    attack_part,
+    calibration_part,
+    corruption_part,
+    curve_part,
+    max_epsilon_part,
+)
+from .perturbation_curve import default_steps, perturbation_curve
+from .predictions import are_probabilities, predict
+from .report import Report
+
+_IMAGENET_CLASSES = 1000
+
+
+def evaluate(
+    model: nn.Module,
+    data: Source,
+    *,
+    name: str = "model",
+    concepts: Concepts = None,
+    train: ImageSet | None = None,
+    preset: str = "quick",
+    out: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Report:
+    """Accuracy by concept, the perturbation curve, calibration, corruptions and attacks of a model.
+
+    Args:
+        model: gives logits for images in [0, 1]; evaluated on the device that it is on. It is borrowed
+            and comes back as it was.
+        data: labelled images of the model's classes, as :func:`hrrl_ext.load_images` opens them; the
+            test split of a source with splits.
+        name: what the report calls the model.
+        concepts: what accuracy is broken down by; the data's own if not given, else the classes.
+        train: the images that the model was trained on: their concept counts N_k weigh an average.
+        preset: "quick" or "full"; ``settings`` are other values for :class:`EvaluationConfig`.
+        out: folder that keeps each part as soon as it is measured, and report.json. With ``resume`` an
+            evaluation that was interrupted goes on there, also with further attacks or corruptions.
+        progress: is told, in a line, of every part that is done.
+
+    The same settings, device and threads give the same numbers. Raises, before anything is measured,
+    ValueError for a model that gives probabilities or has other classes than the data, for images
+    outside [0, 1] and for names that are not known; FileExistsError for an ``out`` that is taken.
+    """
+    config = evaluation_config(preset, **settings)
+    kinds = _kinds(config.corruptions)
+    _check_attacks(config.attacks)
+    images = load_images(data, split="test")
+    by_class = concepts is None and images.concept_map is None
+    asked = "classes" if by_class else concepts
+    concept, names = concepts_of(asked, images)
+    train_count = None if train is None else _train_count(train, asked, names)
+
+    rows = drawn(len(images), config.points, config.seed)
+    images, concept = images.subset(rows), concept[rows]
+    attacked = images.subset(drawn(len(images), config.attack_points, config.seed))
+    damaged = images.subset(drawn(len(images), config.corruption_points, config.seed))
+    steps = list(default_steps(images.image_shape) if config.steps is None else config.steps)
+    is_random = _check_model(model, images, config.batch_size)
+    description: Part = {
+        "weights": _digest(model),
+        "data": images.name,
+        "points": len(images),
+        "image_size": images.image_shape[-1],
+        "classes": images.num_classes,
+        "grouped_by": "class" if by_class else "concept",
+        "attack_points": len(attacked),
+        "quick_attacks": config.quick_attacks,
+        "corruption_points": len(damaged),
+        "seed": config.seed,
+    }
+    folder = EvaluationFolder(out)
+    folder.begin({**description, "steps": steps, "concepts": names}, resume=resume)
+
+    predictions = cache(partial(predict, model, images, batch_size=config.batch_size))
+    x_target = cache(partial(_tensors, model, attacked))
+    quick, size, seed = config.quick_attacks, config.batch_size, config.seed
+
+    def attack(spec: str) -> Part:
+        options: dict[str, Any] = {"quick": quick, "batch_size": size, "seed": seed}
+        return attack_part(model, *x_target(), spec, images.classes, **options)
+
+    def corruption(kind: str) -> Part:
+        return corruption_part(model, damaged, kind, seed=seed, batch_size=size)
+
+    def radius(norm: str) -> Part:
+        return max_epsilon_part(model, *x_target(), norm)
+
+    measures: dict[str, Callable[[], Part]] = {
+        "accuracy": lambda: accuracy_part(predictions(), concept, names, train_count),
+        "perturbation curve": lambda: curve_part(
+            perturbation_curve(model, images, steps, batch_size=size)
+        ),
+        "calibration": lambda: calibration_part(predictions(), seed),
+        **{f"corruption {kind}": partial(corruption, kind) for kind in kinds},
+        **{f"attack {spec}": partial(attack, spec) for spec in config.attacks},
+        **{f"max epsilon {norm}": partial(radius, norm) for norm in config.max_epsilon},
+    }
+    parts: dict[str, Part] = {}
+    for number, (part, measure) in enumerate(measures.items(), 1):
+        parts[part] = folder.part(part, measure)
+        if progress is not None:
+            progress(f"{number}/{len(measures)}  {part}  {parts[part]['seconds']:.1f} s")
+    attacks = [parts[f"attack {spec}"] for spec in config.attacks]
+    by_kind = [parts[f"corruption {kind}"] for kind in kinds]
+    report = Report(
+        name=name,
+        about={
+            **description,
+            "preset": preset,
+            "seconds": sum(part["seconds"] for part in parts.values()),
+            **environment(str(next((p.device for p in model.parameters()), "cpu"))),
+        },
+        accuracy=parts["accuracy"],
+        perturbation_curve=parts["perturbation curve"],
+        calibration=parts["calibration"],
+        corruptions=_together(by_kind, images.num_classes) if by_kind else None,
+        attacks=attacks,
+        max_epsilon=[parts[f"max epsilon {norm}"] for norm in config.max_epsilon],
+        warnings=[
+            {"name": name, "text": text}
+            for name, text in _warnings(by_class, is_random, parts, attacks)
+        ],
+    )
+    if folder.path is not None:
+        report.to_json(folder.path / "report.json")
+    return report
+
+
+def drawn(count: int, points: int | None, seed: int) -> Tensor:
+    """Row numbers of ``points`` of ``count`` images, in order; all if None or not as many.
+
+    Uniform without replacement, by the seed alone: fewer points are part of more.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count if points is None else points].sort().values
+
+
+# --- before anything is measured
+
+
+def _kinds(corruptions: Sequence[str]) -> list[str]:
+    if tuple(corruptions) in ((), ("none",)):
+        return []
+    from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
+
+    known = [*CORRUPTIONS, *EXTRA_CORRUPTIONS]
+    if tuple(corruptions) == ("all",):
+        return known
+    if unknown := [kind for kind in corruptions if kind not in known]:
+        raise ValueError(
+            f'corruptions: no kind is named {nearest(unknown, known)}; give "all", "none" or some of '
+            f"{', '.join(known)}"
+        )
+    return list(corruptions)
+
+
+def _check_attacks(specs: Sequence[str]) -> None:
+    if specs:
+        from .attacks.threats import parse_threat
+
+        for spec in specs:
+            parse_threat(spec)
+
+
+def _train_count(train: ImageSet, concepts: Concepts, names: Sequence[str]) -> Tensor:
+    """N_k [K] of the training images, for the concepts by these names."""
+    concept, train_names = concepts_of(concepts, train)
+    if train_names != list(names):
+        raise ValueError(
+            f"train: the concepts of {train.name} are {train_names}, those of data {list(names)}; "
+            "give concepts that both have, by class or by the column of a metadata CSV"
+        )
+    return torch.bincount(concept, minlength=len(names))
+
+
+def _check_model(model: nn.Module, images: ImageSet, batch_size: int) -> bool:
+    """Refuses what gives no logits of the data's classes; whether two passes differ."""
+    some = images.subset(range(min(batch_size, len(images))))
+    first, second = (predict(model, some, batch_size=batch_size).logits for _ in range(2))
+    if first.shape[1] != images.num_classes:
+        raise ValueError(
+            f"the model has {first.shape[1]} classes, {images.name} has {images.num_classes}; give "
+            "data of the classes that the model was trained on"
+        )
+    if are_probabilities(first):
+        raise ValueError(
+            "the model gives probabilities, not logits: each row of its output sums to 1. Leave its "
+            "last softmax out; behind it calibration is wrong and gradients vanish, so that attacks "
+            "fail for the wrong reason"
+        )
+    return not torch.equal(first, second)
+
+
+def _digest(model: nn.Module) -> str:
+    from ..clustering.folder import weights_digest
+
+    return weights_digest(model)
+
+
+def _tensors(model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:
+    """x [N, 3, H, W] and target [N] as the model takes them."""
+    x, target = images.__getitems__(range(len(images)))
+    with borrowed(model, None) as (device, dtype):
+        return as_input(x, device, dtype), target.to(device)
+
+
+# --- afterwards
+
+
+def _together(kinds: list[Part], num_classes: int) -> Part:
+    """All corruptions; the mean error, and ImageNet's mCE, are of the 15 that are not extra."""
+    from .corruptions import CORRUPTIONS, mean_corruption_error
+
+    error = {part["kind"]: [1 - s["accuracy"] for s in part["severities"]] for part in kinds}
+    counted = {kind: error[kind] for kind in CORRUPTIONS if kind in error}
+    whole = num_classes == _IMAGENET_CLASSES and len(counted) == len(CORRUPTIONS)
+    average = (
+        sum(map(sum, counted.values())) / (len(SEVERITIES) * len(counted)) if counted else None
+    )
+    return {
+        "count": kinds[0]["severities"][0]["count"],
+        "kinds": [{**part, "extra": part["kind"] not in CORRUPTIONS} for part in kinds],
+        "mean_error": average,
+        "mce": mean_corruption_error(counted) if whole else None,
+    }
+
+
+def _warnings(
+    by_class: bool, is_random: bool, parts: dict[str, Part], attacks: list[Part]
+) -> Iterator[tuple[str, str]]:
+    """Each by its name in ``EXPLANATIONS``, and in words."""
+    if is_random:
+        yield "random predictions", "two passes over the same images give different logits"
+    if by_class:
+        yield "by class", "no concepts are known: accuracy is broken down by class"
+    absent = [c["name"] for c in parts["accuracy"]["concepts"] if not c["count"]]
+    if absent:
+        yield "absent concept", f"no example of {', '.join(absent)}"
+    calibration = parts["calibration"]
+    if calibration["count"] < BIN_SIZE:
+        yield (
+            "few points",
+            f"calibration has a single bin: {calibration['count']} examples, a bin is {BIN_SIZE}",
+        )
+    temperature = calibration["temperature"]
+    if temperature is not None and temperature["at_limit"]:
+        yield (
+            "temperature",
+            f"the temperature is at a limit of its search, {temperature['value']:g}",
+        )
+    for attack in attacks:
+        for warning in attack["warnings"]:
+            yield "attack", f"{attack['spec']}: {warning}"

@@ -1,0 +1,80 @@
+"""The folder of an evaluation, so that one which was interrupted goes on.
+
+evaluation.json           what is evaluated: the model's weights, data, points, seed
+parts/accuracy.json ...   each part, as soon as it is measured
+report.json               all of them
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .._files import replacing
+from .parts import Part
+
+
+class EvaluationFolder:
+    """Measures a part, or reads what an earlier start has measured; ``path`` None keeps nothing."""
+
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        self.path = None if path is None else Path(path)
+
+    def begin(self, description: Mapping[str, Any], *, resume: bool) -> None:
+        """Refuses a folder that holds another evaluation, or this one without ``resume``."""
+        if self.path is None:
+            return
+        file = self.path / "evaluation.json"
+        if not file.exists():
+            write_json(file, description)
+            return
+        if not resume:
+            raise FileExistsError(
+                f"{self.path} already holds an evaluation; continue it with resume, or choose "
+                "another out"
+            )
+        there, here = read_json(file), json.loads(json.dumps(description))
+        if changed := [k for k in here if here[k] != there.get(k)]:
+            raise ValueError(
+                f"resume: {self.path} is an evaluation with other settings ({', '.join(changed)} "
+                "differ); an evaluation is continued as it was begun"
+            )
+
+    def part(self, name: str, measure: Callable[[], Part]) -> Part:
+        """The part by name, with the seconds that it took."""
+        file = None if self.path is None else self.path / "parts" / f"{_file_name(name)}.json"
+        if file is not None and file.exists():
+            return read_json(file)
+        started = time.monotonic()
+        part = measure()
+        part["seconds"] = round(time.monotonic() - started, 2)
+        if file is not None:
+            write_json(file, part)
+        return part
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    with replacing(path) as partial:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """FileNotFoundError without the file, ValueError where it is no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    return value
+
+
+def _file_name(name: str) -> str:
+    """attack linf:8/255 → attack-linf-8-255."""
+    return re.sub(r"[^\w.]+", "-", name)

@@ -1,0 +1,92 @@
+"""What a model says of every example; the measures of accuracy and calibration are functions of it."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .._modes import borrowed
+from ..data.labelled import as_input, labelled_batches
+
+
+class Predictions(NamedTuple):
+    """logits [N, C] float32 and labels [N] int64, both on the CPU, row i of one example."""
+
+    logits: Tensor
+    labels: Tensor
+
+    @property
+    def correct(self) -> Tensor:
+        """[N] bool. Of equal largest logits the first class counts."""
+        return self.logits.argmax(1) == self.labels
+
+    @property
+    def confidence(self) -> Tensor:
+        """max_c softmax(logits)_c, [N] float64; exactly 1 where no other class is representable."""
+        return self.logits.double().softmax(1).amax(1)
+
+
+def predict(
+    model: nn.Module,
+    data: Any,
+    *,
+    batch_size: int = 256,
+    device: torch.device | str | None = None,
+) -> Predictions:
+    """The logits of every example, in the order of the data; no gradient.
+
+    data        an image set, a tuple (images [N, 3, H, W], labels [N]) of tensors, or an iterable of
+                batches (images, labels, ...), as :func:`hrrl_ext.extract_features` takes them. uint8
+                images become float / 255; float images are taken as they are, in [0, 1]
+    device      where the model runs; None: where its parameters are
+
+    The model is borrowed: eval mode, and as it was afterwards. Nothing random is drawn: the same batch
+    size, device and threads give the same bits.
+
+    Raises ValueError for empty data, for a label that the model has no logit of, for logits that are not
+    [B, C] or not finite; TypeError for other data.
+    """
+    logits: list[Tensor] = []
+    labels: list[Tensor] = []
+    rows = 0
+    with borrowed(model, device) as (there, dtype):
+        for images, target in labelled_batches(data, batch_size, "predict"):
+            out = model(as_input(images, there, dtype))
+            logits.append(checked_logits(out, target, rows, "predict").to("cpu", torch.float32))
+            labels.append(target.to("cpu", torch.int64, copy=True))
+            rows += len(images)
+    return Predictions(torch.cat(logits), torch.cat(labels))
+
+
+def checked_logits(logits: Any, target: Tensor, first_row: int, where: str) -> Tensor:
+    """``logits`` if they are [B, C], finite, and have every label of ``target`` [B] among their C."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{where}: the model must return logits [{len(target)}, C], got {got}")
+    low, high = int(target.min()), int(target.max())
+    if low < 0 or high >= logits.shape[1]:
+        raise ValueError(
+            f"{where}: labels must lie in 0..{logits.shape[1] - 1}, the model's classes, got "
+            f"{low}..{high}; give data of the classes that the model was trained on"
+        )
+    finite = logits.isfinite().all(dim=1)
+    if not finite.all():
+        bad = first_row + int(finite.logical_not().nonzero()[0])
+        raise ValueError(
+            f"{where}: the logits of example {bad} are not finite (NaN or infinite); check that the "
+            "weights are finite and the images in [0, 1]"
+        )
+    return logits
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether rows [N, C] are a softmax's output rather than its input: in [0, 1], each of sum 1.
+
+    1e-3 is what half precision leaves of a sum of 1; logits of a single class are never taken for it.
+    """
+    if logits.shape[1] < 2:
+        return False
+    near_one = (logits.double().sum(1) - 1).abs() < 1e-3
+    return bool(near_one.all()) and bool(((logits >= 0) & (logits <= 1)).all())
