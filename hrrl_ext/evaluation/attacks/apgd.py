@@ -63,7 +63,7 @@ def apgd(
     ball = attackable("apgd", x, target, eps, norm)
     if eps == 0 or len(x) == 0:
         return x
-    with borrowed("apgd", model, ball.x, target, loss) as victim:
+    with borrowed("apgd", model, x.device) as victim:
         z = ball.begin(start)
         look = victim.look(z, target, loss, towards=towards)
         best = Best.of(ball.x).or_better(z, look)

@@ -29,7 +29,7 @@ def fgsm(
     ball = attackable("fgsm", x, target, eps, norm)
     if eps == 0 or len(x) == 0:
         return x
-    with borrowed("fgsm", model, ball.x, target, loss) as victim:
+    with borrowed("fgsm", model, x.device) as victim:
         look = victim.look(ball.x, target, loss)
     return ball.image(ball.move(torch.zeros_like(ball.base), look.grad, eps))
 
@@ -74,7 +74,7 @@ def pgd(
     if eps == 0 or len(x) == 0:
         return x
     length = 2.5 * eps / steps if step_size is None else step_size
-    with borrowed("pgd", model, ball.x, target, loss) as victim:
+    with borrowed("pgd", model, x.device) as victim:
         z, best = ball.begin(start), Best.of(ball.x)
         for _ in range(steps):
             look = victim.look(z, target, loss)

@@ -12,7 +12,9 @@ Loss = Literal["ce", "dlr", "margin", "targeted dlr"]
 CLASSES_NEEDED = {"ce": 1, "margin": 2, "dlr": 3, "targeted dlr": 4}
 
 
-def attack_loss(loss: Loss, logits: Tensor, target: Tensor, towards: Tensor | None = None) -> Tensor:
+def attack_loss(
+    loss: Loss, logits: Tensor, target: Tensor, towards: Tensor | None = None
+) -> Tensor:
     """[N]; ``towards`` [N] is the class aimed at, for "targeted dlr"."""
     if loss == "ce":
         return F.cross_entropy(logits, target, reduction="none")

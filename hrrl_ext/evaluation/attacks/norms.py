@@ -85,9 +85,9 @@ class L2(Norm):
     def move(
         self, delta: Tensor, grad: Tensor, length: Length, low: Tensor, high: Tensor
     ) -> Tensor:
-        return ops.perturb(
-            delta, grad, length.flatten() if isinstance(length, Tensor) else length
-        )[0]
+        return ops.perturb(delta, grad, length.flatten() if isinstance(length, Tensor) else length)[
+            0
+        ]
 
     def project(self, delta: Tensor, eps: float, low: Tensor, high: Tensor) -> Tensor:
         shrink = (_INSIDE * eps / self.size(delta)).clamp(max=1)

@@ -34,33 +34,24 @@ class Look(NamedTuple):
 class Victim:
     """A model that `borrowed` holds in eval mode. Logits are widened to float32."""
 
-    def __init__(self, model: nn.Module, where: str) -> None:
-        self.model = model
+    def __init__(self, where: str, model: nn.Module) -> None:
         self.where = where
+        self.model = model
+        self._seen = False
 
     def logits(self, z: Tensor, target: Tensor) -> Tensor:
-        """[N, num_classes] without gradient, checked to be logits for these targets."""
+        """[N, num_classes] without gradient."""
         with torch.no_grad():
-            logits = self.model(z)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(z):
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(
-                f"{self.where}: the model must return logits [{len(z)}, num_classes] for images "
-                f"{list(z.shape)}, got {got}; wrap it in a module that returns its logits alone"
-            )
-        if len(target) and int(target.max()) >= logits.shape[1]:
-            raise ValueError(
-                f"{self.where}: target must lie in 0..{logits.shape[1] - 1}, the classes of the "
-                f"model, got {int(target.max())}"
-            )
-        finite = logits.isfinite().all(1)
-        if not finite.all():
-            bad = int(finite.logical_not().nonzero()[0])
-            raise ValueError(
-                f"{self.where}: the model's logits for example {bad} are not finite before any "
-                "attack; check its weights and its input, which is in [0, 1]"
-            )
-        return _wide(logits)
+            return self._forward(z, target)
+
+    def all_logits(self, x: Tensor, target: Tensor, batch_size: int) -> Tensor:
+        """Those of many images, batch by batch."""
+        batches = zip(x.split(batch_size), target.split(batch_size), strict=True)
+        return torch.cat([self.logits(*batch) for batch in batches])
+
+    def fooled(self, z: Tensor, target: Tensor) -> Tensor:
+        """[N] bool: another class has the largest logit, and all logits are finite."""
+        return _fooled(self.logits(z, target), target)
 
     def look(
         self,
@@ -74,41 +65,62 @@ class Victim:
         """One forward pass, and one backward pass to the images if a gradient is asked for."""
         with torch.set_grad_enabled(gradient):
             leaf = z.detach().requires_grad_(gradient)
-            logits = _wide(self.model(leaf))
+            logits = self._forward(leaf, target)
+            check_loss(self.where, loss, logits.shape[1])
             losses = attack_loss(loss, logits, target, towards)
             grad = z.new_zeros(())
             if losses.requires_grad:  # not so where the model cuts the graph: a zero gradient
                 (grad,) = torch.autograd.grad(losses.sum(), leaf)
             grad = _finite_examples(_wide(grad).expand(z.shape))
         logits, losses = logits.detach(), losses.detach()
+        losses = torch.where(logits.isfinite().all(1), losses, -math.inf)
+        return Look(losses, _fooled(logits, target), grad)
+
+    def _forward(self, z: Tensor, target: Tensor) -> Tensor:
+        logits = self.model(z)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(z):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"{self.where}: the model must return logits [{len(z)}, num_classes] for images "
+                f"{list(z.shape)}, got {got}; wrap it in a module that returns its logits alone"
+            )
+        if not self._seen:  # values are looked at once: on a GPU that waits for it
+            self._check_values(logits, target)
+            self._seen = True
+        return _wide(logits)
+
+    def _check_values(self, logits: Tensor, target: Tensor) -> None:
+        if int(target.max()) >= logits.shape[1]:
+            raise ValueError(
+                f"{self.where}: target must lie in 0..{logits.shape[1] - 1}, the classes of the "
+                f"model, got {int(target.max())}"
+            )
         finite = logits.isfinite().all(1)
-        fooled = (logits.argmax(1) != target) & finite
-        return Look(torch.where(finite, losses, -math.inf), fooled, grad)
+        if not finite.all():
+            bad = int(finite.logical_not().nonzero()[0])
+            raise ValueError(
+                f"{self.where}: the model's logits for example {bad} are not finite before the first "
+                "step; check its weights and its input, which is in [0, 1]"
+            )
+
+
+def check_loss(where: str, loss: Loss, classes: int) -> None:
+    if loss not in CLASSES_NEEDED:
+        raise ValueError(f"{where}: loss must be one of {', '.join(CLASSES_NEEDED)}, got {loss!r}")
+    if classes < CLASSES_NEEDED[loss]:
+        raise ValueError(
+            f"{where}: the loss {loss!r} needs {CLASSES_NEEDED[loss]} classes, "
+            f"the model has {classes}; use loss='ce'"
+        )
 
 
 @contextmanager
-def borrowed(
-    where: str, model: nn.Module, x: Tensor, target: Tensor, loss: Loss = "ce"
-) -> Iterator[Victim]:
-    """The model in eval mode, asked once about x to see that it and the loss go together.
-
-    Training flags, gradients, buffers, hooks and the random state are as before afterwards, also by
-    an exception: nothing here writes to them.
-    """
-    victim = Victim(model, where)
-    devices = [x.device] if x.device.type == "cuda" else []
+def borrowed(where: str, model: nn.Module, device: torch.device) -> Iterator[Victim]:
+    """The model in eval mode. Training flags, gradients, buffers, hooks and the random state are as
+    before afterwards, also by an exception: nothing here writes to them."""
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), in_mode(model, "eval"):
-        classes = victim.logits(x, target).shape[1]
-        if loss not in CLASSES_NEEDED:
-            raise ValueError(
-                f"{where}: loss must be one of {', '.join(CLASSES_NEEDED)}, got {loss!r}"
-            )
-        if classes < CLASSES_NEEDED[loss]:
-            raise ValueError(
-                f"{where}: the loss {loss!r} needs {CLASSES_NEEDED[loss]} classes, "
-                f"the model has {classes}; use loss='ce'"
-            )
-        yield victim
+        yield Victim(where, model)
 
 
 def attackable(where: str, x: Tensor, target: Tensor, eps: float, norm: str | Norm) -> Ball:
@@ -149,6 +161,10 @@ def _check_values(where: str, x: Tensor, target: Tensor) -> None:
             f"{where}: x must lie in [0, 1], image {i} holds values from {float(low[i]):.6g} to "
             f"{float(high[i]):.6g}; a model's input is in [0, 1], its first layer normalises"
         )
+
+
+def _fooled(logits: Tensor, target: Tensor) -> Tensor:
+    return (logits.argmax(1) != target) & logits.isfinite().all(1)
 
 
 def _finite_examples(grad: Tensor) -> Tensor:
