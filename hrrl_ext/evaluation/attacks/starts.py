@@ -1,0 +1,44 @@
+"""Where an attack begins, and the random numbers of each example."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .norms import Ball, Norm
+from .threats import find_norm
+
+
+def random_start(
+    x: Tensor,
+    eps: float,
+    *,
+    norm: str | Norm = "linf",
+    seed: int = 0,
+    index: Sequence[int] | Tensor | None = None,
+) -> Tensor:
+    """Images [N, 3, H, W] of the balls of radius eps around x: a steepest step along normal noise.
+
+    For l2 and Fourier-linf that is a random direction, for linf a random corner, for l1 some random
+    pixels. Example i's noise comes from (seed, index[i]) alone, hence from no other example and no
+    batch; index is 0..N-1 by default. It is drawn on the CPU. The global random state is not touched.
+    """
+    if len(x) == 0:
+        return x
+    ball = Ball.around(x.detach(), eps, find_norm(norm))
+    noise = [rng.standard_normal(x.shape[1:]) for rng in example_rngs(seed, len(x), index)]
+    direction = torch.from_numpy(np.stack(noise)).to(ball.base)
+    return ball.image(ball.move(torch.zeros_like(ball.base), direction, eps))
+
+
+def example_rngs(
+    seed: int, count: int, index: Sequence[int] | Tensor | None
+) -> Iterator[np.random.Generator]:
+    """A generator for each of ``count`` examples, from (seed, its index)."""
+    indices = list(range(count)) if index is None else [int(i) for i in index]
+    if len(indices) != count:
+        raise ValueError(f"index must have one entry per example, {count}, got {len(indices)}")
+    return (np.random.default_rng((seed, i)) for i in indices)

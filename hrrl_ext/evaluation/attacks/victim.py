@@ -1,0 +1,178 @@
+"""The model under attack, borrowed: what it says about images, and which way its loss grows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..._modes import in_mode
+from .fourier import FourierLinf
+from .losses import CLASSES_NEEDED, Loss, attack_loss
+from .norms import Ball, Norm
+from .threats import find_norm
+
+_SLACK = 1e-6
+"""How far outside [0, 1] rounding may have put a pixel; it is clamped."""
+
+
+class Look(NamedTuple):
+    """What the model says about images z [N, C, H, W]."""
+
+    loss: Tensor
+    """[N]; -inf where a logit is not finite, so that such an image is never preferred"""
+    fooled: Tensor
+    """[N] bool: another class has the largest logit, and all are finite"""
+    grad: Tensor
+    """∂loss/∂z in float32 or wider, 0 for an example where it is not finite, and if not asked for"""
+
+
+class Victim:
+    """A model that `borrowed` holds in eval mode. Logits are widened to float32."""
+
+    def __init__(self, where: str, model: nn.Module) -> None:
+        self.where = where
+        self.model = model
+        self._seen = False
+
+    def logits(self, z: Tensor, target: Tensor) -> Tensor:
+        """[N, num_classes] without gradient."""
+        with torch.no_grad():
+            return self._forward(z, target)
+
+    def all_logits(self, x: Tensor, target: Tensor, batch_size: int) -> Tensor:
+        """Those of many images, batch by batch."""
+        batches = zip(x.split(batch_size), target.split(batch_size), strict=True)
+        return torch.cat([self.logits(*batch) for batch in batches])
+
+    def fooled(self, z: Tensor, target: Tensor) -> Tensor:
+        """[N] bool: another class has the largest logit, and all logits are finite."""
+        return _fooled(self.logits(z, target), target)
+
+    def look(
+        self,
+        z: Tensor,
+        target: Tensor,
+        loss: Loss,
+        *,
+        towards: Tensor | None = None,
+        gradient: bool = True,
+    ) -> Look:
+        """One forward pass, and one backward pass to the images if a gradient is asked for."""
+        with torch.set_grad_enabled(gradient):
+            leaf = z.detach().requires_grad_(gradient)
+            logits = self._forward(leaf, target)
+            check_loss(self.where, loss, logits.shape[1])
+            losses = attack_loss(loss, logits, target, towards)
+            grad = z.new_zeros(())
+            if losses.requires_grad:  # not so where the model cuts the graph: a zero gradient
+                (grad,) = torch.autograd.grad(losses.sum(), leaf)
+            grad = _finite_examples(_wide(grad).expand(z.shape))
+        logits, losses = logits.detach(), losses.detach()
+        losses = torch.where(logits.isfinite().all(1), losses, -math.inf)
+        return Look(losses, _fooled(logits, target), grad)
+
+    def _forward(self, z: Tensor, target: Tensor) -> Tensor:
+        logits = self.model(z)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(z):
+            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(
+                f"{self.where}: the model must return logits [{len(z)}, num_classes] for images "
+                f"{list(z.shape)}, got {got}; wrap it in a module that returns its logits alone"
+            )
+        if not self._seen:  # values are looked at once: on a GPU that waits for it
+            self._check_values(logits, target)
+            self._seen = True
+        return _wide(logits)
+
+    def _check_values(self, logits: Tensor, target: Tensor) -> None:
+        if int(target.max()) >= logits.shape[1]:
+            raise ValueError(
+                f"{self.where}: target must lie in 0..{logits.shape[1] - 1}, the classes of the "
+                f"model, got {int(target.max())}"
+            )
+        finite = logits.isfinite().all(1)
+        if not finite.all():
+            bad = int(finite.logical_not().nonzero()[0])
+            raise ValueError(
+                f"{self.where}: the model's logits for example {bad} are not finite before the first "
+                "step; check its weights and its input, which is in [0, 1]"
+            )
+
+
+def check_loss(where: str, loss: Loss, classes: int) -> None:
+    if loss not in CLASSES_NEEDED:
+        raise ValueError(f"{where}: loss must be one of {', '.join(CLASSES_NEEDED)}, got {loss!r}")
+    if classes < CLASSES_NEEDED[loss]:
+        raise ValueError(
+            f"{where}: the loss {loss!r} needs {CLASSES_NEEDED[loss]} classes, "
+            f"the model has {classes}; use loss='ce'"
+        )
+
+
+@contextmanager
+def borrowed(where: str, model: nn.Module, device: torch.device) -> Iterator[Victim]:
+    """The model in eval mode. Training flags, gradients, buffers, hooks and the random state are as
+    before afterwards, also by an exception: nothing here writes to them."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), in_mode(model, "eval"):
+        yield Victim(where, model)
+
+
+def attackable(where: str, x: Tensor, target: Tensor, eps: float, norm: str | Norm) -> Ball:
+    """The ball around x, its pixels within [0, 1]. TypeError, ValueError: cannot be attacked."""
+    ball_norm = find_norm(norm)
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"{where}: eps must be finite and not negative, got {eps}")
+    if not x.is_floating_point():
+        raise TypeError(
+            f"{where}: x must be float in [0, 1], got {x.dtype}; "
+            "convert uint8 images with images.float() / 255"
+        )
+    if x.ndim != 4:
+        raise ValueError(f"{where}: x must be images [N, 3, H, W], got {list(x.shape)}")
+    if isinstance(ball_norm, FourierLinf) and x.element_size() < 4:
+        raise ValueError(
+            f"{where}: norm {ball_norm.name!r} needs float32 images, got {x.dtype}: rounding to it "
+            "moves every Fourier coefficient by a good part of eps; use x.float()"
+        )
+    if target.shape != x.shape[:1] or target.dtype != torch.int64 or target.device != x.device:
+        raise ValueError(
+            f"{where}: target must be [{len(x)}] int64 on {x.device}, one class per image, "
+            f"got {list(target.shape)} {target.dtype} on {target.device}"
+        )
+    if len(x):
+        _check_values(where, x, target)
+    return Ball.around(x.detach().clamp(0, 1), eps, ball_norm)
+
+
+def _check_values(where: str, x: Tensor, target: Tensor) -> None:
+    if int(target.min()) < 0:
+        raise ValueError(f"{where}: target must not be negative, got {int(target.min())}")
+    low, high = x.detach().amin((1, 2, 3)), x.detach().amax((1, 2, 3))  # NaN passes through both
+    outside = ~((low >= -_SLACK) & (high <= 1 + _SLACK))
+    if outside.any():
+        i = int(outside.nonzero()[0])
+        raise ValueError(
+            f"{where}: x must lie in [0, 1], image {i} holds values from {float(low[i]):.6g} to "
+            f"{float(high[i]):.6g}; a model's input is in [0, 1], its first layer normalises"
+        )
+
+
+def _fooled(logits: Tensor, target: Tensor) -> Tensor:
+    return (logits.argmax(1) != target) & logits.isfinite().all(1)
+
+
+def _finite_examples(grad: Tensor) -> Tensor:
+    """0 for an example that holds an Inf or NaN anywhere."""
+    # 0 * g is 0, or NaN where g is not finite: one pass, and the sum keeps a NaN.
+    usable = (0 * grad).sum((1, 2, 3), keepdim=True) == 0
+    return torch.where(usable, grad, 0.0)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))

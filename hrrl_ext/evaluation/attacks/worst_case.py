@@ -1,0 +1,201 @@
+"""Accuracy under attack: the per-point worst case over several methods, each on what still stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import checks
+from .apgd import apgd
+from .gradient import fgsm, pgd
+from .norms import Ball
+from .square import square
+from .starts import random_start
+from .threats import Threat, parse_threat
+from .victim import Victim, attackable, borrowed
+
+_ROUNDING = 1e-5  # relative, of a norm computed in float32
+
+Method = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(x, target, their rows of the whole) → images that may fool the model"""
+
+
+class MethodAccuracy(NamedTuple):
+    """Share of the ``points`` that a method was run on and did not break."""
+
+    accuracy: float
+    points: int
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What `evaluate_attack` found, for the N points in their order."""
+
+    spec: str
+    norm: str
+    eps: float
+    clean: Tensor
+    """[N] bool: right without an attack"""
+    survived: Tensor
+    """[N] bool: right, and no method found an image in the ball that is not"""
+    method_accuracy: dict[str, MethodAccuracy]
+    """each method on the points that were left to it, in the order of the run"""
+    adversarial: Tensor = field(repr=False)
+    """[N, 3, H, W]: the image that fooled the model, or the last that was tried; x itself where the
+    model is wrong without an attack"""
+    warnings: list[str]
+    """why the accuracy may be too high, each "name: what was seen"; docs/attacks.md explains them"""
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean.double().mean().item()
+
+    @property
+    def accuracy(self) -> float:
+        """Under attack; never above the clean accuracy."""
+        return self.survived.double().mean().item()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the images, as plain values for JSON."""
+        return {
+            "spec": self.spec,
+            "norm": self.norm,
+            "eps": self.eps,
+            "points": len(self.clean),
+            "clean_accuracy": self.clean_accuracy,
+            "accuracy": self.accuracy,
+            "methods": {name: one._asdict() for name, one in self.method_accuracy.items()},
+            "warnings": list(self.warnings),
+            "clean": self.clean.tolist(),
+            "survived": self.survived.tolist(),
+        }
+
+
+def evaluate_attack(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    spec: str,
+    *,
+    quick: bool = False,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: Callable[[str], None] | None = None,
+) -> AttackResult:
+    """How many points stay right whatever is tried within a radius; and signs that it flatters.
+
+    spec        "linf:8/255", "l2:0.5", "l1:12", "fourier:8/255", "fourier-low:45/255",
+                "fourier-high:8/255": norm and radius, in units of x
+    x, target   [N, 3, H, W] floating point in [0, 1], [N] int64, on the model's device
+    quick       fewer steps: an estimate from above, for a look during development
+    seed        of the random starts and of Square; those of a point depend on its row alone
+    progress    called with a line after each method
+
+    The methods, each on the points that those before it left, are PGD, which takes most of the weak
+    ones; APGD on the cross entropy, from x; APGD on DLR, from a random start; APGD on the targeted
+    DLR, for each of the 9 classes that follow in the logits (not if quick); FGSM; and, for linf and l2,
+    Square. Steps: 20, 100, 100, 9 x 100, 1, 5000 queries; if quick 10, 20, 20, -, 1, 200. An image
+    counts only if it is seen to lie in [0, 1] and in the ball, and fools the model in a pass of its own.
+
+    The result does not depend on batch_size, but for the rounding of the model's own passes, and is
+    the same in every run where these are deterministic, as on the CPU. eps = 0 runs no method and
+    gives the clean accuracy.
+
+    Raises as `pgd` does, and ValueError for a spec of another form and for no points.
+    """
+    threat = parse_threat(spec)
+    if batch_size < 1:
+        raise ValueError(f"evaluate_attack: batch_size must be at least 1, got {batch_size}")
+    ball = attackable("evaluate_attack", x, target, threat.eps, threat.norm)
+    if len(x) == 0:
+        raise ValueError("evaluate_attack: there are no points; check the data set and its split")
+    steps = 20 if quick else 100
+    adversarial = x.detach().clone()
+    method_accuracy: dict[str, MethodAccuracy] = {}
+    with borrowed("evaluate_attack", model, x.device) as victim:
+        logits = victim.all_logits(x, target, batch_size)
+        clean = logits.argmax(1) == target
+        survived = clean.clone()
+        first = slice(batch_size)
+        warnings = [
+            *checks.random_outputs(victim, x[first], target[first], logits[first]),
+            *checks.probabilities(logits),
+            *checks.dlr_left_out(logits.shape[1]),
+        ]
+        for name, method in _methods(threat, victim, logits, steps, seed):
+            left = survived.nonzero().flatten()
+            if threat.eps == 0 or len(left) == 0:
+                break
+            for r in left.split(batch_size):
+                adversarial[r] = z = method(ball.x[r], target[r], r)
+                survived[r] = ~(victim.fooled(z, target[r]) & _allowed(ball[r], z))
+            standing = int(survived.sum())
+            method_accuracy[name] = MethodAccuracy(standing / len(left), len(left))
+            if progress is not None:
+                progress(
+                    f"{threat.spec}  {name:8}  breaks {len(left) - standing} of {len(left)} left, "
+                    f"accuracy {100 * standing / len(x):.1f} %"
+                )
+        if threat.eps > 0:
+            warnings += checks.after_attack(
+                victim, ball, target, clean, survived, method_accuracy, steps
+            )
+    return AttackResult(
+        threat.spec,
+        threat.norm,
+        threat.eps,
+        clean,
+        survived,
+        method_accuracy,
+        adversarial,
+        warnings,
+    )
+
+
+def _methods(
+    threat: Threat, victim: Victim, logits: Tensor, steps: int, seed: int
+) -> Iterator[tuple[str, Method]]:
+    """In the order of the run; ``logits`` are those of all points, without an attack."""
+    model, norm, eps, classes = victim.model, threat.norm, threat.eps, logits.shape[1]
+    quick = steps < 100
+    ranked = logits.argsort(dim=1, descending=True)
+
+    def dlr(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        start = random_start(x, eps, norm=norm, seed=seed, index=index)
+        return apgd(model, x, y, eps, norm=norm, steps=steps, loss="dlr", start=start)
+
+    def targeted(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+        z, left = x.clone(), torch.arange(len(x), device=x.device)
+        for rank in range(1, min(classes, 10)):  # rank 0 is the target: these points are right
+            z[left] = apgd(
+                model, x[left], y[left], eps,
+                norm=norm, steps=steps, loss="targeted dlr", towards=ranked[index[left], rank],
+            )  # fmt: skip
+            left = left[~victim.fooled(z[left], y[left])]
+        return z
+
+    yield "pgd", lambda x, y, _: pgd(model, x, y, eps, norm=norm, steps=10 if quick else 20)
+    yield "apgd-ce", lambda x, y, _: apgd(model, x, y, eps, norm=norm, steps=steps)
+    if classes >= 3:
+        yield "apgd-dlr", dlr
+    if classes >= 4 and not quick:
+        yield "apgd-t", targeted
+    yield "fgsm", lambda x, y, _: fgsm(model, x, y, eps, norm=norm)
+    if norm in ("linf", "l2"):
+        queries = 200 if quick else 5000
+        yield (
+            "square",
+            lambda x, y, index: square(
+                model, x, y, eps, norm=norm, queries=queries, seed=seed, index=index
+            ),
+        )
+
+
+def _allowed(ball: Ball, z: Tensor) -> Tensor:
+    """[N] bool: in [0, 1] and in the ball."""
+    within = ((z >= 0) & (z <= 1)).flatten(1).all(1)
+    return within & (ball.norm.size(ball.delta(z)) <= ball.eps * (1 + _ROUNDING))
