@@ -1,4 +1,4 @@
-"""Linear filters that several corruptions share, with the published edges. Images [B, C, H, W] float32."""
+"""Linear filters that several corruptions share, edges as published. Images [B, C, H, W] float32."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def smear(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
 def sample(
     x: Tensor, row: Tensor, column: Tensor, *, reflect_at: Literal["pixels", "edges"]
 ) -> Tensor:
-    """x at fractional positions row, column [B, H, W], bilinear; mirrored at the border pixels or edges."""
+    """x at fractional row, column [B, H, W], bilinear; mirrored at the border pixels or at their edges."""
     height, width = x.shape[-2:]
     at_pixels = reflect_at == "pixels"
     if at_pixels:
