@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .draws import Draws
@@ -19,6 +22,7 @@ def defocus_blur(x: Tensor, draws: Draws, unit: float, radius: float, soft: floa
     return convolve(x, disk(radius, soft, unit).to(x))
 
 
+@lru_cache(maxsize=16)
 def disk(radius: float, soft: float, unit: float) -> Tensor:
     """[K, K] of sum 1. The Gaussian reaches 1 published pixel, 2 for a disk beyond 8, as published."""
     reach = max(1, round((2 if radius > 8 else 1) * unit))
@@ -27,7 +31,7 @@ def disk(radius: float, soft: float, unit: float) -> Tensor:
     half = int(radius * unit)
     y = torch.arange(-half, half + 1, dtype=torch.float64)
     inside = (y[:, None].square() + y.square() <= (radius * unit) ** 2).double()
-    softened = torch.nn.functional.conv2d(inside[None, None], edge[None, None], padding=2 * reach)
+    softened = F.conv2d(inside[None, None], edge[None, None], padding=2 * reach)
     return (softened[0, 0] / softened.sum()).float()
 
 

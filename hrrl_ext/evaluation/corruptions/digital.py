@@ -78,17 +78,19 @@ def pixelate(x: Tensor, draws: Draws, unit: float, share: float) -> Tensor:
     As Pillow's box filter: a block is the pixels whose centres lie in it, and an enlarged pixel is that
     of the block its centre lies in.
     """
-    for dim in (2, 3):
-        block, blocks = _blocks(x.shape[dim], max(1, int(x.shape[dim] * share)))
-        x = torch.tensordot(x, blocks.to(x), dims=([dim], [1])).index_select(-1, block.to(x.device))
-        x = x.transpose(dim, -1)
-    return x
+    (row, rows), (column, columns) = (
+        _blocks(n, max(1, int(n * share)), x.device) for n in x.shape[2:]
+    )
+    means = rows @ x @ columns.T
+    return means.index_select(2, row).index_select(3, column)
 
 
-def _blocks(size: int, count: int) -> tuple[Tensor, Tensor]:
+def _blocks(size: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """[size] the block of each pixel when enlarged, and [count, size] the weights of each mean."""
-    edges = (torch.arange(count + 1, dtype=torch.float64) * size / count + 0.5).floor()
-    pixel = torch.arange(size)
+    edges = (
+        torch.arange(count + 1, dtype=torch.float64, device=device) * size / count + 0.5
+    ).floor()
+    pixel = torch.arange(size, device=device)
     inside = (pixel >= edges[:-1, None]) & (pixel < edges[1:, None])
     block = ((pixel + 0.5) * count / size).floor().long()
     return block, inside / inside.sum(1, keepdim=True)

@@ -100,7 +100,7 @@ def smear(x: Tensor, angle: Tensor, radius: float, sigma: float) -> Tensor:
 def sample(
     x: Tensor, row: Tensor, column: Tensor, *, reflect_at: Literal["pixels", "edges"]
 ) -> Tensor:
-    """x at fractional row, column [B, H, W], bilinear; mirrored at the border pixels or at their edges."""
+    """x at fractional row, column [B, H, W], bilinear; mirrored at the border pixels or their edges."""
     height, width = x.shape[-2:]
     at_pixels = reflect_at == "pixels"
     if at_pixels:

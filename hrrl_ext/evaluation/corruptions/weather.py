@@ -136,7 +136,10 @@ def spatter(
 
 def _relief(drops: Tensor, reach: int) -> Tensor:
     """Shading [B, 1, H, W] in [0, 255] of drops: the equalised distance to their edge, embossed."""
-    edge = drops & (F.max_pool2d((~drops).float(), 3, 1, 1) > 0)
+    # Of the two pixels across an edge the upper or left one, as non-maximum suppression takes them.
+    edge = torch.zeros_like(drops)
+    edge[..., :-1, :] |= drops[..., :-1, :] != drops[..., 1:, :]
+    edge[..., :-1] |= drops[..., :-1] != drops[..., 1:]
     distance = _distance(edge, reach)
     level = F.avg_pool2d(mirror_pad(distance, 1), 3, 1).long()
     emboss = distance.new_tensor([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
