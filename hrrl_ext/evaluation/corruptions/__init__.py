@@ -1,6 +1,5 @@
 """Common corruptions: the images of ImageNet-C and CIFAR-10-C, made or read, and errors under them."""
 
-from .corrupt import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt, corrupted
 from .errors import (
     ALEXNET,
     mean_corruption_error,
@@ -8,6 +7,7 @@ from .errors import (
     unnormalised_corruption_error,
 )
 from .folders import open_corruptions, write_corruptions
+from .kinds import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt, corrupted
 
 __all__ = [
     "ALEXNET",

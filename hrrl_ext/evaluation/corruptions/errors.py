@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...data.messages import listed, nearest
-from .corrupt import SEVERITIES
+from .kinds import SEVERITIES
 
 Errors: TypeAlias = "Mapping[str, float | Sequence[float] | Tensor]"
 """Of each kind the errors in [0, 1] at the five severities, or their mean."""
@@ -31,7 +31,7 @@ ALEXNET = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""AlexNet's errors on ImageNet-C, means over severities, published with AugMix (Hendrycks et al., 2020)."""
+"""AlexNet's errors on ImageNet-C, means over severities, as published with AugMix (ICLR 2020)."""
 
 
 def mean_corruption_error(error: Errors, baseline: Errors | str = "alexnet") -> float:

@@ -18,7 +18,7 @@ from ...data.ids import Ids
 from ...data.image_sets import ImageSet
 from ...data.messages import nearest
 from ...data.resize import check_image_size, fit_tensor
-from .corrupt import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
+from .kinds import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
 
 if TYPE_CHECKING:
     from PIL import Image
