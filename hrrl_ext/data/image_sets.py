@@ -182,11 +182,12 @@ def _checked_images(images: Array, name: str) -> Tensor:
         raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
     images = _channels_first(images.cpu(), name).contiguous()
     if images.is_floating_point() and len(images):
-        _check_range(images, name)
+        check_range(images, name)
     return images
 
 
-def _check_range(images: Tensor, name: str) -> None:
+def check_range(images: Tensor, name: str) -> None:
+    """ValueError naming the first of the float images [B, ...] that leaves [0, 1], or holds NaN."""
     low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)  # NaN passes through both
     bad = (~((low >= 0) & (high <= 1))).nonzero().flatten()
     if len(bad):
