@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .options import Commands, load_any_model, source
+from .options import Commands, source
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -131,6 +131,7 @@ def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet]:
     """The model, and the images in its size; classes are checked where the model names its own."""
     from ..data import load_images
     from ..pretrained import read_config
+    from ..training.run_folder import open_model
 
     config = {} if entry.is_weights else read_config(entry.path)
     size = args.image_size or config.get("image_size")
@@ -138,7 +139,7 @@ def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet]:
     if entry.is_weights:
         return _bare(entry.path, args, images), images
     _check_classes(config["classes"], images, entry.path)
-    return load_any_model(str(entry.path)), images
+    return open_model(entry.path), images
 
 
 def _bare(path: Path, args: Namespace, images: ImageSet) -> nn.Module:
