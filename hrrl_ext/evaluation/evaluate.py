@@ -182,10 +182,10 @@ def _kinds(corruptions: Sequence[str]) -> list[str]:
 
 def _check_attacks(specs: Sequence[str]) -> None:
     if specs:
-        from .attacks.threats import parse_threat
+        from .attacks import parse_threat
 
         for spec in specs:
-            parse_threat(spec)
+            parse_threat(spec)  # which refuses what is none
 
 
 def _train_count(train: ImageSet, concepts: Concepts, names: Sequence[str]) -> Tensor:

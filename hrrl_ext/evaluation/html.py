@@ -174,17 +174,19 @@ def _attacks(reports: Sequence[Report]) -> str:
         [escape(s), *(_share(attacks.get(s), counts=True) for attacks in by_spec)] for s in specs
     ]
     norms = list(dict.fromkeys(e["norm"] for report in reports for e in report.max_epsilon))
-    radii = [{e["norm"]: e["eps"] for e in report.max_epsilon} for report in reports]
+    radii = [{e["norm"]: e for e in report.max_epsilon} for report in reports]
     body += [
-        [f"largest ε, {escape(n)}", *(f"{of[n]:.4g}" if n in of else "–" for of in radii)]
-        for n in norms
+        [f"largest ε in {escape(norm)}", *(_radius(of.get(norm)) for of in radii)] for norm in norms
     ]
     table = _table("Accuracy that is left.", _heads("attack", reports), body)
     methods = _table(
-        "Accuracy that each method of an attack leaves by itself.",
-        ["model", "attack", "method", "accuracy"],
+        "Each method is run on the images that those before it left, and leaves this share of them.",
+        ["model", "attack", "method", "images", "left"],
         [
-            [escape(r.name), escape(a["spec"]), escape(m["method"]), percent(m["accuracy"])]
+            [
+                *(escape(r.name), escape(a["spec"]), escape(m["method"])),
+                *(str(m["points"]), percent(m["accuracy"])),
+            ]
             for r in reports
             for a in r.attacks
             for m in a["methods"]
@@ -197,6 +199,12 @@ def _attacks(reports: Sequence[Report]) -> str:
         f'<div class="row">{charts}</div>{table}{_folded("Method by method", methods)}'
         f"{_pictures(reports)}"
     )
+
+
+def _radius(largest: Part | None) -> str:
+    if largest is None:
+        return "–"
+    return f"{largest['eps']:.4g}<small>costs ≤ {percent(largest['cost'])}</small>"
 
 
 def _robustness(reports: Sequence[Report], norm: str) -> str:

@@ -174,8 +174,8 @@ def attack_part(
         "clean": share(int(clean.sum()), len(clean)),
         **share(int(survived.sum()), len(survived)),
         "methods": [
-            {"method": name, "accuracy": float(value)}
-            for name, value in result.method_accuracy.items()
+            {"method": name, "points": one.points, "accuracy": one.accuracy}
+            for name, one in result.method_accuracy.items()
         ],
         "warnings": list(result.warnings),
         "pictures": attack_pictures(
@@ -185,9 +185,18 @@ def attack_part(
 
 
 def max_epsilon_part(model: nn.Module, x: Tensor, target: Tensor, norm: str) -> Part:
-    from .attacks import max_epsilon
+    """The grid is the thesis's, of a change per pixel: ε √d as a norm of the whole image, ε d in l1."""
+    from .attacks import EPS_GRID, max_epsilon
 
-    return {"norm": norm, "eps": float(max_epsilon(model, x, target, norm=norm).eps)}
+    size = {"l2": math.sqrt(x[0].numel()), "l1": x[0].numel()}.get(norm, 1)
+    found = max_epsilon(model, x, target, norm=norm, eps=[size * eps for eps in EPS_GRID])
+    curve = zip(found.eps, found.accuracy, strict=True)
+    return {
+        "norm": norm,
+        "eps": found.max_epsilon,
+        "cost": found.cost,
+        "curve": [{"eps": eps, "accuracy": accuracy} for eps, accuracy in curve],
+    }
 
 
 def _number(value: float) -> float | None:

@@ -224,6 +224,6 @@ def _percent(p: Point) -> str:
 
 def _svg(parts: Sequence[str], width: int, height: int, label: str) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
+        f'<svg viewBox="0 0 {width} {height}" style="min-width:{0.7 * width:.0f}px;max-width:{width}px" role="img" '
         f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,11 @@ def mean_corruption_error(
     return 100 * sum(map(sum, error.values())) / sum(map(len, error.values())) / 0.75
 
 
+class MethodAccuracy(NamedTuple):
+    accuracy: float
+    points: int
+
+
 @dataclass
 class AttackResult:
     spec: str
@@ -45,7 +50,7 @@ class AttackResult:
     eps: float
     clean: Tensor
     survived: Tensor
-    method_accuracy: dict[str, float]
+    method_accuracy: dict[str, MethodAccuracy]
     adversarial: Tensor
     warnings: list[str]
 
@@ -73,30 +78,43 @@ def evaluate_attack(
         with torch.no_grad():
             clean = model(x).argmax(1) == target
             survived = clean & (model(adversarial).argmax(1) == target)
-    share = survived.double().mean().item()
+    n = int(clean.sum())
+    share = int(survived.sum()) / n if n else 1.0
+    methods = {"sign": MethodAccuracy(share, n), "none": MethodAccuracy(1.0, int(survived.sum()))}
     found = ["the loss hardly changes"] if eps > 1 else []
-    return AttackResult(
-        spec, norm, eps, clean, survived, {"sign": share, "none": clean.double().mean().item()},
-        adversarial, found,
-    )  # fmt: skip
+    return AttackResult(spec, norm, eps, clean, survived, methods, adversarial, found)
+
+
+EPS_GRID = (0.0, 0.01, 0.02)
 
 
 @dataclass
-class MaxEpsilon:
-    eps: float
+class EpsilonCurve:
+    norm: str
+    max_epsilon: float
+    cost: float
+    eps: tuple[float, ...]
+    accuracy: tuple[float, ...]
 
 
-def max_epsilon(model: nn.Module, x: Tensor, target: Tensor, norm: str = "linf") -> MaxEpsilon:
+def max_epsilon(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    *,
+    norm: str = "linf",
+    eps: Sequence[float] = EPS_GRID,
+) -> EpsilonCurve:
     CALLS.append(f"max {norm}")
-    return MaxEpsilon(0.01)
+    return EpsilonCurve(norm, eps[1], 0.01, tuple(eps), (0.9, 0.895, 0.5))
 
 
 def install(monkeypatch: Any) -> list[str]:
     """In place of the real modules; returns the list that every call is written to."""
     here = sys.modules[__name__]
     CALLS.clear()
-    for name in ("attacks", "attacks.threats", "corruptions"):
+    for name in ("attacks", "corruptions"):
         module = ModuleType(f"hrrl_ext.evaluation.{name}")
-        vars(module).update(vars(here) | {"__name__": module.__name__, "__path__": []})
+        vars(module).update(vars(here) | {"__name__": module.__name__})
         monkeypatch.setitem(sys.modules, module.__name__, module)
     return CALLS

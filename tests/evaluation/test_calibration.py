@@ -91,7 +91,7 @@ def test_equal_confidences_do_not_depend_on_the_order() -> None:
     for seed in range(3):
         order = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
         other = equal_mass_bins(confidence[order], correct[order])
-        torch.testing.assert_close(first.accuracy, other.accuracy, rtol=1e-14, atol=0)
+        assert torch.allclose(first.accuracy, other.accuracy, rtol=1e-14, atol=0)
     # 20 of 0.2 and 80 of 0.7; 50 of 0.7 and 50 of 1.0; 100 and 100 of 1.0
     assert first.accuracy.tolist() == pytest.approx([0.5, 0.7, 0.9, 0.9])
     assert first.confidence.tolist() == pytest.approx([0.6, 0.85, 1.0, 1.0])

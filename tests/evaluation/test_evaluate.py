@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def network(seed: int = 0) -> nn.Module:
-    """Random features, and the nearest mean of a class among them: right about half the digits."""
+    """Random features, and the nearest mean of a class among them: half right, and too confident."""
     torch.manual_seed(seed)
     model = resnet18(10, stem="small", width=2)
     train = load_images("digits", split="train")
@@ -50,8 +50,8 @@ def network(seed: int = 0) -> nn.Module:
         model.train()(x)
         features = model.eval().pre_logits(x)
         means = torch.stack([features[train.target[:300] == c].mean(0) for c in range(10)])
-        model.fc.weight.copy_(means)
-        model.fc.bias.copy_(-means.square().sum(1) / 2)
+        model.fc.weight.copy_(20 * means)
+        model.fc.bias.copy_(-10 * means.square().sum(1))
     return model
 
 
@@ -71,7 +71,9 @@ def model() -> nn.Module:
 
 def test_every_part_by_a_plain_route(model: nn.Module, calls: list[str]) -> None:
     train = load_images("digits", split="train")
-    report = evaluate(model, DIGITS, concepts=SHAPES, train=train, max_epsilon=["linf"], **SMALL)
+    report = evaluate(
+        model, DIGITS, concepts=SHAPES, train=train, max_epsilon=["linf", "l2"], **SMALL
+    )
     images = DIGITS.subset(drawn(len(DIGITS), 150, 0))
     found = predict(model, images)
     accuracy = report.accuracy
@@ -133,7 +135,11 @@ def test_every_part_by_a_plain_route(model: nn.Module, calls: list[str]) -> None
         assert attack["correct"] == int(expected.survived.sum())
         assert attack["clean"]["correct"] == int(expected.clean.sum())
         assert attack["count"] == 20
-    assert report.max_epsilon[0]["eps"] == 0.01
+    of_pixel, of_image = report.max_epsilon
+    assert [point["eps"] for point in of_pixel["curve"]] == [0, 0.01, 0.02]
+    assert of_pixel["eps"] == 0.01
+    assert of_image["eps"] == pytest.approx(0.01 * torch.ones(3, 8, 8).norm().item())
+    assert report.attacks[0]["methods"][0]["points"] == report.attacks[0]["clean"]["correct"]
     assert report.about["points"] == 150
     assert report.about["weights"]
     assert report.warnings == []
