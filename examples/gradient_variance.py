@@ -288,7 +288,7 @@ def by_run(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def ratios(rows: list[Row]) -> str:
-    """Over SG-B's variance at the same weights, a table for each case."""
+    """A table for each case. The first three columns are means of the variance over SG-B's."""
     columns = (
         "over SG-B", "right after a refresh", "just before one", "below SG-B", "below SG-2B",
         "explained", "copies together",
@@ -302,27 +302,36 @@ def ratios(rows: list[Row]) -> str:
 
 
 def cells(rows: list[Row], estimator: str) -> list[str]:
-    """Mean ± standard deviation over the seeds, of the mean over the measurements of each."""
-    variance = {(r["seed"], r["step"], r["estimator"]): r["average_variance"] for r in rows}
-    own = [row for row in rows if row["estimator"] == estimator]
+    """Mean ± standard deviation over the seeds, each of which is a mean over its measurements."""
     refreshed = {row["step"] for row in rows if row["step"] == row["refreshed"]}
-    steps = sorted({row["step"] for row in rows})
-    before = {step for step, following in itertools.pairwise(steps) if following in refreshed}
+    steps = {row["step"] for row in rows}
+    before = {step for step, next in itertools.pairwise(sorted(steps)) if next in refreshed}
 
-    def over(row: Row, other: str) -> float:
-        return row["average_variance"] / variance[row["seed"], row["step"], other]
+    def values(seed: int, name: str, column: str, at: Iterable[int] = steps) -> list[float]:
+        chosen = [
+            r for r in rows if (r["seed"], r["estimator"]) == (seed, name) and r["step"] in at
+        ]
+        return [row[column] for row in chosen if row[column] is not None]
 
-    def mean(value: Callable[[Row], float | None], form: str, at: Iterable[int] = steps) -> str:
-        seeds: dict[int, list[float]] = {}
-        for row in own:
-            if row["step"] in at and (found := value(row)) is not None:
-                seeds.setdefault(row["seed"], []).append(found)
-        return spread([statistics.fmean(found) for found in seeds.values()], form)
+    def over_plain(seed: int, at: Iterable[int]) -> list[float]:
+        own, plain = (
+            statistics.fmean(values(seed, name, "average_variance", at))
+            for name in (estimator, "SG-B")
+        )
+        return [own / plain]
+
+    def below(seed: int, other: str) -> list[float]:
+        pairs = zip(*(values(seed, n, "average_variance") for n in (estimator, other)), strict=True)
+        return [float(own < others) for own, others in pairs]
+
+    def mean(of: Callable[..., list[float]], form: str, *more: Any) -> str:
+        found = [of(seed, *more) for seed in sorted({row["seed"] for row in rows})]
+        return spread([statistics.fmean(each) for each in found if each], form)
 
     return [
-        *(mean(lambda r: over(r, "SG-B"), "{:.2f}", at) for at in (steps, refreshed, before)),
-        *(mean(lambda r, o=o: over(r, o) < 1, "{:.0%}") for o in ("SG-B", "SG-2B")),
-        *(mean(lambda r, c=c: r[c], "{:.0%}") for c in ("explained", "together")),
+        *(mean(over_plain, "{:.2f}", at) for at in (steps, refreshed, before)),
+        *(mean(below, "{:.0%}", other) for other in ("SG-B", "SG-2B")),
+        *(mean(values, "{:.0%}", estimator, column) for column in ("explained", "together")),
     ]
 
 
