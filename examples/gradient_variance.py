@@ -305,7 +305,7 @@ def cells(rows: list[Row], estimator: str) -> list[str]:
     """Mean ± standard deviation over the seeds, each of which is a mean over its measurements."""
     refreshed = {row["step"] for row in rows if row["step"] == row["refreshed"]}
     steps = {row["step"] for row in rows}
-    before = {step for step, next in itertools.pairwise(sorted(steps)) if next in refreshed}
+    before = {step for step, after in itertools.pairwise(sorted(steps)) if after in refreshed}
 
     def values(seed: int, name: str, column: str, at: Iterable[int] = steps) -> list[float]:
         chosen = [
