@@ -230,14 +230,16 @@ def mean_loss(model: nn.Module, images: ImageSet, device: str) -> float:
 
 
 def record(recorders: dict[str, VarianceRecorder], step: int, copies: int) -> list[Row]:
+    columns = ("average_variance", "standard_error", "normalised_variance")
     rows = []
     for centre, recorder in recorders.items():
         recorder(step)
         for row in (row for row in recorder.rows if row["step"] == step):
-            own = {"estimator": row["estimator"], "refreshed": row["refreshed"]}
-            for column in ("average_variance", "standard_error", "normalised_variance"):
-                own[column] = f"{row[column]:.5g}"
-            own |= {"explained": "", "together": ""}
+            own = {name: row[name] for name in ("estimator", "refreshed")}
+            own |= {name: f"{row[name]:.5g}" for name in columns} | {
+                "explained": "",
+                "together": "",
+            }
             if row["estimator"] == "GC":
                 clustering = recorder.clustering
                 own["estimator"] = f"GC, {centre}"
@@ -362,21 +364,18 @@ def curves(rows: list[Row]) -> dict[str, list[Row]]:
         groups: dict[tuple[str, int], list[Row]] = {}
         for row in own:
             groups.setdefault((row["estimator"], row["step"]), []).append(row)
-        found[name] = [
-            {
-                "estimator": estimator, "step": step, "standard_error": deviation(group),
-                **{
-                    column: statistics.fmean(row[column] for row in group)
-                    for column in ("average_variance", "normalised_variance")
-                },
-            }
-            for (estimator, step), group in groups.items()
-        ]  # fmt: skip
+        found[name] = []
+        for (estimator, step), group in groups.items():
+            average, normalised = (
+                [row[column] for row in group]
+                for column in ("average_variance", "normalised_variance")
+            )
+            point = {"estimator": estimator, "step": step}
+            point["average_variance"] = statistics.fmean(average)
+            point["normalised_variance"] = statistics.fmean(normalised)
+            point["standard_error"] = statistics.stdev(average) if len(group) > 1 else 0.0
+            found[name].append(point)
     return found
-
-
-def deviation(group: list[Row]) -> float:
-    return statistics.stdev(r["average_variance"] for r in group) if len(group) > 1 else 0.0
 
 
 def spread(values: list[float], form: str) -> str:
