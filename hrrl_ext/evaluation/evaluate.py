@@ -69,7 +69,7 @@ def evaluate(
     """
     config = evaluation_config(preset, **settings)
     kinds = _kinds(config.corruptions)
-    _check_attacks(config.attacks)
+    _check_attacks(config.attacks, config.max_epsilon)
     images = load_images(data, split="test")
     by_class = concepts is None and images.concept_map is None
     asked = "classes" if by_class else concepts
@@ -95,7 +95,13 @@ def evaluate(
         "seed": config.seed,
     }
     folder = EvaluationFolder(out)
-    folder.begin({**description, "steps": steps, "concepts": names}, resume=resume)
+    begun_with = {
+        "steps": steps,
+        "concepts": names,
+        "concept_count": torch.bincount(concept, minlength=len(names)).tolist(),
+        "train_count": None if train_count is None else train_count.tolist(),
+    }
+    folder.begin(description | begun_with, resume=resume)
 
     predictions = cache(partial(predict, model, images, batch_size=config.batch_size))
     x_target = cache(partial(_tensors, model, attacked))
@@ -121,11 +127,7 @@ def evaluate(
         **{f"attack {spec}": partial(attack, spec) for spec in config.attacks},
         **{f"max epsilon {norm}": partial(radius, norm) for norm in config.max_epsilon},
     }
-    parts: dict[str, Part] = {}
-    for number, (part, measure) in enumerate(measures.items(), 1):
-        parts[part] = folder.part(part, measure)
-        if progress is not None:
-            progress(f"{number}/{len(measures)}  {part}  {parts[part]['seconds']:.1f} s")
+    parts = folder.parts(measures, progress)
     attacks = [parts[f"attack {spec}"] for spec in config.attacks]
     by_kind = [parts[f"corruption {kind}"] for kind in kinds]
     report = Report(
@@ -180,12 +182,15 @@ def _kinds(corruptions: Sequence[str]) -> list[str]:
     return list(corruptions)
 
 
-def _check_attacks(specs: Sequence[str]) -> None:
-    if specs:
-        from .attacks import parse_threat
+def _check_attacks(specs: Sequence[str], norms: Sequence[str]) -> None:
+    """By what reads them, and refuses what it does not know."""
+    if specs or norms:
+        from .attacks import find_norm, parse_threat
 
         for spec in specs:
-            parse_threat(spec)  # which refuses what is none
+            parse_threat(spec)
+        for norm in norms:
+            find_norm(norm)
 
 
 def _train_count(train: ImageSet, concepts: Concepts, names: Sequence[str]) -> Tensor:

@@ -45,8 +45,19 @@ class EvaluationFolder:
                 "differ); an evaluation is continued as it was begun"
             )
 
-    def part(self, name: str, measure: Callable[[], Part]) -> Part:
-        """The part by name, with the seconds that it took."""
+    def parts(
+        self, measures: Mapping[str, Callable[[], Part]], progress: Callable[[str], None] | None
+    ) -> dict[str, Part]:
+        """All of them in their order, by name; ``progress`` is told of each that is done."""
+        done: dict[str, Part] = {}
+        for name, measure in measures.items():
+            done[name] = self._part(name, measure)
+            if progress is not None:
+                progress(f"{len(done)}/{len(measures)}  {name}  {done[name]['seconds']:.1f} s")
+        return done
+
+    def _part(self, name: str, measure: Callable[[], Part]) -> Part:
+        """With the seconds that it took."""
         file = None if self.path is None else self.path / "parts" / f"{_file_name(name)}.json"
         if file is not None and file.exists():
             return read_json(file)

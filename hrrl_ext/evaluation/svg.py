@@ -223,7 +223,8 @@ def _percent(p: Point) -> str:
 
 
 def _svg(parts: Sequence[str], width: int, height: int, label: str) -> str:
+    size = f"min-width:{0.7 * width:.0f}px;max-width:{width}px"
     return (
-        f'<svg viewBox="0 0 {width} {height}" style="min-width:{0.7 * width:.0f}px;max-width:{width}px" role="img" '
-        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+        f'<svg viewBox="0 0 {width} {height}" style="{size}" role="img" aria-label="{escape(label)}">'
+        f"{''.join(parts)}</svg>"
     )

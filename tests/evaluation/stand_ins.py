@@ -63,6 +63,10 @@ def parse_threat(spec: str) -> tuple[str, float]:
     return norm, float(numerator) / float(divisor or 1)
 
 
+def find_norm(norm: str) -> str:
+    return parse_threat(f"{norm}:1")[0]
+
+
 def evaluate_attack(
     model: nn.Module, x: Tensor, target: Tensor, spec: str, *, quick: bool = False,
     batch_size: int = 256, seed: int = 0, progress: Any = None,

@@ -126,6 +126,9 @@ def test_published_intervals(correct: int, count: int, low: float, high: float) 
 
 def test_intervals_at_the_edges() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
+    for confidence in np.linspace(0.001, 0.999, 500):  # whatever rounding does there
+        assert wilson_interval(0, 7, confidence)[0] == 0.0
+        assert wilson_interval(7, 7, confidence)[1] == 1.0
     for count in (1, 3, 10**6, 10**12):
         assert wilson_interval(0, count)[0] == 0.0 < wilson_interval(0, count)[1]
         low, high = wilson_interval(count, count)

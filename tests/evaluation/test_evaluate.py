@@ -264,8 +264,12 @@ def test_a_folder_that_is_taken(model: nn.Module, calls: list[str], tmp_path: Pa
     evaluate(model, DIGITS, **SMALL, out=tmp_path)
     with pytest.raises(FileExistsError, match="already holds an evaluation"):
         evaluate(model, DIGITS, **SMALL, out=tmp_path)
-    with pytest.raises(ValueError, match=r"other settings \(seed differ\)"):
+    with pytest.raises(ValueError, match=r"other settings \(seed, concept_count differ\)"):
         evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, seed=1)
+    with pytest.raises(ValueError, match=r"\(grouped_by, concepts, concept_count differ\)"):
+        evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, concepts=SHAPES)
+    with pytest.raises(ValueError, match=r"\(train_count differ\)"):
+        evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, train=load_images("digits"))
     with pytest.raises(ValueError, match=r"\(weights differ\)"):
         evaluate(network(1), DIGITS, **SMALL, out=tmp_path, resume=True)
 
@@ -313,6 +317,7 @@ def test_models_that_are_refused(
         ({"corruptions": ["darkr"]}, ValueError, "'darkr' .nearest known: 'darker'."),
         ({"corruptions": "all"}, TypeError, "corruptions must be a list of texts, got 'all'"),
         ({"attacks": ["linf"]}, ValueError, "NORM:RADIUS"),
+        ({"max_epsilon": ["l7"]}, ValueError, "NORM:RADIUS"),
         ({"steps": [0.1, float("nan")]}, ValueError, "steps must be finite"),
         (
             {"train": ArrayImages(torch.rand(3, 3, 5, 5), [0, 1, 2])},
