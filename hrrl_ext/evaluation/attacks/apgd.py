@@ -123,8 +123,9 @@ class _Halving:
     def step(self, here: _Point) -> Tensor:
         delta = self.ball.move(here.delta, here.grad, self.length)
         if self.before is not None:
-            ahead = _MOMENTUM * (delta - here.delta) + (1 - _MOMENTUM) * (here.delta - self.before)
-            delta = self.ball.project(here.delta + ahead)
+            # α z' + (1 - α)(2 z_k - z_{k-1}): the equation above, in two passes
+            ahead = self.before.lerp(here.delta, 2)
+            delta = self.ball.project(ahead.lerp(delta, _MOMENTUM))
         self.before = here.delta
         return delta
 

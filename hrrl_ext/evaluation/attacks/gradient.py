@@ -56,7 +56,7 @@ def pgd(
     x, target  [N, 3, H, W] floating point in [0, 1], [N] int64, on the model's device
     eps        radius, in the units of x; eps = 0 returns x itself
     norm       "linf", "l2", "l1", "fourier", "fourier-low", "fourier-high", or a `Norm`
-    step_size  None: 2.5 eps / steps
+    step_size  None: min(2.5 / steps, 1) eps
     loss       "ce", "dlr", or "margin" (the largest other logit minus the target's)
     start      where to begin, such as `random_start`'s, projected on the ball; None: x
 
@@ -73,7 +73,7 @@ def pgd(
     ball = attackable("pgd", x, target, eps, norm)
     if eps == 0 or len(x) == 0:
         return x
-    length = 2.5 * eps / steps if step_size is None else step_size
+    length = min(2.5 / steps, 1) * eps if step_size is None else step_size
     with borrowed("pgd", model, x.device) as victim:
         z, best = ball.begin(start), Best.of(ball.x)
         for _ in range(steps):

@@ -48,10 +48,10 @@ class Norm(ABC):
         """A δ with ‖δ‖ ≤ eps and low ≤ δ ≤ high, where low ≤ 0 ≤ high."""
 
     def image(self, x: Tensor, delta: Tensor, eps: float) -> Tensor:
-        """x + δ in the dtype of x, rounded towards x: no pixel moves further than its δ."""
+        """x + δ in the dtype of x, rounded towards x where rounding would move a pixel further than δ."""
         z = (x + delta).to(x.dtype)
-        further = (z.double() - x.double()).abs() > delta.double().abs()
-        return torch.where(further, torch.nextafter(z, x), z).clamp_(0, 1)
+        further = (z.to(delta.dtype) - x).abs_() > delta.abs()
+        return torch.where(further, torch.nextafter(z, x), z)
 
 
 class Linf(Norm):
@@ -65,10 +65,10 @@ class Linf(Norm):
     def move(
         self, delta: Tensor, grad: Tensor, length: Length, low: Tensor, high: Tensor
     ) -> Tensor:
-        return delta + length * grad.sign()
+        return grad.sign().mul_(length).add_(delta)
 
     def project(self, delta: Tensor, eps: float, low: Tensor, high: Tensor) -> Tensor:
-        return delta.clamp(-eps, eps).clamp(low, high)
+        return delta.clamp(-eps, eps).clamp_(low, high)
 
 
 class L2(Norm):
@@ -91,7 +91,7 @@ class L2(Norm):
 
     def project(self, delta: Tensor, eps: float, low: Tensor, high: Tensor) -> Tensor:
         shrink = (_INSIDE * eps / self.size(delta)).clamp(max=1)
-        return (delta * _per_example(shrink)).clamp(low, high)
+        return (delta * shrink.view(-1, 1, 1, 1)).clamp_(low, high)
 
 
 class L1(Norm):
@@ -184,7 +184,3 @@ class Ball:
     def image(self, delta: Tensor) -> Tensor:
         """The image x + δ as it is stored: in [0, 1], and in the ball as it was before rounding."""
         return self.norm.image(self.x, delta, self.eps)
-
-
-def _per_example(values: Tensor) -> Tensor:
-    return values.view(-1, 1, 1, 1)

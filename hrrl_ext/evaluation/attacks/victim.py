@@ -169,9 +169,8 @@ def _fooled(logits: Tensor, target: Tensor) -> Tensor:
 
 def _finite_examples(grad: Tensor) -> Tensor:
     """0 for an example that holds an Inf or NaN anywhere."""
-    # 0 * g is 0, or NaN where g is not finite: one pass, and the sum keeps a NaN.
-    usable = (0 * grad).sum((1, 2, 3), keepdim=True) == 0
-    return torch.where(usable, grad, 0.0)
+    # The sum keeps an Inf or makes it NaN; gradients so large that it overflows are of no use either.
+    return torch.where(grad.sum((1, 2, 3), keepdim=True).isfinite(), grad, 0.0)
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -20,6 +20,10 @@ from .victim import Victim, attackable, borrowed
 
 _ROUNDING = 1e-5  # relative, of a norm computed in float32
 
+_PGD_STEPS = (10, 20)  # if quick, else
+_APGD_STEPS = (20, 100)
+_QUERIES = (200, 5000)
+
 Method = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(x, target, their rows of the whole) → images that may fool the model"""
 
@@ -113,7 +117,6 @@ def evaluate_attack(
     ball = attackable("evaluate_attack", x, target, threat.eps, threat.norm)
     if len(x) == 0:
         raise ValueError("evaluate_attack: there are no points; check the data set and its split")
-    steps = 20 if quick else 100
     adversarial = x.detach().clone()
     method_accuracy: dict[str, MethodAccuracy] = {}
     with borrowed("evaluate_attack", model, x.device) as victim:
@@ -126,7 +129,7 @@ def evaluate_attack(
             *checks.probabilities(logits),
             *checks.dlr_left_out(logits.shape[1]),
         ]
-        for name, method in _methods(threat, victim, logits, steps, seed):
+        for name, method in _methods(threat, victim, logits, quick, seed):
             left = survived.nonzero().flatten()
             if threat.eps == 0 or len(left) == 0:
                 break
@@ -142,7 +145,7 @@ def evaluate_attack(
                 )
         if threat.eps > 0:
             warnings += checks.after_attack(
-                victim, ball, target, clean, survived, method_accuracy, steps
+                victim, ball, target, clean, survived, method_accuracy, _APGD_STEPS[not quick]
             )
     return AttackResult(
         threat.spec,
@@ -157,11 +160,11 @@ def evaluate_attack(
 
 
 def _methods(
-    threat: Threat, victim: Victim, logits: Tensor, steps: int, seed: int
+    threat: Threat, victim: Victim, logits: Tensor, quick: bool, seed: int
 ) -> Iterator[tuple[str, Method]]:
     """In the order of the run; ``logits`` are those of all points, without an attack."""
     model, norm, eps, classes = victim.model, threat.norm, threat.eps, logits.shape[1]
-    quick = steps < 100
+    pgd_steps, steps, queries = (n[not quick] for n in (_PGD_STEPS, _APGD_STEPS, _QUERIES))
     ranked = logits.argsort(dim=1, descending=True)
 
     def dlr(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
@@ -178,7 +181,7 @@ def _methods(
             left = left[~victim.fooled(z[left], y[left])]
         return z
 
-    yield "pgd", lambda x, y, _: pgd(model, x, y, eps, norm=norm, steps=10 if quick else 20)
+    yield "pgd", lambda x, y, _: pgd(model, x, y, eps, norm=norm, steps=pgd_steps)
     yield "apgd-ce", lambda x, y, _: apgd(model, x, y, eps, norm=norm, steps=steps)
     if classes >= 3:
         yield "apgd-dlr", dlr
@@ -186,7 +189,6 @@ def _methods(
         yield "apgd-t", targeted
     yield "fgsm", lambda x, y, _: fgsm(model, x, y, eps, norm=norm)
     if norm in ("linf", "l2"):
-        queries = 200 if quick else 5000
         yield (
             "square",
             lambda x, y, index: square(
