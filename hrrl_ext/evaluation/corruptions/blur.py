@@ -47,7 +47,7 @@ def glass_blur(
     distance = max(1, round(reach * unit))
     shuffled = smooth(x, sigma * unit)
     for _ in range(int(rounds)):
-        source = _sources(draws, distance, x.shape[2], x.shape[3]).to(x.device)  # [B, H W]
+        source = _sources(draws, distance, x.shape[2], x.shape[3])  # [B, H W]
         flat = shuffled.flatten(2)
         shuffled = flat.gather(2, source[:, None].expand_as(flat)).view_as(x)
     return smooth(shuffled, sigma * unit)
@@ -62,14 +62,9 @@ def _sources(draws: Draws, reach: int, height: int, width: int) -> Tensor:
     shift = draws.integers(
         -reach, reach, height, width, 2
     )  # [B, H, W, 2], below reach as published
-    row, column = (
-        torch.arange(height, device=shift.device),
-        torch.arange(width, device=shift.device),
-    )
-    visited = (
-        ((row > reach) & (row <= height - reach))[:, None]
-        & ((column > reach) & (column <= width - reach))
-    ).flatten()  # [H W]
+    visited = torch.zeros(height, width, dtype=torch.bool, device=shift.device)
+    visited[reach + 1 : height - reach + 1, reach + 1 : width - reach + 1] = True  # as published
+    visited = visited.flatten()
     here = torch.arange(height * width, device=shift.device)
     taken = here + visited * (shift[..., 0] * width + shift[..., 1]).flatten(1)  # [B, H W]
     chain = torch.where((taken > here) & visited[taken], taken, here)

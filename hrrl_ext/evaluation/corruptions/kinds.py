@@ -126,7 +126,7 @@ def _check(kind: str, severity: int) -> None:
         raise ValueError(
             f"corrupt: unknown kind {nearest([kind], _MADE_BY)}; the kinds are {', '.join(_MADE_BY)}"
         )
-    if isinstance(severity, bool) or severity not in SEVERITIES:
+    if type(severity) is not int or severity not in SEVERITIES:
         raise ValueError(f"corrupt: severity must be one of 1, 2, 3, 4, 5, got {severity!r}")
 
 
