@@ -50,6 +50,24 @@ def rows(text: str, heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
+def test_transfer_is_measured_over_its_base() -> None:
+    text = report(
+        results(
+            benchmark("extraction", "resnet18", "bare", 1.0),
+            benchmark("extraction", "resnet18", "ours", 1.04),
+            benchmark("extraction", "resnet18", "file", 1.1),
+            benchmark("finetuning_step", "resnet18", "plain", 1.0),
+            benchmark("finetuning_step", "resnet18", "ours", 1.5),
+        ),
+        "min",
+    )
+    assert [row[3:] for row in rows(text, "Transfer")] == [
+        ["file", "1100.0", "**1.100**"],
+        ["ours", "1040.0", "1.040"],
+        ["ours", "1500.0", "**1.500**"],
+    ]
+
+
 def test_ratios_are_the_others_time_over_ours_and_losses_are_shown() -> None:
     text = report(
         results(

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -406,3 +409,46 @@ def test_the_curve_of_a_run(net):
         x, target = TASK.__getitems__(range(len(TASK)))
         wrong = (result.model.eval()(x.float() / 255).argmax(1) != target).float().mean()
     assert curve[-1]["net"] == pytest.approx(wrong.item(), abs=1e-6)
+
+
+# Several processes
+
+SCRIPT = """
+import sys, torch
+from torch import nn
+from hrrl_ext import finetune
+from hrrl_ext.data import load_images
+from hrrl_ext.processes import current_processes, stop_processes
+
+digits = load_images("digits", split="train").subset(range(53))
+torch.manual_seed(5)
+model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.Tanh(), nn.Linear(8, 7))
+found = {}
+for method in ("l2sp:alpha=0.3,beta=0.2", "similarity:w_sim=3"):
+    result = finetune(model, digits, method=method, epochs=3, batch_size=26, lr=0.1, crop_padding=1, device="cpu",
+                      progress="off")
+    found[method[:4]] = (result.model.state_dict(), result.last["penalty"])
+torch.save(found, f"{sys.argv[1]}-{current_processes().rank}.pt")
+stop_processes()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """L2-SP is what one process computes; the similarities are of each process's images, and the weights
+    the same in both."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    for name, launch in (("one", []), ("two", launcher)):
+        command = [sys.executable, *launch, str(tmp_path / "script.py"), str(tmp_path / name)]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=100)
+    one, first, second = (
+        torch.load(tmp_path / f"{name}.pt") for name in ("one-0", "two-0", "two-1")
+    )
+    for method in ("l2sp", "simi"):
+        assert first[method][1] == second[method][1] > 0
+        for name, value in first[method][0].items():
+            assert torch.equal(value, second[method][0][name])
+    assert first["l2sp"][1] == pytest.approx(one["l2sp"][1], rel=1e-4)
+    for name, value in first["l2sp"][0].items():  # sums over the batch in another order: 9 steps
+        assert_close(value, one["l2sp"][0][name], rtol=1e-4, atol=1e-5)
