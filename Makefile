@@ -6,6 +6,9 @@ VENV   ?= .venv
 # The torch that the library is developed and tested with; any from 2.10 on will do.
 TORCH  ?= torch==2.13.0
 
+# A file of tests stays with one process, which builds what they share once.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
@@ -15,10 +18,10 @@ demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
 
 test: check
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 test-fast: $(VENV)/.built
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not slow"
 
 # The library built here, under the oldest torch that is supported and the newest one. They take several GB.
 test-abi: $(VENV)/.built $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools

@@ -1,4 +1,6 @@
+import os
+
 import torch
 
-# Tests run many small operators: one thread each, and the machine is left to the other workers.
-torch.set_num_threads(min(2, torch.get_num_threads()))
+# Tests run many small operators. Beside other workers of pytest-xdist each has a core to itself.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads()))

@@ -335,7 +335,9 @@ def test_device_of_the_model_is_restored_after_an_error():
 
 
 @pytest.mark.parametrize(
-    "data", [(torch.zeros(0, 3, 2, 2), torch.zeros(0).long()), [], iter(())], ids=str
+    "data",
+    [(torch.zeros(0, 3, 2, 2), torch.zeros(0).long()), [], iter(())],
+    ids=["tensors", "list", "iterator"],
 )
 def test_empty_data(data):
     with pytest.raises(ValueError, match="data has no examples"):
