@@ -3,8 +3,8 @@
     python examples/robustness_cifar100.py DATA --out runs/robustness --page docs/results/robustness.md
 
 DATA is the folder of examples/transfer_cifar100.py, and training is as there: CIFAR-100 in ImageNet's
-place, its 20 super-classes as concepts. The four models of the paper's tables, and EL and CL at a second level.
-What is trained or measured already is not done again. A page of everything: report.html in --out.
+place, its 20 super-classes as concepts. The four models of the paper's tables, and EL and CL at a
+second level. What is trained or measured already is not done again. Everything is in report.html.
 """
 
 from __future__ import annotations
