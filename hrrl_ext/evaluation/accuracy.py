@@ -107,6 +107,5 @@ def wilson_interval(correct: int, count: int, confidence: float = 0.95) -> tuple
     z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
     centre = correct + z2 / 2
     half = math.sqrt(z2 * (correct * (count - correct) / count + z2 / 4))
-    low, high = (centre - half) / (count + z2), (centre + half) / (count + z2)
-    # What rounding leaves of them at the ends, where they are 0 and 1.
-    return (low if correct else 0.0), (high if correct < count else 1.0)
+    high = (centre + half) / (count + z2) if correct < count else 1.0  # to the bit
+    return (centre - half) / (count + z2), high
