@@ -86,8 +86,8 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
 def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.PathLike[str]) -> Path:
     """The picture of Figure 3: a panel per task, or method, by name; in it a line of error per run.
 
-    The numbers are those of :func:`hrrl_ext.transfer.error_curve`; ValueError, as there, for a run without
-    a validation set.
+    The numbers are those of :func:`hrrl_ext.transfer.error_curve`; ValueError, as there, for a run
+    without a validation set.
     """
     from .transfer import error_curve
 

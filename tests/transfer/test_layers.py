@@ -172,6 +172,7 @@ def test_files_are_of_the_formats(tmp_path, suffix, n, d):
             found = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
     else:
         found = load_file(path)
+        assert path.read_bytes()[0] % 8 == 0  # the header's length: the arrays are aligned
     assert found.keys() == {"features", "labels"}
     assert torch.equal(found["features"], saved.features)
     assert torch.equal(found["labels"], saved.labels)
