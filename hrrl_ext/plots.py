@@ -84,9 +84,16 @@ def plot_histories(histories: Mapping[str, History], out: str | os.PathLike[str]
 
 
 def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.PathLike[str]) -> Path:
-    """The picture of Figure 3: a panel per task, or method, by name; in it a line of error per run."""
+    """The picture of Figure 3: a panel per task, or method, by name; in it a line of error per run.
+
+    The numbers are those of :func:`hrrl_ext.transfer.error_curve`; ValueError, as there, for a run
+    without a validation set.
+    """
+    from .transfer import error_curve
+
     figure, axes = _axes(len(panels), width=4.2)
     for ax, (title, histories) in zip(axes, panels.items(), strict=True):
+        error_curve(histories)  # refuses what has no error
         for name, rows in histories.items():
             _over_epochs(ax, rows, [100 * (1 - row["accuracy"]) for row in rows], label=name)
         ax.set(title=title, xlabel="epoch")

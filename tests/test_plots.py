@@ -115,6 +115,8 @@ def test_the_error_over_epochs(drawn: dict[str, Any], tmp_path: Path) -> None:
     assert [line.get_ydata().tolist() for line in plain.lines] == [[75, 50, 0], [25]]
     assert [ax.get_title() for ax in (plain, l2sp)] == ["plain", "L2-SP"]
     assert plain.get_ylim() == l2sp.get_ylim()
+    with pytest.raises(ValueError, match="ERM has no accuracy over epochs"):
+        plot_errors({"plain": {"ERM": rows(2)}}, tmp_path / "none.png")
 
 
 def write(folder: Path, text: str) -> Path:

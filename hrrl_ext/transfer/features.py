@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._modes import borrowed
 from ..data.labelled import as_input, labelled_batches
 from .feature_files import Features, check_suffix, load_features, save_features, write_batches
-from .layers import captured, find_classifier, find_layer
+from .layers import captured, find_classifier, find_head, find_layer
 
 __all__ = [
     "Features",
@@ -137,10 +137,8 @@ def _features_of(
 
     if layer is not None:
         return captured(find_layer(model, layer, "extract_features: layer"), "output", output)
-    if classifier is None:
-        return captured(find_classifier(model), "input", copied)
-    named = find_layer(model, classifier, "extract_features: classifier")
-    return captured(named, "input", copied)
+    head = find_head(model, classifier, "extract_features: classifier")
+    return captured(head, "input", copied)
 
 
 def _pooled(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from ..models import build_model
 from ..pretrained import read_config
 from ..training import HRRLTrainer, TrainingResult
 from ..training.run_folder import open_model
-from .layers import find_classifier, find_layer, layer_name
+from .layers import find_head, layer_name
 from .similarity import Similarity
 
 
@@ -56,13 +56,8 @@ class _L2SPPenalty(nn.Module):
     def __init__(self, settings: L2SP, model: nn.Module) -> None:
         super().__init__()
         self.settings = settings
-        new = (
-            find_classifier(model)
-            if settings.classifier is None
-            else find_layer(model, settings.classifier, "L2SP: classifier")
-        )
         # Lists, since the weights that are trained are no tensors of this module.
-        self._new = list(new.parameters())
+        self._new = list(find_head(model, settings.classifier, "L2SP: classifier").parameters())
         of_new = {id(p) for p in self._new}
         self._shared = [p for p in model.parameters() if id(p) not in of_new]
         self.start = nn.ParameterList(
@@ -227,11 +222,7 @@ def _replace_classifier(
     model: nn.Module, classifier: str | None, num_classes: int, seed: int
 ) -> str:
     """A fresh linear layer in place, by ``seed`` alone; returns its name."""
-    old = (
-        find_classifier(model)
-        if classifier is None
-        else find_layer(model, classifier, "finetune: classifier")
-    )
+    old = find_head(model, classifier, "finetune: classifier")
     if not isinstance(old, nn.Linear):
         raise ValueError(
             f"finetune: classifier {classifier!r} is {type(old).__name__}, expected nn.Linear; name "

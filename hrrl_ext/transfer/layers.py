@@ -21,6 +21,11 @@ def find_classifier(model: nn.Module) -> nn.Linear:
     return linear[-1]
 
 
+def find_head(model: nn.Module, classifier: str | nn.Module | None, argument: str) -> nn.Module:
+    """``classifier``, checked by :func:`find_layer`, or what :func:`find_classifier` finds."""
+    return find_classifier(model) if classifier is None else find_layer(model, classifier, argument)
+
+
 def find_layer(model: nn.Module, layer: str | nn.Module, argument: str) -> nn.Module:
     """The layer of that name, or itself. ValueError naming ``argument``: it is none of the model's."""
     if isinstance(layer, str):

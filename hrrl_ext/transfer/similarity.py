@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .layers import captured, find_classifier, find_layer
+from .layers import captured, find_head
 
 
 def similarity_loss(
@@ -118,10 +118,7 @@ class _SimilarityPenalty(nn.Module):
         self.start = copy.deepcopy(model).eval().requires_grad_(False)
         # Not a sub-module: the weights that are trained are no tensors of this one.
         self._layers = [
-            find_classifier(m)
-            if settings.classifier is None
-            else find_layer(m, settings.classifier, "Similarity: classifier")
-            for m in (model, self.start)
+            find_head(m, settings.classifier, "Similarity: classifier") for m in (model, self.start)
         ]
 
     def forward(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

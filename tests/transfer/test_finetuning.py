@@ -256,15 +256,12 @@ def test_from_a_saved_model_images_take_its_size(tmp_path):
 # Settings
 
 
-def test_the_settings_of_the_paper(net, tmp_path):
-    finetune(net, TASK, out=tmp_path, **{k: v for k, v in QUICK.items() if k != "epochs"}, epochs=4)
+@pytest.mark.parametrize(("method", "decay"), [("similarity", 1e-4), ("l2sp", 0.0)])
+def test_the_settings_of_the_paper(net, tmp_path, method, decay):
+    finetune(net, TASK, out=tmp_path, method=method, **(QUICK | {"epochs": 4}))
     training = json.loads((tmp_path / "config.json").read_text())["training"]
-    assert (training["lr"], training["milestones"], training["tau"], training["lam"]) == (
-        0.01,
-        [2],
-        0,
-        None,
-    )
+    given = [training[name] for name in ("lr", "milestones", "tau", "lam", "weight_decay")]
+    assert given == [0.01, [2], 0, None, decay]
     rates = [json.loads(r)["lr"] for r in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
