@@ -27,6 +27,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "CL-3": {"tau": 0.0, "lam": 3.0},
     "HRRL": {"tau": 0.03, "lam": 10.0},
 }
+ATTACKS = [
+    *(f"linf:{eps}/255" for eps in (0.5, 1, 2, 4)),
+    "l2:0.25",
+    "l2:0.5",
+    "fourier:2/255",
+    "fourier:8/255",
+]
 
 
 def main() -> None:
@@ -82,7 +89,8 @@ def measured(name: str, args: argparse.Namespace) -> Report:
         args.data / "cifar100-test.npz",
         name=name,
         train=training_images(args),
-        preset="full",
+        attacks=ATTACKS,
+        max_epsilon=["linf", "l2", "fourier"],
         points=args.points,
         attack_points=args.attack_points,
         corruption_points=args.corruption_points,

@@ -102,7 +102,7 @@ def similar(model, start, x, z):
         ("l2sp:alpha=0.3,beta=0.2", l2sp, 0.0),
         ("similarity:w_sim=0.5", similar, 1e-4),
     ],
-    ids=str,
+    ids=["plain", "L2SP", "l2sp", "similarity"],
 )
 def test_the_steps_are_those_made_by_hand(net, method, penalty, decay):
     result = finetune(net, TASK, method=method, **QUICK)
