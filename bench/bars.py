@@ -11,6 +11,8 @@ MEMORY_BAR = 1.1
 """Its peak memory over ERM's."""
 LOOP_BAR = 1.05
 """An epoch of HRRLTrainer over the bare steps on the same batches, made beforehand."""
+ATTACK_BAR = 1.1
+"""Steps of APGD over the forward and backward passes they contain."""
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 UPDATE_LIMITS = {1e3: 4.0, 1e4: 6.0, 1e5: 10.0, math.inf: 30.0}

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bars import LOOP_BAR, MEMORY_BAR, STEP_BAR, least_ratio, most_microseconds
+from bars import ATTACK_BAR, LOOP_BAR, MEMORY_BAR, STEP_BAR, least_ratio, most_microseconds
 
 STATISTICS = {"min": "fastest round", "median": "median round"}
 PEERS = {
@@ -68,11 +68,12 @@ def report(results: dict[str, Any], statistic: str) -> str:
     cases = read_cases(results["benchmarks"], statistic)
     steps = [case for case in cases if case.op == "training_step"]
     loops = [case for case in cases if case.op == "training_loop"]
+    attacks = [case for case in cases if case.op == "apgd_step"]
     scaled = [b["extra_info"] for b in results["benchmarks"] if b["extra_info"]["op"] == "scaling"]
     parts_of_round = [
         b for b in results["benchmarks"] if b["extra_info"]["op"] == "clustering_step"
     ]
-    compared = [case for case in cases if case not in steps + loops]
+    compared = [case for case in cases if case not in steps + loops + attacks]
     parts = [header(results, statistic)]
     if compared:
         parts += ["## Summary", summary(compared)]
@@ -82,6 +83,8 @@ def report(results: dict[str, Any], statistic: str) -> str:
         parts += ["## Training step", step_table(steps)]
     if loops:
         parts += ["## Training loop", loop_table(loops)]
+    if attacks:
+        parts += ["## Steps of APGD", attack_table(attacks)]
     if parts_of_round:
         parts += ["## A round of gradient clustering", clustering_table(parts_of_round, statistic)]
     if scaled:
@@ -230,6 +233,24 @@ def loop_table(cases: list[Case]) -> str:
         "An epoch of HRRLTrainer, data in memory, over the bare steps on the same batches made "
         f"beforehand; the bar is {LOOP_BAR}.\n\n"
         + markdown(["case", "threads", "epoch ms", "IQR", "trainer / bare steps"], rows)
+    )
+
+
+def attack_table(cases: list[Case]) -> str:
+    rows = [
+        [
+            case.facts["case"],
+            case.place,
+            f"{1e3 * case.seconds['ours']:.1f}",
+            f"{100 * case.spread:.0f} %",
+            _at_most(_over(case.seconds["ours"], case.seconds.get("passes")), ATTACK_BAR),
+        ]
+        for case in cases
+    ]
+    return (
+        "Five steps of APGD over the forward and backward passes they contain; the bar is "
+        f"{ATTACK_BAR}.\n\n"
+        + markdown(["norm", "threads", "attack ms", "IQR", "attack / passes"], rows)
     )
 
 
