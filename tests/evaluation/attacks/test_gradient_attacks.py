@@ -13,12 +13,13 @@ from torch import nn
 from torch.testing import assert_close
 
 from hrrl_ext.evaluation.attacks import apgd, fgsm, pgd, random_start, square
-from hrrl_ext.evaluation.attacks.apgd import checkpoints
+from hrrl_ext.evaluation.attacks.apgd import _Halving, _Point, checkpoints
 from hrrl_ext.evaluation.attacks.losses import (
     difference_of_logits_ratio,
     margin,
     targeted_difference_of_logits_ratio,
 )
+from hrrl_ext.evaluation.attacks.norms import Ball
 
 ATTACKS = {
     "fgsm": fgsm,
@@ -176,6 +177,34 @@ def test_apgd_against_its_definition():
                     eta, z, f, g = eta / 2, top, f_max, g_top
                 kept, raised, last, f_max_then = not halve, 0, k, f_max
         assert_close(ours[i : i + 1], found[2], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("raises", "improves", "halved_at"),
+    [
+        ([True], True, []),
+        ([True], False, [22, 57, 80, 93]),  # η was kept and the best did not move
+        # 17 of 22, 14 of 19 (below 14.25), 12 of 16 (which is 3/4), 10 of 13, 7 of 10, 5 of 7, 5 of 6, 4 of 6
+        ([True, True, True, False], True, [41, 80, 87, 99]),
+        ([False], True, [22, 41, 57, 70, 80, 87, 93, 99]),
+    ],
+)
+def test_when_a_step_size_halves(raises, improves, halved_at):
+    ball = Ball.around(images(1), 0.1, NORMS["linf"])
+    rule = _Halving(ball, 100, torch.zeros(1))
+    found, expected = [], 2 * 0.1
+    for k in range(1, 101):
+        up = raises[k % len(raises)]
+        top = _Point(ball.base, torch.tensor([float(k if improves else 0)]), ball.base)
+        restart = rule.restarts(k, torch.tensor([up]), top)
+        if k in checkpoints(100):
+            if restart.item():
+                found.append(k)
+                expected /= 2
+            assert rule.length.item() == pytest.approx(expected)
+        else:
+            assert restart is None
+    assert found == halved_at
 
 
 @pytest.mark.parametrize("name", BALLS)

@@ -137,6 +137,19 @@ def test_refusals():
             call()
 
 
+def test_logits_that_are_not_finite_are_refused_in_any_batch():
+    model, x = small(), images(5)
+    x[3] = 0.0
+    spoiled = nn.Sequential(Spoiled(), model)
+    with pytest.raises(ValueError, match="logits for example 3 are not finite"):
+        evaluate_attack(spoiled, x, torch.zeros(5).long(), "linf:0.01", batch_size=2)
+
+
+class Spoiled(nn.Module):
+    def forward(self, x):
+        return torch.where(x.sum((1, 2, 3), keepdim=True) == 0, math.nan, x)
+
+
 # Warnings
 
 
