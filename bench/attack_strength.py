@@ -157,9 +157,9 @@ def header(args: argparse.Namespace) -> str:
 Accuracy in % on {args.points} points that are right without an attack, mean ± standard deviation
 over seeds {", ".join(map(str, SEEDS))}: lower is stronger. One point is {100 / args.points:g} %. Same
 radius, {args.steps} steps, step size 2.5 eps / steps (PGD), {args.queries} queries (Square), random
-starts on both sides. torchattacks {torchattacks.__version__}, torch {torch.__version__}. Networks: ResNet-18
-of width {args.width}, {args.epochs} epochs on {args.train_images} images, plainly or on PGD's images
-(2 steps, linf 8/255). The last column is of the first seed.
+starts on both sides. torchattacks {torchattacks.__version__}, torch {torch.__version__}. Networks:
+ResNet-18 of width {args.width}, {args.epochs} epochs on {args.train_images} images, plainly or on
+PGD's images (2 steps, linf 8/255). The last column is of the first seed.
 
 `python bench/attack_strength.py {options}`
 """

@@ -20,6 +20,7 @@ from hrrl_ext.evaluation.attacks.losses import (
     targeted_difference_of_logits_ratio,
 )
 from hrrl_ext.evaluation.attacks.norms import Ball
+from hrrl_ext.evaluation.attacks.square import _move_mass
 
 ATTACKS = {
     "fgsm": fgsm,
@@ -250,6 +251,17 @@ def test_square_uses_the_whole_radius(name, size):
     model = Linear(torch.zeros(2, 3 * size * size), torch.tensor([1.0, 0.0]))
     z = square(model, x, torch.zeros(4).long(), 0.1, norm=name, queries=30)
     assert_close(NORMS[name].size(z - x), torch.full((4,), 0.1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_square_spends_what_is_unused_of_an_l2_radius(side):
+    """Whatever the windows: what was in both, and what was left of eps², is in the new one."""
+    ball = Ball.around(images(6), 0.5, NORMS["l2"])
+    delta = 0.02 * torch.randn(ball.x.shape, generator=generator())
+    assert (NORMS["l2"].size(delta) < 0.4).all()
+    moved = _move_mass(ball, delta, torch.rand(6, 8, generator=generator(4)), side)
+    assert_close(NORMS["l2"].size(moved), torch.full((6,), 0.5))
+    assert ((moved == 0) & (delta != 0)).flatten(1).any(1).sum() >= 3  # windows may coincide
 
 
 @pytest.mark.parametrize("name", ["linf", "l2"])
