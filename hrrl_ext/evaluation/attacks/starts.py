@@ -40,7 +40,9 @@ def example_rngs(
     seed: int, count: int, index: Sequence[int] | Tensor | None
 ) -> Iterator[np.random.Generator]:
     """A generator for each of ``count`` examples, from (seed, its index)."""
-    indices = list(range(count)) if index is None else [int(i) for i in index]
+    if isinstance(index, Tensor):
+        index = index.tolist()  # at once: on a GPU each element would be waited for
+    indices = range(count) if index is None else index
     if len(indices) != count:
         raise ValueError(f"index must have one entry per example, {count}, got {len(indices)}")
     return (np.random.default_rng((seed, i)) for i in indices)

@@ -394,12 +394,13 @@ def test_a_model_that_cuts_the_graph_has_a_zero_gradient(attack):
     assert torch.equal(ATTACKS[attack](Cut(), x, torch.zeros(3).long(), 0.1), x)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
-def test_images_with_logits_that_are_not_finite_are_never_returned(attack):
+def test_images_with_logits_that_are_not_finite_are_never_returned(attack, value):
     class Breaks(nn.Module):
         def forward(self, x):
             s = x.sum((1, 2, 3))
-            return torch.stack([torch.where(s > 55, math.nan, s), -s], 1)
+            return torch.stack([torch.where(s > 55, value, s - 200), -s], 1)
 
     x = torch.full((2, 3, 6, 6), 0.5)  # a sum of 54; every attack raises it on the way
     z = ATTACKS[attack](Breaks(), x, torch.ones(2).long(), 0.1)

@@ -128,6 +128,10 @@ def test_refusals():
     for call, message in (
         (lambda: evaluate_attack(model, x[:0], target[:0], "linf:0.1"), "there are no points"),
         (lambda: evaluate_attack(model, x, target, "linf"), "NORM:RADIUS"),
+        (
+            lambda: evaluate_attack(small(1), x.float(), 0 * target, "linf:1"),
+            "needs 2 classes, the model has 1",
+        ),
         (lambda: evaluate_attack(model, x, target, "linf:1", batch_size=0), "batch_size"),
         (lambda: evaluate_attack(model, x + 1, target, "linf:1"), r"must lie in \[0, 1\]"),
         (lambda: max_epsilon(model, x, target, eps=[]), "needs a radius"),
