@@ -13,6 +13,8 @@ LOOP_BAR = 1.05
 """An epoch of HRRLTrainer over the bare steps on the same batches, made beforehand."""
 TRANSFER_BARS = {"extraction": ("bare", 1 / 0.95), "finetuning_step": ("plain", 1.4)}
 """Over the provider's time: features over the bare forward passes, similarity over a plain step."""
+ATTACK_BAR = 1.1
+"""Steps of APGD over the forward and backward passes they contain."""
 
 ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2}
 UPDATE_LIMITS = {1e3: 4.0, 1e4: 6.0, 1e5: 10.0, math.inf: 30.0}

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bars import (
+    ATTACK_BAR,
     LOOP_BAR,
     MEMORY_BAR,
     STEP_BAR,
@@ -75,12 +76,13 @@ def report(results: dict[str, Any], statistic: str) -> str:
     cases = read_cases(results["benchmarks"], statistic)
     steps = [case for case in cases if case.op == "training_step"]
     loops = [case for case in cases if case.op == "training_loop"]
+    attacks = [case for case in cases if case.op == "apgd_step"]
     scaled = [b["extra_info"] for b in results["benchmarks"] if b["extra_info"]["op"] == "scaling"]
     parts_of_round = [
         b for b in results["benchmarks"] if b["extra_info"]["op"] == "clustering_step"
     ]
     transfers = [case for case in cases if case.op in TRANSFER_BARS]
-    compared = [case for case in cases if case not in steps + loops + transfers]
+    compared = [case for case in cases if case not in steps + loops + transfers + attacks]
     parts = [header(results, statistic)]
     if compared:
         parts += ["## Summary", summary(compared)]
@@ -92,6 +94,8 @@ def report(results: dict[str, Any], statistic: str) -> str:
         parts += ["## Training loop", loop_table(loops)]
     if transfers:
         parts += ["## Transfer", transfer_table(transfers)]
+    if attacks:
+        parts += ["## Steps of APGD", attack_table(attacks)]
     if parts_of_round:
         parts += ["## A round of gradient clustering", clustering_table(parts_of_round, statistic)]
     if scaled:
@@ -259,6 +263,24 @@ def transfer_table(cases: list[Case]) -> str:
     )
     columns = ["what", "case", "threads", "provider", "ms", "over its base"]
     return f"{text}\n\n" + markdown(columns, sorted(rows))
+
+
+def attack_table(cases: list[Case]) -> str:
+    rows = [
+        [
+            case.facts["case"],
+            case.place,
+            f"{1e3 * case.seconds['ours']:.1f}",
+            f"{100 * case.spread:.0f} %",
+            _at_most(_over(case.seconds["ours"], case.seconds.get("passes")), ATTACK_BAR),
+        ]
+        for case in cases
+    ]
+    return (
+        "Five steps of APGD over the forward and backward passes they contain; the bar is "
+        f"{ATTACK_BAR}.\n\n"
+        + markdown(["norm", "threads", "attack ms", "IQR", "attack / passes"], rows)
+    )
 
 
 def clustering_table(found: list[dict[str, Any]], statistic: str) -> str:

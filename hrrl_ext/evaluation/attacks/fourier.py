@@ -17,7 +17,7 @@ Band = Literal["low", "high"]
 _CUT = 0.25
 """Cycles per pixel, half the Nyquist frequency: low frequencies up to it, high ones above."""
 _ROUNDS = 16
-"""Of Dykstra's alternating projections; see docs/attacks.md for what they buy."""
+"""Of alternating projections; docs/attacks.md has what they buy."""
 _AIM = 1 - 1e-4
 """Part of the radius aimed at: rounding to float32 moves a coefficient by some 1e-6."""
 _LEAK = 0.01
@@ -34,9 +34,9 @@ class FourierLinf(Norm):
     Dual: Σ_i m_i |(Fg)_i|. Steepest step: F⁻¹(m u) with u_i = (Fg)_i / |(Fg)_i|, 0 where (Fg)_i = 0;
     it is real because Fg is Hermitian.
 
-    Clamping to [0, 1] leaves this ball. Here Dykstra's alternating projections come close to the
-    nearest point of both sets, and what still exceeds the radius is shrunk towards x, which keeps
-    it in the box: both constraints hold, at the price of a slightly smaller perturbation. Where
+    Clamping to [0, 1] leaves this ball. So the projections on the box and on the ball alternate, and
+    what still exceeds the radius is shrunk towards x, which keeps it in the box: both constraints
+    hold, at the price of a slightly smaller perturbation. Where
     m_i = 0 no step goes; there the clamp may leave up to eps / 100, enforced in the same way.
     """
 
@@ -69,16 +69,10 @@ class FourierLinf(Norm):
 
     def project(self, delta: Tensor, eps: float, low: Tensor, high: Tensor) -> Tensor:
         bound = _AIM * eps * self._half_mask(delta)
-        for_box, for_ball = torch.zeros_like(delta), torch.zeros_like(delta)
-        for _ in range(_ROUNDS):  # Boyle & Dykstra, 1986
-            delta = delta + for_box
-            inside = delta.clamp(low, high)
-            for_box = delta - inside
-            inside = inside + for_ball
-            spectrum = _dft(inside)
+        for _ in range(_ROUNDS):
+            spectrum = _dft(delta.clamp(low, high))
             modulus = spectrum.abs().clamp(min=torch.finfo(delta.dtype).tiny)
             delta = _inverse(spectrum * (bound / modulus).clamp(max=1), delta)
-            for_ball = inside - delta
         delta = delta.clamp(low, high)
         shrink = (_AIM * eps / self.size(delta, 0.9 * _LEAK)).clamp(max=1)
         return delta * shrink.view(-1, 1, 1, 1)

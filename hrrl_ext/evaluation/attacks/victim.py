@@ -45,9 +45,11 @@ class Victim:
             return self._forward(z, target)
 
     def all_logits(self, x: Tensor, target: Tensor, batch_size: int) -> Tensor:
-        """Those of many images, batch by batch."""
+        """Those of many images, batch by batch, and their values checked in all of them."""
         batches = zip(x.split(batch_size), target.split(batch_size), strict=True)
-        return torch.cat([self.logits(*batch) for batch in batches])
+        logits = torch.cat([self.logits(*batch) for batch in batches])
+        self._check_values(logits, target)
+        return logits
 
     def fooled(self, z: Tensor, target: Tensor) -> Tensor:
         """[N] bool: another class has the largest logit, and all logits are finite."""

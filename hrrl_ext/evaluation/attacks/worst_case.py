@@ -16,7 +16,7 @@ from .norms import Ball
 from .square import square
 from .starts import random_start
 from .threats import Threat, parse_threat
-from .victim import Victim, attackable, borrowed
+from .victim import Victim, attackable, borrowed, check_loss
 
 _ROUNDING = 1e-5  # relative, of a norm computed in float32
 
@@ -121,6 +121,7 @@ def evaluate_attack(
     method_accuracy: dict[str, MethodAccuracy] = {}
     with borrowed("evaluate_attack", model, x.device) as victim:
         logits = victim.all_logits(x, target, batch_size)
+        check_loss("evaluate_attack", "margin", logits.shape[1])
         clean = logits.argmax(1) == target
         survived = clean.clone()
         first = slice(batch_size)

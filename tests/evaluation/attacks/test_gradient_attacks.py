@@ -13,12 +13,14 @@ from torch import nn
 from torch.testing import assert_close
 
 from hrrl_ext.evaluation.attacks import apgd, fgsm, pgd, random_start, square
-from hrrl_ext.evaluation.attacks.apgd import checkpoints
+from hrrl_ext.evaluation.attacks.apgd import _Halving, _Point, checkpoints
 from hrrl_ext.evaluation.attacks.losses import (
     difference_of_logits_ratio,
     margin,
     targeted_difference_of_logits_ratio,
 )
+from hrrl_ext.evaluation.attacks.norms import Ball
+from hrrl_ext.evaluation.attacks.square import _move_mass
 
 ATTACKS = {
     "fgsm": fgsm,
@@ -178,6 +180,34 @@ def test_apgd_against_its_definition():
         assert_close(ours[i : i + 1], found[2], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("raises", "improves", "halved_at"),
+    [
+        ([True], True, []),
+        ([True], False, [22, 57, 80, 93]),  # η was kept and the best did not move
+        # 17 of 22, 14 of 19 (below 14.25), 12 of 16 (which is 3/4), 10 of 13, 7 of 10, 5 of 7, 5 of 6, 4 of 6
+        ([True, True, True, False], True, [41, 80, 87, 99]),
+        ([False], True, [22, 41, 57, 70, 80, 87, 93, 99]),
+    ],
+)
+def test_when_a_step_size_halves(raises, improves, halved_at):
+    ball = Ball.around(images(1), 0.1, NORMS["linf"])
+    rule = _Halving(ball, 100, torch.zeros(1))
+    found, expected = [], 2 * 0.1
+    for k in range(1, 101):
+        up = raises[k % len(raises)]
+        top = _Point(ball.base, torch.tensor([float(k if improves else 0)]), ball.base)
+        restart = rule.restarts(k, torch.tensor([up]), top)
+        if k in checkpoints(100):
+            if restart.item():
+                found.append(k)
+                expected /= 2
+            assert rule.length.item() == pytest.approx(expected)
+        else:
+            assert restart is None
+    assert found == halved_at
+
+
 @pytest.mark.parametrize("name", BALLS)
 def test_more_steps_are_no_weaker(name):
     model, x = small().eval(), images(24)
@@ -221,6 +251,17 @@ def test_square_uses_the_whole_radius(name, size):
     model = Linear(torch.zeros(2, 3 * size * size), torch.tensor([1.0, 0.0]))
     z = square(model, x, torch.zeros(4).long(), 0.1, norm=name, queries=30)
     assert_close(NORMS[name].size(z - x), torch.full((4,), 0.1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_square_spends_what_is_unused_of_an_l2_radius(side):
+    """Whatever the windows: what was in both, and what was left of eps², is in the new one."""
+    ball = Ball.around(images(6), 0.5, NORMS["l2"])
+    delta = 0.02 * torch.randn(ball.x.shape, generator=generator())
+    assert (NORMS["l2"].size(delta) < 0.4).all()
+    moved = _move_mass(ball, delta, torch.rand(6, 8, generator=generator(4)), side)
+    assert_close(NORMS["l2"].size(moved), torch.full((6,), 0.5))
+    assert ((moved == 0) & (delta != 0)).flatten(1).any(1).sum() >= 3  # windows may coincide
 
 
 @pytest.mark.parametrize("name", ["linf", "l2"])
@@ -353,12 +394,13 @@ def test_a_model_that_cuts_the_graph_has_a_zero_gradient(attack):
     assert torch.equal(ATTACKS[attack](Cut(), x, torch.zeros(3).long(), 0.1), x)
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("attack", ["pgd", "apgd", "square"])
-def test_images_with_logits_that_are_not_finite_are_never_returned(attack):
+def test_images_with_logits_that_are_not_finite_are_never_returned(attack, value):
     class Breaks(nn.Module):
         def forward(self, x):
             s = x.sum((1, 2, 3))
-            return torch.stack([torch.where(s > 55, math.nan, s), -s], 1)
+            return torch.stack([torch.where(s > 55, value, s - 200), -s], 1)
 
     x = torch.full((2, 3, 6, 6), 0.5)  # a sum of 54; every attack raises it on the way
     z = ATTACKS[attack](Breaks(), x, torch.ones(2).long(), 0.1)
