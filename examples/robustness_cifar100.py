@@ -10,6 +10,7 @@ second level. What is trained or measured already is not done again. Everything 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,8 +114,10 @@ def write_page(reports: Sequence[Report], page: Path) -> None:
         text = between.sub(lambda _, part=part: part + "\n", text)
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
-    for report in reports:
-        report.to_json(out / f"{report.name}.json")
+    numbers = [report.to_dict() for report in reports]
+    for attack in (attack for report in numbers for attack in report["attacks"]):
+        del attack["pictures"]
+    (out / "reports.json").write_text(json.dumps(numbers), encoding="utf-8")
     plot(reports, out / "robustness.png")
     page.write_text(text, encoding="utf-8")
 
