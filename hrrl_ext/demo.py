@@ -73,6 +73,11 @@ def run_demo(
     report(f"\n{table}\n\naccuracy in %, mean ± standard deviation over {seeds} seeds\n")
     for picture in plot_histories(first, out):
         report(f"saved {picture}")
+    report(
+        "\nhow do they hold up?  hrrl evaluate "
+        + " ".join(str(out / "models" / f"{variant}-0") for variant in table.variants)
+        + f" --data digits --out {out / 'report'}"
+    )
     return table
 
 

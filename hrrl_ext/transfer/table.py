@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ from .._files import replacing
 from .._tables import aligned
 from ..data import Concepts, ImageSet, Source
 from ..training import HRRLTrainer
+from ..training.run_folder import RunFolder
 from .features import extract_features
 from .probe import probe
 
@@ -141,7 +143,8 @@ def transfer_table(
     ``variants`` are of ``VARIANTS`` and ``BASELINES``. They share the configuration (see
     :class:`hrrl_ext.training.TrainingConfig`) but for tau, lam and the adversary; with one seed they
     start from the same weights and see the same batches. With ``out`` each finished trial is kept in
-    ``out/trials.jsonl`` and not computed again.
+    ``out/trials.jsonl`` and not computed again; its run, with the model, is the folder
+    ``out/models/VARIANT-SEED``, and one that was interrupted goes on there.
     """
     seeds, variants = list(seeds), list(variants)
     if not seeds or not variants:
@@ -154,11 +157,18 @@ def transfer_table(
         for variant in variants:
             if (variant, seed) in done:
                 continue
+            run = None
+            if out is not None:
+                run = RunFolder(Path(out) / "models" / f"{variant.replace(' ', '-')}-{seed}")
+                if not run.checkpoints:  # stopped before its first one
+                    shutil.rmtree(run.path, ignore_errors=True)
             result = HRRLTrainer(
                 data=data,
                 concepts=concepts,
                 validation=validation,
                 seed=seed,
+                out=None if run is None else run.path,
+                resume=run is not None and bool(run.checkpoints),
                 progress="off",
                 **(config | of_variant[variant]),
             ).fit()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
 
 from hrrl_ext.data import load_images, lower_resolution
+from hrrl_ext.evaluation import predict
 from hrrl_ext.plots import plot_histories
+from hrrl_ext.training import load_model
 from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_config
 
 DIGITS = load_images("digits", split="train").subset(range(150))
@@ -72,6 +77,18 @@ def test_trains_probes_and_keeps(tmp_path: Path) -> None:
     again = transfer_table(DIGITS, **SMALL, seeds=[0, 1], out=tmp_path, report=lines.append)
     assert len(lines) == 8  # nothing was trained again
     assert again == table
+    kept = load_model(tmp_path / "models" / "HRRL-1")
+    accuracy = predict(kept, SMALL["validation"]).correct.double().mean().item()
+    assert accuracy == pytest.approx(table.trials[-1].source["accuracy"])
+    path = tmp_path / "trials.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    checkpoints = tmp_path / "models" / "HRRL-1" / "checkpoints"
+    for stopped_in in (sorted(checkpoints.iterdir())[-1], checkpoints):  # its last epoch, its first
+        shutil.rmtree(stopped_in)
+        last = transfer_table(DIGITS, **SMALL, seeds=[0, 1], out=tmp_path).trials[-1]
+        assert last == replace(table.trials[-1], history=ANY)
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    transfer_table(DIGITS, **SMALL, seeds=[0, 1], out=tmp_path)
     more = transfer_table(
         DIGITS, **SMALL, seeds=[2], variants=["EL"], out=tmp_path, report=lines.append
     )
