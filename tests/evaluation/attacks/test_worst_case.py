@@ -13,7 +13,15 @@ from attack_cases import BALLS, NORMS, Linear, binary, generator, images, right_
 from test_attack_norms import dual
 from torch import nn
 
-from hrrl_ext.evaluation.attacks import EPS_GRID, checks, evaluate_attack, max_epsilon, worst_case
+from hrrl_ext.evaluation.attacks import (
+    EPS_GRID,
+    apgd,
+    checks,
+    evaluate_attack,
+    max_epsilon,
+    radius,
+    worst_case,
+)
 
 DOCS = Path(__file__).parents[3] / "docs/attacks.md"
 
@@ -94,6 +102,21 @@ def test_the_batch_size_does_not_matter(spec, monkeypatch):
     assert one.method_accuracy == three.method_accuracy
     again = evaluate_attack(model, x, target, spec, quick=True, batch_size=3, seed=3)
     assert torch.equal(again.adversarial, three.adversarial)
+
+
+def test_starts_are_drawn_by_the_row_of_a_point(monkeypatch):
+    rows = []
+    draw = worst_case.random_start
+    monkeypatch.setattr(
+        worst_case,
+        "random_start",
+        lambda *a, index, **k: rows.extend(index) or draw(*a, index=index, **k),
+    )
+    model, x = small().eval(), images(5)
+    target = right_targets(model, x)
+    target[1] = (target[1] + 1) % 5
+    evaluate_attack(model, x, target, "linf:1e-6", quick=True, batch_size=2)
+    assert rows == [0, 2, 3, 4]
 
 
 def test_radius_zero_is_the_clean_accuracy():
@@ -286,6 +309,25 @@ def test_the_curve_never_rises_and_starts_at_the_clean_accuracy():
     assert curve.accuracy[0] == curve.clean_accuracy == 0.95
     assert list(curve.accuracy) == sorted(curve.accuracy, reverse=True)
     assert curve.accuracy[-1] < curve.accuracy[0] and len(lines) == 4
+
+
+def test_a_larger_radius_starts_where_the_smaller_one_ended(monkeypatch):
+    seen = []
+
+    def recorded(model, x, target, eps, *, start, **options):
+        seen.append((start, apgd(model, x, target, eps, start=start, **options)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(radius, "apgd", recorded)
+    model, x = small().eval(), images(3)
+    target = right_targets(model, x)
+    target[1] = (target[1] + 1) % 5  # lost from the start
+    max_epsilon(model, x, target, eps=[1e-6, 2e-6], steps=2)
+    assert torch.equal(seen[0][0], x[[0, 2]])
+    assert len(seen) == 4  # two losses at two radii
+    assert all(
+        torch.equal(start, before) for (start, _), (_, before) in zip(seen[1:], seen, strict=False)
+    )
 
 
 def test_the_default_grid_is_that_of_the_thesis():
