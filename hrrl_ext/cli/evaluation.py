@@ -45,6 +45,9 @@ def _evaluate_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--preset", default="quick", help="quick or full")
     parser.add_argument("--attacks", nargs="+", help="such as linf:8/255 l2:0.5, or none")
     parser.add_argument("--corruptions", nargs="+", help="all, none, or kinds by name")
+    parser.add_argument(
+        "--corruption_folder", help="corrupted images to read: a folder of ImageNet-C or CIFAR-10-C"
+    )
     parser.add_argument("--steps", nargs="+", type=float, help="of the perturbation curve")
     parser.add_argument("--points", type=int, help="images that are evaluated at all")
     parser.add_argument("--attack_points", type=int, help="images of these that are attacked")
@@ -85,6 +88,7 @@ def _evaluate(args: Namespace) -> None:
             concepts=args.concepts,
             train=train,
             preset=args.preset,
+            corruption_folder=args.corruption_folder,
             out=out / name,
             resume=args.resume,
             progress=progress,

@@ -15,11 +15,11 @@ from .._modes import borrowed
 from ..data import Concepts, ImageSet, Source, concepts_of, load_images
 from ..data.labelled import as_input
 from ..data.messages import nearest
-from .config import evaluation_config
+from .config import EvaluationConfig, evaluation_config
+from .corruptions import SEVERITIES
 from .folder import EvaluationFolder
 from .parts import (
     BIN_SIZE,
-    SEVERITIES,
     Part,
     accuracy_part,
     attack_part,
@@ -43,6 +43,7 @@ def evaluate(
     concepts: Concepts = None,
     train: ImageSet | None = None,
     preset: str = "quick",
+    corruption_folder: str | os.PathLike[str] | None = None,
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Callable[[str], None] | None = None,
@@ -59,6 +60,8 @@ def evaluate(
         concepts: what accuracy is broken down by; the data's own if not given, else the classes.
         train: the images that the model was trained on: their concept counts N_k weigh an average.
         preset: "quick" or "full"; ``settings`` are other values for :class:`EvaluationConfig`.
+        corruption_folder: corrupted images to take instead of making them, laid out as ImageNet-C or
+            CIFAR-10-C (:func:`~.corruptions.open_corruptions`), pixels as they are stored.
         out: folder that keeps each part as soon as it is measured, and report.json. With ``resume`` an
             evaluation that was interrupted goes on there, also with further attacks or corruptions.
         progress: is told, in a line, of every part that is done.
@@ -68,7 +71,6 @@ def evaluate(
     outside [0, 1] and for names that are not known; FileExistsError for an ``out`` that is taken.
     """
     config = evaluation_config(preset, **settings)
-    kinds = _kinds(config.corruptions)
     _check_attacks(config.attacks, config.max_epsilon)
     images = load_images(data, split="test")
     by_class = concepts is None and images.concept_map is None
@@ -79,7 +81,7 @@ def evaluate(
     rows = drawn(len(images), config.points, config.seed)
     images, concept = images.subset(rows), concept[rows]
     attacked = images.subset(drawn(len(images), config.attack_points, config.seed))
-    damaged = images.subset(drawn(len(images), config.corruption_points, config.seed))
+    severities, corrupted_points, kinds = _severities(images, config, corruption_folder)
     steps = list(default_steps(images.image_shape) if config.steps is None else config.steps)
     is_random = _check_model(model, images, config.batch_size)
     description: Part = {
@@ -91,7 +93,8 @@ def evaluate(
         "grouped_by": "class" if by_class else "concept",
         "attack_points": len(attacked),
         "quick_attacks": config.quick_attacks,
-        "corruption_points": len(damaged),
+        "corruption_points": corrupted_points,
+        "corruptions_of": "hrrl_ext" if corruption_folder is None else str(corruption_folder),
         "seed": config.seed,
     }
     folder = EvaluationFolder(out)
@@ -112,7 +115,7 @@ def evaluate(
         return attack_part(model, *x_target(), spec, images.classes, **options)
 
     def corruption(kind: str) -> Part:
-        return corruption_part(model, damaged, kind, seed=seed, batch_size=size)
+        return corruption_part(model, kind, severities(kind), batch_size=size)
 
     def radius(norm: str) -> Part:
         return max_epsilon_part(model, *x_target(), norm)
@@ -166,20 +169,37 @@ def drawn(count: int, points: int | None, seed: int) -> Tensor:
 # --- before anything is measured
 
 
-def _kinds(corruptions: Sequence[str]) -> list[str]:
-    if tuple(corruptions) in ((), ("none",)):
-        return []
-    from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
+def _severities(
+    images: ImageSet, config: EvaluationConfig, folder: str | os.PathLike[str] | None
+) -> tuple[Callable[[str], list[ImageSet]], int, list[str]]:
+    """What gives a kind's images at severities 1 to 5, how many they are at each, and the kinds."""
+    from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupted
 
-    known = [*CORRUPTIONS, *EXTRA_CORRUPTIONS]
-    if tuple(corruptions) == ("all",):
-        return known
-    if unknown := [kind for kind in corruptions if kind not in known]:
+    known, stored = [*CORRUPTIONS, *EXTRA_CORRUPTIONS], None
+    if folder is not None:
+        from .corruptions import open_corruptions
+
+        stored = open_corruptions(folder, classes=images.classes)
+        known = [kind for kind in known if kind in stored]
+    count = len(images) if stored is None else len(stored[next(iter(stored))][0])
+    rows = drawn(count, config.corruption_points, config.seed)
+
+    def severities(kind: str) -> list[ImageSet]:
+        if stored is not None:
+            return [damaged.subset(rows) for damaged in stored[kind]]
+        return [corrupted(images.subset(rows), kind, s, seed=config.seed) for s in SEVERITIES]
+
+    if tuple(config.corruptions) in ((), ("none",)):
+        return severities, len(rows), []
+    if tuple(config.corruptions) == ("all",):
+        return severities, len(rows), known
+    if unknown := [kind for kind in config.corruptions if kind not in known]:
         raise ValueError(
-            f'corruptions: no kind is named {nearest(unknown, known)}; give "all", "none" or some of '
-            f"{', '.join(known)}"
+            f"corruptions: no kind is named {nearest(unknown, known)}"
+            + (f" in {folder}" if folder is not None else "")
+            + f'; give "all", "none" or some of {", ".join(known)}'
         )
-    return list(corruptions)
+    return severities, len(rows), list(config.corruptions)
 
 
 def _check_attacks(specs: Sequence[str], norms: Sequence[str]) -> None:

@@ -24,6 +24,7 @@ from .calibration import (
     negative_log_likelihood,
     rms_calibration_error,
 )
+from .corruptions import SEVERITIES
 from .perturbation_curve import PerturbationCurve
 from .pictures import attack_pictures
 from .predictions import Predictions, predict
@@ -31,7 +32,6 @@ from .predictions import Predictions, predict
 Part = dict[str, Any]
 
 BIN_SIZE = 100
-SEVERITIES = (1, 2, 3, 4, 5)
 
 
 def share(correct: int, count: int) -> Part:
@@ -136,15 +136,10 @@ def _halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def corruption_part(
-    model: nn.Module, images: ImageSet, kind: str, *, seed: int, batch_size: int
+    model: nn.Module, kind: str, severities: Sequence[ImageSet], *, batch_size: int
 ) -> Part:
     """One kind at every severity; the calibration error is that of all severities together."""
-    from .corruptions import corrupted
-
-    found = [
-        predict(model, corrupted(images, kind, s, seed=seed), batch_size=batch_size)
-        for s in SEVERITIES
-    ]
+    found = [predict(model, images, batch_size=batch_size) for images in severities]
     together = Predictions(*(torch.cat(x) for x in zip(*found, strict=True)))
     return {
         "kind": kind,

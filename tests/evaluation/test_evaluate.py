@@ -24,6 +24,7 @@ from hrrl_ext.evaluation import (
     rms_calibration_error,
     wilson_interval,
 )
+from hrrl_ext.evaluation.corruptions import write_corruptions
 from hrrl_ext.evaluation.evaluate import drawn
 from hrrl_ext.models import resnet18
 
@@ -394,3 +395,28 @@ def test_presets_differ_as_they_say() -> None:
     assert quick.quick_attacks
     assert not full.quick_attacks
     assert full.corruption_points is None
+
+
+# --- corrupted images of a folder
+
+
+def test_a_folder_of_corrupted_images(tmp_path: Path) -> None:
+    """What was written is measured as what is made on the way; kinds that it lacks are refused."""
+    kinds = ["gaussian_noise", "contrast"]
+    some = DIGITS.subset(range(40))
+    model = network()
+    write_corruptions(some, tmp_path / "C", kinds=kinds)
+    options = {"attacks": [], "corruption_points": None}
+    made = evaluate(model, some, corruptions=kinds, **options)
+    read = evaluate(model, some, corruption_folder=tmp_path / "C", **options)
+    assert made.corruptions is not None and read.corruptions is not None
+    drop = {"seconds"}
+    for one, other in zip(made.corruptions["kinds"], read.corruptions["kinds"], strict=True):
+        assert {k: v for k, v in one.items() if k not in drop} == {
+            k: v for k, v in other.items() if k not in drop
+        }
+    assert read.about["corruptions_of"] == str(tmp_path / "C")
+    few = evaluate(model, some, corruption_folder=tmp_path / "C", attacks=[], corruption_points=7)
+    assert few.about["corruption_points"] == 7
+    with pytest.raises(ValueError, match=r"'fog'.* in .*C; give"):
+        evaluate(model, some, corruption_folder=tmp_path / "C", corruptions=["fog"], attacks=[])
