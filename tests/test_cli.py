@@ -251,4 +251,7 @@ def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = {
         f"{name}.png" for name in ("loss", "q", "accuracy", "error", "concept_accuracy", "h")
     }
-    assert names == {"table.md", "trials.jsonl"} | pictures
+    assert names == {"table.md", "trials.jsonl", "models"} | pictures
+    models = [str(tmp_path / "models" / f"{variant}-0") for variant in ("ERM", "EL", "CL", "HRRL")]
+    assert f"hrrl evaluate {' '.join(models)} --data digits --out {tmp_path / 'report'}" in stdout
+    assert all((Path(model) / "results.json").is_file() for model in models)
