@@ -23,7 +23,9 @@ pytestmark = [
 
 def check(out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     options = ["--device", "cpu", "--out", str(out), "--results", str(out), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(hrrl_ext.__file__).parents[1])}
+    # pytest-benchmark measures nothing where it sees other workers of pytest-xdist.
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    environment = inherited | {"PYTHONPATH": str(Path(hrrl_ext.__file__).parents[1])}
     return subprocess.run(
         [sys.executable, str(SCRIPT), *options], capture_output=True, text=True, env=environment
     )

@@ -243,7 +243,7 @@ def test_what_a_run_writes_where_clusters_come_and_go(
     assert concepts["cluster 4"]["q"] == history[-1]["q"]["cluster 4"]
     assert json.loads((out / "config.json").read_text())["concepts"] == "clusters:5,every=1"
     pytest.importorskip("matplotlib")
-    assert len(plot_histories({"run": history}, tmp_path / "plots")) == 5
+    assert len(plot_histories({"run": history}, tmp_path / "plots")) == 6
 
 
 def test_results_with_groups(tmp_path: Path) -> None:
