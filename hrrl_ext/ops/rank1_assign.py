@@ -313,11 +313,7 @@ def _square_by_positions(gradient: LayerGradient, squares: Tensor) -> None:
 def _gram(x: Tensor, groups: int) -> Tensor:
     """[b, G C, H, W] → [b, G, H W, H W]."""
     channels = x.reshape(len(x), groups, -1, x.shape[2] * x.shape[3])
-    rows = channels.transpose(2, 3)
-    if not _by_onednn(rows[0, 0], rows[0, 0]):
-        return rows @ channels
-    grams = [_matrix_product(pixels, pixels) for pixels in rows.flatten(0, 1)]
-    return torch.stack(grams).unflatten(0, (len(x), groups))
+    return channels.transpose(2, 3) @ channels
 
 
 def _patch_gram(act: Tensor, conv: Convolution, out: torch.Size) -> Tensor:
@@ -356,25 +352,17 @@ def _at(gram: Tensor, dim: int, here: slice) -> Tensor:
 
 
 def _matrix_product(x: Tensor, y: Tensor, constant: Tensor | None = None) -> Tensor:
-    """x yᵀ + constant: x [n, J], y [m, J], constant [m] → [n, m]."""
-    if _by_onednn(x, y):
+    """x yᵀ + constant: x [n, J], y [m, J], constant [m] → [n, m].
+
+    By oneDNN where that is faster than the BLAS that torch takes, which is MKL: it uses AVX-512
+    wherever the processor has it, MKL on Intel's only. On an AMD EPYC a product takes half the time;
+    a call costs some 10 µs more.
+    """
+    large = len(x) * x.shape[1] * len(y) >= 2**20
+    if _ONEDNN and large and x.device.type == "cpu" and x.dtype == torch.float32:
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, constant, "none", [], "")
         return product
     return F.linear(x, y, constant)
-
-
-def _by_onednn(x: Tensor, y: Tensor) -> bool:
-    """Whether oneDNN multiplies these sooner than the BLAS that torch takes, which is MKL.
-
-    It takes AVX-512 where the processor has it, and MKL only on Intel's: on an AMD EPYC products take
-    half the time. Its calls cost some 10 µs more.
-    """
-    return (
-        _ONEDNN
-        and x.device.type == "cpu"
-        and x.dtype == torch.float32
-        and len(x) * x.shape[1] * len(y) >= 2**20
-    )
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -275,21 +275,11 @@ def test_known_squares() -> None:
 
 
 @pytest.mark.parametrize("onednn", [True, False])
-@pytest.mark.parametrize(
-    ("shape", "conv", "clusters"), [((4096, 1024), None, 131), ((64, 64, 16, 16), SAME, 2)]
-)
-def test_large_products(
-    monkeypatch: pytest.MonkeyPatch,
-    onednn: bool,
-    shape: tuple[int, ...],
-    conv: Convolution | None,
-    clusters: int,
-) -> None:
-    """By oneDNN and by the BLAS: each to the rounding of float32, 1e-6 of sums of 300,000 products."""
+def test_large_products(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
+    """By oneDNN and by the BLAS: each to the rounding of float32, 2e-6 of sums of 4,096 products."""
     monkeypatch.setattr(module, "_ONEDNN", onednn and module._ONEDNN)
-    monkeypatch.setattr(module, "_by_gradients", lambda *_: False)
-    (gradient,) = to([layer(8, *shape, conv=conv, bias=True)], torch.float32)
-    exact, at = to([gradient], torch.float64), centres([gradient], clusters)
+    (gradient,) = to([layer(8, 4096, 1024, bias=True)], torch.float32)
+    exact, at = to([gradient], torch.float64), centres([gradient], 131)
     got, expected = rank1_products([gradient], at), rank1_products(exact, at)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-6, atol=2e-6 * other.abs().max().item())
