@@ -279,7 +279,7 @@ def attack_table(cases: list[Case]) -> str:
     return (
         "Five steps of APGD over the forward and backward passes they contain; the bar is "
         f"{ATTACK_BAR}.\n\n"
-        + markdown(["norm", "threads", "attack ms", "IQR", "attack / passes"], rows)
+        + markdown(["case", "threads", "attack ms", "IQR", "attack / passes"], rows)
     )
 
 

@@ -65,10 +65,13 @@ PENALTIES = {"plain": None, "l2sp": L2SP(), "ours": Similarity()}
 
 
 @pytest.mark.parametrize("provider", PENALTIES)
-def test_finetuning_step(provider: str, place: Place, measure: Callable[..., None]) -> None:
+@pytest.mark.parametrize(("width", "batch"), [(16, 64), (64, 16)])
+def test_finetuning_step(
+    width: int, batch: int, provider: str, place: Place, measure: Callable[..., None]
+) -> None:
     trainer = HRRLTrainer(
-        resnet18(10, stem="small", width=16), data=images(), concepts="classes", tau=0.0, lam=None,
-        lr=1e-3, batch_size=BATCH, penalty=PENALTIES[provider], device=place.device, progress="off",
+        resnet18(10, stem="small", width=width), data=images(), concepts="classes", tau=0.0, lam=None,
+        lr=1e-3, batch_size=batch, penalty=PENALTIES[provider], device=place.device, progress="off",
     )  # fmt: skip
     x, target, concept = next(iter(trainer.batches.epoch(0)))
     trainer.model.train()
@@ -81,6 +84,6 @@ def test_finetuning_step(provider: str, place: Place, measure: Callable[..., Non
         assert (trainer.tally.penalty > 0) == (provider != "plain")
 
     measure(
-        step, check, op="finetuning_step", case=f"resnet18-w16-{SIDE}", provider=provider,
-        rounds=ROUNDS, shape=(BATCH, 3, SIDE, SIDE), dtype="fp32",
+        step, check, op="finetuning_step", case=f"resnet18-w{width}-{SIDE}", provider=provider,
+        rounds=ROUNDS, shape=(batch, 3, SIDE, SIDE), dtype="fp32",
     )  # fmt: skip
