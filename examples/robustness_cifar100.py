@@ -115,8 +115,10 @@ def write_page(reports: Sequence[Report], page: Path) -> None:
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
     numbers = [report.to_dict() for report in reports]
-    for attack in (attack for report in numbers for attack in report["attacks"]):
-        del attack["pictures"]
+    for number in numbers:
+        del number["about"]["command"]
+        for attack in number["attacks"]:
+            del attack["pictures"]
     (out / "reports.json").write_text(json.dumps(numbers), encoding="utf-8")
     plot(reports, out / "robustness.png")
     page.write_text(text, encoding="utf-8")
