@@ -19,7 +19,6 @@ import argparse
 import csv
 import itertools
 import json
-import re
 import statistics
 import tempfile
 from collections.abc import Callable, Iterable
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result_page import with_tables
 from torch import Tensor, nn
 
 from hrrl_ext.clustering import GradientClustering, VarianceRecorder
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
     tables = {"ratios": ratios(rows), "course": course(rows)}
     print("\n" + "\n\n".join(tables.values()))
     if args.page is not None:
-        write_page(tables, args.page)
+        args.page.write_text(with_tables(args.page, tables), encoding="utf-8")
 
 
 def check_settings(args: argparse.Namespace) -> None:
@@ -383,17 +383,6 @@ def spread(values: list[float], form: str) -> str:
         return ""
     text = form.format(statistics.fmean(values))
     return text + (" ± " + form.format(statistics.stdev(values)) if len(values) > 1 else "")
-
-
-def write_page(tables: dict[str, str], page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for name, table in tables.items():
-        marks = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        if not all(mark in text for mark in marks):
-            raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
-        between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)
-        text = between.sub(lambda _, table=table: table + "\n", text)
-    page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
-import re
 import statistics
 import tempfile
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from result_page import with_tables
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
@@ -210,12 +210,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def write_page(rows: list[dict[str, Any]], page: Path) -> None:
-    marks = "<!-- table: accuracy -->", "<!-- end: accuracy -->"
-    text = page.read_text(encoding="utf-8")
-    if not all(mark in text for mark in marks):
-        raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
-    between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)
-    page.write_text(between.sub(lambda _: table(rows) + "\n", text), encoding="utf-8")
+    text = with_tables(page, {"accuracy": table(rows)})
+    page.write_text(text, encoding="utf-8")
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
     with (out / "trials.csv").open("w", newline="", encoding="utf-8") as file:

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from result_page import with_tables
 
 from hrrl_ext import HRRLTrainer, load_model
 from hrrl_ext.data import load_images
@@ -105,13 +106,8 @@ def measured(name: str, args: argparse.Namespace) -> Report:
 
 
 def write_page(reports: Sequence[Report], page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
-    for mark, part in (("summary", summary(reports)), ("corruptions", corruptions(reports))):
-        marks = f"<!-- table: {mark} -->", f"<!-- end: {mark} -->"
-        if not all(m in text for m in marks):
-            raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
-        between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)
-        text = between.sub(lambda _, part=part: part + "\n", text)
+    tables = {"summary": summary(reports), "corruptions": corruptions(reports)}
+    text = with_tables(page, tables)
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
     numbers = [report.to_dict() for report in reports]

@@ -18,11 +18,11 @@ from __future__ import annotations
 
 import argparse
 import csv
-import re
 import statistics
 from pathlib import Path
 
 import torch
+from result_page import with_tables
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ImageSet, load_images, lower_resolution
@@ -93,18 +93,12 @@ def plot(table: TransferTable, out: Path) -> None:
 
 
 def write_page(table: TransferTable, page: Path) -> None:
-    parts = {
+    tables = {
         "accuracy": table.to_markdown(),
         "difference": table.to_markdown(base="ERM"),
         "seconds": seconds(table),
     }
-    text = page.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        marks = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        if not all(mark in text for mark in marks):
-            raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
-        between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)
-        text = between.sub(lambda _, part=part: part + "\n", text)
+    text = with_tables(page, tables)
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
     plot(table, out)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
+import hidden_groups
 import pytest
 import torch
 
@@ -16,15 +15,9 @@ SMALL = ["--epochs", "2", "--warm-up", "1", "--clusters", "3", "--width", "2"]
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    path = ROOT / "examples/hidden_groups.py"
-    spec = importlib.util.spec_from_file_location("hidden_groups", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hidden_groups"] = module  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(module, "LAM_GRID", (50.0,))
-    monkeypatch.setattr(module, "K_GRID", (3,))
-    return module
+    monkeypatch.setattr(hidden_groups, "LAM_GRID", (50.0,))
+    monkeypatch.setattr(hidden_groups, "K_GRID", (3,))
+    return hidden_groups
 
 
 def test_the_data(example: ModuleType) -> None:

@@ -20,11 +20,6 @@ EPOCHS = 2  # of 21 steps
 Players = tuple[nn.Module, HRRLObjective]
 
 
-@pytest.fixture(autouse=True)
-def _examples_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-
-
 def batches(batch_size: int = 64) -> DataLoader:
     """In a fixed order: Lightning opens a loader more than once per epoch, which moves a shuffle on."""
     from plain_loop import digits

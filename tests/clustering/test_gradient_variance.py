@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import gradient_variance as example
 import pytest
 import torch
 import torch.nn.functional as F
+from result_page import with_tables
 from torch import nn
 
 from hrrl_ext._streams import random_stream
@@ -25,19 +24,7 @@ DIGITS = load_images("digits", split="train")
 
 
 @pytest.fixture
-def example(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gv", ROOT / "examples/gradient_variance.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "gv", module)  # its dataclass looks itself up there
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def run(
-    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., list[dict[str, Any]]]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
     """The example on digits with small networks and two refreshes; returns the rows of trials.csv."""
     networks = {"MLP": linear, "ResNet-8": lambda: example.resnet8(2)}
     cases = {
@@ -60,7 +47,7 @@ def linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
 
 
-def test_the_networks_are_the_papers(example: ModuleType) -> None:
+def test_the_networks_are_the_papers() -> None:
     """1,863,690 parameters are the thesis's MLP; ResNet-8 is counted by hand. All are clustered."""
     w = 16
     blocks = 2 * conv(w, w, 3) + conv(w, 2 * w, 3) + conv(2 * w, 2 * w, 3) + conv(w, 2 * w, 1)
@@ -82,7 +69,7 @@ def conv(inputs: int, outputs: int, side: int) -> int:
 
 
 @pytest.mark.parametrize("share", [0.0, 2 / 3])
-def test_the_data(example: ModuleType, share: float) -> None:
+def test_the_data(share: float) -> None:
     images = example.drawn(DIGITS, share, 90, seed=1)
     pixels, target = images.images, images.target
     copies = round(90 * share)
@@ -97,7 +84,7 @@ def test_the_data(example: ModuleType, share: float) -> None:
         example.drawn(DIGITS, share, 2000, seed=1)
 
 
-def test_what_is_together(example: ModuleType) -> None:
+def test_what_is_together() -> None:
     """Copies of images 0, 1, ..., 9, 0, 1, ...: of the 25, one of image 0 and one of image 4 are away."""
     image = torch.arange(25) % 10
     own = image.clone()
@@ -113,7 +100,6 @@ def test_what_is_together(example: ModuleType) -> None:
 )
 def test_the_trajectory_is_that_of_plain_sgd_and_the_numbers_are_the_librarys(
     run: Callable[..., list[dict[str, Any]]],
-    example: ModuleType,
     case: str,
     lr: list[float],
     momentum: float,
@@ -156,7 +142,7 @@ def test_the_trajectory_is_that_of_plain_sgd_and_the_numbers_are_the_librarys(
 
 
 def test_a_run_that_is_over_is_not_run_again(
-    run: Callable[..., list[dict[str, Any]]], tmp_path: Path, example: ModuleType,
+    run: Callable[..., list[dict[str, Any]]], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     page = tmp_path / "page.md"
@@ -184,7 +170,7 @@ def test_a_run_that_is_over_is_not_run_again(
         run(steps=9)
     page.write_text("no place", encoding="utf-8")
     with pytest.raises(ValueError, match="no place for the table"):
-        example.write_page({"ratios": ""}, page)
+        with_tables(page, {"ratios": ""})
 
 
 def cut(text: str, name: str) -> tuple[str, str, str]:
@@ -193,7 +179,7 @@ def cut(text: str, name: str) -> tuple[str, str, str]:
     return before, table.strip(), after
 
 
-def test_the_tables_by_hand(example: ModuleType, tmp_path: Path) -> None:
+def test_the_tables_by_hand(tmp_path: Path) -> None:
     """Two seeds, four measurements, a refresh at 0 and 20: SG-2B is half of SG-B, GC as given."""
     over = {0: (0.25, 0.75, 0.25, 1.25), 1: (0.75, 0.75, 0.75, 1.75)}
     rows = [

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import stand_ins
 import torch
+from test_cli import run
 from test_evaluate import network
 
-from hrrl_ext.cli import main
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import Report, predict
 from hrrl_ext.pretrained import save_pretrained
@@ -49,15 +49,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(state, folder / "torchvision.pt")
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, folder / "wrapped.pt")
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
-    try:
-        status = main([str(a) for a in arguments])
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else 1
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
 
 
 def test_every_kind_of_checkpoint(

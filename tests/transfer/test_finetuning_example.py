@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from pathlib import Path
-from typing import Any
 
+import finetune_cifar10
 import pytest
 import torch
 
 from hrrl_ext.data import load_images
 
 
-def example() -> Any:
-    path = Path(__file__).parents[2] / "examples/finetune_cifar10.py"
-    spec = importlib.util.spec_from_file_location("finetune_cifar10", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_as_many_of_each_class() -> None:
     images = load_images("digits", split="train")
-    some, more = (example().subset(images, count) for count in (47, 60))
+    some, more = (finetune_cifar10.subset(images, count) for count in (47, 60))
     count = torch.bincount(some.target, minlength=10)
     assert len(some) == 47 and set(count.tolist()) == {4, 5}
     assert torch.equal(more.target[:47], some.target)  # fewer are part of more
@@ -41,7 +31,7 @@ def test_the_tables(tmp_path: Path) -> None:
                 for e in (1, 2)
             ]  # fmt: skip
             shifted[variant, "plain", seed] = 0.25
-    example().write(histories, shifted, tmp_path, [0, 1])
+    finetune_cifar10.write(histories, shifted, tmp_path, [0, 1])
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert lines[0] == "| error, % | plain | plain, half |"
     assert lines[2] == "| ERM | 49.0 ± 1.4 | 25.0 ± 0.0 |"
