@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, rows of JSON, and why a file cannot be read."""
+"""Files that are there whole or not at all, JSON, and why a file cannot be read."""
 
 from __future__ import annotations
 
@@ -35,6 +35,17 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """FileNotFoundError without the file, ValueError where it is no JSON object."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    return value
 
 
 def read_rows(file: Path, keys: Sequence[str], of: str) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
-from ._files import replacing, why_unreadable
+from ._files import read_json, replacing, why_unreadable
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -146,13 +146,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{folder} holds no model and no run: there is no {path.name} in it"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold an object, got {type(config).__name__}")
-    return config
+    return read_json(path)
 
 
 def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:

@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from .._files import replacing, why_unreadable
+from .._files import read_json, replacing, why_unreadable
 from .._tables import aligned
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
@@ -119,13 +119,7 @@ class ClusterFolder:
     def description(self) -> dict[str, Any]:
         if not self.holds_clusters:
             raise FileNotFoundError(f"{self.path} holds no clustering; hrrl cluster writes one")
-        try:
-            description = json.loads(self._description.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{self._description} is not valid JSON: {error}") from error
-        if not isinstance(description, dict):
-            raise ValueError(f"{self._description} must hold an object")
-        return description
+        return read_json(self._description)
 
     def resume(self, clustering: GradientClustering) -> None:
         """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""

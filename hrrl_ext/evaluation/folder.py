@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._files import replacing
+from .._files import read_json, replacing
 from .parts import Part
 
 
@@ -73,17 +73,6 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     with replacing(path) as partial:
         text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
         partial.write_text(text + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """FileNotFoundError without the file, ValueError where it is no JSON object."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
-    return value
 
 
 def _file_name(name: str) -> str:

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .._files import read_json
 from .._tables import aligned
-from .folder import read_json, write_json
+from .folder import write_json
 from .parts import Part
 
 _FORMAT = 1
