@@ -175,19 +175,24 @@ def _severities(
     """What gives a kind's images at severities 1 to 5, how many they are at each, and the kinds."""
     from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupted
 
-    known, stored = [*CORRUPTIONS, *EXTRA_CORRUPTIONS], None
-    if folder is not None:
+    known = [*CORRUPTIONS, *EXTRA_CORRUPTIONS]
+    if folder is None:
+        rows = drawn(len(images), config.corruption_points, config.seed)
+        clean = images.subset(rows)
+
+        def severities(kind: str) -> list[ImageSet]:
+            return [corrupted(clean, kind, s, seed=config.seed) for s in SEVERITIES]
+
+    else:
         from .corruptions import open_corruptions
 
         stored = open_corruptions(folder, classes=images.classes)
         known = [kind for kind in known if kind in stored]
-    count = len(images) if stored is None else len(stored[next(iter(stored))][0])
-    rows = drawn(count, config.corruption_points, config.seed)
+        count = len(stored[next(iter(stored))][0])
+        rows = drawn(count, config.corruption_points, config.seed)
 
-    def severities(kind: str) -> list[ImageSet]:
-        if stored is not None:
+        def severities(kind: str) -> list[ImageSet]:
             return [damaged.subset(rows) for damaged in stored[kind]]
-        return [corrupted(images.subset(rows), kind, s, seed=config.seed) for s in SEVERITIES]
 
     if tuple(config.corruptions) in ((), ("none",)):
         return severities, len(rows), []
