@@ -57,9 +57,9 @@ def main() -> None:
     """What each process runs: the fastest of a few epochs, from the first of them."""
     import torch
 
+    from hrrl_ext import HRRLTrainer
     from hrrl_ext.data import ArrayImages
     from hrrl_ext.processes import stop_processes
-    from hrrl_ext.training import HRRLTrainer
 
     processes = int(os.environ["WORLD_SIZE"])
     shape = (STEPS * PER_PROCESS * processes, 3, SIDE, SIDE)

@@ -14,8 +14,8 @@ import torch
 from places import Place
 from torch import Tensor
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ArrayImages
-from hrrl_ext.training import HRRLTrainer
 from hrrl_ext.training.progress import Progress
 from hrrl_ext.training.stopping import Stopping
 
@@ -82,8 +82,8 @@ def whole_loop(case: LoopCase, device: str) -> Callable[[], Tensor]:
     progress, stopping = Progress("off", STEPS), Stopping(trainer.processes)
 
     def epoch() -> Tensor:
-        trainer.tally = trainer._empty_tally()
-        trainer._train_epoch(0, progress, stopping)
+        trainer.loop.step, trainer.loop.history = 0, []
+        trainer.loop._epoch(progress, stopping)
         return trainer.objective.distribution.q.clone()
 
     return epoch

@@ -15,9 +15,9 @@ import torch
 from places import Place
 from torch import Tensor
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ArrayImages
 from hrrl_ext.models import resnet18
-from hrrl_ext.training import HRRLTrainer
 from hrrl_ext.transfer import L2SP, Similarity, extract_features, load_features, stream_features
 
 SIDE, BATCH, IMAGES, ROUNDS = 32, 64, 256, 6
@@ -81,7 +81,7 @@ def test_finetuning_step(
 
     def check(concept_loss: Tensor) -> None:
         assert concept_loss.isfinite().all()
-        assert (trainer.tally.penalty > 0) == (provider != "plain")
+        assert (trainer.recipe.tally.penalty > 0) == (provider != "plain")
 
     measure(
         step, check, op="finetuning_step", case=f"resnet18-w{width}-{SIDE}", provider=provider,

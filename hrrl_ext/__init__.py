@@ -16,10 +16,10 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "ConceptDistribution": "robust",
-    "ExamplePerturbation": "robust",
+    "ExamplePerturbation": "perturbation",
     "HRRLObjective": "robust",
     "variance_gain": "robust",
-    "HRRLTrainer": "training",
+    "HRRLTrainer": "robust",
     "DiscoveredConcepts": "clustering",
     "ConceptMap": "data",
     "load_images": "data",

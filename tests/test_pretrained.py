@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.models import Normalise, build_model, resnet18
 from hrrl_ext.pretrained import from_pretrained, load_weights, save_pretrained
-from hrrl_ext.training import HRRLTrainer, load_model
+from hrrl_ext.training import load_model
 
 CONFIG = {"model": "resnet18", "classes": ["a", "b", "c"], "image_size": 32, "width": 4}
 

@@ -67,6 +67,9 @@ def run_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint_every", type=int, help="save every so many steps, besides after each epoch"
     )
+    parser.add_argument(
+        "--max_minutes", type=float, help="stop after so long, saved; continue with --resume"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that decode images")
     parser.add_argument(

@@ -28,18 +28,20 @@ def _demo(args: Namespace) -> None:
 
 
 def _train_arguments(parser: ArgumentParser) -> None:
-    from ..training.config import TrainingConfig
+    from ..robust import HRRLConfig
+    from ..training import TrainingConfig
 
     parser.add_argument("--config", action="config", help="YAML file with any of these options")
     parser.add_argument("--model", default="resnet18", help="name of the model")
     parser.add_argument("--init", help="weights that a new run begins with: a file or a folder")
     run_arguments(parser)
+    parser.add_class_arguments(HRRLConfig)
     parser.add_class_arguments(TrainingConfig)
 
 
 def _train(args: Namespace) -> None:
     """Learn features with Algorithm 1."""
-    from ..training import HRRLTrainer
+    from ..robust import HRRLTrainer
 
     options = args.as_dict()
     options.pop("config")

@@ -91,7 +91,7 @@ def _probe(args: Namespace) -> None:
     import json
 
     from .._files import replacing
-    from ..training.report import flat
+    from ..training.run_folder import flat
     from ..transfer import load_features
     from ..transfer.probe import probe
 
@@ -129,7 +129,8 @@ def _concept_map(concepts: str) -> Any:
 
 
 def _finetune_arguments(parser: ArgumentParser) -> None:
-    from ..training.config import TrainingConfig
+    from ..robust import HRRLConfig
+    from ..training import TrainingConfig
 
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="folder of a run, or of save_pretrained"
@@ -150,7 +151,8 @@ def _finetune_arguments(parser: ArgumentParser) -> None:
         "--image_size", type=int, help="side that images are resized to; MODEL's if not given"
     )
     parser.add_argument("--weight_decay", type=float, help="1e-4, and 0 for l2sp, if not given")
-    parser.add_class_arguments(TrainingConfig, skip={"width", "image_size", "weight_decay"})
+    parser.add_class_arguments(HRRLConfig, skip={"width", "image_size"})
+    parser.add_class_arguments(TrainingConfig, skip={"weight_decay"})
     parser.set_defaults(epochs=100, lr=0.01, tau=0.0, lam=None)
 
 

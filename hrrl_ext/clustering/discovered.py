@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..data import Concepts, ImageSet
 from ..data.concepts import CLUSTERS
-from ..data.messages import nearest
+from ..spec import nearest
 from .centres import CentreRule
 from .clusters import GradientClustering
 from .examples import ExampleLoss

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..data.ids import Ids
-from ..data.messages import nearest
+from ..spec import nearest
 from .examples import Data, ExampleLoss, Examples, check_losses, cross_entropy
 from .sampler import StratifiedSampler
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data.messages import nearest
 from ..ops import Convolution, LayerGradient
+from ..spec import nearest
 from .examples import ExampleLoss, check_losses
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .._streams import random_stream
 from .._tables import aligned
 from ..data.ids import Ids
-from ..data.messages import nearest
+from ..spec import nearest
 from .estimators import (
     SVRG,
     GradientEstimator,

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .messages import listed, nearest
+from ..spec import listed, nearest
 
 if TYPE_CHECKING:
     from .image_sets import ImageSet

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._files import replacing
-from .messages import listed, nearest
+from ..spec import listed, nearest
 
 _CLASS_HEADER, _EXAMPLE_HEADER = "class,concept", "example,concept"
 _CLASS_LAYOUT = f'JSON {{"class": "concept", ...}} or CSV with the header `{_CLASS_HEADER}`'

@@ -7,8 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 
+from ..spec import nearest
 from .concept_files import csv_pairs
-from .messages import nearest
 
 # The official super-classes in their official order. A class index is the rank of the class name in
 # sorted order.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from ..spec import listed
 from .columns import PREFIX, column_concepts, sorted_names
 from .concept_files import (
     LAYOUT,
@@ -28,7 +29,6 @@ from .concept_tables import (
     look_up,
 )
 from .ids import Ids, checked_ids
-from .messages import listed
 
 if TYPE_CHECKING:
     from .image_sets import ImageSet

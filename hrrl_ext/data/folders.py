@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..spec import listed, nearest
 from .concepts import ConceptMap
 from .ids import Ids
 from .image_sets import ImageSet
-from .messages import listed, nearest
 from .resize import check_image_size, fit_picture
 
 if TYPE_CHECKING:

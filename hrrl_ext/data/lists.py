@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..spec import listed, nearest
 from .columns import sorted_names
 from .concepts import ConceptMap
 from .folders import ImageFiles
-from .messages import listed, nearest
 from .paths import InsideFolder
 
 CSV_LAYOUT = (

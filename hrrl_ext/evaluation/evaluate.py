@@ -14,7 +14,7 @@ from .._environment import environment
 from .._modes import borrowed
 from ..data import Concepts, ImageSet, Source, concepts_of, load_images
 from ..data.labelled import as_input
-from ..data.messages import nearest
+from ..spec import nearest
 from .config import EvaluationConfig, evaluation_config
 from .corruptions import SEVERITIES
 from .folder import EvaluationFolder

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from .._modes import borrowed
 from ..data.labelled import as_input, labelled_batches
-from ..robust import ExamplePerturbation
+from ..perturbation import ExamplePerturbation
 from .predictions import checked_logits
 
 _PIXEL_RMS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of 255

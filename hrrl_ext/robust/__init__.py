@@ -1,25 +1,33 @@
-"""The two players of the game that HRRL solves, and the objective that joins them.
+"""HRRL: the two players of the game that it solves, the objective that joins them, and its training.
 
 ================================== ==============================================================
 :class:`ExamplePerturbation`       example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
 :class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
 :class:`HRRLObjective`             both, for a training loop of one's own
 :class:`GroupDRO`, :class:`CVaR`   other adversaries over the concepts, to compare with
+:class:`HRRL`                      Algorithm 1 as a recipe of :class:`hrrl_ext.training.Loop`
+:class:`HRRLTrainer`               all of it in one call
 ================================== ==============================================================
 """
 
+from ..perturbation import ExamplePerturbation
 from .baselines import CVaR, GroupDRO
 from .concepts import ConceptDistribution, ConceptWeights, slow_phase_divisor, variance_gain
+from .config import HRRLConfig
 from .objective import HRRLObjective
-from .perturbation import ExamplePerturbation
+from .recipe import HRRL
+from .trainer import HRRLTrainer
 
 __all__ = [
+    "HRRL",
     "CVaR",
     "ConceptDistribution",
     "ConceptWeights",
     "ExamplePerturbation",
     "GroupDRO",
+    "HRRLConfig",
     "HRRLObjective",
+    "HRRLTrainer",
     "slow_phase_divisor",
     "variance_gain",
 ]

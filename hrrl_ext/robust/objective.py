@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..perturbation import BatchNormStatistics, ExamplePerturbation
 from .concepts import ConceptDistribution, ConceptWeights
-from .perturbation import BatchNormStatistics, ExamplePerturbation
 
 
 class HRRLObjective(nn.Module):

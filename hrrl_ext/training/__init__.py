@@ -1,13 +1,26 @@
-"""Algorithm 1 as a trainer: reproducible, resumable, and open about what q does."""
+"""The training loop: reproducible, resumable, and the same whatever is trained.
+
+========================= =================================================================
+:class:`Loop`             epochs, files, exact resumption, signals, progress
+:class:`Recipe`           what the loop asks of a method: its step, and what an epoch reports
+:class:`Move`             from a loss to new weights: precision, parts, processes, optimiser
+:class:`TrainingConfig`   how long, and by which optimiser
+========================= =================================================================
+"""
 
 from .checkpoint import CheckpointError
 from .config import TrainingConfig
-from .run_folder import load_model
-from .trainer import HRRLTrainer, TrainingResult
+from .loop import Loop, TrainingResult
+from .move import Move
+from .recipe import Recipe
+from .run_folder import RunFolder, load_model
 
 __all__ = [
     "CheckpointError",
-    "HRRLTrainer",
+    "Loop",
+    "Move",
+    "Recipe",
+    "RunFolder",
     "TrainingConfig",
     "TrainingResult",
     "load_model",

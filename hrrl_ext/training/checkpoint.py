@@ -2,7 +2,7 @@
 
     folder/step-00000240/             the newest two
         model.safetensors             weights and buffers
-        state.pt                      optimiser, q and its counter, scaler, random states, sums, history
+        state.pt                      optimiser, scaler, random states, history, the recipe's own state
 
 A checkpoint is written to a folder of another name, forced to the disk and renamed: it is there whole
 or not at all. Nothing that is read can execute code (safetensors; torch.load with weights_only).
@@ -26,7 +26,7 @@ from torch import nn
 
 from .._files import sync, why_unreadable
 
-_STATE = {"optimizer", "objective", "scaler", "rng", "rng_cuda", "tally", "history"}
+_STATE = {"optimizer", "scaler", "rng", "rng_cuda", "history"}  # and what the recipe adds
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError)
 _KEEP = 2  # the newest, and the one before in case the newest does not load
 
@@ -72,8 +72,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
     return final
 
 
-def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any]:
-    """Fills ``model`` from the newest checkpoint that can be read and returns its state."""
+def load_checkpoint(folder: Path, model: nn.Module) -> tuple[int, dict[str, Any]]:
+    """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state."""
     found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")
@@ -87,7 +87,7 @@ def load_checkpoint(folder: Path, model: nn.Module) -> dict[str, Any]:
             reason = why_unreadable(error)
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
             continue
-        return state
+        return int(path.name.removeprefix("step-")), state
     raise CheckpointError(
         f"none of the checkpoints in {folder} can be read: {', '.join(p.name for p in found)}"
     )

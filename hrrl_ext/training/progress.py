@@ -35,6 +35,7 @@ class Progress:
         if style == "auto":
             style = "bar" if self._stream.isatty() else "plain"
         self._style = style
+        self._at, self._epoch = done, ""
         self._total, self._done, self._every = total_steps, done, every
         self._started = self._last_step = time.monotonic()
         self._bar: Any = None
@@ -53,8 +54,17 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    def epoch(self, name: str, done: int) -> None:
+        """An epoch begins, or is taken up, with so many steps of all done."""
+        self._epoch, self._at = name, done
+
+    def work(self, what: str, text: str) -> None:
+        """Something else than steps goes on in the epoch."""
+        self.step(self._at, f"{self._epoch}, {what}", text)
+
     def step(self, step: int, where: str, text: str) -> None:
         """``step`` of all are done: ``where`` is the epoch and its step, ``text`` what was measured."""
+        self._at = step
         if self._bar is not None:
             self._bar.update(
                 self._task, completed=step, description=where, left=self._left(step), text=text

@@ -3,8 +3,9 @@
 config.json                       settings, model, classes, concepts
 environment.jsonl                 per start: versions, device, command, commit
 metrics.csv, metrics.jsonl        one row per epoch
+evaluations.jsonl                 one row per evaluation within epochs, where there are such
 train.log                         the same in plain lines
-results.json                      when it is through: last and best epoch, and by concept
+results.json                      when it is through: last and best epoch, and what the recipe adds
 tensorboard/                      events, if asked for
 plots/                            of hrrl train
 checkpoints/step-00000240/        the newest two (checkpoint.py)
@@ -26,7 +27,7 @@ from .._environment import environment
 from .._files import replacing
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
-from .report import flat, results
+from .recipe import Row
 
 
 class RunFolder:
@@ -57,14 +58,16 @@ class RunFolder:
                 f"{self.path} already holds a run; continue it with resume=True, or choose another out"
             )
 
-    def require_run(self, description: Mapping[str, Any]) -> None:
-        """That it holds a run, and of this description."""
+    def require_run(self, description: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """That it holds a run, and of this description; a setting that is newer than the run had its
+        default there."""
         if not self.holds_run:
             raise FileNotFoundError(f"resume: {self.path} holds no run")
-        here, there = json.loads(json.dumps(description)), self.config()
+        here, there = (json.loads(json.dumps(d)) for d in (description, self.config()))
+        settings = json.loads(json.dumps(defaults)) | there.get("training", {})
         changed = [
             *(k for k in here if k != "training" and here[k] != there.get(k)),
-            *(k for k, v in here["training"].items() if v != there.get("training", {}).get(k)),
+            *(k for k, v in here["training"].items() if v != settings.get(k)),
         ]
         if changed:
             raise ValueError(
@@ -87,10 +90,12 @@ class RunFolder:
         """The best epoch so far, as a model of its own."""
         save_pretrained(model, self.best, self.config() | {"best": dict(row)})
 
-    def write_metrics(self, history: Sequence[Mapping[str, Any]], lines: Sequence[str]) -> None:
+    def write_evaluations(self, evaluations: Sequence[Row]) -> None:
+        _write_rows(self.path / "evaluations.jsonl", evaluations)
+
+    def write_metrics(self, history: Sequence[Row], lines: Sequence[str]) -> None:
         """metrics.jsonl as it is; metrics.csv with one column per concept for what is a dict there."""
-        with replacing(self.path / "metrics.jsonl") as path:
-            path.write_text("".join(json.dumps(row) + "\n" for row in history), encoding="utf-8")
+        _write_rows(self.path / "metrics.jsonl", history)
         rows = [flat(row) for row in history]
         with (
             replacing(self.path / "metrics.csv") as path,
@@ -104,8 +109,8 @@ class RunFolder:
         with replacing(self.path / "train.log") as path:
             path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
-    def write_results(self, history: Sequence[Mapping[str, Any]], chosen: str) -> None:
-        _write_json(self.path / "results.json", results(history, chosen))
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        _write_json(self.path / "results.json", results)
 
     # --- reading
 
@@ -115,8 +120,8 @@ class RunFolder:
         except ValueError as error:
             raise CheckpointError(str(error)) from error
 
-    def load(self, model: nn.Module) -> dict[str, Any]:
-        """Fills ``model`` from the newest checkpoint that can be read and returns its state."""
+    def load(self, model: nn.Module) -> tuple[int, dict[str, Any]]:
+        """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state."""
         return load_checkpoint(self.path / "checkpoints", model)
 
 
@@ -125,18 +130,27 @@ def load_model(
 ) -> nn.Module:
     """The trained model of a run's folder, in eval mode on the CPU.
 
-    ``which`` is "last", the newest checkpoint, or "best", the best epoch on the validation set. A run
+    ``which`` is "last", the newest checkpoint; "best", the best evaluation on the validation set; or
+    "ema", the moving average of the weights at the newest checkpoint, of a run that has one. A run
     of a model given by name is rebuilt from its configuration; for a run of your own module pass a
     fresh one, which is filled. Raises FileNotFoundError where ``out`` is no run and CheckpointError
     where none of its checkpoints can be read.
     """
-    if which not in ("last", "best"):
-        raise ValueError(f"which must be 'last' or 'best', got {which!r}")
+    if which not in ("last", "best", "ema"):
+        raise ValueError(f"which must be 'last', 'best' or 'ema', got {which!r}")
     run = RunFolder(out)
     if which == "best":
         return from_pretrained(run.best, model)
     model = build_from(run.config(), run.path) if model is None else model
-    run.load(model)
+    _, state = run.load(model)
+    if which == "ema":
+        if "ema" not in state:
+            raise ValueError(
+                f"{run.path} is a run without a moving average; train it with ema=0.999"
+            )
+        average = {k.removeprefix("module."): v for k, v in state["ema"].items()}
+        average.pop("n_averaged")
+        model.load_state_dict(average)
     return model.eval()
 
 
@@ -144,6 +158,22 @@ def open_model(folder: str | os.PathLike[str]) -> nn.Module:
     """The model of a run (its last state) or of :func:`hrrl_ext.pretrained.save_pretrained`."""
     saved_alone = (Path(folder) / "model.safetensors").is_file()
     return from_pretrained(folder) if saved_alone else load_model(folder)
+
+
+def flat(row: Row) -> dict[str, Any]:
+    """What belongs to concepts as a column name/concept of its own."""
+    columns: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            columns |= {f"{name}/{key}": entry for key, entry in value.items()}
+        else:
+            columns[name] = value
+    return columns
+
+
+def _write_rows(path: Path, rows: Sequence[Row]) -> None:
+    with replacing(path) as partial:
+        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .report import flat
+from .run_folder import flat
 
 
 class Scalars:

@@ -1,21 +1,22 @@
-"""SIGTERM, as a batch system sends it: the run is saved before it ends."""
+"""Ends before the end, saved: at SIGTERM, as a batch system sends it, and at a limit in minutes."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from typing import Any
 
 from ..processes import Processes
-from .run_folder import RunFolder
 
 
 class Stopping:
-    """Within, SIGTERM is noted; the loop asks, and leaves when it has saved."""
+    """Within, SIGTERM is noted, and the time; the loop asks, and ends when it has saved."""
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: Processes, minutes: float | None = None) -> None:
         self._processes = processes
-        self._noted = False
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._signalled = False
         self._before: Any = None
 
     def __enter__(self) -> Stopping:
@@ -28,7 +29,7 @@ class Stopping:
             signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, *_: object) -> None:
-        self._noted = True
+        self._signalled = True
 
     def asked(self, everywhere: bool) -> bool:
         """Whether to stop. Several processes must stop at the same step: they compare notes only where
@@ -39,8 +40,14 @@ class Stopping:
             return False
         return any(self._processes.gather(self._noted))
 
-    def leave(self, run: RunFolder | None) -> None:
-        saved = f"saved in {run.path}; continue it with resume" if run else "nothing was saved"
+    @property
+    def _noted(self) -> bool:
+        return self._signalled or (self._end is not None and time.monotonic() >= self._end)
+
+    def leave(self, saved: str) -> None:
+        """Says so; and ends the process, where it was told to."""
+        signalled = any(self._processes.gather(self._signalled))
         if self._processes.main:
-            print(f"stopped by SIGTERM: {saved}", flush=True)
-        raise SystemExit(128 + signal.SIGTERM)
+            print(f"stopped by {'SIGTERM' if signalled else 'max_minutes'}: {saved}", flush=True)
+        if signalled:
+            raise SystemExit(128 + signal.SIGTERM)

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data import Concepts, Source, load_images
-from ..data.messages import nearest
 from ..data.sources import takes_root
 from ..models import build_model
 from ..pretrained import read_config
-from ..training import HRRLTrainer, TrainingResult
+from ..robust import HRRLTrainer
+from ..spec import nearest
+from ..training import TrainingResult
 from ..training.run_folder import open_model
 from .layers import find_head, layer_name
 from .similarity import Similarity

@@ -15,7 +15,7 @@ from typing import Any
 from .._files import replacing
 from .._tables import aligned
 from ..data import Concepts, ImageSet, Source
-from ..training import HRRLTrainer
+from ..robust import HRRLTrainer
 from ..training.run_folder import RunFolder
 from .features import extract_features
 from .probe import probe

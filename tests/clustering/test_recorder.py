@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext._streams import random_stream
 from hrrl_ext.clustering import (
     GradientClustering,
@@ -23,7 +24,6 @@ from hrrl_ext.clustering import (
 )
 from hrrl_ext.clustering.recorder import read_recording
 from hrrl_ext.data import load_images
-from hrrl_ext.training import HRRLTrainer
 
 DIGITS = load_images("digits", split="train").subset(range(64))
 SMALL: dict[str, Any] = {"batch_size": 8, "num_batches": 3}

@@ -11,10 +11,11 @@ import torch
 from test_cli import run
 from test_evaluate import network
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import Report, predict
 from hrrl_ext.pretrained import save_pretrained
-from hrrl_ext.training import HRRLTrainer, load_model
+from hrrl_ext.training import load_model
 
 CONFIG = {"model": "resnet18", "classes": [str(c) for c in range(10)], "image_size": 8, "width": 2}
 FEW = [

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.robust import ConceptDistribution, CVaR, GroupDRO, HRRLObjective
-from hrrl_ext.training import HRRLTrainer
 
 COUNT = [10, 30, 60]
 

@@ -41,11 +41,13 @@ class Watched(HRRLTrainer):
 
     def fit(self) -> Any:
         self.seen: list[dict[str, Any]] = []
+        self._step = self.recipe.step
+        self.recipe.step = self._watch  # type: ignore[method-assign]
         return super().fit()
 
-    def train_step(self, x: Tensor, target: Tensor, concept: Tensor, **batch: Any) -> Tensor:
+    def _watch(self, *arguments: Any) -> Tensor:
         d = self.objective.distribution
-        if self.tally.steps == 0:
+        if self.recipe.tally.steps == 0:
             assert self.batches.concept is not None
             self.seen.append(
                 {
@@ -58,7 +60,7 @@ class Watched(HRRLTrainer):
                     "validation": None if self.validation is None else self.validation.concept,
                 }
             )
-        return super().train_step(x, target, concept, **batch)
+        return self._step(*arguments)
 
 
 def loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -92,16 +94,16 @@ def test_what_is_clustered_and_when() -> None:
             expected = by_hand.assign(OTHERS, loss)
             assert torch.equal(live[seen["validation"]], expected)
     assert not torch.equal(trainer.seen[0]["ids"], trainer.seen[2]["ids"])
-    assert trainer.discovery is not None
-    for row, expected in zip(trainer.discovery.clustering.history, by_hand.history, strict=True):
+    assert trainer.recipe.discovery is not None
+    for row, expected in zip(trainer.recipe.discovery.clustering.history, by_hand.history, strict=True):
         assert row | {"seconds": 0} == expected | {"seconds": 0}
 
 
 def test_once_by_default() -> None:
     trainer = Watched(network(), **SMALL, concepts=DiscoveredConcepts(5, rounds=3))
     trainer.fit()
-    assert trainer.discovery is not None
-    assert len(trainer.discovery.clustering.history) == 3
+    assert trainer.recipe.discovery is not None
+    assert len(trainer.recipe.discovery.clustering.history) == 3
     assert all(torch.equal(seen["ids"], trainer.seen[0]["ids"]) for seen in trainer.seen)
     assert [seen["t"] for seen in trainer.seen] == [0, 4, 8, 12, 16]  # one adversary, all along
 

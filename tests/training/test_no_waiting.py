@@ -6,8 +6,8 @@ from contextlib import nullcontext
 
 import pytest
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
-from hrrl_ext.training import HRRLTrainer
 
 
 @pytest.mark.parametrize("adversary", ["hrrl", "group_dro", "cvar"])
@@ -26,7 +26,7 @@ def test_a_step_asks_for_no_value(
         device="meta",
         progress="off",
     )
-    monkeypatch.setattr(trainer, "_autocast", nullcontext)  # which knows no such device
+    monkeypatch.setattr(trainer.loop.move, "autocast", nullcontext)  # which knows no such device
     x, target, concept = next(trainer.batches.epoch(0))
     concept_loss = trainer.train_step(x, target, concept)
     assert concept_loss.is_meta and concept_loss.shape == (10,)

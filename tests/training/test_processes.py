@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torchrun import run, tensors_of
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import accuracy
-from hrrl_ext.training import HRRLTrainer, load_model
+from hrrl_ext.training import load_model
 
 DIGITS = load_images("digits", split="train").subset(range(203))
 

@@ -7,10 +7,9 @@ import time
 
 import pytest
 import torch
-
 from hrrl_ext.robust.concepts import effective_number
+from hrrl_ext.robust.report import results, running, summary
 from hrrl_ext.training.progress import Progress
-from hrrl_ext.training.report import results, running, summary
 
 
 class Terminal(io.StringIO):
@@ -61,6 +60,14 @@ def test_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\x1b[" in shown  # drawn in place
 
 
+def test_work_is_shown_where_the_steps_are() -> None:
+    stream = io.StringIO()
+    with Progress("plain", 10, stream, every=0.0) as progress:
+        progress.epoch("epoch 2/2", 5)
+        progress.work("clustering", "round 1")
+    assert stream.getvalue().startswith("epoch 2/2, clustering  round 1  ")
+
+
 def test_off() -> None:
     assert report("off", Terminal(), every=0.0) == ""
 
@@ -82,10 +89,10 @@ def test_a_bar_is_cleared_away_when_training_fails() -> None:
 def test_what_is_said_within_an_epoch() -> None:
     concept_loss, q = {"cat": 2.0, "dog": 0.5, "fox": 1.0}, {"cat": 0.5, "dog": 0.0, "fox": 0.5}
     effective = effective_number(torch.tensor(list(q.values()))).item()
-    said = running(1.25, 0.5, concept_loss, q, effective, 99.6)
+    said = running(1.25, 0.5, concept_loss, q, effective)
     assert said == (
         "loss 1.250  train 50.0 %  worst concept 2.00 (cat)  effective concepts 2.0 of 3  "
-        "q 0.50 (cat), 0.50 (fox), 0.00 (dog)  100 img/s"
+        "q 0.50 (cat), 0.50 (fox), 0.00 (dog)"
     )
 
 
@@ -99,25 +106,24 @@ ROW = {
 
 def test_what_is_said_after_an_epoch() -> None:
     """The worst concept is one that was measured."""
-    assert "accuracy 80.0 %  worst concept 60.0 % (dog)  effective" in summary(ROW, 3)
+    assert "accuracy 80.0 %  worst concept 60.0 % (dog)  effective" in summary(ROW)
     plain = {k: v for k, v in ROW.items() if "accuracy" not in k} | {"train_accuracy": 0.5}
-    assert "worst concept" not in summary(plain, 3)
+    assert "worst concept" not in summary(plain)
 
 
-def test_results_hold_the_last_epoch_and_the_first_best_one() -> None:
+def test_results_hold_the_last_epoch_and_the_best_one() -> None:
     second = ROW | {
         "epoch": 2,
         "accuracy": 0.9,
         "concept_accuracy": {"cat": 1.0, "dog": 0.8, "fox": None},
     }
-    third = ROW | {"epoch": 3, "accuracy": 0.9}
-    got = results([ROW, second, third], "accuracy")
-    assert (got["last"]["epoch"], got["best"]["epoch"], got["seconds"]) == (3, 2, 6.0)
+    got = results(ROW | {"epoch": 3}, second)
+    assert (got["last"]["epoch"], got["best"]["epoch"]) == (3, 2)
     assert got["last"]["worst_concept"] == "dog"
     assert got["concepts"]["dog"] == {
         "q": 0.7, "concept_loss": 2.0, "accuracy_last": 0.6, "accuracy_best": 0.8
     }  # fmt: skip
     plain = {k: v for k, v in ROW.items() if "accuracy" not in k}
-    got = results([plain], "accuracy")
-    assert (got["best"], got["selected_by"]) == (None, None)
+    got = results(plain, None)
+    assert got["best"] is None
     assert got["concepts"]["dog"] == {"q": 0.7, "concept_loss": 2.0}

@@ -20,8 +20,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
-from hrrl_ext.training import HRRLTrainer
 
 DIGITS = load_images("digits", split="train").subset(range(100))
 SETTINGS: dict[str, Any] = {
@@ -86,17 +86,17 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
 
 
 def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
-    step = trainer.train_step
+    step = trainer.recipe.step
     done = 0
 
-    def counted(*arguments: Any, **options: Any) -> Tensor:
+    def counted(*arguments: Any) -> Tensor:
         nonlocal done
         if done == steps:
             raise KeyboardInterrupt
         done += 1
-        return step(*arguments, **options)
+        return step(*arguments)
 
-    trainer.train_step = counted  # type: ignore[method-assign]
+    trainer.recipe.step = counted  # type: ignore[method-assign]
 
 
 SCRIPT = """

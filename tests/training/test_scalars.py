@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
-from hrrl_ext.training import HRRLTrainer
 from hrrl_ext.training.scalars import Scalars
 
 DIGITS = load_images("digits", split="train").subset(range(64))

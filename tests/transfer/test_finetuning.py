@@ -13,11 +13,10 @@ from torch import nn
 from torch.testing import assert_close
 from torchrun import tensors_of
 
-from hrrl_ext import finetune, load_model
+from hrrl_ext import HRRLTrainer, finetune, load_model
 from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.models import build_model, resnet18
 from hrrl_ext.pretrained import from_weights, save_pretrained
-from hrrl_ext.training import HRRLTrainer
 from hrrl_ext.transfer import L2SP, Similarity, error_curve, similarity_loss
 from hrrl_ext.transfer.finetuning import read_method
 

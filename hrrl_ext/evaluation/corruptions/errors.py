@@ -8,7 +8,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from ...data.messages import listed, nearest
+from ...spec import listed, nearest
 from .kinds import SEVERITIES
 
 Errors: TypeAlias = "Mapping[str, float | Sequence[float] | Tensor]"

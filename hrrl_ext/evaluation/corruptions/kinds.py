@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet, as_float, check_range
-from ...data.messages import nearest
+from ...spec import nearest
 from . import blur, digital, noise, weather
 from .draws import Draws
 from .severities import parameters

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from .. import ops
+from . import ops
 
 BatchNormStatistics = Literal["batch", "running"]
 

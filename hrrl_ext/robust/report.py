@@ -1,11 +1,11 @@
-"""What a run says of itself in words, and what it comes to in the end."""
+"""What a run of HRRL says of itself in words, and what it comes to in the end."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-Row = Mapping[str, Any]
+from ..training.recipe import Row, scalars
 
 
 def running(
@@ -14,7 +14,6 @@ def running(
     concept_loss: Mapping[str, Any],
     q: Mapping[str, Any],
     effective_concepts: float,
-    images_per_second: float,
 ) -> str:
     """The epoch so far: ``concept_loss`` is each concept's mean ĝ of its steps, ``q`` is that of now."""
     worst = max(concept_loss, key=lambda k: concept_loss[k])
@@ -26,25 +25,22 @@ def running(
             f"worst concept {concept_loss[worst]:.2f} ({worst})",
             f"effective concepts {effective_concepts:.1f} of {len(q)}",
             "q " + ", ".join(f"{q[k]:.2f} ({k})" for k in largest),
-            f"{images_per_second:.0f} img/s",
         ]
     )
 
 
-def summary(row: Row, epochs: int) -> str:
-    """One line for an epoch that is over."""
-    parts = [
-        f"epoch {row['epoch']}/{epochs}",
-        f"loss {row['loss']:.3f}",
-        f"train {100 * row['train_accuracy']:.1f} %",
-    ]
+def summary(row: Row) -> str:
+    """An epoch that is over, or an evaluation within one."""
+    parts = []
+    if "loss" in row:
+        parts += [f"loss {row['loss']:.3f}", f"train {100 * row['train_accuracy']:.1f} %"]
     if "accuracy" in row:
         parts.append(f"accuracy {100 * row['accuracy']:.1f} %")
         worst = f"worst concept {100 * row['worst_concept_accuracy']:.1f} %"
         parts.append(f"{worst} ({worst_concept(row)})")
-    parts.append(f"effective concepts {row['effective_concepts']:.1f}")
-    parts.append(f"largest weight {row['largest_weight']:.1f}")
-    parts.append(f"{row['images_per_second']:.0f} img/s")
+    if "q" in row:
+        parts.append(f"effective concepts {row['effective_concepts']:.1f}")
+        parts.append(f"largest weight {row['largest_weight']:.1f}")
     return "  ".join(parts)
 
 
@@ -54,25 +50,8 @@ def worst_concept(row: Row) -> str:
     return min(accuracy, key=lambda k: accuracy[k])
 
 
-def flat(row: Row) -> dict[str, Any]:
-    """What belongs to concepts as a column name/concept of its own."""
-    columns: dict[str, Any] = {}
-    for name, value in row.items():
-        if isinstance(value, Mapping):
-            columns |= {f"{name}/{key}": entry for key, entry in value.items()}
-        else:
-            columns[name] = value
-    return columns
-
-
-def results(history: Sequence[Row], chosen: str) -> dict[str, Any]:
-    """The last epoch and the best one, as single numbers and by concept; what results.json holds.
-
-    ``chosen`` is the column that makes an epoch the best (the first of equal ones); without a
-    validation set there is no best.
-    """
-    last = history[-1]
-    best = max(history, key=lambda row: row[chosen]) if chosen in last else None
+def results(last: Row, best: Row | None) -> dict[str, Any]:
+    """The last epoch and the best evaluation, as single numbers and by concept."""
     measured = {
         f"accuracy_{when}": row["concept_accuracy"]
         for when, row in (("last", last), ("best", best))
@@ -85,14 +64,11 @@ def results(history: Sequence[Row], chosen: str) -> dict[str, Any]:
         for name in dict.fromkeys([*last["q"], *last.get("concept_accuracy", {})])
     }
     return {
-        "selected_by": chosen if best is not None else None,
-        "seconds": sum(row["seconds"] for row in history),
-        "last": _scalars(last),
-        "best": None if best is None else _scalars(best),
+        "last": _single(last),
+        "best": None if best is None else _single(best),
         "concepts": by_concept,
     }
 
 
-def _scalars(row: Row) -> dict[str, Any]:
-    numbers = {name: value for name, value in row.items() if not isinstance(value, Mapping)}
-    return numbers | ({"worst_concept": worst_concept(row)} if "accuracy" in row else {})
+def _single(row: Row) -> dict[str, Any]:
+    return scalars(row) | ({"worst_concept": worst_concept(row)} if "accuracy" in row else {})

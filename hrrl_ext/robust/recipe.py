@@ -1,0 +1,302 @@
+"""Algorithm 1 of HRRL, as the training loop takes it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._modes import evaluating
+from ..clustering.discovered import Discovery
+from ..evaluation import accuracy
+from ..processes import Processes
+from ..training import Move, Recipe
+from ..training.progress import Progress
+from ..training.recipe import Row
+from . import report
+from .baselines import CVaR, GroupDRO
+from .concepts import ConceptDistribution, ConceptWeights, effective_number
+from .config import HRRLConfig
+from .objective import HRRLObjective
+from .sets import Sets
+from .tally import Tally
+
+_CALIBRATION_BATCHES = 8
+_FIRST_STEPS = 5  # of q, which are looked at as they come
+
+
+class HRRL(Recipe):
+    """min_θ max_{q in Δ}  Σ_k (q_k/N_k) Σ_{i in k} ℓ(x̃_i, y_i; θ) - (λ/2) ‖q - q0‖²   (HRRL, Eq. 4).
+
+    Args:
+        model: on its device, as it is trained.
+        sets: what it is trained on, and measured on.
+        loss_scale: of the input-gradient pass; see :class:`hrrl_ext.ExamplePerturbation`.
+        at_once: examples that a process has in one pass through the model, at most.
+        penalty: see :class:`HRRLTrainer`.
+        model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, if it does.
+    """
+
+    advice = "Lower lr or tau, or raise lam."
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sets: Sets,
+        config: HRRLConfig,
+        processes: Processes,
+        *,
+        loss_scale: float = 1.0,
+        at_once: int,
+        penalty: Callable[[nn.Module], nn.Module] | None = None,
+        model_name: str | None = None,
+    ) -> None:
+        self.model, self.batches, self.sets, self.config = model, sets.batches, sets, config
+        self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
+        self.penalty = None if penalty is None else penalty(model)
+        self.penalty_name = None if penalty is None else str(penalty)
+        count = torch.bincount(sets.batches.concept, minlength=len(sets.concept_names))
+        self.objective = HRRLObjective(
+            tau=config.tau,
+            lam=None,
+            distribution=_adversary(config, count),
+            batch_norm=config.batch_norm,
+            label_smoothing=config.label_smoothing,
+            loss_scale=loss_scale,
+        ).to(sets.batches.device)
+        self.discovery: Discovery | None = None
+        if sets.found is not None:
+            self.discovery = Discovery(
+                sets.found, model, batch_size=at_once, loss=self._example_loss
+            )
+        self.tally = self._empty_tally()
+        self._concept_loss = torch.zeros_like(self.objective.distribution.q)  # of the last step
+        self._warned = False
+
+    # --- Algorithm 1
+
+    def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> Tensor:
+        """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]."""
+        concept_loss = move(
+            self.losses, *batch
+        )  # lines 9, 10: θ_{t+1} by Eq. 5; ĝ of the whole batch
+        self.objective.update(
+            concept_loss
+        )  # line 11: q_{t+1} by Eq. 6, still with the losses at θ_t
+        self.tally.add_step(concept_loss)
+        self._concept_loss = concept_loss
+        return concept_loss
+
+    def losses(
+        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples."""
+        x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
+        logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
+        out = self.objective(logits, target, concept)
+        self.tally.add(logits.detach(), target, out, penalty)
+        return out.loss if penalty is None else out.loss + penalty, out.concept_loss
+
+    def _example_loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        """ℓ_i [B], of which gradients are clustered."""
+        smoothing = self.config.label_smoothing
+        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
+
+    # --- as an epoch begins
+
+    def before(self, epoch: int, move: Move, progress: Progress) -> bool:
+        """Finds concepts, where they are to be found, and measures c="auto"."""
+        found = self.discovery is not None and self.discovery.due(epoch)
+        if self.discovery is not None and found:
+            self.discovery.find(self.sets.images, lambda text: progress.work("clustering", text))
+            self._take_clusters(self.discovery)
+            if self.sets.validation is not None and self.sets.group_names is None:
+                self.sets.validation.concept = self.discovery.assign(self.sets.validation.images)
+        if found or (epoch == 0 and self.discovery is None):
+            self._calibrate(move)
+        if self.discovery is not None and found:
+            progress.line(self.discovery.summary())
+        return found
+
+    def _take_clusters(self, discovery: Discovery) -> None:
+        """They are the concepts from here on, of an adversary that begins anew."""
+        self.sets.concept_names, self.batches.concept = discovery.names, discovery.concept
+        count = torch.bincount(self.batches.concept)
+        self.objective.distribution = _adversary(self.config, count).to(self.batches.device)
+        self.tally = self._empty_tally()
+
+    def _calibrate(self, move: Move) -> None:
+        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step."""
+        distribution = self.objective.distribution
+        if self.config.c != "auto" or not isinstance(distribution, ConceptDistribution):
+            return
+        if distribution.lam is None:
+            return
+        losses = []
+        with evaluating(self.model):  # leaves no trace in the running statistics
+            batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
+            for (x, target, concept), size in itertools.islice(batches, _CALIBRATION_BATCHES):
+                with move.autocast():
+                    logits = self.model(x)
+                part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
+                losses.append(self.processes.sum(part))
+        distribution.calibrate(losses)
+
+    # --- what it reports
+
+    def check(self, where: str) -> None:
+        """The losses of the concepts in the last step; and q, which warns once."""
+        wrong = (~torch.isfinite(self._concept_loss)).nonzero().flatten().tolist()
+        if wrong:
+            names = ", ".join(self.sets.concept_names[k] for k in wrong[:3])
+            names += f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise FloatingPointError(f"the loss is not finite in {where} (concepts: {names})")
+        self._check_distribution(where)
+
+    def _check_distribution(self, where: str) -> None:
+        """Warns once when q runs into a corner of the simplex, and says what lam would avoid it."""
+        distribution = self.objective.distribution
+        if (
+            self._warned
+            or not isinstance(distribution, ConceptDistribution)
+            or not distribution.lam
+        ):
+            return
+        here, there = (effective_number(q).item() for q in (distribution.q, distribution.q0))
+        if here > there / 2:
+            return
+        self._warned = True
+        k = int(distribution.q.argmax())
+        mean_loss = self.tally.concept_loss / self.tally.steps
+        advised = len(distribution.q) * mean_loss.std(correction=0).item()
+        if distribution.t <= min(_FIRST_STEPS, distribution.s):
+            advised /= distribution.c.item()  # these steps are c times shorter
+        warnings.warn(
+            f"in {where} q has concentrated on {here:.1f} of {there:.1f} "
+            f"concepts: {self.sets.concept_names[k]!r} has q = {distribution.q[k].item():.2f}, each of "
+            f"its examples counts {distribution.weight[k].item():.0f}-fold. Training can collapse. "
+            f"Raise lam (now {distribution.lam:g}); the spread of the concepts' losses asks for "
+            f"{advised:.2g}",
+            stacklevel=4,
+        )
+
+    def running(self) -> str:
+        loss, correct, _ = self.tally.total(self.processes)
+        seen, names = self._seen, self.sets.concept_names
+        distribution = self.objective.distribution
+        return report.running(
+            loss / seen,
+            correct / seen,
+            _by_name(names, self.tally.concept_loss / self.tally.steps),
+            _by_name(names, distribution.q),
+            distribution.effective_concepts.item(),
+        )
+
+    def row(self, measured: Row) -> dict[str, Any]:
+        distribution, names = self.objective.distribution, self.sets.concept_names
+        loss, correct, penalty = self.tally.total(self.processes)
+        row: dict[str, Any] = {"loss": loss / self._seen, "train_accuracy": correct / self._seen}
+        if self.penalty is not None:
+            row["penalty"] = penalty / self._seen
+        row |= measured
+        if self.discovery is not None:
+            row["concept_count"] = _by_name(names, distribution.concept_count.long())
+        row |= {
+            "concept_loss": _by_name(names, self.tally.concept_loss / self.tally.steps),
+            "q": _by_name(names, distribution.q),
+            "effective_concepts": distribution.effective_concepts.item(),
+            "largest_weight": distribution.weight.max().item(),
+            "mu": math.sqrt(self.tally.concept_square.item() / self.tally.steps),
+        }
+        if isinstance(distribution, ConceptDistribution) and distribution.lam is not None:
+            row |= {"lam": distribution.lam, "s": distribution.s, "c": distribution.c.item()}
+        self.tally = self._empty_tally()
+        return row
+
+    def line(self, row: Row) -> str:
+        return report.summary(row)
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Accuracy on the validation set: average, of the worst concept, by concept."""
+        if self.sets.validation is None:
+            return {}
+        names = self.sets.group_names or self.sets.concept_names
+        measured = accuracy(model, self.sets.validation, len(names))
+        return {
+            "accuracy": measured.average,
+            "worst_concept_accuracy": measured.worst_concept,
+            "concept_accuracy": _by_name(names, measured.concept),
+        }
+
+    def results(self, last: Row, best: Row | None) -> dict[str, Any]:
+        return report.results(last, best)
+
+    @property
+    def _seen(self) -> int:
+        """Examples of the epoch so far, of all processes."""
+        return sum(self.batches.sizes[: self.tally.steps])
+
+    def _empty_tally(self) -> Tally:
+        return Tally.empty(len(self.sets.concept_names), self.batches.device)
+
+    # --- its state
+
+    def description(self) -> dict[str, Any]:
+        images = self.sets.images
+        return {
+            "model": self.model_name,
+            "image_size": images.image_shape[-1],
+            "width": self.config.width,
+            "data": images.name,
+            "examples": len(images),
+            "classes": list(images.classes),
+            "concepts": (
+                list(self.sets.concept_names) if self.sets.found is None else str(self.sets.found)
+            ),
+            "penalty": self.penalty_name,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            "objective": self.objective.state_dict(),
+            "tally": self.processes.gather(self.tally.state_dict()),
+        }
+        if self.penalty is not None:
+            state["penalty"] = self.penalty.state_dict()
+        if self.discovery is not None:
+            state["clustering"] = self.discovery.clustering.state_dict()
+            if self.sets.validation is not None:
+                state["validation_concept"] = self.sets.validation.concept
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self.penalty is not None:
+            self.penalty.load_state_dict(state["penalty"])
+        if self.discovery is not None:
+            self.discovery.clustering.load_state_dict(state["clustering"])
+            self._take_clusters(self.discovery)
+            if self.sets.validation is not None:
+                self.sets.validation.concept = state["validation_concept"]
+        self.objective.load_state_dict(state["objective"])
+        self.tally.load_state_dict(state["tally"][self.processes.rank])
+
+
+def _by_name(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
+    """NaN (a concept without a validation example) is None, which JSON knows."""
+    numbers = (None if math.isnan(value) else value for value in values.tolist())
+    return dict(zip(names, numbers, strict=True))
+
+
+def _adversary(config: HRRLConfig, count: Tensor) -> ConceptWeights:
+    match config.adversary:
+        case "group_dro":
+            return GroupDRO(count, eta_q=config.eta_q, q0=config.q0)
+        case "cvar":
+            return CVaR(count, alpha=config.alpha)
+    return ConceptDistribution(count, lam=config.lam, s=config.s, c=config.c, q0=config.q0)

@@ -1,0 +1,97 @@
+"""What a run of HRRL trains on and measures: images, and the concept of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..clustering.discovered import DiscoveredConcepts, read_concepts
+from ..data import Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data.columns import PREFIX, column_concepts
+from ..data.ids import Ids, checked_ids
+from ..data.sources import takes_root
+
+
+@dataclass
+class Sets:
+    """The training set in batches, and the validation set, if there is one."""
+
+    images: ImageSet
+    batches: Batches
+    concept_names: list[str]
+    found: DiscoveredConcepts | None
+    """where the concepts are to be found; until they are, there is one"""
+    validation: Batches | None = None
+    group_names: list[str] | None = None
+    """of validation_concepts, where the concepts are found"""
+
+
+def open_sets(
+    data: Source,
+    concepts: Concepts | DiscoveredConcepts,
+    validation: Source | None,
+    validation_concepts: Ids | None,
+    *,
+    image_size: int | None,
+    root: str | None,
+    make_batches: Callable[[ImageSet, Tensor, bool], Batches],
+) -> Sets:
+    """``make_batches(images, concept, shuffle)`` knows their size and the device."""
+
+    def open_images(source: Source, split: str) -> ImageSet:
+        its_root = root if takes_root(source) else None
+        return load_images(source, split=split, image_size=image_size, root=its_root)
+
+    images, concepts = open_images(data, "train"), read_concepts(concepts)
+    found = concepts if isinstance(concepts, DiscoveredConcepts) else None
+    if isinstance(concepts, DiscoveredConcepts):
+        concept, names = torch.zeros_like(images.target), ["cluster 0"]
+    else:
+        concept, names = resolve_concepts(concepts, images)
+    if len(images) == 0:
+        raise ValueError(f"data: {images.name} holds no image")
+    sets = Sets(images, make_batches(images, concept, True), names, found)
+    if validation is not None:
+        measured = open_images(validation, "test")
+        ids = _validation_concept(sets, measured, concepts, validation_concepts)
+        if found is not None and validation_concepts is not None:
+            sets.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
+        sets.validation = make_batches(measured, ids, False)
+    return sets
+
+
+def _validation_concept(
+    sets: Sets, measured: ImageSet, concepts: Concepts | DiscoveredConcepts, ids: Ids | None
+) -> Tensor:
+    """Of every validation image, [N]."""
+    images, concept = sets.images, sets.batches.concept
+    if measured.num_classes != images.num_classes:
+        raise ValueError(
+            f"validation has {measured.num_classes} classes, data has {images.num_classes}"
+        )
+    if ids is not None:
+        # Groups of the validation set alone may be of any number.
+        known = None if sets.found is not None else len(sets.concept_names)
+        return checked_ids(ids, "validation_concepts", size=len(measured), bound=known)
+    if sets.found is not None:
+        return torch.zeros_like(measured.target)  # until they are found
+    if isinstance(concepts, str) and concepts.startswith(PREFIX):
+        return column_concepts(concepts, measured, sets.concept_names)[0]
+    class_to_concept = torch.full((images.num_classes,), -1)
+    class_to_concept[images.target] = concept
+    if not torch.equal(class_to_concept[images.target], concept):
+        raise ValueError(
+            "concepts are given per example, so those of the validation set do not follow from "
+            "its classes; pass them as validation_concepts"
+        )
+    follows = class_to_concept[measured.target]
+    if (follows < 0).any():
+        unknown = images.classes[int(measured.target[follows < 0][0])]
+        raise ValueError(
+            f"validation has images of class {unknown!r}, of which data has none: its concept is "
+            "not known; leave them out or pass validation_concepts"
+        )
+    return follows

@@ -1,0 +1,318 @@
+"""HRRL from data to the network of the features, in one call."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._modes import evaluating
+from ..clustering.discovered import DiscoveredConcepts
+from ..data import Augmentation, Batches, Concepts, ImageSet, Source
+from ..data.ids import Ids
+from ..data.image_sets import as_float
+from ..models import build_model
+from ..pretrained import load_weights
+from ..processes import Processes, start_processes
+from ..spec import nearest
+from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
+from ..training.progress import ProgressStyle
+from ..training.scalars import require_tensorboard
+from .config import HRRLConfig
+from .objective import HRRLObjective
+from .recipe import HRRL
+from .sets import Sets, open_sets
+
+_FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass: keeps float16 gradients normal
+
+
+class HRRLTrainer:
+    """Learns features with Hierarchically Robust Representation Learning (Algorithm 1).
+
+    ::
+
+        result = HRRLTrainer(data="digits", concepts="classes", tau=0.1, lam=10.0, epochs=20).fit()
+        features = hrrl_ext.extract_features(result.model, other_images)
+
+    Args:
+        model: "resnet18" (3×3 stem up to 64 pixels, ImageNet's above), or any module that maps
+            images [B, 3, H, W] in [0, 1] to logits [B, C], trained in place.
+        data: training images; whatever :func:`hrrl_ext.data.load_images` opens.
+        concepts: which concept each example belongs to: None (the data set's own), "classes",
+            "cifar100", "imagenet", "column:NAME" of a metadata CSV, a JSON or CSV file, a ConceptMap,
+            or ids per example. "clusters:K", or :class:`hrrl_ext.clustering.DiscoveredConcepts`, finds
+            them by clustering the examples' gradients at the start of the first epoch, or of several.
+        validation: images to measure accuracy on after each epoch; a source is opened with
+            split="test". Its concepts follow from its classes, or columns, by ``concepts``.
+        validation_concepts: ids per validation example, where ``concepts`` are ids per example, or are
+            found: then they are the groups that accuracy is measured of.
+        out: folder of the run; None saves nothing.
+        resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
+            never stopped. Without it a folder that holds a run is refused.
+        init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), such as a
+            state dict, or ``best`` of another run; a warning names what did not match.
+        checkpoint_every: save every so many steps, besides at the end of each epoch.
+        max_minutes: stop after so long, saved so that it can be resumed.
+        root: where data sets of torchvision lie, or the images of a list, if not beside it.
+        device: "auto" is CUDA where there is one.
+        num_workers: processes that decode images from files.
+        keep_gib: images of up to so many GiB, as uint8, are decoded once and kept: on the device
+            where they fit, else in RAM; 0 keeps none.
+        progress: "auto" (a bar on a terminal, else a line per epoch and one every half a minute
+            within a long one), "bar", "plain" or "off".
+        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        after_step: called with the trainer and the number of steps done, after each of them and before
+            a checkpoint of it, in every process; to look at the model, such as
+            :class:`hrrl_ext.clustering.VarianceRecorder` does. It can also be set later, and is not
+            saved; its time counts as the step's.
+        penalty: called once, with the model as the run begins; makes a module that takes (model, x) and
+            returns model(x) and a number [] to add to the loss of these examples, such as
+            :class:`hrrl_ext.transfer.L2SP`. The module's tensors are in the checkpoints, and ``str`` of
+            what made it is among the settings that a run is continued with.
+        model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, where that is a module; then
+            :func:`load_model` can build it again.
+        **config: the fields of :class:`HRRLConfig` (tau, lam, s, c, ...) and of
+            :class:`hrrl_ext.training.TrainingConfig` (epochs, batch_size, optimizer, lr, schedule, ...).
+
+    Deterministic given the seed and the number of threads (on CUDA as far as cuDNN is; see
+    torch.use_deterministic_algorithms). Bad arguments raise before any training; a loss that is not
+    finite stops the run and leaves the last checkpoint. SIGTERM saves and exits with status 143.
+
+    Under torchrun the processes share every batch: ``batch_size`` counts the examples of all of them,
+    gradients and ĝ are those of the whole batch, and q is the same in each to the bit. Only batch
+    normalisation sees its own part; its running statistics are those of the first process, which also
+    writes and talks.
+
+    This is a face: what a step computes is :class:`HRRL` (``recipe``), and what goes on around it is
+    :class:`hrrl_ext.training.Loop` (``loop``).
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "resnet18",
+        *,
+        data: Source,
+        concepts: Concepts | DiscoveredConcepts = None,
+        validation: Source | None = None,
+        validation_concepts: Ids | None = None,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        init: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        max_minutes: float | None = None,
+        root: str | None = None,
+        device: str = "auto",
+        num_workers: int = 0,
+        keep_gib: float = 2.0,
+        progress: ProgressStyle = "auto",
+        tensorboard: bool = False,
+        after_step: Callable[[HRRLTrainer, int], object] | None = None,
+        penalty: Callable[[nn.Module], nn.Module] | None = None,
+        model_name: str | None = None,
+        **config: Any,
+    ) -> None:
+        training, method = _split(config)
+        self.after_step = after_step
+        processes, device_ = start_processes(device)
+        run = _open_run(out, resume, tensorboard)
+        processes.wait()  # before the first of them creates the folder
+
+        def make_batches(images: ImageSet, concept: Tensor, shuffle: bool) -> Batches:
+            return Batches(
+                images,
+                concept,
+                training.batch_size,
+                shuffle=shuffle,
+                seed=training.seed,
+                augment=Augmentation(method.crop_padding, method.flip) if shuffle else None,
+                device=device_,
+                processes=processes,
+                num_workers=num_workers,
+                keep_gib=keep_gib,
+            )
+
+        sets = open_sets(
+            data,
+            concepts,
+            validation,
+            validation_concepts,
+            image_size=method.image_size,
+            root=root,
+            make_batches=make_batches,
+        )
+        _check_concepts(sets, method)
+        self.model = _build(model, sets.images, method.width, training.seed)
+        if init is not None:
+            if resume:
+                raise ValueError(
+                    "init begins a new run and resume continues one; give one of the two"
+                )
+            if not (report := load_weights(self.model, init)).complete:
+                warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=2)
+        self.model.to(device_)
+        if training.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        _check_model(self.model, sets.images, device_)
+        self.recipe = HRRL(
+            self.model,
+            sets,
+            method,
+            processes,
+            loss_scale=_FP16_LOSS_SCALE if training.precision == "fp16" else 1.0,
+            at_once=math.ceil(training.batch_size / (processes.size * training.accumulate)),
+            penalty=penalty,
+            model_name=model if isinstance(model, str) else model_name,
+        )
+        self.loop = Loop(
+            self.recipe,
+            training,
+            processes=processes,
+            device=device_,
+            run=run,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            max_minutes=max_minutes,
+            progress=progress,
+            tensorboard=run.path / "tensorboard" if run is not None and tensorboard else None,
+            after_step=self._after_step,
+        )
+
+    def fit(self) -> TrainingResult:
+        """Trains what is left of ``epochs`` and returns the model of the last iterate."""
+        return self.loop.fit()
+
+    def train_step(
+        self, x: Tensor, target: Tensor, concept: Tensor, *, batch: int | None = None
+    ) -> Tensor:
+        """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]. Never waits for the device.
+
+        The arguments are this process's part of a mini-batch of ``batch`` examples (all of it, if not
+        given), taken in ``accumulate`` parts one after the other.
+        """
+        move = self.loop.move.of(len(x) if batch is None else batch)
+        return self.recipe.step((x, target, concept), move)
+
+    def _after_step(self, step: int) -> None:
+        if self.after_step is not None:
+            self.after_step(self, step)
+
+    # --- what a loop of one's own, a recorder or a look at a run needs
+
+    @property
+    def objective(self) -> HRRLObjective:
+        return self.recipe.objective
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        return self.loop.move.optimizer
+
+    @property
+    def images(self) -> ImageSet:
+        return self.recipe.sets.images
+
+    @property
+    def batches(self) -> Batches:
+        return self.recipe.sets.batches
+
+    @property
+    def validation(self) -> Batches | None:
+        return self.recipe.sets.validation
+
+    @property
+    def concept_names(self) -> list[str]:
+        return self.recipe.sets.concept_names
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return self.loop.history
+
+    @property
+    def run(self) -> RunFolder | None:
+        return self.loop.run
+
+    @property
+    def processes(self) -> Processes:
+        return self.loop.processes
+
+    @property
+    def device(self) -> torch.device:
+        return self.loop.device
+
+
+def _split(config: dict[str, Any]) -> tuple[TrainingConfig, HRRLConfig]:
+    """One flat namespace for the user, the loop's settings and the method's here."""
+    of_loop, of_method = ({field.name for field in fields(c)} for c in (TrainingConfig, HRRLConfig))
+    unknown = [name for name in config if name not in of_loop | of_method]
+    if unknown:
+        raise TypeError(
+            f"HRRLTrainer has no argument {nearest(unknown, of_loop | of_method)}; known are "
+            f"{', '.join(sorted(of_loop | of_method))}"
+        )
+    return (
+        TrainingConfig(**{name: value for name, value in config.items() if name in of_loop}),
+        HRRLConfig(**{name: value for name, value in config.items() if name in of_method}),
+    )
+
+
+def _open_run(
+    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool
+) -> RunFolder | None:
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs out, the folder of the run to continue")
+        if tensorboard:
+            raise ValueError("tensorboard=True needs out, the folder that it writes to")
+        return None
+    run = RunFolder(out)
+    if tensorboard:
+        require_tensorboard()
+    if not resume:
+        run.require_free()
+    return run
+
+
+def _build(model: str | nn.Module, images: ImageSet, width: int, seed: int) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(
+            model, num_classes=images.num_classes, image_size=images.image_shape[-1], width=width
+        )
+
+
+def _check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
+    """One forward pass of one image, so that a misfit shows before any work."""
+    x = images[0][0][None].to(device)
+    with evaluating(model):
+        logits = model(as_float(x))
+    if logits.dim() != 2 or logits.shape[1] != images.num_classes:
+        raise ValueError(
+            f"model must give logits [B, {images.num_classes}], one per class of the data, "
+            f"got {list(logits.shape)} for one image"
+        )
+
+
+def _check_concepts(sets: Sets, config: HRRLConfig) -> None:
+    """That there are several, and that what is asked of those to be found can be had."""
+    if sets.found is None:
+        if len(sets.concept_names) == 1 and config.lam is not None:
+            raise ValueError(
+                "concepts: there is one concept only, so the concept level has nothing to weigh; "
+                f"give several concepts, or lam=None (got lam={config.lam:g})"
+            )
+        return
+    if config.q0 is not None:
+        raise ValueError(
+            "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
+            "or give concepts that are known"
+        )
+    if len(sets.images) < sets.found.num_clusters:
+        raise ValueError(
+            f"concepts: {sets.found} are more clusters than {sets.images.name} has images, "
+            f"{len(sets.images)}; ask for fewer"
+        )

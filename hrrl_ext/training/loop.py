@@ -1,0 +1,364 @@
+"""The training loop: epochs, files, exact resumption, signals and progress, whatever is trained."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..processes import Processes
+from .config import TrainingConfig
+from .move import Move
+from .progress import Progress, ProgressStyle
+from .recipe import Recipe, Row
+from .run_folder import RunFolder
+from .scalars import Scalars
+from .schedule import Schedule, default_milestones, in_steps, is_in_steps
+from .stopping import Stopping
+
+_LOOK_EVERY = 20  # steps between two looks at the numbers, each of which waits for the device
+_FIRST_STEPS = 5  # of something new, each looked at: what is thrown off there stays so
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a run came to."""
+
+    model: nn.Module
+    """of the last iterate"""
+    history: list[dict[str, Any]]
+    """one row per epoch, as in metrics.jsonl"""
+    out: Path | None
+    ema: nn.Module | None = None
+    """the moving average of the weights, where there is one"""
+
+    @property
+    def last(self) -> dict[str, Any]:
+        if not self.history:
+            raise ValueError("the run was stopped before the end of its first epoch; resume it")
+        return self.history[-1]
+
+
+class Loop:
+    """Trains ``recipe.model`` by the steps of a :class:`Recipe`.
+
+    Args:
+        config: how long, and by which optimiser.
+        processes, device: of :func:`hrrl_ext.processes.start_processes`.
+        run: the folder to write to; None saves nothing.
+        resume: take up the run in that folder, to the same bits as if it had never stopped.
+        checkpoint_every: save every so many steps, besides at the end of each epoch.
+        max_minutes: stop after so long, saved so that it can be resumed.
+        progress: "auto", "bar", "plain" or "off".
+        tensorboard: folder of events, if any.
+        after_step: called with the number of steps done, after each and before a checkpoint of it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        config: TrainingConfig,
+        *,
+        processes: Processes,
+        device: torch.device,
+        run: RunFolder | None = None,
+        resume: bool = False,
+        checkpoint_every: int | None = None,
+        max_minutes: float | None = None,
+        progress: ProgressStyle = "auto",
+        tensorboard: Path | None = None,
+        after_step: Callable[[int], object] | None = None,
+    ) -> None:
+        for name, limit in (("checkpoint_every", checkpoint_every), ("max_minutes", max_minutes)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name} must be positive, got {limit}")
+        if config.accumulate > 1 and recipe.whole_batch is not None:
+            raise ValueError(f"accumulate must be 1, got {config.accumulate}: {recipe.whole_batch}")
+        self.recipe, self.config = recipe, config
+        self.processes, self.device = processes, device
+        self.run, self.checkpoint_every, self.max_minutes = run, checkpoint_every, max_minutes
+        self.progress: ProgressStyle = progress if processes.main else "off"
+        self.tensorboard = tensorboard if processes.main else None
+        self.after_step = after_step
+        self.move = Move(recipe.model, config, processes, device)
+        self.step = 0
+        """Steps done, of all epochs."""
+        self.history: list[dict[str, Any]] = []
+        self.evaluations: list[dict[str, Any]] = []
+        """Those within epochs, where evaluate_every is in steps."""
+        if run is not None and resume:
+            self._resume(run)
+
+    # --- from the first step to the last
+
+    def fit(self) -> TrainingResult:
+        """Trains what is left of the run."""
+        if self.run is not None and self.processes.main:
+            self.run.begin(self.description(), str(self.device), self.processes.size)
+        with (
+            Progress(self.progress, self.steps, done=self.step) as progress,
+            Stopping(self.processes, self.max_minutes) as stopping,
+            Scalars(self.tensorboard, len(self.history) * self.per_epoch + 1) as scalars,
+        ):
+            while not self.over:
+                if stopping.asked(everywhere=True) or not self._epoch(progress, stopping):
+                    stopping.leave(self._saved)
+                    break
+                self._write_epoch()
+                scalars.add(self.history[-1])
+                self._save()
+                progress.line(self._line(self.history[-1]))
+        if self.run is not None and self.processes.main and self.over:
+            self.run.write_results(self._results())
+        self.processes.settle()
+        average = None if self.move.average is None else self.move.average.module
+        return TrainingResult(
+            self.recipe.model, self.history, None if self.run is None else self.run.path, average
+        )
+
+    def _epoch(self, progress: Progress, stopping: Stopping) -> bool:
+        """What is left of an epoch, and its row; False where it was stopped within, and saved."""
+        begun, epoch = time.perf_counter(), len(self.history)
+        first = self.step - epoch * self.per_epoch
+        progress.epoch(f"epoch {epoch + 1}/{self.config.epochs}", self.step)
+        new = epoch == 0
+        if first == 0:
+            new |= self.recipe.before(epoch, self.move, progress)
+        self.recipe.model.train()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        clock = _Clock(self.sizes, first)
+        for number, batch in enumerate(self.recipe.batches.epoch(epoch, start=first), first + 1):
+            self.move.set_lr(self.schedule(self.step))
+            self.recipe.step(batch, self.move.of(self.sizes[number - 1]))
+            self.step += 1
+            last = number == self.per_epoch or self.step == self.steps
+            look = number % _LOOK_EVERY == 0 or last or (new and number <= _FIRST_STEPS)
+            if look:
+                self._look(epoch, number)
+                text = f"{self.recipe.running()}  {clock.speed(number):.0f} img/s"
+                where = f"epoch {epoch + 1}/{self.config.epochs}, step {number}/{self.per_epoch}"
+                progress.step(self.step, where, text)
+            if self.after_step is not None:
+                self.processes.agree(self.recipe.model.buffers())  # as the next step begins
+                self.after_step(self.step)
+            if self._evaluated_within(epoch):
+                progress.line(f"step {self.step}  {self.recipe.line(self.evaluations[-1])}")
+                last |= self.over
+            stop = stopping.asked(look)
+            if last:
+                break
+            if stop or self._due:
+                self._look(epoch, number)
+                self._check_weights()
+                self._save()
+            if stop:
+                return False
+        self.processes.agree(self.recipe.model.buffers())
+        speed = clock.speed(number)
+        self.history.append(self._row(epoch) | {"images_per_second": speed})
+        if self.device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self.device) / 2**20
+            self.history[-1]["peak_memory_mib"] = memory
+        self.history[-1]["seconds"] = time.perf_counter() - begun
+        self._check_weights()  # before best/ is replaced
+        return True
+
+    @property
+    def over(self) -> bool:
+        """Whether the run has come to its end: its last step, or that of its patience."""
+        patience = self.config.patience
+        return self.step >= self.steps or (patience is not None and self._since_best >= patience)
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+        steps = self.config.epochs * self.per_epoch
+        return steps if self.config.max_steps is None else min(steps, self.config.max_steps)
+
+    @property
+    def per_epoch(self) -> int:
+        return len(self.recipe.batches)
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        return self.recipe.batches.sizes
+
+    @property
+    def schedule(self) -> Schedule:
+        config = self.config
+        return Schedule(
+            config.schedule,
+            config.lr,
+            default_milestones(config.epochs) if config.milestones is None else config.milestones,
+            in_steps(config.warmup, self.per_epoch),
+            self.steps,
+            self.per_epoch,
+        )
+
+    # --- looks
+
+    def _look(self, epoch: int, number: int) -> None:
+        with self._the_last_good_state():
+            self.recipe.check(f"epoch {epoch + 1}, step {number}")
+
+    def _check_weights(self) -> None:
+        """What is saved can be taken up: a finite loss may have had a gradient that was not."""
+        parameters = [p.detach().isfinite().all() for p in self.recipe.model.parameters()]
+        if parameters and not torch.stack(parameters).all():
+            with self._the_last_good_state():
+                raise FloatingPointError(f"the weights are not finite after step {self.step}")
+
+    @contextmanager
+    def _the_last_good_state(self) -> Iterator[None]:
+        """Adds to an error what to do about it."""
+        try:
+            yield
+        except FloatingPointError as error:
+            kept = self.run.checkpoints if self.run is not None else []
+            raise FloatingPointError(
+                f"{error}. {self.recipe.advice} "
+                + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
+            ) from None
+
+    # --- evaluation
+
+    def _evaluate(self) -> dict[str, Any]:
+        with self.move.autocast():
+            return self.recipe.evaluate(self.move.evaluated)
+
+    def _evaluated_within(self, epoch: int) -> bool:
+        """Whether an evaluation was due at this step, which is not the last."""
+        every = self.config.evaluate_every
+        if not is_in_steps(every) or self.step % in_steps(every, 1) or self.step == self.steps:
+            return False
+        if not (measured := self._evaluate()):
+            return False
+        self.evaluations.append({"epoch": epoch + 1, "step": self.step} | measured)
+        self._check_weights()  # before best/ is replaced
+        if self.run is not None and self.processes.main:
+            if self._since_best == 0:
+                self.run.save_best(self.move.evaluated, self.evaluations[-1])
+            self.run.write_evaluations(self.evaluations)
+        return True
+
+    def _row(self, epoch: int) -> dict[str, Any]:
+        every, measured = self.config.evaluate_every, {}
+        if self.over or not (is_in_steps(every) or (epoch + 1) % in_steps(every, 1)):
+            measured = self._evaluate()
+        where = {"epoch": epoch + 1, "step": self.step}
+        return where | {"lr": self.schedule(self.step - 1)} | self.recipe.row(measured)
+
+    @property
+    def _measured(self) -> list[dict[str, Any]]:
+        """Every evaluation so far, in order; one that ended the run stands in its row as well."""
+        rows = {row["step"]: row for row in (*self.evaluations, *self.history)}
+        return [row for _, row in sorted(rows.items()) if self.recipe.chosen in row]
+
+    @property
+    def _since_best(self) -> int:
+        """Evaluations after the best one, the first of equal ones."""
+        values = [row[self.recipe.chosen] for row in self._measured]
+        return len(values) - 1 - values.index(max(values)) if values else 0
+
+    # --- the run's folder
+
+    def description(self) -> dict[str, Any]:
+        """What the run is of, and all settings in one namespace."""
+        method = {} if self.recipe.config is None else asdict(self.recipe.config)
+        return self.recipe.description() | {"training": method | asdict(self.config)}
+
+    def _defaults(self) -> dict[str, Any]:
+        """Of the same settings: what a run had of those that were not there when it began."""
+        method = {} if self.recipe.config is None else asdict(type(self.recipe.config)())
+        return asdict(type(self.config)()) | method
+
+    def _line(self, row: Row) -> str:
+        return (
+            f"epoch {row['epoch']}/{self.config.epochs}  {self.recipe.line(row)}  "
+            f"{row['images_per_second']:.0f} img/s"
+        )
+
+    def _write_epoch(self) -> None:
+        """Before the checkpoint: a run killed in between does the epoch, and this, once more."""
+        if self.run is None or not self.processes.main:
+            return
+        row = self.history[-1]
+        if self.recipe.chosen in row and self._since_best == 0:
+            self.run.save_best(self.move.evaluated, row)
+        self.run.write_metrics(self.history, [self._line(row) for row in self.history])
+
+    def _results(self) -> dict[str, Any]:
+        last, measured = self.history[-1], self._measured
+        best = max(measured, key=lambda row: row[self.recipe.chosen]) if measured else None
+        return {
+            "selected_by": None if best is None else self.recipe.chosen,
+            "seconds": sum(row["seconds"] for row in self.history),
+        } | self.recipe.results(last, best)
+
+    @property
+    def _due(self) -> bool:
+        return self.checkpoint_every is not None and self.step % self.checkpoint_every == 0
+
+    @property
+    def _saved(self) -> str:
+        if self.run is None:
+            return "nothing was saved"
+        return f"saved in {self.run.path}; continue it with resume"
+
+    def _save(self) -> None:
+        if self.run is None:
+            return
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        state = {
+            "optimizer": self.move.optimizer.state_dict(),
+            "scaler": self.move.scaler.state_dict(),
+            "rng": self.processes.gather(torch.get_rng_state()),
+            "rng_cuda": self.processes.gather(cuda),
+            "history": self.history,
+        } | self.recipe.state_dict()
+        if self.move.average is not None:
+            state["ema"] = self.move.average.state_dict()
+        if self.evaluations:
+            state["evaluations"] = self.evaluations
+        if self.processes.main:
+            self.run.save(self.step, self.recipe.model, state)
+        self.processes.wait()
+
+    def _resume(self, run: RunFolder) -> None:
+        run.require_run(self.description(), self._defaults())
+        if not run.checkpoints:
+            return  # stopped before its first: nothing to take up
+        self.step, state = run.load(self.recipe.model)
+        rank = self.processes.rank
+        if len(state["rng"]) != self.processes.size:
+            raise ValueError(
+                f"resume: {run.path} is a run of {len(state['rng'])} processes, got "
+                f"{self.processes.size}; a run is continued as it was begun"
+            )
+        self.move.optimizer.load_state_dict(state["optimizer"])
+        self.move.scaler.load_state_dict(state["scaler"])
+        if self.move.average is not None:
+            self.move.average.load_state_dict(state["ema"])
+        self.recipe.load_state_dict(state)
+        torch.set_rng_state(state["rng"][rank])
+        if state["rng_cuda"][rank] is not None:
+            torch.cuda.set_rng_state(state["rng_cuda"][rank], self.device)
+        self.history, self.evaluations = state["history"], state.get("evaluations", [])
+
+
+class _Clock:
+    """Examples per second since the epoch began, or was taken up."""
+
+    def __init__(self, sizes: Sequence[int], first: int) -> None:
+        self._sizes, self._first, self._start = sizes, first, time.perf_counter()
+
+    def speed(self, number: int) -> float:
+        seen = sum(self._sizes[self._first : number])
+        return seen / (time.perf_counter() - self._start)

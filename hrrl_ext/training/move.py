@@ -1,0 +1,113 @@
+"""From a loss to new weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..processes import Processes
+from .config import TrainingConfig
+from .optimizers import build_optimizer
+
+Losses: TypeAlias = Callable[..., tuple[Tensor, Tensor]]
+"""losses(model, *part) → loss [], a mean over the part's examples that is differentiated, and any other
+mean over them, which is not"""
+
+_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Move:
+    """Moves the weights of a model down a loss; the same step for any number of parts and processes.
+
+    ::
+
+        mean = move(losses, *batch)
+
+    calls ``losses(model, *part)`` for the parts that the batch is taken in (``accumulate``), with the
+    model that averages gradients over the processes, under autocast; then takes one step of the
+    optimiser on the loss of the whole batch. Returns the other mean, of the whole batch, the same in all
+    processes. Never waits for the device.
+    """
+
+    def __init__(
+        self, model: nn.Module, config: TrainingConfig, processes: Processes, device: torch.device
+    ) -> None:
+        self.model, self.config = model, config
+        self.processes, self.device = processes, device
+        self.optimizer = build_optimizer(model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average: AveragedModel | None = None
+        if config.ema is not None:  # of running statistics as well
+            decay = get_ema_multi_avg_fn(config.ema)
+            self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+        self._parallel: nn.Module = model
+        if processes.size > 1:
+            torch.manual_seed(config.seed + processes.rank)  # dropout draws its own masks
+            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is measured: the average, where there is one."""
+        return self.model if self.average is None else self.average.module
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+
+    def of(self, examples: int) -> Callable[..., Tensor]:
+        """This for a batch of so many examples, of which this process has a part."""
+        return partial(self, examples=examples)
+
+    def __call__(self, losses: Losses, *batch: Tensor, examples: int | None = None) -> Tensor:
+        examples = len(batch[0]) if examples is None else examples
+        self.processes.agree(self.model.buffers())
+        self.optimizer.zero_grad(set_to_none=True)
+        means = []
+        for part, last in _parts(self.config.accumulate, batch):
+            share = len(part[0]) / examples
+            with nullcontext() if last else self._keep_gradients():
+                with self.autocast():
+                    loss, mean = losses(self._parallel, *map(self._laid_out, part))
+                self.scaler.scale(loss * (share * self.processes.size)).backward()
+            means.append(mean * share)
+        self._step()
+        return self.processes.sum(sum(means[1:], means[0]))
+
+    def _step(self) -> None:
+        if self.config.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """The precision of forward passes."""
+        half = _DTYPE.get(self.config.precision)
+        return torch.autocast(self.device.type, dtype=half, enabled=half is not None)
+
+    def _laid_out(self, t: Tensor) -> Tensor:
+        if self.config.channels_last and t.ndim == 4:
+            return t.contiguous(memory_format=torch.channels_last)
+        return t
+
+    def _keep_gradients(self) -> AbstractContextManager[None]:
+        """Within, backward adds to the gradients of this process and sends none."""
+        if isinstance(self._parallel, DistributedDataParallel):
+            return self._parallel.no_sync()
+        return nullcontext()
+
+
+def _parts(count: int, batch: tuple[Tensor, ...]) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+    """A batch in so many parts (fewer, if it has fewer examples), and whether each is the last."""
+    count = min(count, len(batch[0]))
+    for number, part in enumerate(zip(*(t.tensor_split(count) for t in batch), strict=True), 1):
+        yield part, number == count
