@@ -121,7 +121,8 @@ class HRRLTrainer:
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = _open_run(out, resume, tensorboard)
-        processes.wait()  # before the first of them creates the folder
+        if run is not None and not resume:
+            run.require_free()  # before any work; and again, where the loop takes it
 
         def make_batches(images: ImageSet, concept: Tensor, shuffle: bool) -> Batches:
             return Batches(
@@ -269,12 +270,9 @@ def _open_run(
         if tensorboard:
             raise ValueError("tensorboard=True needs out, the folder that it writes to")
         return None
-    run = RunFolder(out)
     if tensorboard:
         require_tensorboard()
-    if not resume:
-        run.require_free()
-    return run
+    return RunFolder(out)
 
 
 def _build(model: str | nn.Module, images: ImageSet, width: int, seed: int) -> nn.Module:

@@ -94,6 +94,9 @@ class Loop:
         """Those within epochs, where evaluate_every is in steps."""
         if run is not None and resume:
             self._resume(run)
+        elif run is not None:
+            run.require_free()
+        processes.wait()  # before the first of them creates the folder
 
     # --- from the first step to the last
 

@@ -95,7 +95,9 @@ def test_what_is_clustered_and_when() -> None:
             assert torch.equal(live[seen["validation"]], expected)
     assert not torch.equal(trainer.seen[0]["ids"], trainer.seen[2]["ids"])
     assert trainer.recipe.discovery is not None
-    for row, expected in zip(trainer.recipe.discovery.clustering.history, by_hand.history, strict=True):
+    for row, expected in zip(
+        trainer.recipe.discovery.clustering.history, by_hand.history, strict=True
+    ):
         assert row | {"seconds": 0} == expected | {"seconds": 0}
 
 
