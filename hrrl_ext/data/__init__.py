@@ -1,7 +1,8 @@
 """Images, their concepts, and reproducible mini-batches."""
 
 from .batches import Augmentation, Batches
-from .concepts import ConceptMap, Concepts, concepts_of, resolve_concepts
+from .concept_map import ConceptMap
+from .concepts import Concepts, concepts_of, resolve_concepts
 from .shifts import imbalance, lower_resolution
 from .sources import (
     ArrayImages,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .concepts import ConceptMap
+from .concept_map import ConceptMap
 from .image_sets import ArrayImages
 
 LAYOUT = (

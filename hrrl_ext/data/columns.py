@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..spec import listed, nearest
-
-if TYPE_CHECKING:
-    from .image_sets import ImageSet
 
 Columns: TypeAlias = Mapping[str, np.ndarray]
 """Column name → one string per example, [N] of dtype object."""
@@ -21,24 +18,25 @@ PREFIX = "column:"
 
 
 def column_concepts(
-    concepts: str, images: ImageSet, names: Sequence[str] | None = None
+    concepts: str, columns: Columns, name: str, names: Sequence[str] | None = None
 ) -> tuple[Tensor, list[str]]:
     """Concept ids [N] int64 and the K names, by "column:NAME" or "column:NAME+NAME+...".
 
     The concepts are the values that occur, in sorted order (by value where all are whole numbers);
-    of several columns the combinations that occur, named "y=0 place=1". names: the concepts of other
+    of several columns the combinations that occur, named "y=0 place=1". name: of the images, for
+    messages. names: the concepts of other
     images, such as the training set's, whose ids are to be used. Raises ValueError for an unknown
     column, an empty value, or a value that is not in names.
     """
     chosen = concepts.removeprefix(PREFIX)
-    values = _values(chosen, images)
+    values = _values(chosen, columns, name)
     if names is None:
         names = sorted_names(values)
-    number = {name: k for k, name in enumerate(names)}
+    number = {known: k for k, known in enumerate(names)}
     unknown = list(dict.fromkeys(value for value in values if value not in number))
     if unknown:
         raise ValueError(
-            f"concepts: column {chosen!r} of {images.name} has the values {listed(unknown)}, which "
+            f"concepts: column {chosen!r} of {name} has the values {listed(unknown)}, which "
             f"the training images do not have; they have {listed(list(names))}"
         )
     ids = torch.tensor([number[value] for value in values], dtype=torch.int64)
@@ -51,24 +49,21 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     return sorted(unique, key=int) if all(name.isdecimal() for name in unique) else unique
 
 
-def _values(chosen: str, images: ImageSet) -> list[str]:
-    columns = images.columns
+def _values(chosen: str, columns: Columns, name: str) -> list[str]:
     if not columns:
         raise ValueError(
-            f"concepts: {images.name} has no columns; {PREFIX}NAME goes with images of a metadata CSV"
+            f"concepts: {name} has no columns; {PREFIX}NAME goes with images of a metadata CSV"
         )
     parts = [chosen] if chosen in columns else chosen.split("+")
     unknown = [part for part in parts if part not in columns]
     if unknown:
         raise ValueError(
-            f"concepts: no column {nearest(unknown, columns)} in {images.name}; it has "
+            f"concepts: no column {nearest(unknown, columns)} in {name}; it has "
             f"{listed(list(columns))}"
         )
     for part in parts:
         if (empty := np.flatnonzero(columns[part] == "")).size:
-            raise ValueError(
-                f"concepts: column {part!r} of {images.name} is empty for image {empty[0]}"
-            )
+            raise ValueError(f"concepts: column {part!r} of {name} is empty for image {empty[0]}")
     if len(parts) == 1:
         return list(columns[parts[0]])
     rows = zip(*(columns[part] for part in parts), strict=True)

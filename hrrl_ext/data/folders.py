@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..spec import listed, nearest
-from .concepts import ConceptMap
+from .concept_map import ConceptMap
 from .ids import Ids
 from .image_sets import ImageSet
 from .resize import check_image_size, fit_picture

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .columns import Columns
-from .concepts import ConceptMap
+from .concept_map import ConceptMap
 from .ids import Ids, checked_ids
 from .resize import check_image_size, fit_tensor
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..spec import listed, nearest
 from .columns import sorted_names
-from .concepts import ConceptMap
+from .concept_map import ConceptMap
 from .folders import ImageFiles
 from .paths import InsideFolder
 

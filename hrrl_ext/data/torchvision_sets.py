@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from .concepts import ConceptMap
+from .concept_map import ConceptMap
 from .folders import DecodedImages
 from .image_sets import ArrayImages, ImageSet
 

@@ -79,7 +79,7 @@ def _validation_concept(
     if sets.found is not None:
         return torch.zeros_like(measured.target)  # until they are found
     if isinstance(concepts, str) and concepts.startswith(PREFIX):
-        return column_concepts(concepts, measured, sets.concept_names)[0]
+        return column_concepts(concepts, measured.columns, measured.name, sets.concept_names)[0]
     class_to_concept = torch.full((images.num_classes,), -1)
     class_to_concept[images.target] = concept
     if not torch.equal(class_to_concept[images.target], concept):

@@ -11,7 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .probe import _is_positive, _to_numpy
+from .arrays import is_positive, to_numpy
 from .similarity import unit_rows
 
 _CHUNK = 2**24  # similarities in memory at once
@@ -42,13 +42,13 @@ class KNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
 
     def fit(self, X: Any, y: Any) -> KNeighbours:
         """Keep features X [N, D] and labels y [N]."""
-        if not (_is_positive(self.k) and self.k == int(self.k)):
+        if not (is_positive(self.k) and self.k == int(self.k)):
             raise ValueError(f"KNeighbours: k must be a whole number from 1 on, got {self.k!r}")
-        if not _is_positive(self.temperature):
+        if not is_positive(self.temperature):
             raise ValueError(
                 f"KNeighbours: temperature must be positive and finite, got {self.temperature!r}"
             )
-        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=(np.float32, np.float64))
+        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=(np.float32, np.float64))
         check_classification_targets(y)
         self.classes_: np.ndarray
         self.classes_, label = np.unique(y, return_inverse=True)
@@ -64,7 +64,7 @@ class KNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
     def predict_proba(self, X: Any) -> np.ndarray:
         """Shares of the votes [N, classes] float64."""
         check_is_fitted(self)
-        X = validate_data(self, _to_numpy(X), dtype=(np.float32, np.float64), reset=False)
+        X = validate_data(self, to_numpy(X), dtype=(np.float32, np.float64), reset=False)
         queries = _unit_rows(X).to(self._features.dtype)
         at_once = max(1, _CHUNK // len(self._features))
         return torch.cat([self._shares(part) for part in queries.split(at_once)]).numpy()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -24,7 +23,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..data import ConceptMap
+from .arrays import is_positive, to_numpy
 from .features import Features
+from .neighbours import KNeighbours
 
 __all__ = ["LinearProbe", "ProbeResult", "probe"]
 
@@ -72,7 +73,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
     def fit(self, X: Any, y: Any) -> LinearProbe:
         """Fit on features X [N, D] and labels y [N]; ValueError on fewer than two classes."""
         self._check_parameters()
-        X, y = validate_data(self, _to_numpy(X), _to_numpy(y), dtype=np.float64)
+        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64)
         check_classification_targets(y)
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
@@ -134,15 +135,15 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
 
     def _check_features(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
-        return np.asarray(validate_data(self, _to_numpy(X), dtype=np.float64, reset=False))
+        return np.asarray(validate_data(self, to_numpy(X), dtype=np.float64, reset=False))
 
     def _check_parameters(self) -> None:
         if isinstance(self.C, str) and self.C == "search":
-            if len(self.grid) == 0 or not all(_is_positive(C) for C in self.grid):
+            if len(self.grid) == 0 or not all(is_positive(C) for C in self.grid):
                 raise ValueError(
                     f"LinearProbe: grid must hold positive numbers, at least one, got {self.grid}"
                 )
-        elif not _is_positive(self.C):
+        elif not is_positive(self.C):
             raise ValueError(
                 f"LinearProbe: C must be a positive, finite number or 'search', got {self.C!r}"
             )
@@ -150,12 +151,12 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
             raise ValueError(
                 f"LinearProbe: normalise must be 'standard', 'l2' or None, got {self.normalise!r}"
             )
-        if not (_is_positive(self.validation_size) and self.validation_size < 1):
+        if not (is_positive(self.validation_size) and self.validation_size < 1):
             raise ValueError(
                 "LinearProbe: validation_size must lie between 0 and 1, a share of every class, "
                 f"got {self.validation_size!r}"
             )
-        if not _is_positive(self.max_iter):
+        if not is_positive(self.max_iter):
             raise ValueError(f"LinearProbe: max_iter must be at least 1, got {self.max_iter}")
 
 
@@ -202,8 +203,6 @@ def probe(
     ValueError: test is empty, or a parameter is not one of the method's. IndexError: a class that
     concepts do not know.
     """
-    from .neighbours import KNeighbours  # which takes what it shares with the SVM from here
-
     classifiers = {"svm": LinearProbe, "knn": KNeighbours}
     if method not in classifiers:
         raise ValueError(f"probe: method must be svm or knn, got {method!r}")
@@ -216,7 +215,7 @@ def probe(
         raise ValueError("probe: test has no examples; check the path and split it came from")
     concept = None if concepts is None else concepts.concept(torch.as_tensor(test.labels)).numpy()
     classifier = classifiers[method](**parameters).fit(train.features, train.labels)
-    labels = _to_numpy(test.labels)
+    labels = to_numpy(test.labels)
     correct = classifier.predict(test.features) == labels
     by_concept: dict[str, float | None] = {}
     if concepts is not None and concept is not None:
@@ -251,16 +250,3 @@ def _held_out(y: np.ndarray, share: float, random: np.random.RandomState) -> np.
         rows = random.permutation(np.flatnonzero(y == label))
         held[rows[: min(len(rows) - 1, max(1, round(share * len(rows))))]] = True
     return held
-
-
-def _is_positive(x: object) -> bool:
-    return isinstance(x, Real) and 0 < float(x) < np.inf
-
-
-def _to_numpy(x: Any) -> Any:
-    if not isinstance(x, torch.Tensor):
-        return x
-    x = x.detach().cpu()
-    if x.is_floating_point():
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # NumPy has no bfloat16
-    return x.numpy()

@@ -106,9 +106,9 @@ def test_concepts_of_other_images_have_the_same_ids(waterbirds):
     train = load_images(waterbirds, image_size=6)
     test = load_images(waterbirds, split="test", image_size=6)
     _, names = resolve_concepts("column:place", train)
-    assert column_concepts("column:place", test, names)[0].tolist() == [1]
+    assert column_concepts("column:place", test.columns, test.name, names)[0].tolist() == [1]
     with pytest.raises(ValueError, match=r"values 'y=0 place=1', which the training images do not"):
-        column_concepts("column:y+place", test, ["y=1 place=1"])
+        column_concepts("column:y+place", test.columns, test.name, ["y=1 place=1"])
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,16 @@ FGSM, PGD, APGD and Square find images within a radius of x that a model gets wr
 joins them into the worst case per point, and `max_epsilon` finds the radius that costs nothing.
 """
 
+from ...norms import L1, L2, Linf, Norm
 from .apgd import apgd
 from .fourier import FourierLinf
 from .gradient import fgsm, pgd
-from .norms import L1, L2, Linf, Norm
 from .radius import EPS_GRID, EpsilonCurve, max_epsilon
+from .result import AttackResult, MethodAccuracy
 from .square import square
 from .starts import random_start
 from .threats import NORMS, Threat, find_norm, parse_threat
-from .worst_case import AttackResult, MethodAccuracy, evaluate_attack
+from .worst_case import evaluate_attack
 
 __all__ = [
     "EPS_GRID",

@@ -8,9 +8,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...norms import L1, Ball, Norm
 from .gradient import Best
 from .losses import Loss
-from .norms import L1, Ball, Norm
 from .victim import attackable, borrowed
 
 _MOMENTUM = 0.75  # α

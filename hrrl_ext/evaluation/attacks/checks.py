@@ -6,17 +6,14 @@ Each check returns its warning, "name: what was seen", in a list, or an empty li
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ...norms import Ball
 from .apgd import apgd
-from .norms import Ball
+from .result import MethodAccuracy
 from .starts import random_start
 from .victim import Victim
-
-if TYPE_CHECKING:
-    from .worst_case import MethodAccuracy
 
 NAMES = (
     "random-outputs",

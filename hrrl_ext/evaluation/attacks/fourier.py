@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .norms import Length, Norm
+from ...norms import Length, Norm
 
 Band = Literal["low", "high"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ...norms import Norm
 from .losses import Loss
-from .norms import Norm
 from .victim import Look, attackable, borrowed
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...norms import Norm
 from .apgd import apgd
 from .losses import Loss
-from .norms import Norm
 from .victim import attackable, borrowed
 
 EPS_GRID = tuple(0.5 * i / 255 for i in range(17))

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...norms import Ball
 from .gradient import Best
-from .norms import Ball
 from .starts import example_rngs
 from .victim import attackable, borrowed
 

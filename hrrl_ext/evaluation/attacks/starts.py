@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .norms import Ball, Norm
+from ...norms import Ball, Norm
 from .threats import find_norm
 
 

@@ -7,8 +7,8 @@ import math
 import re
 from dataclasses import dataclass
 
+from ...norms import L1, L2, Linf, Norm
 from .fourier import FourierLinf
-from .norms import L1, L2, Linf, Norm
 
 NORMS = ("linf", "l2", "l1", "fourier", "fourier-low", "fourier-high")
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..._modes import in_mode
+from ...norms import Ball, Norm
 from .fourier import FourierLinf
 from .losses import CLASSES_NEEDED, Loss, attack_loss
-from .norms import Ball, Norm
 from .threats import find_norm
 
 _SLACK = 1e-6

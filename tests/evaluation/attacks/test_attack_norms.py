@@ -10,7 +10,7 @@ from attack_cases import BALLS, NORMS, generator, images
 from torch.testing import assert_close
 
 from hrrl_ext.evaluation.attacks import FourierLinf, find_norm, parse_threat, random_start
-from hrrl_ext.evaluation.attacks.norms import Ball
+from hrrl_ext.norms import Ball
 
 
 def gradients(n=7, size=6):

@@ -19,8 +19,8 @@ from hrrl_ext.evaluation.attacks.losses import (
     margin,
     targeted_difference_of_logits_ratio,
 )
-from hrrl_ext.evaluation.attacks.norms import Ball
 from hrrl_ext.evaluation.attacks.square import _move_mass
+from hrrl_ext.norms import Ball
 
 ATTACKS = {
     "fgsm": fgsm,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ... import ops
+from . import ops
 
 _PIXELS = (1, 2, 3)
 _INSIDE = 1 - 1e-6
