@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from .._files import read_json, replacing, why_unreadable
-from .._tables import aligned
+from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
 from .clusters import GradientClustering
@@ -207,7 +207,7 @@ def cluster_table(rows: Sequence[Mapping[str, Any]], shown: int = 20) -> str:
         named = _counts(few) + (f", {more} more" if more > 0 else "")
         cells.append([str(row["cluster"]), *numbers, named])
     table = aligned([row[:-1] for row in cells]).splitlines()
-    lines = [f"{line}  {row[-1]}" for line, row in zip(table, cells, strict=True)]
+    lines = [f"{line}  {one_line(row[-1])}" for line, row in zip(table, cells, strict=True)]
     if len(rows) > shown:
         lines.append(f"and {len(rows) - shown} smaller ones")
     return "\n".join(lines)
