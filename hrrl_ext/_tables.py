@@ -1,12 +1,26 @@
-"""Tables of text."""
+"""Tables of text, and of Markdown. What is in a cell stays in it, whatever its text is."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_BREAK = re.compile(r"\s*[\t-\r\x1c-\x1f\x85\u2028\u2029]\s*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MARKDOWN = re.compile(r"[\\`*\[\]<&|~]|(?<![^\W_])_|_(?![^\W_])")  # "_" within a word is itself
+
+
+def one_line(text: str) -> str:
+    r"""``text`` without breaks; characters that a terminal obeys, or cannot write, as ``\x1b``.
+
+    Among them are those that turn the direction of what follows.
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], _BREAK.sub(" ", text))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
     """One line per row: the first column to the left, the others to the right."""
+    rows = [[one_line(cell) for cell in row] for row in rows]
     width = [max(len(row[j]) for row in rows) for j in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -17,3 +31,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
         )
         for row in rows
     )
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table of GitHub's Markdown, of plain texts; its first row is the header.
+
+    The first column to the left, the others, which are numbers, to the right.
+    """
+    header, *body = [[_escaped(cell) for cell in row] for row in rows]
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\g<0>", one_line(text))

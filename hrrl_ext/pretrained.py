@@ -8,6 +8,7 @@ A folder that :func:`save_pretrained` wrote, or ``best/`` of a run, holds
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -206,3 +207,12 @@ def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
     return ", ".join(list(names)[:3]) or "none"
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of names and values of parameters and buffers, so of what a model computes."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

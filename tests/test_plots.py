@@ -24,6 +24,8 @@ from hrrl_ext.plots import (
 from hrrl_ext.robust import variance_gain
 
 figure = pytest.importorskip("matplotlib.figure")
+cbook = pytest.importorskip("matplotlib.cbook")
+FixedFormatter = pytest.importorskip("matplotlib.ticker").FixedFormatter
 
 
 def rows(concepts: int, **more: Any) -> list[dict[str, Any]]:
@@ -117,6 +119,143 @@ def test_the_error_over_epochs(drawn: dict[str, Any], tmp_path: Path) -> None:
     assert plain.get_ylim() == l2sp.get_ylim()
     with pytest.raises(ValueError, match="ERM has no accuracy over epochs"):
         plot_errors({"plain": {"ERM": rows(2)}}, tmp_path / "none.png")
+
+
+# Runs of other methods, which have no concepts
+
+
+def other(**columns: list[Any]) -> list[dict[str, Any]]:
+    """Rows of a run that knows its loss, and what else is given; what is ... is not in a row."""
+    length = max(map(len, columns.values()), default=3)
+    return [
+        {"epoch": e, "loss": 1 / e}
+        | {name: values[e - 1] for name, values in columns.items() if values[e - 1] is not ...}
+        for e in range(1, length + 1)
+    ]
+
+
+def test_a_run_without_q_or_concepts(drawn: dict[str, Any], tmp_path: Path) -> None:
+    told: list[str] = []
+    runs = {"ERM": other(accuracy=[0.25, 0.5])}
+    paths = plot_histories(runs, tmp_path, report=told.append)
+    assert [p.name for p in paths] == list(drawn) == ["loss.png", "accuracy.png", "error.png"]
+    assert told == ["left out: q.png (no q); concept_accuracy.png (no concept_accuracy)"]
+    (average,) = drawn["accuracy.png"].axes[0].lines
+    assert (average.get_label(), average.get_ydata().tolist()) == ("ERM, average", [25, 50])
+    assert drawn["loss.png"].axes[0].lines[0].get_ydata().tolist() == [1, 0.5]
+    told.clear()
+    assert [p.name for p in plot_histories({"bare": other()}, tmp_path, report=told.append)] == [
+        "loss.png"
+    ]
+    (line,) = told
+    assert all(name in line for name in ("q.png", "accuracy.png (no accuracy)", "error.png"))
+
+
+def test_runs_of_which_some_have_q(drawn: dict[str, Any], tmp_path: Path) -> None:
+    """Every picture has the runs that have its column, in their order."""
+    validated = rows(2, accuracy=0.5, worst_concept_accuracy=0.4)
+    for row in validated:
+        row["concept_accuracy"] = {"concept 0": 0.6, "concept 1": 0.4}
+    runs = {"ERM": other(accuracy=[0.25, 0.5]), "HRRL": validated, "bare": other(), "EL": rows(3)}
+    told: list[str] = []
+    plot_histories(runs, tmp_path, report=told.append)
+    labels = {n: [line.get_label() for line in f.axes[0].lines] for n, f in drawn.items()}
+    assert labels["loss.png"] == list(runs)
+    assert [axes.get_title() for axes in drawn["q.png"].axes] == ["HRRL", "EL"]
+    assert labels["accuracy.png"] == ["ERM, average", "HRRL, average", "HRRL, worst concept"]
+    assert labels["error.png"] == ["ERM", "HRRL"]
+    assert labels["concept_accuracy.png"] == ["HRRL"]
+    assert told == [
+        "left out: ERM, bare in q.png (no q); bare, EL in accuracy.png (no accuracy); bare, EL in "
+        "error.png (no accuracy); ERM, bare, EL in concept_accuracy.png (no concept_accuracy)"
+    ]
+
+
+def test_nothing_is_said_where_nothing_is_left_out(drawn: dict[str, Any], tmp_path: Path) -> None:
+    run = rows(2, accuracy=0.5, worst_concept_accuracy=0.4, concept_accuracy={"concept 0": 0.4})
+    told: list[str] = []
+    assert len(plot_histories({"run": run}, tmp_path, report=told.append)) == 5
+    assert told == []
+
+
+def test_values_of_some_epochs_only(drawn: dict[str, Any], tmp_path: Path) -> None:
+    """A line has gaps, and what stands alone between them is a dot; q is that of the last epoch with one."""
+    accuracy = [0.1, ..., 0.3, 0.4, None, 0.6, ...]
+    q = [{"a": 1.0}, {}, ..., {"b": 0.7, "a": 0.3}, {"b": 0.5}, None, ...]
+    run = other(accuracy=accuracy, q=q, concept_accuracy=[{"a": 0.5}, *[...] * 6])
+    plot_histories({"run": run}, tmp_path)
+    (line,) = drawn["accuracy.png"].axes[0].lines
+    known = [10, math.nan, 30, 40, math.nan, 60, math.nan]
+    assert line.get_ydata() == pytest.approx(known, nan_ok=True)
+    assert (line.get_marker(), line.get_markevery()) == ("o", [0, 5])
+    (error,) = drawn["error.png"].axes[0].lines
+    assert error.get_ydata() == pytest.approx([100 - a for a in known], nan_ok=True)
+    a, b = drawn["q.png"].axes[0].lines
+    assert (a.get_markevery(), b.get_marker()) == ([0, 3], "None")
+    assert drawn["concept_accuracy.png"].axes[0].lines[0].get_ydata().tolist() == [50]
+    with pytest.raises(ValueError, match="bare has no accuracy over epochs"):
+        plot_errors({"": {"run": run, "bare": other()}}, tmp_path / "e.png")
+
+
+# Names
+
+ODD = {
+    "formula": r"$\notacommand{$",
+    "dollars": r"a$b$c \$d\$",
+    "dollar": "5 $",
+    "underscore": "_hidden",
+    "lines": "one\ntwo\x1b",
+    "markup": "<b> & {0} %s {{x}}",
+    "long": "long " * 100,
+}
+
+
+def told_by(figure: Any) -> list[str]:
+    """The texts of a picture but the numbers of its ticks, as they are shown."""
+    found = []
+    for axes in figure.axes:
+        legend = axes.get_legend()
+        texts = [axes.title, *axes.texts, *(legend.get_texts() if legend else ())]
+        if isinstance(axes.xaxis.get_major_formatter(), FixedFormatter):
+            texts += axes.get_xticklabels()
+        for text in texts:
+            assert not cbook.is_math_text(text.get_text()), text.get_text()
+            found.append(text.get_text().replace(r"\$", "$"))
+    return found
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_name_is_shown_as_it_is(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No formula, no name that a legend hides, no name that needs more than its place; all are drawn."""
+    odd = ODD[name]
+    figures: dict[str, Any] = {}
+    save = figure.Figure.savefig
+
+    def keep(self: Any, path: Path, **_: Any) -> None:
+        figures[path.name] = self
+        save(self, path, dpi=20)
+
+    monkeypatch.setattr(figure.Figure, "savefig", keep)
+    concepts = {odd: 0.6, **{f"{k}": 0.04 * k for k in range(11)}}
+    run = rows(1, accuracy=0.5, worst_concept_accuracy=0.4, mu=40.0, lam=2.0, s=100, c=3.0)
+    few = [row | {"q": {odd: 0.5}, "concept_accuracy": {odd: 0.5}} for row in run]
+    many = [row | {"q": concepts, "concept_accuracy": concepts} for row in run]
+    pictures = plot_histories({odd: few}, tmp_path)
+    assert len(pictures) == 6
+    expected = " ".join(odd.split()).replace("\x1b", r"\x1b")
+    for picture in pictures:
+        found = told_by(figures[picture.name])
+        assert any(expected[:40] in text and len(text) < 80 for text in found), picture
+    assert len(figures["q.png"].axes[0].get_legend().get_texts()) == 1
+    plot_histories({"many": many}, tmp_path)
+    assert any(expected[:40] in text for text in told_by(figures["q.png"]))
+    plot_variances({odd: [row | {"estimator": odd} for row in recording(GC=[1.0, 2.0])]}, tmp_path)
+    assert sum(expected[:40] in text for text in told_by(figures["variance.png"])) == 3
+
+
+# On disk
 
 
 def write(folder: Path, text: str) -> Path:
@@ -251,6 +390,14 @@ def test_a_recording_beside_a_run_is_drawn_too(tmp_path: Path) -> None:
         ('{"epoch": 1}\n', "line 1 is no row of a run"),
         ("[1]\n", "line 1 is no row"),
         (json.dumps(rows(1)[0]) + '\n{"epoch": 2, "lo', "line 2 is not valid JSON"),
+        ('{"epoch": 1, "loss": "0.5"}', 'line 1: loss must be a number, got "0.5"'),
+        (
+            '{"epoch": 1, "loss": 0.5}\n{"epoch": [2], "loss": 0.5}',
+            r"line 2: epoch must be a number, got \[2\]",
+        ),
+        ('{"epoch": 1, "loss": 0.5, "q": [0.5, 0.5]}', "line 1: q must be an object of numbers"),
+        ('{"epoch": 1, "loss": 0.5, "q": {"a": true}}', "line 1: q must be an object of numbers"),
+        ('{"epoch": 1, "loss": 0.5}\n\n', "line 2 is not valid JSON"),
     ],
 )
 def test_files_that_are_no_metrics(text: str, message: str, tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def _cluster_arguments(parser: ArgumentParser) -> None:
 def _cluster(args: Namespace) -> None:
     """Cluster examples by the gradients that they have at a trained model."""
     from ..clustering import GradientClustering
-    from ..clustering.folder import ClusterFolder, cluster_rows, cluster_table, weights_digest
+    from ..clustering.folder import ClusterFolder, cluster_rows, cluster_table
+    from ..pretrained import weights_digest
     from ..processes import start_processes, stop_processes
 
     if args.rounds < 1:

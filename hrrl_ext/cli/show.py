@@ -23,7 +23,7 @@ def _plot(args: Namespace) -> None:
     """Draw loss, q, accuracies, h(s) and recorded variances of one or several runs."""
     from ..plots import plot_runs
 
-    for picture in plot_runs(args.runs, args.out):
+    for picture in plot_runs(args.runs, args.out, report=print):
         print(f"saved {picture}")
 
 

@@ -14,7 +14,6 @@ Every file is there whole or not at all, and nothing that is read can execute co
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import pickle
@@ -26,10 +25,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._files import read_json, replacing, why_unreadable
-from .._tables import aligned
+from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
 from .clusters import GradientClustering
@@ -149,15 +148,6 @@ class ClusterFolder:
             raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
 
 
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 of names and values of parameters and buffers: clusters are of one model's gradients."""
-    digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def cluster_rows(
     clustering: GradientClustering, target: Tensor, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
@@ -207,7 +197,7 @@ def cluster_table(rows: Sequence[Mapping[str, Any]], shown: int = 20) -> str:
         named = _counts(few) + (f", {more} more" if more > 0 else "")
         cells.append([str(row["cluster"]), *numbers, named])
     table = aligned([row[:-1] for row in cells]).splitlines()
-    lines = [f"{line}  {row[-1]}" for line, row in zip(table, cells, strict=True)]
+    lines = [f"{line}  {one_line(row[-1])}" for line, row in zip(table, cells, strict=True)]
     if len(rows) > shown:
         lines.append(f"and {len(rows) - shown} smaller ones")
     return "\n".join(lines)

@@ -180,4 +180,9 @@ class VarianceRecorder:
 
 def read_recording(file: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The rows of a :class:`VarianceRecorder`. ValueError naming a bad line."""
-    return read_rows(Path(file), ("step", "estimator", "average_variance"), of="a VarianceRecorder")
+    return read_rows(
+        Path(file),
+        ("step", "estimator", "average_variance"),
+        of="a VarianceRecorder",
+        numbers=("step", "average_variance", "normalised_variance", "standard_error"),
+    )

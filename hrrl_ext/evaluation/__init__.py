@@ -15,7 +15,7 @@ from .calibration import (
 )
 from .config import PRESETS, EvaluationConfig
 from .evaluate import evaluate
-from .html import write_html
+from .page import write_html
 from .perturbation_curve import PerturbationCurve, perturbation_curve
 from .predictions import Predictions, predict
 from .report import Report

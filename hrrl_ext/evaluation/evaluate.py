@@ -14,6 +14,7 @@ from .._environment import environment
 from .._modes import borrowed
 from ..data import Concepts, ImageSet, Source, concepts_of, load_images
 from ..data.labelled import as_input
+from ..pretrained import weights_digest
 from ..spec import nearest
 from .config import EvaluationConfig, evaluation_config
 from .corruptions import SEVERITIES
@@ -85,7 +86,7 @@ def evaluate(
     steps = list(default_steps(images.image_shape) if config.steps is None else config.steps)
     is_random = _check_model(model, images, config.batch_size)
     description: Part = {
-        "weights": _digest(model),
+        "weights": weights_digest(model),
         "data": images.name,
         "points": len(images),
         "image_size": images.image_shape[-1],
@@ -245,12 +246,6 @@ def _check_model(model: nn.Module, images: ImageSet, batch_size: int) -> bool:
             "fail for the wrong reason"
         )
     return not torch.equal(first, second)
-
-
-def _digest(model: nn.Module) -> str:
-    from ..clustering.folder import weights_digest
-
-    return weights_digest(model)
 
 
 def _tensors(model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from .._files import read_json
-from .._tables import aligned
+from .._tables import aligned, one_line
 from .folder import write_json
 from .parts import Part
+from .schema import check_report
 
 _FORMAT = 1
 
@@ -56,6 +57,12 @@ class Report:
         names = {field.name for field in fields(cls)}
         if value.pop("format", None) != _FORMAT or value.keys() != names:
             raise ValueError(f"{path} is no report of this version; evaluate again")
+        try:
+            check_report(value)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no report as it was written: {error}; evaluate again"
+            ) from error
         return cls(**value)
 
     def rows(self) -> list[tuple[str, float | None, str]]:
@@ -94,10 +101,11 @@ class Report:
         table = aligned([[name, percent(value)] for name, value, _ in self.rows()])
         notes = [note for _, _, note in self.rows()]
         lines = [
-            f"{line}  {note}".rstrip() for line, note in zip(table.splitlines(), notes, strict=True)
+            f"{line}  {one_line(note)}".rstrip()
+            for line, note in zip(table.splitlines(), notes, strict=True)
         ]
-        warned = [f"warning: {w['text']}" for w in self.warnings]
-        return "\n".join([head, *lines, *warned])
+        warned = [one_line(f"warning: {w['text']}") for w in self.warnings]
+        return "\n".join([one_line(head), *lines, *warned])
 
 
 EXPLANATIONS: Mapping[str, str] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .._tables import one_line
 from ..training.recipe import Row, scalars
 
 
@@ -18,15 +19,14 @@ def running(
     """The epoch so far: ``concept_loss`` is each concept's mean ĝ of its steps, ``q`` is that of now."""
     worst = max(concept_loss, key=lambda k: concept_loss[k])
     largest = sorted(q, key=lambda k: -q[k])[:3]
-    return "  ".join(
-        [
-            f"loss {loss:.3f}",
-            f"train {100 * train_accuracy:.1f} %",
-            f"worst concept {concept_loss[worst]:.2f} ({worst})",
-            f"effective concepts {effective_concepts:.1f} of {len(q)}",
-            "q " + ", ".join(f"{q[k]:.2f} ({k})" for k in largest),
-        ]
-    )
+    parts = [
+        f"loss {loss:.3f}",
+        f"train {100 * train_accuracy:.1f} %",
+        f"worst concept {concept_loss[worst]:.2f} ({worst})",
+        f"effective concepts {effective_concepts:.1f} of {len(q)}",
+        "q " + ", ".join(f"{q[k]:.2f} ({k})" for k in largest),
+    ]
+    return one_line("  ".join(parts))
 
 
 def summary(row: Row) -> str:
@@ -41,7 +41,7 @@ def summary(row: Row) -> str:
     if "q" in row:
         parts.append(f"effective concepts {row['effective_concepts']:.1f}")
         parts.append(f"largest weight {row['largest_weight']:.1f}")
-    return "  ".join(parts)
+    return one_line("  ".join(parts))
 
 
 def worst_concept(row: Row) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import replacing
-from .._tables import aligned
+from .._tables import aligned, markdown
 from ..data import Concepts, ImageSet, Source
 from ..robust import HRRLTrainer
 from ..training.run_folder import RunFolder
@@ -116,9 +116,7 @@ class TransferTable:
         return table
 
     def to_markdown(self, base: str | None = None) -> str:
-        header, *rows = self.rows(base)
-        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return markdown(self.rows(base))
 
     def __str__(self) -> str:
         return aligned(self.rows())

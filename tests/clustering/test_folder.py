@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from test_cli import run
 
 from hrrl_ext.clustering import GradientClustering, gradient_variance
-from hrrl_ext.clustering.folder import ClusterFolder, cluster_rows, cluster_table, weights_digest
+from hrrl_ext.clustering.folder import ClusterFolder, cluster_rows, cluster_table
 from hrrl_ext.data import ArrayImages, load_images, resolve_concepts
 from hrrl_ext.models import build_model
-from hrrl_ext.pretrained import from_pretrained, save_pretrained
+from hrrl_ext.pretrained import from_pretrained, save_pretrained, weights_digest
 
 DIGITS = load_images("digits", split="train").subset(range(90))
 CONFIG = {"model": "resnet18", "classes": DIGITS.classes, "image_size": 8, "width": 4}

@@ -17,8 +17,9 @@ import stand_ins
 from test_evaluate import DIGITS, SHAPES, network
 
 from hrrl_ext.evaluation import Report, evaluate, write_html
-from hrrl_ext.evaluation.html import leaves, page
-from hrrl_ext.evaluation.svg import Point, interval_chart, line_chart, reliability_chart, ticks
+from hrrl_ext.evaluation.page import page
+from hrrl_ext.evaluation.page.sections import leaves
+from hrrl_ext.evaluation.page.svg import Point, interval_chart, line_chart, reliability_chart, ticks
 
 VOID = {"meta", "link", "img", "br"}
 CHROMIUM = next(

@@ -1,0 +1,174 @@
+"""Pictures of runs, from the rows of their metrics: loss, accuracy and error, and the adversary's."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .._files import read_rows
+from ..clustering.recorder import read_recording
+from .adversary import has_slow_phase, plot_h, plot_q
+from .figures import History, column, over_epochs, panels_of, save, shown
+from .gradients import plot_variances
+
+_NUMBERS = ("epoch", "loss", "accuracy", "worst_concept_accuracy", "mu", "lam", "s", "c")
+_BY_CONCEPT = ("q", "concept_accuracy")
+
+
+def plot_runs(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """:func:`plot_histories` of runs on disk: their folders, or files of metrics.jsonl themselves.
+
+    Where runs have a variance.jsonl beside it, :func:`plot_variances` of these.
+    """
+    if not runs:
+        raise ValueError("runs: give at least one folder of a run")
+    files = [Path(run) if Path(run).is_file() else Path(run) / "metrics.jsonl" for run in runs]
+    names = [file.resolve().parent.name for file in files]
+    if len(set(names)) < len(names):  # of the same name in several places
+        names = [str(file.parent) for file in files]
+    if len(set(names)) < len(names):
+        raise ValueError(f"runs: the same run is given twice: {', '.join(map(str, runs))}")
+    histories = {name: read_history(file) for name, file in zip(names, files, strict=True)}
+    recorded = {n: f.with_name("variance.jsonl") for n, f in zip(names, files, strict=True)}
+    recordings = {n: read_recording(f) for n, f in recorded.items() if f.is_file()}
+    drawn = plot_histories(histories, out, report=report)
+    return drawn + (plot_variances(recordings, out) if recordings else [])
+
+
+def read_history(file: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl. FileNotFoundError without it, ValueError naming a bad line."""
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} does not exist: no run, or none of its epochs is over yet")
+    rows = read_rows(file, ("epoch", "loss"), of="a run", numbers=_NUMBERS, named=_BY_CONCEPT)
+    if not rows:
+        raise ValueError(f"{file} is empty: none of the run's epochs is over yet")
+    return rows
+
+
+def plot_histories(
+    histories: Mapping[str, History],
+    out: str | os.PathLike[str],
+    *,
+    report: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Pictures of one or several runs, by name, in folder ``out``; returns what was drawn.
+
+    - loss.png and q.png, over the epochs
+    - accuracy.png (average and worst concept, over the epochs), error.png (as in Figure 3) and
+      concept_accuracy.png (of the last epoch), of runs with a validation set
+    - h.png, where a run moves q as HRRL does: h(s) of Proposition 1, with the run's s and c
+
+    A history is what :class:`hrrl_ext.training.TrainingResult` holds, or the rows of metrics.jsonl; those
+    of another method may do without q and concepts. Each picture is of the runs that have its column,
+    and ``report`` is told in a line of those that have not.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, tuple[str, Callable[[Mapping[str, History], Path], Path]]] = {
+        "loss.png": ("loss", _loss),
+        "q.png": ("q", plot_q),
+        "accuracy.png": ("accuracy", _accuracy),
+        "error.png": ("accuracy", lambda runs, path: plot_errors({"": runs}, path)),
+        "concept_accuracy.png": ("concept_accuracy", _concept_accuracy),
+    }
+    drawn, without = [], []
+    for file, (needed, draw) in pictures.items():
+        having = {name: rows for name, rows in histories.items() if _has(rows, needed)}
+        if having:
+            drawn.append(draw(having, out / file))
+        if lacking := [name for name in histories if name not in having]:
+            of = f"{', '.join(lacking)} in " if having else ""
+            without.append(f"{of}{file} (no {needed})")
+    adversaries = {name: rows for name, rows in histories.items() if has_slow_phase(rows)}
+    if adversaries:
+        drawn.append(plot_h(adversaries, out / "h.png"))
+    if without:
+        report(f"left out: {'; '.join(without)}")
+    return drawn
+
+
+def _has(rows: History, name: str) -> bool:
+    """A value of it in some row; of what belongs to concepts, of some concept."""
+    values = (row.get(name) for row in rows)
+    return any(
+        any(v is not None for v in value.values())
+        if isinstance(value, Mapping)
+        else value is not None
+        for value in values
+    )
+
+
+def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.PathLike[str]) -> Path:
+    """The picture of Figure 3: a panel per task, or method, by name; in it a line of error per run.
+
+    The numbers are those of :func:`hrrl_ext.transfer.error_curve`. ValueError for a run without a
+    validation set.
+    """
+    figure, axes = panels_of(len(panels), width=4.2)
+    for ax, (title, histories) in zip(axes, panels.items(), strict=True):
+        for name, rows in histories.items():
+            if not _has(rows, "accuracy"):
+                raise ValueError(
+                    f"plot_errors: {name} has no accuracy over epochs; train it with validation images"
+                )
+            error = [100 - accuracy for accuracy in column(rows, "accuracy", 100)]
+            over_epochs(ax, rows, error, label=shown(name))
+        ax.set(title=shown(title), xlabel="epoch")
+    axes[0].set(ylabel="error on the validation set, %")
+    axes[-1].legend(fontsize="small")
+    return save(figure, Path(path))
+
+
+def _loss(histories: Mapping[str, History], path: Path) -> Path:
+    figure, (axes,) = panels_of(1)
+    for name, rows in histories.items():
+        over_epochs(axes, rows, column(rows, "loss"), label=shown(name))
+    axes.set(xlabel="epoch", ylabel="mean loss of the training examples")
+    axes.legend(fontsize="small")
+    return save(figure, path)
+
+
+def _accuracy(histories: Mapping[str, History], path: Path) -> Path:
+    """The average, and the worst concept of the runs that have concepts."""
+    figure, (axes,) = panels_of(1, width=6.0)
+    for name, rows in histories.items():
+        average = column(rows, "accuracy", 100)
+        line = over_epochs(axes, rows, average, label=f"{shown(name)}, average")
+        if _has(rows, "worst_concept_accuracy"):
+            worst = column(rows, "worst_concept_accuracy", 100)
+            style = {"color": line.get_color(), "linestyle": "--"}
+            over_epochs(axes, rows, worst, label=f"{shown(name)}, worst concept", **style)
+    axes.set(xlabel="epoch", ylabel="accuracy on the validation set, %", ylim=(0, None))
+    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return save(figure, path)
+
+
+def _concept_accuracy(histories: Mapping[str, History], path: Path) -> Path:
+    """Concepts from hard to easy by the first run, as in Figure 5 of the paper."""
+    last = {
+        name: next(row for row in reversed(rows) if _has([row], "concept_accuracy"))
+        for name, rows in histories.items()
+    }
+    of_runs = {
+        name: {k: v for k, v in row["concept_accuracy"].items() if v is not None}
+        for name, row in last.items()
+    }
+    first = next(iter(of_runs.values()))
+    order = sorted(first, key=lambda k: first[k])
+    figure, (axes,) = panels_of(1, width=max(5.0, 2.0 + 0.3 * len(order)))
+    for name, accuracy in of_runs.items():
+        values = [100 * accuracy.get(k, math.nan) for k in order]
+        axes.plot(range(len(order)), values, marker="o", label=shown(name))
+    ticks = {"rotation": 45, "ha": "right", "fontsize": "small"}
+    axes.set_xticks(range(len(order)), [shown(k) for k in order], **ticks)
+    axes.set(ylabel="accuracy, %", title="validation set, last epoch")
+    axes.legend(fontsize="small")
+    return save(figure, path)

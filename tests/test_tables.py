@@ -1,0 +1,59 @@
+"""Tables of text and of Markdown keep their cells, whatever is in them."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from markdown_it import MarkdownIt
+
+from hrrl_ext._tables import aligned, markdown, one_line
+
+ODD = [
+    "a|b", "a\\|b", "\\", "a\\", "|", "a\nb", "a\r\n\n b", "a\u2028b", "<script>", "&amp;", "`x`", "**x**", "_x_",
+    "~~x~~", "[x](y)", "a\tb", "\x1b[2J", "a\u202eb", "\ud800", "", " ", "\x00",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+def test_a_line_is_one_line_that_a_terminal_only_shows(text: str) -> None:
+    line = one_line(f"<{text}>")
+    assert len(line.splitlines()) == 1
+    assert not [c for c in line if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
+    assert "\u202e" not in line
+    line.encode()  # which a lone surrogate could not be
+
+
+def test_ordinary_text_is_left_as_it_is() -> None:
+    for text in ("worst concept  0.0 % (8)", "größte ε → 8/255", "בית", "linf:8/255", ""):
+        assert one_line(text) == text
+    assert one_line("one\n  two\x1b") == "one two\\x1b"
+
+
+def read(table: str) -> list[list[str]]:
+    """The rows by a parser of Markdown (rich brings it), which must find text alone in every cell."""
+    parser = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    rows: list[list[str]] = []
+    for token in parser.parse(table):
+        if token.type == "tr_open":
+            rows.append([])
+        elif token.type == "inline":
+            assert {child.type for child in token.children} <= {"text", "text_special"}
+            rows[-1].append("".join(child.content for child in token.children))
+    return rows
+
+
+@pytest.mark.parametrize("text", ODD, ids=ascii)
+def test_markdown_has_a_cell_per_cell(text: str) -> None:
+    shown = one_line(text).strip()
+    rows = [["name", text, "end"], [text, "1", text]]
+    assert read(markdown(rows)) == [["name", shown, "end"], [shown, "1", shown]]
+
+
+def test_markdown_of_ordinary_names() -> None:
+    table = markdown([["features", "gaussian_noise, %"], ["L2-SP (1.5)", "25.0 ± 7.1"]])
+    assert table == "| features | gaussian_noise, % |\n| --- | ---: |\n| L2-SP (1.5) | 25.0 ± 7.1 |"
+
+
+def test_aligned_rows_stay_rows() -> None:
+    assert aligned([["a\nb", "1"], ["c", "22"]]) == "a b   1\nc    22"
