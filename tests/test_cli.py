@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from hrrl_ext.cli import main
+from hrrl_ext.cli import _COMMANDS, command_parser, main
 from hrrl_ext.training import TrainingConfig
 
 TRAIN = [
@@ -121,9 +122,9 @@ def test_the_printed_configuration_is_one(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("taw: 0.5", "'taw' (did you mean tau?)"),
-        ("batch-size: 3", "did you mean batch_size?"),
-        ("tensorbord: true", "did you mean tensorboard?"),
+        ("taw: 0.5", "config.yaml: there is no option 'taw' (nearest known: 'tau')"),
+        ("batch-size: 3", "'batch-size' (nearest known: 'batch_size')"),
+        ("tensorbord: true", "nearest known: 'tensorboard'"),
         ("tau: much", "tau"),
         ("milestones: {a: 1}", "milestones"),
         ("hello", "hello"),
@@ -157,23 +158,60 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
     files = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert files
     for path in files:
+        command = ["finetune", "run"] if path.stem == "finetune" else ["train"]
         status, _, stderr = run(
-            capsys, "train", "--config", path, "--data", "digits", "--out", "x", "--print_config"
+            capsys, *command, "--config", path, "--data", "digits", "--out", "x", "--print_config"
         )
         assert status == 0, (path, stderr)
+
+
+def test_a_misspelt_key_is_found_in_every_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, text in {
+        "good.yaml": "milestones+: 3\noptimizer_options.nesterov: true\n", "bad.yaml": "milestone: 3\n",
+    }.items():  # fmt: skip
+        (tmp_path / name).write_text(text)
+    files = ["--config", tmp_path / "good.yaml", f"--config={tmp_path / 'bad.yaml'}"]
+    status, _, stderr = run(capsys, *TRAIN, "--out", "x", *files)
+    assert status == 2
+    assert (
+        f"{tmp_path / 'bad.yaml'}: there is no option 'milestone' (nearest known: 'mile" in stderr
+    )
+
+
+@pytest.mark.parametrize("command", list(_COMMANDS))
+def test_every_option_in_the_help_is_known(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So our record of the options is whole, whatever jsonargparse adds by itself."""
+    status, stdout, _ = run(capsys, command, "--help")
+    shown = re.findall(r"(?:^  |^  -\w, |, )(--[\w+]+)", stdout, flags=re.MULTILINE)
+    assert status == 0 and "--help" in shown
+    assert {option.removesuffix("+") for option in shown} == set(command_parser(command).options)
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
         ([], 2, ""),
-        (["trian"], 2, "(did you mean train?)"),
-        ([*TRAIN, "--out", "x", "--batch-size", "3"], 2, "(did you mean --batch_size?)"),
+        (["--debug"], 2, ""),
+        (["--debgu", "info"], 2, "'--debgu' (nearest known: '--debug')"),
+        (["trian"], 2, "there is no command 'trian' (nearest known: 'train')"),
+        (
+            [*TRAIN, "--out", "x", "--batch-size", "3"],
+            2,
+            "'--batch-size' (nearest known: '--batch_size')",
+        ),
         (["train", "--config", "/no/such.yaml"], 2, "/no/such.yaml"),
         (["plot", "/no/run", "--out", "x"], 1, "/no/run/metrics.jsonl does not exist"),
         (["plot", "--out", "x"], 2, "runs"),
-        (["train"], 2, "--data"),
-        ([*TRAIN, "--out", "x", "--taw", "1"], 2, "--taw 1 (did you mean --tau?)"),
+        (["train"], 2, "data"),
+        (
+            [*TRAIN, "--out", "x", "--taw", "1"],
+            2,
+            "there is no option '--taw' (nearest known: '--tau')",
+        ),
         ([*TRAIN, "--out", "x", "--tau", "much"], 2, "tau"),
         ([*TRAIN, "--out", "x", "--epochs", "ten"], 2, "epochs"),
         ([*TRAIN, "--out", "x", "--tau", "-1"], 1, "tau must be finite and not negative, got -1.0"),
@@ -191,16 +229,20 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
             1,
             "/no/run holds no model",
         ),
-        (["cluster", "/no/run", "--data", "digits"], 2, "--clusters"),
+        (["cluster", "/no/run", "--data", "digits"], 2, "clusters"),
         (["cluster", "/no/run", "--data", "digits", "--clusters", "few"], 2, "clusters"),
         (["cluster", "--data", "digits", "--clusters", "4"], 2, "model"),
         (
             ["cluster", "x", "--data", "digits", "--clusters", "4", "--ruonds", "3"],
             2,
-            "(did you mean --rounds?)",
+            "nearest known: '--rounds'",
         ),
         (["variance", "/no/run", "--data", "digits"], 1, "/no/run holds no model"),
-        (["variance", "x", "--data", "digits", "--num-batches", "3"], 2, "--num_batches?"),
+        (
+            ["variance", "x", "--data", "digits", "--num-batches", "3"],
+            2,
+            "nearest known: '--num_batches'",
+        ),
         (
             ["probe", "--train", "a", "--test", "b", "--C", "big"],
             1,

@@ -115,9 +115,9 @@ def test_neighbours_and_concepts(
         (["RUN", "--lr", "0", "--out", "x"], 1, "lr must be positive, got 0.0"),
         (["RUN", "--lr", "fast", "--out", "x"], 2, "lr"),
         (["RUN", "--image_size", "80", "--out", "x"], 1, "was built for images of 8 pixels"),
-        (["RUN", "--methd", "plain", "--out", "x"], 2, "did you mean --method?"),
+        (["RUN", "--methd", "plain", "--out", "x"], 2, "nearest known: '--method'"),
         (["RUN", "--out", "x", "--resume"], 1, "x holds no run"),
-        (["RUN", "--classifier", "x"], 2, "--out"),
+        (["RUN", "--classifier", "x"], 2, "out"),
     ],
 )
 def test_errors_are_one_line(

@@ -6,19 +6,18 @@ for an error (one line, with a way out; --debug shows the trace), 2 for wrong us
 
 from __future__ import annotations
 
-import difflib
-import re
+import argparse
 import sys
+import textwrap
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Sequence
+from typing import Any, NoReturn
 
 import jsonargparse
 
+from ..spec import nearest
 from . import clustering, evaluation, show, training, transfer
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
     training.COMMANDS
@@ -29,61 +28,24 @@ _COMMANDS = (
 )
 
 
-class _Parser(jsonargparse.ArgumentParser):
-    """Usage errors in one line, with the nearest known option for one that is not known."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        commands = "|".join(_COMMANDS)
-        message = re.sub(rf"\b(?:{commands})\.(\w+)", r"--\1", " ".join(message.split()))
-        message += self._nearest(message)
-        program = self.prog.replace(" [options]", "")
-        print(f"{program}: error: {message}; see {program} --help", file=sys.stderr)
-        raise SystemExit(2)
-
-    def _nearest(self, message: str) -> str:
-        """A hint at what was meant by an option, a key of a YAML file or a command not known."""
-        if key := re.search(r"(?:Option|accept option) '([^']+)'", message):
-            keys = [o[2:] for o in _options(self) + _options(*_with_config(self))]
-            return _did_you_mean(key[1].partition(".")[0], keys)
-        if choice := re.search(r"argument subcommand: invalid choice: '([^']+)'", message):
-            return _did_you_mean(choice[1], list(_COMMANDS))
-        options = _options(self)
-        hints = (_did_you_mean(o, options) for o in re.findall(r"--[\w.-]+", message))
-        return next((hint for hint in hints if hint), "")
-
-
-def _options(*parsers: ArgumentParser) -> list[str]:
-    return [
-        option
-        for parser in parsers
-        for action in parser._actions
-        for option in action.option_strings
-        if option.startswith("--")
-    ]
-
-
-def _with_config(parser: ArgumentParser) -> list[ArgumentParser]:
-    """The commands that read a YAML file: an unknown key in one is reported by the program."""
-    commands = [a.choices for a in parser._actions if isinstance(a.choices, Mapping)]
-    parsers = [p for choices in commands for p in choices.values()]
-    return [p for p in parsers if "--config" in _options(p)]
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {near[0]}?)" if near and word not in known else ""
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = _parser()
-    args = parser.parse_args(argv)
-    command = args.subcommand
-    if command is None:
-        parser.print_help()
+    words = list(sys.argv[1:] if argv is None else argv)
+    program = _Program()
+    if not [word for word in words if word != "--debug"]:
+        program.print_help()
         return 2
+    given, unknown = program.parse_known_args(words)
+    if unknown:
+        program.error(
+            f"there is no option {nearest(unknown, ['--debug', '--help'])} of all commands"
+        )
+    command, *rest = given.command
+    if command not in _COMMANDS:
+        program.error(f"there is no command {nearest([command], _COMMANDS)}")
+    args = command_parser(command).parse(rest)
     warnings.showwarning = _one_line_warning
     try:
-        _COMMANDS[command][1](args[command])
+        _COMMANDS[command][1](args)
     except KeyboardInterrupt:
         print(f"hrrl {command}: interrupted", file=sys.stderr)
         return 1
@@ -96,24 +58,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         TypeError,
         ValueError,
     ) as error:
-        if args.debug:
+        if given.debug:
             raise
         print(f"hrrl {command}: error: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
 
 
-def _parser() -> ArgumentParser:
+class _Program(argparse.ArgumentParser):
+    """What stands before the command; its own words are read by the parser of the command alone."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            prog="hrrl",
+            description="Hierarchically robust representation learning.",
+            epilog=_list_of_commands(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        self.add_argument("--debug", action="store_true", help="show the trace of an error")
+        self.add_argument("command", metavar="COMMAND", nargs=argparse.PARSER, help="see below")
+
+    def error(self, message: str) -> NoReturn:
+        wrong_usage(self.prog, message)
+
+
+def _list_of_commands() -> str:
+    lines = ["commands (hrrl COMMAND --help explains one):"]
+    for name in _COMMANDS:
+        lines += textwrap.wrap(
+            _summary(name),
+            width=79,
+            initial_indent=f"  {name:10} ",
+            subsequent_indent=" " * 13,
+        )
+    return "\n".join(lines)
+
+
+def command_parser(name: str) -> CommandParser:
+    """What reads the words behind the name of a command."""
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = _Parser(prog="hrrl", description="Hierarchically robust representation learning.")
-    parser.add_argument("--debug", action="store_true", help="show the trace of an error")
-    commands = parser.add_subcommands(required=False)
-    for name, (add_arguments, run) in _COMMANDS.items():
-        summary = (run.__doc__ or "").splitlines()[0]
-        sub = _Parser(prog=f"hrrl {name}", description=summary)
-        add_arguments(sub)
-        commands.add_subcommand(name, sub, help=summary)
+    parser = CommandParser(f"hrrl {name}", _summary(name))
+    _COMMANDS[name][0](parser)
     return parser
+
+
+def _summary(name: str) -> str:
+    return (_COMMANDS[name][1].__doc__ or "").splitlines()[0]
 
 
 def _one_line(error: BaseException) -> str:

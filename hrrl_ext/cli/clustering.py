@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import jsonargparse
 
 from .options import Commands, model_and_data_arguments, model_and_images
+from .parser import CommandParser
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
 # --- cluster
 
 
-def _cluster_arguments(parser: ArgumentParser) -> None:
+def _cluster_arguments(parser: CommandParser) -> None:
     model_and_data_arguments(parser)
     parser.add_argument("--clusters", type=int, required=True, help="K, the number of clusters")
     parser.add_argument("--rounds", type=int, default=10, help="rounds in all")
@@ -101,7 +102,7 @@ def _cluster(args: Namespace) -> None:
 # --- variance
 
 
-def _variance_arguments(parser: ArgumentParser) -> None:
+def _variance_arguments(parser: CommandParser) -> None:
     model_and_data_arguments(parser)
     parser.add_argument("--clusters", help="folder of hrrl cluster, for the estimator GC")
     parser.add_argument(

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .options import Commands, source
+from .parser import CommandParser
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
     from torch import nn
 
     from ..data import ImageSet
@@ -21,7 +22,7 @@ _SETTINGS = ("attacks", "corruptions", "steps", "points", "attack_points", "corr
 # --- evaluate
 
 
-def _evaluate_arguments(parser: ArgumentParser) -> None:
+def _evaluate_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "models", nargs="*", metavar="MODEL", help="folders of runs, or of save_pretrained"
     )
@@ -187,7 +188,7 @@ def _few(classes: Sequence[str]) -> str:
 # --- report
 
 
-def _report_arguments(parser: ArgumentParser) -> None:
+def _report_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "folders",
         nargs="+",

@@ -7,20 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from .parser import CommandParser
+
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
     from torch import nn
 
     from ..data import ImageSet
     from ..training import TrainingResult
 
 Commands: TypeAlias = (
-    "dict[str, tuple[Callable[[ArgumentParser], None], Callable[[Namespace], None]]]"
+    "dict[str, tuple[Callable[[CommandParser], None], Callable[[Namespace], None]]]"
 )
 """By name: what adds its arguments to a parser, and what runs it; its docstring is the help."""
 
 
-def model_and_data_arguments(parser: ArgumentParser) -> None:
+def model_and_data_arguments(parser: CommandParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="folder of a run, or of save_pretrained")
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="train", help="train or test, where the source has both")
@@ -47,7 +49,7 @@ def model_and_images(args: Namespace) -> tuple[nn.Module, ImageSet]:
     return model, images
 
 
-def run_arguments(parser: ArgumentParser) -> None:
+def run_arguments(parser: CommandParser) -> None:
     """What the trainer takes, besides the model and its configuration."""
     parser.add_argument(
         "--data",
@@ -94,7 +96,7 @@ def finish_run(result: TrainingResult) -> None:
     stop_processes()
 
 
-def weights_arguments(parser: ArgumentParser) -> None:
+def weights_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--arch",
         help="in place of a folder: resnet18, torchvision:NAME or timm:NAME, with --weights",

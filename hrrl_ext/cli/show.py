@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .options import Commands
+from .parser import CommandParser
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
 # --- plot
 
 
-def _plot_arguments(parser: ArgumentParser) -> None:
+def _plot_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN", help="folder of a run, or a metrics.jsonl"
     )
@@ -30,7 +31,7 @@ def _plot(args: Namespace) -> None:
 # --- info
 
 
-def _info_arguments(parser: ArgumentParser) -> None:
+def _info_arguments(parser: CommandParser) -> None:
     del parser  # takes none
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .options import Commands, finish_run, run_arguments, source
+from .parser import CommandParser
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
 # --- demo
 
 
-def _demo_arguments(parser: ArgumentParser) -> None:
+def _demo_arguments(parser: CommandParser) -> None:
     parser.add_argument("--out", default="runs/demo", help="folder for the table and the pictures")
     parser.add_argument("--seeds", type=int, default=3, help="number of runs per variant")
 
@@ -27,11 +28,11 @@ def _demo(args: Namespace) -> None:
 # --- train
 
 
-def _train_arguments(parser: ArgumentParser) -> None:
+def _train_arguments(parser: CommandParser) -> None:
     from ..robust import HRRLConfig
     from ..training import TrainingConfig
 
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_config()
     parser.add_argument("--model", default="resnet18", help="name of the model")
     parser.add_argument("--init", help="weights that a new run begins with: a file or a folder")
     run_arguments(parser)

@@ -16,14 +16,15 @@ from .options import (
     weights_arguments,
     weights_model,
 )
+from .parser import CommandParser
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser, Namespace
+    from jsonargparse import Namespace
 
 # --- extract
 
 
-def _extract_arguments(parser: ArgumentParser) -> None:
+def _extract_arguments(parser: CommandParser) -> None:
     parser.add_argument("--model", help="folder of a run, or of save_pretrained")
     weights_arguments(parser)
     parser.add_argument(
@@ -70,7 +71,7 @@ def _extract(args: Namespace) -> None:
 # --- probe
 
 
-def _probe_arguments(parser: ArgumentParser) -> None:
+def _probe_arguments(parser: CommandParser) -> None:
     parser.add_argument("--train", required=True, help="features to train on")
     parser.add_argument("--test", required=True, help="features to measure it on")
     parser.add_argument("--method", default="svm", help="svm, linear; or knn, nearest neighbours")
@@ -128,7 +129,7 @@ def _concept_map(concepts: str) -> Any:
 # --- finetune
 
 
-def _finetune_arguments(parser: ArgumentParser) -> None:
+def _finetune_arguments(parser: CommandParser) -> None:
     from ..robust import HRRLConfig
     from ..training import TrainingConfig
 
@@ -136,7 +137,7 @@ def _finetune_arguments(parser: ArgumentParser) -> None:
         "model", metavar="MODEL", nargs="?", help="folder of a run, or of save_pretrained"
     )
     weights_arguments(parser)
-    parser.add_argument("--config", action="config", help="YAML file with any of these options")
+    parser.add_config()
     parser.add_argument(
         "--method",
         default="plain",

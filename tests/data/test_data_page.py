@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrrl_ext.cli import _parser
+from hrrl_ext.cli import command_parser
 from hrrl_ext.data import ConceptMap, CsvImages
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
@@ -45,6 +45,6 @@ def test_metadata_csv(tmp_path):
 
 
 def test_the_command_is_one():
-    command = re.findall(r"```\nhrrl (train .*?)```", PAGE, re.DOTALL)[0]
-    args = _parser().parse_args(shlex.split(command.replace("\\\n", " ")))["train"]
+    command = re.findall(r"```\nhrrl train (.*?)```", PAGE, re.DOTALL)[0]
+    args = command_parser("train").parse(shlex.split(command.replace("\\\n", " ")))
     assert (args.concepts, args.adversary) == ("column:y+place", "group_dro")
