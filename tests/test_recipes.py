@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hrrl_ext.cli import _parser, main
+from hrrl_ext.cli import command_parser, main
 from hrrl_ext.data.concept_tables import IMAGENET_CONCEPTS, imagenet_table
-from hrrl_ext.training.config import TrainingConfig
+from hrrl_ext.training.schedule import Schedule
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -30,9 +30,9 @@ LEVELS = {
 SMALL = "--epochs 1 --milestones null --image_size 32 --crop_padding 4 --width 4 --batch_size 16 --num_workers 2 --device cpu --progress off"
 
 
-def parsed(*options: str):
+def parsed(*options: str, command: str = "train"):
     given = ["--data", "images", "--out", "run"]
-    return _parser().parse_args(["train", *options, *given])["train"]
+    return command_parser(command).parse([*options, *given])
 
 
 def with_configs(*files: Path) -> list[str]:
@@ -63,29 +63,31 @@ def test_imagenet_is_the_paper_s():
     assert (args.epochs, args.batch_size, args.milestones) == (90, 256, [30, 60])
     assert (args.lr, args.momentum, args.weight_decay) == (0.1, 0.9, 1e-4)
     assert (args.model, args.concepts, args.s) == ("resnet18", "imagenet", 1000)
-    rates = [config_of(args).learning_rate(epoch) for epoch in (0, 29, 30, 59, 60, 89)]
+    rates = learning_rates(args, [0, 29, 30, 59, 60, 89])
     assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
 
 
 def test_fine_tuning_is_the_paper_s():
-    args = parsed(*with_configs(CONFIGS / "finetune.yaml"))
+    args = parsed("runs/imagenet", *with_configs(CONFIGS / "finetune.yaml"), command="finetune")
     assert (args.epochs, args.tau, args.lam) == (100, 0, None)
-    rates = [config_of(args).learning_rate(epoch) for epoch in (0, 49, 50, 99)]
+    rates = learning_rates(args, [0, 49, 50, 99])
     assert rates == pytest.approx([0.01, 0.01, 0.001, 0.001])
 
 
-def config_of(args) -> TrainingConfig:
-    fields = TrainingConfig.__dataclass_fields__
-    return TrainingConfig(**{k: v for k, v in args.as_dict().items() if k in fields})
+def learning_rates(args, epochs: list[int]) -> list[float]:
+    """Of these epochs, of one step each."""
+    schedule = Schedule(args.schedule, args.lr, args.milestones, 0, args.epochs, per_epoch=1)
+    return [schedule(epoch) for epoch in epochs]
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda file: file.stem)
 def test_the_command_in_a_recipe_is_one(recipe, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     text = re.sub(r"^# ?", "", recipe.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    command = re.search(r"^  hrrl (train(?:.*\\\n)*.*)$", text, re.MULTILINE)
-    assert command
-    args = _parser().parse_args(shlex.split(command[1].replace("\\\n", " ")))["train"]
+    found = re.search(r"^  hrrl (train|finetune) ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    assert found
+    assert (found[1] == "finetune") == (recipe.stem == "finetune")
+    args = command_parser(found[1]).parse(shlex.split(found[2].replace("\\\n", " ")))
     assert args.out.startswith("runs/")
     for word in ("Needs", "Takes", "Should reach"):
         assert word in text
