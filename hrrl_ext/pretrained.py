@@ -117,12 +117,18 @@ def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = No
 
 
 def from_weights(
-    name: str, source: str | os.PathLike[str], *, image_size: int, width: int = 64
+    name: str,
+    source: str | os.PathLike[str],
+    *,
+    image_size: int,
+    width: int = 64,
+    num_classes: int | None = None,
 ) -> nn.Module:
     """A network that :func:`hrrl_ext.models.build_model` knows, with a bare state dict, in eval mode.
 
     ``source`` is what :func:`load_weights` takes. The network has as many classes as the weights; weights
-    without a last layer leave it as it was drawn. ValueError where any other tensor is missing, left
+    without a last layer leave it as it was drawn, unless ``num_classes`` says how many it must have, as
+    where its logits are to be used. ValueError where that is not so, or any other tensor is missing, left
     over or of another shape: that is a state dict of another architecture.
     """
     from .models import build_model
@@ -131,13 +137,19 @@ def from_weights(
     one = build_model(name, num_classes=1, image_size=image_size, width=width)
     head = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)][-1]
     rows = [len(t) for n, t in _found(path, one).items() if n == f"{head}.weight"]
-    classes = rows[0] if rows else 1
-    model = build_model(name, num_classes=classes, image_size=image_size, width=width)
+    model = build_model(
+        name, num_classes=rows[0] if rows else 1, image_size=image_size, width=width
+    )
     report = load_weights(model, path)
     names = [*report.missing, *report.unexpected, *report.mismatched]
-    wrong = [n for n in names if not n.startswith(f"{head}.")]
-    if wrong:
-        raise ValueError(f"{path} is no state dict of {name}: {report}")
+    if [n for n in names if num_classes is not None or not n.startswith(f"{head}.")]:
+        what = name if ":" in name else f"{name} of width {width}"
+        raise ValueError(f"{path} is no state dict of {what}: {report}")
+    if num_classes is not None and rows != [num_classes]:
+        raise ValueError(
+            f"{path} has {rows[0]} classes, expected {num_classes}; give data of the classes that the "
+            "weights were trained on"
+        )
     return model.eval()
 
 
@@ -148,6 +160,13 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} holds no model and no run: there is no {path.name} in it"
         )
     return read_json(path)
+
+
+def classes_of(source: str | os.PathLike[str]) -> list[str] | None:
+    """Their names, where ``source`` is a folder of :func:`save_pretrained`; None for weights alone."""
+    if not (Path(source) / "config.json").is_file():
+        return None
+    return read_config(Path(source)).get("classes")
 
 
 def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:

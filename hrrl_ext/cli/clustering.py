@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from .options import Commands, model_and_data_arguments, model_and_images
+from .options import Commands, model_and_data_arguments, model_and_images, model_of_classes
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -129,7 +129,6 @@ def _variance(args: Namespace) -> None:
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
     from ..processes import choose_device
-    from ..training.run_folder import open_model
 
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
@@ -146,7 +145,7 @@ def _variance(args: Namespace) -> None:
         batch_size = args.batch_size
     snapshot = None
     if args.snapshot is not None:
-        earlier = open_model(args.snapshot).to(device)
+        earlier = model_of_classes(args.snapshot, images).to(device)
         snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot()
     measured = gradient_variance(
         model,

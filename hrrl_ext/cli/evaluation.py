@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .options import Commands, source
+from .options import Commands, model_of_classes, source
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -135,54 +134,21 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet]:
     """The model, and the images in its size; classes are checked where the model names its own."""
     from ..data import load_images
-    from ..pretrained import read_config
-    from ..training.run_folder import open_model
+    from ..pretrained import from_weights, read_config
 
     config = {} if entry.is_weights else read_config(entry.path)
     size = args.image_size or config.get("image_size")
     images = load_images(source(args.data), split=args.split, image_size=size, root=args.root)
     if entry.is_weights:
-        return _bare(entry.path, args, images), images
-    _check_classes(config["classes"], images, entry.path)
-    return open_model(entry.path), images
-
-
-def _bare(path: Path, args: Namespace, images: ImageSet) -> nn.Module:
-    from ..models import build_model
-    from ..pretrained import load_weights
-
-    model = build_model(
-        args.arch,
-        num_classes=images.num_classes,
-        image_size=images.image_shape[-1],
-        width=args.width,
-    )
-    loaded = load_weights(model, path)
-    if not loaded.complete:
-        raise ValueError(
-            f"{path} is not of {args.arch} of width {args.width} with {images.num_classes} classes, "
-            f"those of the data: {loaded}"
+        model = from_weights(
+            args.arch,
+            entry.path,
+            image_size=images.image_shape[-1],
+            width=args.width,
+            num_classes=images.num_classes,
         )
-    return model.eval()
-
-
-def _check_classes(classes: Sequence[str], images: ImageSet, path: Path) -> None:
-    if len(classes) != images.num_classes or (
-        classes != images.classes and sorted(classes) == sorted(images.classes)
-    ):
-        raise ValueError(
-            f"data has {_few(images.classes)}, {path} {_few(classes)}; give data of the model's classes, "
-            "in their order"
-        )
-    if classes != images.classes:
-        warnings.warn(
-            f"data has {_few(images.classes)}, {path} {_few(classes)}: they are taken for the same",
-            stacklevel=2,
-        )
-
-
-def _few(classes: Sequence[str]) -> str:
-    return f"{len(classes)} classes ({', '.join(classes[:3])}{', ...' if len(classes) > 3 else ''})"
+        return model, images
+    return model_of_classes(entry.path, images), images
 
 
 # --- report

@@ -36,17 +36,20 @@ def model_and_images(args: Namespace) -> tuple[nn.Module, ImageSet]:
     """The model, and images that are labelled with its classes."""
     from ..data import load_images
     from ..pretrained import read_config
+
+    image_size = args.image_size or read_config(Path(args.model))["image_size"]
+    images = load_images(source(args.data), split=args.split, image_size=image_size, root=args.root)
+    return model_of_classes(args.model, images), images
+
+
+def model_of_classes(folder: str | Path, images: ImageSet) -> nn.Module:
+    """That of a folder, whose logits are those of the classes of ``images``."""
+    from ..data.classes import require_same_classes
+    from ..pretrained import read_config
     from ..training.run_folder import open_model
 
-    model, config = open_model(args.model), read_config(Path(args.model))
-    image_size = args.image_size or config["image_size"]
-    images = load_images(source(args.data), split=args.split, image_size=image_size, root=args.root)
-    if images.num_classes != len(config["classes"]):
-        raise ValueError(
-            f"data has {images.num_classes} classes, {args.model} {len(config['classes'])}; the loss "
-            "is that of the model's own classes"
-        )
-    return model, images
+    require_same_classes(read_config(Path(folder))["classes"], images.classes, of=str(folder))
+    return open_model(folder)
 
 
 def run_arguments(parser: CommandParser) -> None:

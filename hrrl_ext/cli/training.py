@@ -34,7 +34,11 @@ def _train_arguments(parser: CommandParser) -> None:
 
     parser.add_config()
     parser.add_argument("--model", default="resnet18", help="name of the model")
-    parser.add_argument("--init", help="weights that a new run begins with: a file or a folder")
+    parser.add_argument(
+        "--init",
+        help="weights that a new run on the same classes begins with: a file or a folder (for another "
+        "task: hrrl finetune)",
+    )
     run_arguments(parser)
     parser.add_class_arguments(HRRLConfig)
     parser.add_class_arguments(TrainingConfig)

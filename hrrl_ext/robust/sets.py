@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
 from ..data import Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data.classes import require_same_classes
 from ..data.columns import PREFIX, column_concepts
 from ..data.ids import Ids, checked_ids
 from ..data.sources import takes_root
@@ -68,10 +69,7 @@ def _validation_concept(
 ) -> Tensor:
     """Of every validation image, [N]."""
     images, concept = sets.images, sets.batches.concept
-    if measured.num_classes != images.num_classes:
-        raise ValueError(
-            f"validation has {measured.num_classes} classes, data has {images.num_classes}"
-        )
+    require_same_classes(images.classes, measured.classes, of="data", data="validation")
     if ids is not None:
         # Groups of the validation set alone may be of any number.
         known = None if sets.found is not None else len(sets.concept_names)

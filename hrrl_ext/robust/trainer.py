@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from .._modes import evaluating
 from ..clustering.discovered import DiscoveredConcepts
 from ..data import Augmentation, Batches, Concepts, ImageSet, Source
+from ..data.classes import require_same_classes
 from ..data.ids import Ids
 from ..data.image_sets import as_float
 from ..models import build_model
-from ..pretrained import load_weights
+from ..pretrained import classes_of, load_weights
 from ..processes import Processes, start_processes
 from ..spec import nearest
 from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
@@ -55,8 +56,10 @@ class HRRLTrainer:
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
             never stopped. Without it a folder that holds a run is refused.
-        init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), such as a
-            state dict, or ``best`` of another run; a warning names what did not match.
+        init: weights that a new run on the same classes begins with, the last layer's among them
+            (:func:`hrrl_ext.pretrained.load_weights`): a state dict, or ``best`` of another run; a
+            warning names what did not match. For another task, :func:`hrrl_ext.finetune` draws the last
+            layer anew.
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         root: where data sets of torchvision lie, or the images of a list, if not beside it.
@@ -154,8 +157,7 @@ class HRRLTrainer:
                 raise ValueError(
                     "init begins a new run and resume continues one; give one of the two"
                 )
-            if not (report := load_weights(self.model, init)).complete:
-                warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=2)
+            _begin_from(init, self.model, sets.images)
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -281,6 +283,15 @@ def _build(model: str | nn.Module, images: ImageSet, width: int, seed: int) -> n
         return build_model(
             model, num_classes=images.num_classes, image_size=images.image_shape[-1], width=width
         )
+
+
+def _begin_from(init: str | os.PathLike[str], model: nn.Module, images: ImageSet) -> None:
+    """Fills the model with weights, and says what of them it could not take."""
+    classes = classes_of(init)
+    if classes is not None and len(classes) == images.num_classes:  # else the last layer stays out
+        require_same_classes(classes, images.classes, of=f"init {os.fspath(init)}")
+    if not (report := load_weights(model, init)).complete:
+        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
 
 
 def _check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:

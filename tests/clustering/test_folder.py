@@ -185,7 +185,7 @@ def test_classes_must_be_those_of_the_model(capsys: Any, saved: Path, tmp_path: 
             capsys, command[0], saved / "model", "--data", tmp_path / "two.npz", *command[1:]
         )
         assert status == 1
-        assert "data has 2 classes" in stderr and "10; the loss" in stderr
+        assert "data has 2 classes (0, 1), " in stderr and "10 classes (0, 1" in stderr
     assert not (saved / "model/clusters").exists()
 
 

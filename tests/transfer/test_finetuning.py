@@ -366,7 +366,7 @@ def test_bare_weights(tmp_path):
 )
 def test_weights_of_another_architecture(tmp_path, change, message):
     torch.save(change(resnet18(6, stem="small", width=2).state_dict()), tmp_path / "w.pt")
-    with pytest.raises(ValueError, match=rf"no state dict of resnet18: .*{message}"):
+    with pytest.raises(ValueError, match=rf"no state dict of resnet18 of width 2: .*{message}"):
         from_weights("resnet18", tmp_path / "w.pt", image_size=8, width=2)
 
 
@@ -377,6 +377,18 @@ def test_weights_without_a_last_layer(tmp_path):
     torch.save(backbone, tmp_path / "w.pt")
     read = from_weights("resnet18", tmp_path / "w.pt", image_size=8, width=2)
     assert torch.equal(read.conv1.weight, backbone["conv1.weight"])
+    with pytest.raises(ValueError, match=r"2 missing \(fc.weight, fc.bias\)"):
+        from_weights("resnet18", tmp_path / "w.pt", image_size=8, width=2, num_classes=6)
+
+
+def test_weights_whose_classes_are_to_be_used(tmp_path):
+    model = resnet18(6, stem="small", width=2)
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    common = {"image_size": 8, "width": 2}
+    read = from_weights("resnet18", tmp_path / "w.pt", num_classes=6, **common)
+    assert state(read) == state(model)
+    with pytest.raises(ValueError, match=r"w\.pt has 6 classes, expected 7; give data of the"):
+        from_weights("resnet18", tmp_path / "w.pt", num_classes=7, **common)
 
 
 # The curve
