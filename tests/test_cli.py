@@ -169,7 +169,7 @@ def test_a_misspelt_key_is_found_in_every_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, text in {
-        "good.yaml": "milestones+: 3\noptimizer_options.nesterov: true\n", "bad.yaml": "milestone: 3\n",
+        "good.yaml": "milestones+: 3\noptimizer_options: {nesterov: true}\n", "bad.yaml": "milestone: 3\n",
     }.items():  # fmt: skip
         (tmp_path / name).write_text(text)
     files = ["--config", tmp_path / "good.yaml", f"--config={tmp_path / 'bad.yaml'}"]

@@ -87,11 +87,11 @@ def run_arguments(parser: CommandParser) -> None:
 
 
 def finish_run(result: TrainingResult) -> None:
-    """Its pictures, where they can be drawn, and where it is."""
+    """Its pictures, where there is something to draw and to draw with, and where it is."""
     from ..processes import current_processes, stop_processes
 
     if current_processes().main and result.out is not None:
-        if importlib.util.find_spec("matplotlib"):
+        if result.history and importlib.util.find_spec("matplotlib"):
             from ..plots import plot_runs
 
             plot_runs([result.out], result.out / "plots")

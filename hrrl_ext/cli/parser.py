@@ -6,6 +6,7 @@ command line and those in a YAML file.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -68,6 +69,14 @@ class CommandParser:
 class _Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         wrong_usage(self.prog, message)
+
+
+class IfGiven(argparse.Action):
+    """Of a positional that may be left out: its absence leaves what a YAML file says."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        if values is not None:
+            setattr(namespace, self.dest, values)
 
 
 def wrong_usage(program: str, message: str) -> NoReturn:

@@ -16,7 +16,7 @@ from .options import (
     weights_arguments,
     weights_model,
 )
-from .parser import CommandParser
+from .parser import CommandParser, IfGiven
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -134,7 +134,11 @@ def _finetune_arguments(parser: CommandParser) -> None:
     from ..training import TrainingConfig
 
     parser.add_argument(
-        "model", metavar="MODEL", nargs="?", help="folder of a run, or of save_pretrained"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        action=IfGiven,
+        help="folder of a run, or of save_pretrained",
     )
     weights_arguments(parser)
     parser.add_config()

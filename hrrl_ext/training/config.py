@@ -38,7 +38,7 @@ class TrainingConfig:
     milestones: Sequence[int] | None = None
     """Epochs after which steps divides by 10; at 1/3 and 2/3 of the run if not given."""
     warmup: Span = 0
-    """Span over which the learning rate rises linearly to its value."""
+    """How long the learning rate rises linearly to its value: epochs, or text such as "500 steps"."""
     momentum: float = 0.9
     """Momentum of sgd."""
     weight_decay: float = 1e-4
@@ -52,7 +52,7 @@ class TrainingConfig:
     """Decay of an exponential moving average of the weights, which is then what is evaluated and kept as
     the best; None is without."""
     evaluate_every: Span = 1
-    """Span between two evaluations; the end of the run is always one."""
+    """How often to evaluate: epochs between two, or text such as "200 steps"; the end is always one."""
     patience: int | None = None
     """The run ends after so many evaluations in a row that were no better than the best before."""
     precision: Precision = "fp32"
