@@ -35,6 +35,7 @@ _POOL = 2  # examples per cluster that the first centres are chosen from
 _RESOLUTION = 1e-6  # of float32 products: what a distance is known to, relative to its terms
 
 
+# Longer than other files, and better whole: A, U and all they keep are one object's, in short methods.
 class GradientClustering:
     """Clusters the examples of a data set by their gradients at the model's present weights.
 
