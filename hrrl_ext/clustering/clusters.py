@@ -417,9 +417,9 @@ class GradientClustering:
     def _gradients(
         self, examples: Examples, loss: ExampleLoss, processes: Processes
     ) -> Iterator[tuple[Tensor, list[LayerGradient]]]:
-        """Rows of this process's share and their gradients, batch by batch."""
-        share = processes.share(len(examples))
-        for rows in torch.arange(share.start, share.stop).split(self.batch_size):
+        """Rows of this process's part and their gradients, batch by batch."""
+        part = processes.part(len(examples))
+        for rows in torch.arange(part.start, part.stop).split(self.batch_size):
             yield rows.to(self.device), self._of(examples, rows, loss)
 
     def _of(self, examples: Examples, rows: Tensor, loss: ExampleLoss) -> list[LayerGradient]:
