@@ -14,6 +14,7 @@ from typing import Any
 
 import peers
 import torch
+import torch._functorch.config
 from shapes import Images, Logits, Rows, Vector
 from torch import Tensor
 
