@@ -263,12 +263,21 @@ def time_of(op: str, case: str, provider: str, us: float, **more: Any) -> dict[s
     return {"record": "time", **facts, **defaults, **memory, **more}
 
 
+PLAN = {
+    "record": "plan",
+    "stage": "",
+    "call": "a",
+    "dry": False,
+    "stages": [],
+    "date": "",
+    "commit": "",
+}
 LARGE = "256x3x224x224-fp32-contiguous"
 
 
 def test_bars_are_met_missed_or_not_measured_for_a_reason(tmp_path: Path) -> None:
     records: Records = [
-        {"record": "plan", "stage": "", "call": "a", "dry": False, "stages": []},
+        PLAN,
         {"record": "stage", "stage": "perturb", "outcome": "passed", "seconds": 1, "limit": 2},
         {"record": "stage", "stage": "rank1", "outcome": "killed at its limit of 40 s"},
         time_of("perturb", LARGE, "ours", 160.0),
@@ -307,7 +316,7 @@ def test_bars_are_met_missed_or_not_measured_for_a_reason(tmp_path: Path) -> Non
 def test_a_share_of_a_copy_or_microseconds_and_memory() -> None:
     fc100, fc1000 = "B512-784-1024-1024-10-K100", "B512-784-1024-1024-10-K1000"
     records: Records = [
-        {"record": "plan", "stage": "", "call": "a", "dry": False, "stages": []},
+        PLAN,
         time_of("rank1_assign", fc100, "ours", 7.9),
         time_of("rank1_assign", fc100, "copy", 2.0),
         time_of("rank1_assign", fc1000, "ours", 100.0, held_bytes=30, beyond_bytes=10),

@@ -65,6 +65,9 @@ def measure(measured: Measured, clock: timing.Clock, compiler: Compiler, samples
             return False
         for provider in measured.providers:
             try:
+                if provider == "liger" and clock.device == "cpu":
+                    emit("unmeasured", **of_case, provider=provider, reason="it needs a GPU")
+                    continue
                 if comparison.held and provider in _WITH_MEMORY:
                     way = comparison.ways[provider]
                     beyond[provider] = clock.beyond(lambda way=way: way(compiler)())
