@@ -12,7 +12,7 @@ import memory
 import pytest
 from places import Place
 from pytest_benchmark.fixture import BenchmarkFixture
-from steps import STEPS, TOLERANCE, StepCase, expected_losses
+from steps import STEPS, StepCase, expected_losses, tolerance
 from torch import Tensor
 
 CASES = [
@@ -60,7 +60,7 @@ def test_training_step(
 
     def check(loss: Tensor) -> None:
         expected = plain if provider.startswith(("erm", "passes")) else perturbed
-        assert loss.item() == pytest.approx(expected, rel=TOLERANCE[case.dtype])
+        assert loss.item() == pytest.approx(expected, rel=tolerance(case, place.device))
 
     here = case.setting(place.device)
     step = STEPS[provider](here, place.compiled)

@@ -11,7 +11,7 @@ from typing import Any
 import memory
 import torch
 from places import Place
-from steps import STEPS, TOLERANCE, Step, StepCase, as_it_is, expected_losses
+from steps import STEPS, Step, StepCase, as_it_is, expected_losses, tolerance
 
 from . import timing
 from .records import emit
@@ -51,7 +51,7 @@ def measure(case: StepCase, clock: timing.Clock, compiled: bool, dry: bool) -> b
             here = case.setting(clock.device)
             step = STEPS[name](here, compiler)
             loss = step().item()
-            if not abs(loss - expected) <= TOLERANCE[case.dtype] * expected:
+            if not abs(loss - expected) <= tolerance(case, clock.device) * expected:
                 raise AssertionError(f"the first loss is {loss}, expected {expected}")
             _emit(of_case, name, step, clock, memory.peak_bytes(step, here.held, here.optimizer))
             if not compiled and clock.device == "cuda":
