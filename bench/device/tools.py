@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import re
 import shutil
 import subprocess
@@ -97,7 +98,11 @@ def _sanitize(tool: str) -> int:
 
 
 def _run(*words: str) -> str:
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    # Every tensor an allocation of its own: else one that is overrun ends within a block of torch's.
+    env = os.environ | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    done = subprocess.run(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env
+    )
     print(done.stdout)
     if done.returncode not in (0, _FOUND) and not REFUSED.search(done.stdout):
         sys.exit(f"{words[0]} ended with status {done.returncode}")
