@@ -208,6 +208,30 @@ def test_kernels_are_told_apart_by_the_flush() -> None:
         kernels_between(events, {"flush"}, 4)
 
 
+def test_a_provider_has_the_kernels_of_its_own_calls() -> None:
+    """On a device made up here, which runs what it is told in order."""
+    done: list[Event] = []
+
+    def kernel(name: str, *microseconds: int) -> Callable[[], None]:
+        def launch() -> None:
+            for us in microseconds:
+                done.append(Event(name, len(done), 1000 * us))
+
+        return launch
+
+    def traced(run: Callable[[], None]) -> list[Event]:
+        run()
+        return done
+
+    clock = timing.CudaClock.__new__(timing.CudaClock)
+    clock.flush_names, clock.source = {"flush"}, "CUPTI"
+    clock.flush, clock.traced = kernel("flush", 170), traced  # type: ignore[method-assign]
+    calls = {"ours": kernel("a", 5), "eager": kernel("a", 3, 4, 2)}
+    found = clock.kernels(calls, samples=7)
+    assert found["ours"] == timing.Kernels([5.0] * 3, 1, "CUPTI")
+    assert found["eager"] == timing.Kernels([9.0] * 3, 3, "CUPTI")
+
+
 def test_one_times_while_others_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(FILE, str(tmp_path / "records"))
     monkeypatch.setattr("device.records._PATIENCE", 0.1)
