@@ -204,7 +204,8 @@ def transfer(records: list[Record]) -> str:
             of_variant = values.setdefault(column, {}).setdefault(r["variant"], {})
             of_variant[r["seed"]] = 100 * value
     if not values:
-        return ""
+        begun = of_kind(records, "transfer")
+        return "No model was trained before its time was up." if begun else ""
     variants = list(dict.fromkeys(r["variant"] for r in of_kind(records, "trained")))
     rows, differences = [], []
     for column, by_variant in values.items():
