@@ -6,11 +6,11 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from hrrl_ext.cli import main
 from hrrl_ext.training import TrainingConfig
 
 TRAIN = [
@@ -19,9 +19,17 @@ TRAIN = [
 ]  # fmt: skip
 
 
+def program() -> Callable[[list[str]], int]:
+    """Not imported with this module: who lacks the package that parses shall skip these tests alone."""
+    pytest.importorskip("jsonargparse")
+    from hrrl_ext.cli import main
+
+    return main
+
+
 def run(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[int, str, str]:
     try:
-        status = main([str(a) for a in arguments])
+        status = program()([str(a) for a in arguments])
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
     captured = capsys.readouterr()
@@ -224,7 +232,7 @@ def test_errors_are_one_line(
 
 def test_debug_shows_the_trace() -> None:
     with pytest.raises(FileNotFoundError):
-        main(["--debug", "extract", "--model", "/no/run", "--data", "digits", "--out", "x"])
+        program()(["--debug", "extract", "--model", "/no/run", "--data", "digits", "--out", "x"])
 
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:

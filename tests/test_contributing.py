@@ -76,7 +76,7 @@ OPERATOR_STEPS: Steps = {
     ),
     "tests/cuda/test_emulated_<op>.py": lambda op: said(rf"\.{op}\(", "tests/cuda/test_emulated_*.py"),
     "tests/cuda/test_cuda.py": lambda op: said(rf"\.{op}\b", "tests/cuda/test_cuda.py"),
-    "bench/": lambda op: said(rf"op=\"{op}\"", "bench/test_*.py"),
+    "bench/": lambda op: said(rf"op=\"{op}\"", "bench/*comparisons.py"),
     "docs/kernels.md": lambda op: said(rf"^## .*\b{op}\b", "docs/kernels.md"),
 }  # fmt: skip
 
