@@ -12,7 +12,7 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-.PHONY: demo test test-fast test-abi build-time check format bench info clean
+.PHONY: demo test test-fast test-abi build-time check format hooks bench info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
@@ -48,6 +48,9 @@ format: $(VENV)/.built
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(filter csrc/%,$(NATIVE)) $(wildcard tests/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
+
+hooks: $(VENV)/.tools
+	$(BIN)/pre-commit install
 
 bench: $(VENV)/.built
 	$(BIN)/pip install --quiet --group bench

@@ -1,15 +1,16 @@
-"""Fixtures: the place a case runs at, and the measurement, which verifies before it times."""
+"""Fixtures: the place a case runs at, and the measurement."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from measurement import Measurement
 from places import Place, all_places, as_parameters
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -44,46 +45,6 @@ def place(request: pytest.FixtureRequest) -> Iterator[Place]:
     torch.set_num_threads(here.threads)
     yield here
     torch.set_num_threads(before)
-
-
-class Measurement:
-    """Calls once and checks the result against float64; then hands over to pytest-benchmark.
-
-    That first call also compiles what compiles. ``facts`` go into the JSON, for table.py.
-    """
-
-    def __init__(self, benchmark: BenchmarkFixture, place: Place) -> None:
-        self.benchmark = benchmark
-        self.place = place
-
-    def __call__(
-        self,
-        call: Callable[[], Any],
-        check: Callable[[Any], None],
-        *,
-        op: str,
-        case: object,
-        provider: str,
-        rounds: int | None = None,
-        **facts: Any,
-    ) -> None:
-        check(call())
-        self.benchmark.group = f"{op} {case} {self.place}"
-        self.benchmark.extra_info.update(
-            op=op,
-            case=str(case),
-            provider=provider,
-            device=self.place.device,
-            threads=self.place.threads,
-            **facts,
-        )
-        if self.place.device == "cuda":
-            self.benchmark.extra_info["device_seconds"] = self.place.device_seconds(call)
-        timed = self.place.waiting(call)
-        if rounds is None:
-            self.benchmark(timed)
-        else:
-            self.benchmark.pedantic(timed, rounds=rounds, iterations=1)  # the check was the warm-up
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ Everything that does not change from step to step (N/N_k, ranks) is prepared out
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,15 +44,44 @@ def eager_concept_loss(
     return loss, sums * inverse_share / len(target)
 
 
+def liger_concept_loss() -> Callable[..., tuple[Tensor, Tensor]]:
+    """The same on Liger's cross-entropy, which has no weight per example. It overwrites the logits."""
+    from liger_kernel.ops.cross_entropy import LigerCrossEntropyFunction
+
+    def concept_loss(
+        logits: Tensor, target: Tensor, concept: Tensor, q: Tensor, inverse_share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        example_loss = LigerCrossEntropyFunction.apply(
+            logits, target, None, -100, 0.0, 0.0, "none"
+        )[0]
+        loss = ((q * inverse_share)[concept] * example_loss).mean()
+        sums = torch.zeros_like(q).index_add_(0, concept, example_loss.detach().float())
+        return loss, sums * inverse_share / len(target)
+
+    return concept_loss
+
+
 # --- project_simplex and update_distribution
 
 
 def sort_project(v: Tensor, rank: Tensor) -> Tensor:
-    """Duchi et al., 2008, for one vector; rank [K] is 1, 2, ..., K."""
+    """Duchi et al., 2008, along the last dimension; rank [K] is 1, 2, ..., K."""
     descending = v.sort(descending=True).values
-    nu = (descending.cumsum(0) - 1) / rank
-    support = (descending > nu).sum()
-    return (v - nu.gather(0, (support - 1).view(1))).clamp(min=0)
+    nu = (descending.cumsum(-1) - 1) / rank
+    support = (descending > nu).sum(-1, keepdim=True)
+    return (v - nu.gather(-1, support - 1)).clamp(min=0)
+
+
+def entmax_project() -> Callable[[Tensor], Tensor]:
+    from entmax import sparsemax
+
+    return lambda v: sparsemax(v, dim=-1)
+
+
+def liger_project() -> Callable[[Tensor], Tensor]:
+    from liger_kernel.ops.sparsemax import LigerSparsemaxFunction
+
+    return lambda v: LigerSparsemaxFunction.apply(v, -1)
 
 
 def ascend(q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float, lam: float) -> Tensor:
@@ -65,6 +96,8 @@ def sort_update(
 
 
 # --- rank1_dot and rank1_argmin
+
+Sum = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def sum_products(cross: Tensor, p: Tensor, q: Tensor) -> Tensor:
@@ -141,3 +174,20 @@ def assign_3x3(
 ) -> Tensor:
     conv = Convolution((3, 3), padding=(1, 1))
     return (weight * unfolded_scores(act, dout, centre_in, centre_out, conv)).argmin(1)
+
+
+def explicit_assignment(
+    layers: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], weight: Tensor
+) -> Callable[[], Tensor]:
+    """k-means on gradients that are formed, and kept: linear layers as in assign_linear."""
+    gradients, centres = (
+        torch.cat([torch.einsum("bo,bi->boi", d, a).flatten(1) for a, d in pairs], 1)
+        for pairs in zip(*(((a, d), (c, e)) for a, d, c, e in layers), strict=True)
+    )
+
+    def assign() -> Tensor:
+        cross = gradients @ centres.T
+        square = gradients.square().sum(1)
+        return (weight * (centres.square().sum(1) - 2 * cross + square[:, None])).argmin(1)
+
+    return assign

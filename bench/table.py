@@ -23,6 +23,7 @@ from bars import (
     MEMORY_BAR,
     STEP_BAR,
     TRANSFER_BARS,
+    by_wall_clock,
     least_ratio,
     most_microseconds,
 )
@@ -49,6 +50,8 @@ class Case:
     """Interquartile range of ours over its median."""
     peak: dict[str, int] = field(default_factory=dict)
     """The peak memory of each provider, in bytes, where it was taken."""
+    wall: dict[str, float] = field(default_factory=dict)
+    """The seconds of a call from Python, where ``seconds`` are the GPU's own."""
 
     @property
     def op(self) -> str:
@@ -59,9 +62,9 @@ class Case:
         return "GPU" if self.facts["device"] == "cuda" else str(self.facts["threads"])
 
     def ratio(self, provider: str) -> float | None:
-        """Their time over ours."""
-        seconds = self.seconds.get(provider)
-        return None if seconds is None else seconds / self.seconds["ours"]
+        """Their time over ours: by the wall clock where the bar is."""
+        seconds = self.wall if by_wall_clock(self.facts, provider) else self.seconds
+        return _over(seconds.get(provider), seconds.get("ours"))
 
 
 def main() -> None:
@@ -119,7 +122,8 @@ def read_cases(benchmarks: Iterable[dict[str, Any]], statistic: str) -> list[Cas
             spread = ours["stats"]["iqr"] / ours["stats"]["median"]
             facts = {name: one["extra_info"] for name, one in by_provider.items()}
             peak = {name: f["peak_bytes"] for name, f in facts.items() if "peak_bytes" in f}
-            cases.append(Case(ours["extra_info"], seconds, spread, peak))
+            wall = {name: float(one["stats"][statistic]) for name, one in by_provider.items()}
+            cases.append(Case(ours["extra_info"], seconds, spread, peak, wall))
     return cases
 
 

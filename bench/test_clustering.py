@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,8 +10,11 @@ import memory
 import peers
 import pytest
 import torch
+from measurement import Measurement
 from places import Place
 from pytest_benchmark.fixture import BenchmarkFixture
+from rank1_comparisons import assignment
+from shapes import Layer3x3, Perceptron
 from test_ops import product
 from torch import Tensor, nn
 
@@ -20,98 +22,9 @@ from hrrl_ext.clustering.centres import ClusterSums
 from hrrl_ext.clustering.examples import cross_entropy
 from hrrl_ext.clustering.layers import Layer, find_layers, layer_gradients
 from hrrl_ext.models import resnet18
-from hrrl_ext.ops import (
-    Convolution,
-    LayerGradient,
-    Rank1Centre,
-    rank1_assign,
-    rank1_products,
-)
+from hrrl_ext.ops import LayerGradient, Rank1Centre, rank1_assign, rank1_products
 
 pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.5, min_rounds=5)
-
-# Scores of float32 sums differ by rounding; so close to a tie either cluster is right.
-CLOSE = 1e-4
-
-
-@dataclass(frozen=True)
-class Perceptron:
-    """784-1024-1024-10, as in the thesis."""
-
-    batch: int
-    clusters: int
-
-    kind = "linear"
-    widths = (784, 1024, 1024, 10)
-
-    def __str__(self) -> str:
-        return f"B{self.batch}-784-1024-1024-10-K{self.clusters}"
-
-    def gradients(self, g: torch.Generator) -> list[LayerGradient]:
-        return [
-            LayerGradient(
-                torch.randn(self.batch, inputs, generator=g),
-                torch.randn(self.batch, outputs, generator=g),
-            )
-            for inputs, outputs in zip(self.widths, self.widths[1:], strict=False)
-        ]
-
-
-@dataclass(frozen=True)
-class Layer3x3:
-    batch: int
-    channels: int
-    side: int
-    clusters: int
-
-    kind = "convolution"
-
-    def __str__(self) -> str:
-        return f"B{self.batch}-3x3x{self.channels}-{self.side}x{self.side}-K{self.clusters}"
-
-    def gradients(self, g: torch.Generator) -> list[LayerGradient]:
-        shape = self.batch, self.channels, self.side, self.side
-        act, dout = torch.randn(2, *shape, generator=g)
-        return [LayerGradient(act, dout, Convolution((3, 3), padding=(1, 1)))]
-
-
-class Problem(NamedTuple):
-    gradients: list[LayerGradient]
-    centres: list[Rank1Centre]
-    weight: Tensor
-    score: Tensor
-    """[B, K] float64"""
-
-
-@lru_cache(maxsize=1)  # for the providers of one case, which follow each other
-def problem(case: Perceptron | Layer3x3, device: str) -> Problem:
-    g = torch.Generator().manual_seed(0)
-    gradients = case.gradients(g)
-    centres = []
-    for gradient in gradients:
-        groups, outputs, inputs = gradient.shape
-        size = gradient.dout[0].numel() ** 0.5  # as long as a gradient: then directions decide
-        centre_in, centre_out = (
-            nn.functional.normalize(torch.randn(groups, case.clusters, 1, n, generator=g), dim=3)
-            for n in (inputs, outputs)
-        )
-        centres.append(Rank1Centre(inputs**0.5 * centre_in, size * centre_out))
-    weight = torch.ones(case.clusters)
-    double = [tuple(t.double() for t in (x.act, x.dout)) for x in gradients]
-    flat = [tuple(f[0, :, 0].double() for f in centre) for centre in centres]
-    if isinstance(case, Perceptron):
-        parts = [peers.linear_scores(*x, *c) for x, c in zip(double, flat, strict=True)]
-        score = weight * torch.stack(parts).sum(0)
-    else:
-        assert gradients[0].conv is not None
-        score = weight * peers.unfolded_scores(*double[0], *flat[0], gradients[0].conv)
-    return Problem(
-        [x._replace(act=x.act.to(device), dout=x.dout.to(device)) for x in gradients],
-        [Rank1Centre(*(f.to(device) for f in c)) for c in centres],
-        weight.to(device),
-        score.to(device),
-    )
-
 
 CASES: list[Perceptron | Layer3x3] = [
     *(Perceptron(batch, clusters) for batch, clusters in ((512, 100), (512, 1000), (128, 128))),
@@ -123,40 +36,9 @@ CASES: list[Perceptron | Layer3x3] = [
 
 @pytest.mark.parametrize(("case", "provider"), product(CASES, "ours", "eager", "compile"))
 def test_rank1_assign(
-    case: Perceptron | Layer3x3, provider: str, place: Place, measure: Callable[..., None]
+    case: Perceptron | Layer3x3, provider: str, place: Place, measure: Measurement
 ) -> None:
-    here = problem(case, place.device)
-    acts, douts = [x.act for x in here.gradients], [x.dout for x in here.gradients]
-    centre_in = [c.centre_in[0, :, 0] for c in here.centres]
-    centre_out = [c.centre_out[0, :, 0] for c in here.centres]
-    eager, arguments = (
-        (peers.assign_linear, (acts, douts, centre_in, centre_out, here.weight))
-        if isinstance(case, Perceptron)
-        else (peers.assign_3x3, (acts[0], douts[0], centre_in[0], centre_out[0], here.weight))
-    )
-    calls: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: rank1_assign(here.gradients, here.centres, here.weight).assignment,
-        "eager": lambda: eager(*arguments),
-    }
-    if provider == "compile":
-        compiled = place.compiled(eager)
-        calls["compile"] = lambda: compiled(*arguments)
-
-    def check(assignment: Tensor) -> None:
-        chosen = here.score.gather(1, assignment[:, None])[:, 0]
-        assert (chosen <= here.score.amin(1) * (1 + CLOSE)).all()
-        assert len(assignment.unique()) > 1
-
-    measure(
-        calls[provider],
-        check,
-        op="rank1_assign",
-        case=case,
-        provider=provider,
-        shape=(case.batch, case.clusters),
-        dtype="fp32",
-        kind=case.kind,
-    )
+    measure.compare(assignment(case, place.device), provider)
 
 
 # --- a whole network

@@ -105,6 +105,17 @@ def test_the_time_of_a_gpu_is_its_own() -> None:
     assert rows(text, "Below the bar") == [["perturb", "x", "GPU", "µs", "30.00", "≤ 4"]]
 
 
+def test_a_bar_on_the_wall_clock_is_on_the_wall_clock_of_a_gpu() -> None:
+    """An H100's small perturb: 4 times eager by the wall clock of a call, whatever the GPU's own time."""
+    found = {"ours": 5e-6, "eager": 19e-6}
+    small = [benchmark("perturb", "x", who, seconds) for who, seconds in found.items()]
+    for one in small:
+        one["extra_info"] |= {"device": "cuda", "device_seconds": [0.0, 2e-6, 1.0]}
+    text = report(results(*small), "min")
+    assert rows(text, "perturb") == [["x", "256×10", "fp32", "GPU", "2.00", "25 %", "**3.80**"]]
+    assert rows(text, "Below the bar") == [["perturb", "x", "GPU", "eager", "3.80", "≥ 4"]]
+
+
 @pytest.mark.parametrize(("ours", "shown"), [(0.174, "1.74"), (0.176, "**1.76**")])
 def test_the_step_is_held_to_its_bar(ours: float, shown: str) -> None:
     text = report(

@@ -74,14 +74,8 @@ class ExamplePerturbation(nn.Module):
         """∇_x Σ_i ℓ(x_i, y_i; θ) [B, ...], detached, in the modes that ``model`` is in."""
 
         def loss(x: Tensor) -> Tensor:
-            logits = model(x)
-            summed = F.cross_entropy(
-                logits.to(torch.promote_types(logits.dtype, torch.float32)),
-                target,
-                reduction="sum",
-                label_smoothing=self.label_smoothing,
-            )
-            return summed * self.loss_scale
+            losses = example_loss(model(x), target, self.label_smoothing)
+            return losses.sum() * self.loss_scale
 
         if torch.compiler.is_compiling():  # which traces this form in one graph, and not the other
             with torch.no_grad():  # of the gradient itself: to the weights it is a constant
@@ -93,6 +87,16 @@ class ExamplePerturbation(nn.Module):
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}"
+
+
+def example_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """ℓ(x_i, y_i; θ), [B] in float32 at least: what both players play for.
+
+    Of it the input gradient is taken and gradients are clustered;
+    :func:`hrrl_ext.ops.concept_cross_entropy` weighs and sums the same.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class Processes:
         """The one that writes files and talks."""
         return self.rank == 0
 
-    def share(self, count: int) -> range:
+    def part(self, count: int) -> range:
         """The part of ``count`` neighbouring things that is this process's; sizes differ by one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 

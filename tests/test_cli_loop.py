@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from test_cli import run
 
-from hrrl_ext.cli import command_parser
 from hrrl_ext.models import resnet18
 from hrrl_ext.pretrained import save_pretrained
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import command_parser
 
 BASE = [
     "--data", "digits", "--concepts", "classes", "--batch_size", "128", "--crop_padding", "1", "--device", "cpu",

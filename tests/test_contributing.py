@@ -1,15 +1,19 @@
-"""No operator lacks one of the steps of CONTRIBUTING.md. The operators are those of csrc/ops.cpp."""
+"""No operator, recipe, attack, corruption or source lacks one of the steps that CONTRIBUTING.md lists."""
 
 from __future__ import annotations
 
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from test_house import METHODS
 
 from hrrl_ext import ops
+from hrrl_ext.evaluation import attacks
+from hrrl_ext.evaluation.corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMAS = ROOT / "csrc" / "ops.cpp"
@@ -53,8 +57,10 @@ def has_tests_of_its_own(op: str) -> bool:
     return said(rf"\bops\.{op}\(", *(f"tests/ops/{name}" for name in files))
 
 
-# The steps, by what CONTRIBUTING.md calls them and in its order. A file may serve several operators.
-STEPS: dict[str, Callable[[str], bool]] = {
+Steps = dict[str, Callable[[str], bool]]
+"""By what CONTRIBUTING.md calls them, in its order. A file may serve several of a kind."""
+
+OPERATOR_STEPS: Steps = {
     "hrrl_ext/ops/reference.py": has_twin,
     "docs/algorithm.md": lambda op: said(rf"`ops\.{op}`", "docs/algorithm.md"),
     "csrc/ops.cpp": lambda op: said(rf"\"{op}\(Tensor", "csrc/ops.cpp"),
@@ -70,9 +76,95 @@ STEPS: dict[str, Callable[[str], bool]] = {
     ),
     "tests/cuda/test_emulated_<op>.py": lambda op: said(rf"\.{op}\(", "tests/cuda/test_emulated_*.py"),
     "tests/cuda/test_cuda.py": lambda op: said(rf"\.{op}\b", "tests/cuda/test_cuda.py"),
-    "bench/": lambda op: said(rf"op=\"{op}\"", "bench/test_*.py"),
+    "bench/": lambda op: said(rf"op=\"{op}\"", "bench/*comparisons.py"),
     "docs/kernels.md": lambda op: said(rf"^## .*\b{op}\b", "docs/kernels.md"),
 }  # fmt: skip
+
+ROOM = {"robust": "HRRL"}
+"""What the pages call the method of a room."""
+
+RECIPE_STEPS: Steps = {
+    "docs/algorithm.md": lambda room: said(rf"hrrl_ext/{room}/recipe\.py", "docs/algorithm.md"),
+    "hrrl_ext/<room>/config.py": lambda room: (
+        said(r"^@dataclass\(frozen=True, kw_only=True\)$", f"hrrl_ext/{room}/config.py")
+    ),
+    "hrrl_ext/<room>/recipe.py": lambda room: (
+        said(r"^class \w+\(Recipe\):$", f"hrrl_ext/{room}/recipe.py")
+    ),
+    "hrrl_ext/<room>/trainer.py": lambda room: (
+        said(r"^class \w+Trainer:$", f"hrrl_ext/{room}/trainer.py")
+    ),
+    "tests/test_house.py": lambda room: room in METHODS,
+    "tests/<room>/": lambda room: said(r"^def test_", f"tests/{room}/test_*.py"),
+    "tests/training/test_resume.py": lambda room: (
+        said(rf"\b{ROOM.get(room, room)}Trainer\(", "tests/training/test_resume.py")
+    ),
+    "bench/test_training_step.py": lambda room: (
+        said(rf"\b{ROOM.get(room, room)}Trainer\(", "bench/*.py")
+    ),
+}  # fmt: skip
+
+ATTACKS = ["fgsm", "pgd", "apgd", "square"]
+ATTACK_STEPS: Steps = {
+    "hrrl_ext/evaluation/attacks/<attack>.py": lambda name: (
+        said(rf"^def {name}\($", "hrrl_ext/evaluation/attacks/*.py")
+    ),
+    "hrrl_ext/evaluation/attacks/__init__.py": lambda name: name in attacks.__all__,
+    "hrrl_ext/evaluation/attacks/worst_case.py": lambda name: (
+        said(rf"\b{name}\(", "hrrl_ext/evaluation/attacks/worst_case.py")
+    ),
+    "tests/evaluation/attacks/": lambda name: said(rf"\b{name}\(", "tests/evaluation/attacks/test_*.py"),
+    "docs/attacks.md": lambda name: said(rf"^\| `{name}`", "docs/attacks.md"),
+}  # fmt: skip
+
+CORRUPTION_STEPS: Steps = {
+    "hrrl_ext/evaluation/corruptions/<kind of cause>.py": lambda kind: (
+        said(rf"^def {kind}\(", "hrrl_ext/evaluation/corruptions/*.py")
+    ),
+    "hrrl_ext/evaluation/corruptions/severities.py": lambda kind: (
+        said(rf"\b_{kind.upper()}(_32)?\b", "hrrl_ext/evaluation/corruptions/severities.py")
+    ),
+    "hrrl_ext/evaluation/corruptions/kinds.py": lambda kind: kind in CORRUPTIONS + EXTRA_CORRUPTIONS,
+    "tests/evaluation/corruptions/": lambda kind: (
+        said(rf"\b{kind}\b", "tests/evaluation/corruptions/test_*.py")
+    ),
+    "docs/corruptions.md": lambda kind: said(rf"^\| `{kind}`", "docs/corruptions.md"),
+}  # fmt: skip
+
+SOURCES = ["archives", "folders", "lists", "torchvision_sets"]
+SOURCE_STEPS: Steps = {
+    "hrrl_ext/data/<source>.py": lambda name: said(r"^(class \w+\(.*Images\)|def open_)", f"hrrl_ext/data/{name}.py"),
+    "hrrl_ext/data/sources.py": lambda name: said(rf"^from \.{name} import", "hrrl_ext/data/sources.py"),
+    "tests/data/test_<source>.py": lambda name: said(r"^def test_", f"tests/data/test_{name}.py"),
+    "docs/data.md": lambda name: said(SOURCE_ROW.get(name, rf"^\|.*{name}"), "docs/data.md"),
+}  # fmt: skip
+SOURCE_ROW = {
+    "archives": r"^\| .*\.npz",
+    "folders": r"^\| a folder",
+    "lists": r"^\| .*\.csv",
+    "torchvision_sets": r"^\| .*torchvision:",
+}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """of things that are added by a list of steps"""
+
+    section: str
+    steps: Steps
+    members: list[str]
+
+    def __str__(self) -> str:
+        return self.section.removeprefix("A new ")
+
+
+KINDS = [
+    Kind("A new operator", OPERATOR_STEPS, OPERATORS),
+    Kind("A new recipe", RECIPE_STEPS, sorted(METHODS)),
+    Kind("A new attack", ATTACK_STEPS, ATTACKS),
+    Kind("A new corruption", CORRUPTION_STEPS, [*CORRUPTIONS, *EXTRA_CORRUPTIONS]),
+    Kind("A new source of images", SOURCE_STEPS, SOURCES),
+]
 
 
 def test_the_operators_are_found() -> None:
@@ -81,10 +173,33 @@ def test_the_operators_are_found() -> None:
     )
 
 
-@pytest.mark.parametrize("step", STEPS)
-@pytest.mark.parametrize("op", OPERATORS)
-def test_no_step_is_missing(op: str, step: str) -> None:
-    assert STEPS[step](op), f"{op}: {step} is missing; see CONTRIBUTING.md, A new operator"
+@pytest.mark.parametrize(
+    ("kind", "step"), [(kind, step) for kind in KINDS for step in kind.steps], ids=str
+)
+def test_no_step_is_missing(kind: Kind, step: str) -> None:
+    missing = [name for name in kind.members if not kind.steps[step](name)]
+    assert not missing, f"{step} is missing for {missing}; see CONTRIBUTING.md, {kind.section}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "step"), [(kind, step) for kind in KINDS for step in kind.steps], ids=str
+)
+def test_the_steps_notice_what_is_not_there(kind: Kind, step: str) -> None:
+    assert not kind.steps[step]("rank_examples")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_steps_are_those_of_the_document(kind: Kind) -> None:
+    """Every step stands in the numbered list, in this order, and every number has a step."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    section = text.split(f"## {kind.section}")[1].split("\n## ")[0]
+    section = section[section.index("\n1. ") :]
+    places = [section.find(f"`{step}`") for step in kind.steps]
+    assert -1 not in places, [step for step, at in zip(kind.steps, places, strict=True) if at == -1]
+    assert places == sorted(places)
+    numbers = [match.start() for match in re.finditer(r"^\d+\. ", section, re.MULTILINE)]
+    for begin, end in zip(numbers, [*numbers[1:], len(section)], strict=True):
+        assert any(begin < place < end for place in places), section[begin:end]
 
 
 @pytest.mark.parametrize("op", OPERATORS)
@@ -94,18 +209,20 @@ def test_docstrings_say_what_a_user_must_know(op: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_the_steps_notice_an_operator_that_is_not_there(step: str) -> None:
-    assert not STEPS[step]("rank_examples")
+# --- commits
 
 
-def test_the_steps_are_those_of_the_document() -> None:
-    """Every step stands in the numbered list, in this order, and every number has a step."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    section = text.split("## A new operator")[1].split("\n## ")[0]
-    places = [section.find(f"`{step}`") for step in STEPS]
-    assert -1 not in places, [step for step, at in zip(STEPS, places, strict=True) if at == -1]
-    assert places == sorted(places)
-    numbers = [match.start() for match in re.finditer(r"^\d+\. ", section, re.MULTILINE)]
-    for begin, end in zip(numbers, [*numbers[1:], len(section)], strict=True):
-        assert any(begin < place < end for place in places), section[begin:end]
+def test_what_a_commit_must_say() -> None:
+    from commit_subject import faults
+
+    assert faults("training: one loop for several methods\n\nSo that a second one can come.") == []
+    assert faults("cli, docs: names are as elsewhere\n\nThey differed.\n# a comment of git") == []
+    assert faults("Merge branch 'x'") == []
+    for message, fault in (
+        ("", "`area: what changes`"),
+        ("Fixed things\n\nwhy", "`area: what changes`"),
+        ("training: " + "x" * 63 + "\n\nwhy", "73 characters, at most 72"),
+        ("training: x\nwhy", "second line must be empty"),
+        ("training: x\n\n# only a comment", "a body must say why"),
+    ):
+        assert any(fault in found for found in faults(message)), message

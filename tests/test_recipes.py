@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hrrl_ext.cli import command_parser, main
 from hrrl_ext.data.concept_tables import IMAGENET_CONCEPTS, imagenet_table
 from hrrl_ext.training.schedule import Schedule
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import command_parser, main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))

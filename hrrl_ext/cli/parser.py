@@ -21,7 +21,7 @@ class CommandParser:
     """Of one command. Wrong usage is a line on stderr, with the nearest known name, and status 2."""
 
     def __init__(self, program: str, description: str) -> None:
-        self._parser = _Parser(prog=program, description=description)
+        self._parser = _Parser(prog=program, description=description, allow_abbrev=True)
         self.options = ["--help"]
         self._positionals: list[str] = []
 

@@ -35,6 +35,7 @@ _POOL = 2  # examples per cluster that the first centres are chosen from
 _RESOLUTION = 1e-6  # of float32 products: what a distance is known to, relative to its terms
 
 
+# Longer than other files, and better whole: A, U and all they keep are one object's, in short methods.
 class GradientClustering:
     """Clusters the examples of a data set by their gradients at the model's present weights.
 
@@ -416,9 +417,9 @@ class GradientClustering:
     def _gradients(
         self, examples: Examples, loss: ExampleLoss, processes: Processes
     ) -> Iterator[tuple[Tensor, list[LayerGradient]]]:
-        """Rows of this process's share and their gradients, batch by batch."""
-        share = processes.share(len(examples))
-        for rows in torch.arange(share.start, share.stop).split(self.batch_size):
+        """Rows of this process's part and their gradients, batch by batch."""
+        part = processes.part(len(examples))
+        for rows in torch.arange(part.start, part.stop).split(self.batch_size):
             yield rows.to(self.device), self._of(examples, rows, loss)
 
     def _of(self, examples: Examples, rows: Tensor, loss: ExampleLoss) -> list[LayerGradient]:

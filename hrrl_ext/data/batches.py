@@ -145,7 +145,7 @@ class Batches:
         if self.shuffle:
             order = torch.randperm(len(order), generator=random_stream(self.seed, epoch, "order"))
         rows = order.split(self.sizes)[start:] if len(order) else ()
-        parts = [self.processes.share(len(batch)) for batch in rows]
+        parts = [self.processes.part(len(batch)) for batch in rows]
         mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
         images = self._images([indices for indices in mine if len(indices)])
         for number, (indices, part) in enumerate(zip(mine, parts, strict=True), start):

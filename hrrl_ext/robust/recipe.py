@@ -6,15 +6,16 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import Discovery
 from ..evaluation import accuracy
+from ..perturbation import example_loss
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.progress import Progress
@@ -72,9 +73,8 @@ class HRRL(Recipe):
         ).to(sets.batches.device)
         self.discovery: Discovery | None = None
         if sets.found is not None:
-            self.discovery = Discovery(
-                sets.found, model, batch_size=at_once, loss=self._example_loss
-            )
+            loss = partial(example_loss, label_smoothing=config.label_smoothing)
+            self.discovery = Discovery(sets.found, model, batch_size=at_once, loss=loss)
         self.tally = self._empty_tally()
         self._concept_loss = torch.zeros_like(self.objective.distribution.q)  # of the last step
         self._warned = False
@@ -102,11 +102,6 @@ class HRRL(Recipe):
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
         return out.loss if penalty is None else out.loss + penalty, out.concept_loss
-
-    def _example_loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        """ℓ_i [B], of which gradients are clustered."""
-        smoothing = self.config.label_smoothing
-        return F.cross_entropy(logits, target, reduction="none", label_smoothing=smoothing)
 
     # --- as an epoch begins
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
-from ..data import Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
 from ..data.classes import require_same_classes
 from ..data.columns import PREFIX, column_concepts
 from ..data.ids import Ids, checked_ids
 from ..data.sources import takes_root
+from ..processes import Processes
+from ..training import TrainingConfig
+from .config import HRRLConfig
 
 
 @dataclass
@@ -36,15 +38,33 @@ def open_sets(
     validation: Source | None,
     validation_concepts: Ids | None,
     *,
-    image_size: int | None,
     root: str | None,
-    make_batches: Callable[[ImageSet, Tensor, bool], Batches],
+    training: TrainingConfig,
+    method: HRRLConfig,
+    device: torch.device,
+    processes: Processes,
+    num_workers: int,
+    keep_gib: float,
 ) -> Sets:
-    """``make_batches(images, concept, shuffle)`` knows their size and the device."""
+    """What the arguments of :class:`hrrl_ext.HRRLTrainer` come to."""
 
     def open_images(source: Source, split: str) -> ImageSet:
         its_root = root if takes_root(source) else None
-        return load_images(source, split=split, image_size=image_size, root=its_root)
+        return load_images(source, split=split, image_size=method.image_size, root=its_root)
+
+    def batches(images: ImageSet, concept: Tensor, *, shuffle: bool) -> Batches:
+        return Batches(
+            images,
+            concept,
+            training.batch_size,
+            shuffle=shuffle,
+            seed=training.seed,
+            augment=Augmentation(method.crop_padding, method.flip) if shuffle else None,
+            device=device,
+            processes=processes,
+            num_workers=num_workers,
+            keep_gib=keep_gib,
+        )
 
     images, concepts = open_images(data, "train"), read_concepts(concepts)
     found = concepts if isinstance(concepts, DiscoveredConcepts) else None
@@ -52,16 +72,38 @@ def open_sets(
         concept, names = torch.zeros_like(images.target), ["cluster 0"]
     else:
         concept, names = resolve_concepts(concepts, images)
-    if len(images) == 0:
-        raise ValueError(f"data: {images.name} holds no image")
-    sets = Sets(images, make_batches(images, concept, True), names, found)
+    _check_concepts(images, names, found, method)
+    sets = Sets(images, batches(images, concept, shuffle=True), names, found)
     if validation is not None:
         measured = open_images(validation, "test")
         ids = _validation_concept(sets, measured, concepts, validation_concepts)
         if found is not None and validation_concepts is not None:
             sets.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
-        sets.validation = make_batches(measured, ids, False)
+        sets.validation = batches(measured, ids, shuffle=False)
     return sets
+
+
+def _check_concepts(
+    images: ImageSet, names: list[str], found: DiscoveredConcepts | None, config: HRRLConfig
+) -> None:
+    """That there are several, and that what is asked of those to be found can be had."""
+    if found is None:
+        if len(names) == 1 and config.lam is not None:
+            raise ValueError(
+                "concepts: there is one concept only, so the concept level has nothing to weigh; "
+                f"give several concepts, or lam=None (got lam={config.lam:g})"
+            )
+        return
+    if config.q0 is not None:
+        raise ValueError(
+            "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
+            "or give concepts that are known"
+        )
+    if len(images) < found.num_clusters:
+        raise ValueError(
+            f"concepts: {found} are more clusters than {images.name} has images, "
+            f"{len(images)}; ask for fewer"
+        )
 
 
 def _validation_concept(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import DiscoveredConcepts
-from ..data import Augmentation, Batches, Concepts, ImageSet, Source
+from ..data import Batches, Concepts, ImageSet, Source
 from ..data.classes import require_same_classes
 from ..data.ids import Ids
 from ..data.image_sets import as_float
@@ -28,7 +28,7 @@ from ..training.scalars import require_tensorboard
 from .config import HRRLConfig
 from .objective import HRRLObjective
 from .recipe import HRRL
-from .sets import Sets, open_sets
+from .sets import open_sets
 
 _FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass: keeps float16 gradients normal
 
@@ -126,31 +126,19 @@ class HRRLTrainer:
         run = _open_run(out, resume, tensorboard)
         if run is not None and not resume:
             run.require_free()  # before any work; and again, where the loop takes it
-
-        def make_batches(images: ImageSet, concept: Tensor, shuffle: bool) -> Batches:
-            return Batches(
-                images,
-                concept,
-                training.batch_size,
-                shuffle=shuffle,
-                seed=training.seed,
-                augment=Augmentation(method.crop_padding, method.flip) if shuffle else None,
-                device=device_,
-                processes=processes,
-                num_workers=num_workers,
-                keep_gib=keep_gib,
-            )
-
         sets = open_sets(
             data,
             concepts,
             validation,
             validation_concepts,
-            image_size=method.image_size,
             root=root,
-            make_batches=make_batches,
+            training=training,
+            method=method,
+            device=device_,
+            processes=processes,
+            num_workers=num_workers,
+            keep_gib=keep_gib,
         )
-        _check_concepts(sets, method)
         self.model = _build(model, sets.images, method.width, training.seed)
         if init is not None:
             if resume:
@@ -303,25 +291,4 @@ def _check_model(model: nn.Module, images: ImageSet, device: torch.device) -> No
         raise ValueError(
             f"model must give logits [B, {images.num_classes}], one per class of the data, "
             f"got {list(logits.shape)} for one image"
-        )
-
-
-def _check_concepts(sets: Sets, config: HRRLConfig) -> None:
-    """That there are several, and that what is asked of those to be found can be had."""
-    if sets.found is None:
-        if len(sets.concept_names) == 1 and config.lam is not None:
-            raise ValueError(
-                "concepts: there is one concept only, so the concept level has nothing to weigh; "
-                f"give several concepts, or lam=None (got lam={config.lam:g})"
-            )
-        return
-    if config.q0 is not None:
-        raise ValueError(
-            "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
-            "or give concepts that are known"
-        )
-    if len(sets.images) < sets.found.num_clusters:
-        raise ValueError(
-            f"concepts: {sets.found} are more clusters than {sets.images.name} has images, "
-            f"{len(sets.images)}; ask for fewer"
         )

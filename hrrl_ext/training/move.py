@@ -71,12 +71,12 @@ class Move:
         self.optimizer.zero_grad(set_to_none=True)
         means = []
         for part, last in _parts(self.config.accumulate, batch):
-            share = len(part[0]) / examples
+            weight = len(part[0]) / examples
             with nullcontext() if last else self._keep_gradients():
                 with self.autocast():
                     loss, mean = losses(self._parallel, *map(self._laid_out, part))
-                self.scaler.scale(loss * (share * self.processes.size)).backward()
-            means.append(mean * share)
+                self.scaler.scale(loss * (weight * self.processes.size)).backward()
+            means.append(mean * weight)
         self._step()
         return self.processes.sum(sum(means[1:], means[0]))
 

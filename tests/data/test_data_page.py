@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrrl_ext.cli import command_parser
 from hrrl_ext.data import ConceptMap, CsvImages
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import command_parser
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 
