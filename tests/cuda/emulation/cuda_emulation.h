@@ -15,6 +15,8 @@
 // shuffled. In each order the first block and its first warp run as far ahead of the others as the barriers allow, so
 // results that differ between orders mean a race.
 //
+// What launchers ask of the runtime is in runtime_emulation.h.
+//
 // Static __shared__ arrays keep what the previous block left there, dynamic ones are filled with NaNs. Nothing is
 // modelled of speed, caches, memory order between blocks or the bank of an address: only a GPU shows these.
 #pragma once
@@ -85,15 +87,34 @@ inline Index3 threadIdx, blockIdx, blockDim{1, 1, 1}, gridDim{1, 1, 1};
 
 namespace emulation {
 
-constexpr unsigned kWarpSize = 32, kMaxThreads = 1024, kThreadsPerMultiprocessor = 1536;
+constexpr unsigned kWarpSize = 32, kMaxThreads = 1024;
 constexpr unsigned kKeptFibers = 4096;  // from launch to launch
 constexpr size_t kStackBytes = 256 * 1024;
 
 struct Device {
+  static constexpr unsigned kThreads = 1536;  // on a multiprocessor at once
   int multiprocessors = 4;
   bool clusters = true, cooperative = true;
+  // What the kernels were compiled for: the instructions of a cluster exist from 90 on. It may be less than the device
+  // is, which translates what it finds.
+  int architecture = 90;
+  // The most on a multiprocessor at once, whatever else there is room for: kernels may need many registers.
+  unsigned blocks_at_once = 32;
+
+  size_t shared_per_block() const { return (clusters ? 227 : 99) * 1024; }
+  bool operator==(const Device& o) const {
+    return multiprocessors == o.multiprocessors && clusters == o.clusters && cooperative == o.cooperative &&
+           architecture == o.architecture && blocks_at_once == o.blocks_at_once;
+  }
 };
 inline Device device;
+inline int architecture() { return device.architecture; }
+
+// How many such blocks a multiprocessor holds; each has 1 KB for the system, too.
+inline unsigned occupancy(unsigned threads, size_t shared_bytes) {
+  const size_t of_shared = (device.shared_per_block() + 1024) / (shared_bytes + 1024);
+  return std::min({device.blocks_at_once, Device::kThreads / threads, static_cast<unsigned>(of_shared)});
+}
 
 struct Shape {
   unsigned grid, block;
@@ -391,12 +412,12 @@ inline void launch(const Shape& shape, std::function<void()> body) {
   machine.body = std::move(body);
   gridDim.x = shape.grid, blockDim.x = shape.block;
   const unsigned gang = shape.cooperative ? shape.grid : shape.cluster;
-  const unsigned room = static_cast<unsigned>(device.multiprocessors) * (kThreadsPerMultiprocessor / shape.block);
   if (shape.grid == 0 || shape.block == 0 || shape.block > kMaxThreads || shape.block % kWarpSize != 0)
     machine.failure = "a launch needs blocks, of 32 to 1024 threads in whole warps";
   else if (shape.cluster == 0 || shape.grid % shape.cluster != 0 || (shape.cluster > 1 && !device.clusters))
     machine.failure = "the grid must be of whole clusters, on a device that has them";
-  else if (shape.cooperative && (!device.cooperative || shape.grid > room))
+  else if (shape.cooperative && (!device.cooperative || shape.grid > static_cast<unsigned>(device.multiprocessors) *
+                                                                         occupancy(shape.block, shape.shared_bytes)))
     machine.failure = "a cooperative launch needs a device that has room for all of its blocks at once";
   if (failure()) return;
   std::vector<unsigned> gangs(shape.grid / gang);
