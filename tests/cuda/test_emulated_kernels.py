@@ -299,7 +299,8 @@ def test_emulation_reports_broken_rules(tmp_path: Path) -> None:
     for fault, message in enumerate(expected):
         library.reset(0, 4, 1, 1, 90, 32)
         assert message in library.run_fault(fault).decode()
-    expected = [waits, "has not begun", "has left", "no such block", "not cooperative"]
+    beyond = "beyond its dynamic shared memory"
+    expected = [waits, "has not begun", "has left", "no such block", beyond, "not cooperative"]
     for fault, message in enumerate(expected):
         library.reset(0, 4, 1, 1, 90, 32)
         assert message in library.run_cluster_fault(fault).decode()

@@ -156,8 +156,16 @@ class Stacks {
       mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 };
 
+// Behind the dynamic shared memory of a block, so that a write beyond its end is reported and harms nobody. The address
+// sanitizer has a zone of its own.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kRedZone = 0;
+#else
+constexpr size_t kRedZone = 1024;
+#endif
+
 struct Block {
-  std::vector<unsigned char> dynamic_shared;
+  std::vector<unsigned char> dynamic_shared;  // and the red zone
   std::vector<char> static_shared;
 };
 
@@ -307,7 +315,7 @@ inline const void* in_block(const void* own, unsigned rank) {
   const auto offset = static_cast<const unsigned char*>(own) - static_cast<unsigned char*>(dynamic_shared());
   if (rank >= machine.blocks.size()) return fail("the cluster has no such block", *fiber), own;
   auto& shared = machine.blocks[rank].dynamic_shared;
-  if (offset < 0 || offset >= static_cast<ptrdiff_t>(shared.size()))
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(shared.size() - kRedZone))
     return fail("only dynamic shared memory is seen by other blocks", *fiber), own;
   const auto first = machine.fibers.begin() + rank * machine.threads;
   const auto in = [&](auto state) {
@@ -387,7 +395,7 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
   machine.blocks.resize(blocks);
   for (Block& block : machine.blocks) {
     // A new array each time: the address sanitizer then knows its end. The bytes are NaN as doubles and as floats.
-    block.dynamic_shared = std::vector<unsigned char>(shared_bytes, 0xff);
+    block.dynamic_shared = std::vector<unsigned char>(shared_bytes + kRedZone, 0xff);
     block.static_shared.clear();
   }
   for (unsigned f = 0; f < machine.count; ++f) prepare(f);
@@ -403,6 +411,10 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
       fail("a barrier or warp operation was not reached by all of its threads", fiber);
     if (fiber.state != Fiber::kLeft) fiber.has_stack = false;  // it never ends: the next one begins anew
   }
+  for (const Block& block : machine.blocks)
+    if (std::any_of(block.dynamic_shared.end() - kRedZone, block.dynamic_shared.end(),
+                    [](auto b) { return b != 0xff; }))
+      fail("a kernel wrote beyond its dynamic shared memory", machine.fibers[0]);
 }
 
 inline void launch(const Shape& shape, std::function<void()> body) {
