@@ -44,10 +44,9 @@ $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools: | $(VENV)/.tools
 $(VENV)/headers/torch-%: | $(VENV)/.tools
 	$(BIN)/python tools/torch_headers.py $* $@
 
-# -qqq: pip would compare what it puts there with what the environment has.
 $(SETUPTOOLS): | $(VENV)/.tools
 	rm -rf $@.part
-	$(BIN)/pip install -qqq --target $@.part "setuptools==65.5.*" wheel
+	$(BIN)/pip install --quiet --no-warn-conflicts --target $@.part "setuptools==65.5.*" wheel
 	mv $@.part $@
 
 build-time: $(VENV)/.tools
