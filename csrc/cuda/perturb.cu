@@ -3,8 +3,7 @@
 // The length of a row chooses who works on it (split_row):
 // - up to 32 KB the threads of a warp or of a block, who keep x and g in registers: both are on their way at once
 // - longer rows in slices, up to 8. A block keeps its slice of g in shared memory until the norm is known. The blocks
-// of
-//   a row are a cluster and read each other's sums; devices without clusters take two launches and read g twice
+//   of a row are a cluster and read each other's sums; devices without clusters take two launches and read g twice
 // - rows beyond the shared memory of 8 blocks in chunks, in two launches
 //
 // The sums of a row are formed slice by slice, and slices follow from its length alone: the cluster and the two

@@ -2,8 +2,7 @@
 //
 // - Products and sums are double whatever p and q are, as on the CPU and for the same reason.
 // - M = 1, a linear layer: a thread per (b, k), neighbours in k. M > 1: a team per (b, k), of 8 lanes, a warp or a
-// block
-//   by the number of terms in a sum. Never by B or K: an example has the same bits in any batch.
+//   block by the number of terms in a sum. Never by B or K: an example has the same bits in any batch.
 // - The two lowest scores of a row do not depend on the order in which they are found: these are the scores of the CPU.
 //   The second visit, for the place of the lowest, reads cross from cache.
 #include <cmath>

@@ -47,7 +47,7 @@ def rank1_assign(
     square: Tensor | None = None,
     rtol: float = 1e-6,
 ) -> NearestCentre:
-    """a_i = argmin_k w_k Σ_l ‖C_kl - G_il‖²_F,  C_kl = Σ_r d_klr c_klrᵀ   (thesis, Eqs. 4.3 and 4.5).
+    """a_i = argmin_k w_k Σ_l ‖C_kl - G_il‖²_F,  C_kl = Σ_r d_klr c_klrᵀ   (Faghri, Eqs. 4.3 and 4.5).
 
     One assignment over all layers l. Examples' gradients, G_il, are given by what the layer read and
     by the gradient of the *sum* of the losses with respect to what it wrote (a mean loss would scale
