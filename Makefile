@@ -12,13 +12,19 @@ PARALLEL := -n auto --maxprocesses 8 --dist loadfile
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
+# What the tests build against beside the torch above: the headers of the oldest one that is supported and of one between,
+# and the oldest setuptools.
+HEADERS    := $(VENV)/headers/torch-2.10 $(VENV)/headers/torch-2.11
+SETUPTOOLS := $(VENV)/setuptools-oldest
+
 .PHONY: demo test test-fast test-abi build-time check format hooks bench info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
 
-test: check
-	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
+test: check $(HEADERS) $(SETUPTOOLS)
+	HRRL_OTHER_HEADERS=$(subst $() ,:,$(abspath $(HEADERS))) HRRL_OLDEST_SETUPTOOLS=$(abspath $(SETUPTOOLS)) \
+	  $(BIN)/python -m pytest $(PARALLEL) -m "not gpu"
 
 test-fast: $(VENV)/.built
 	$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not slow"
@@ -34,6 +40,14 @@ $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools: | $(VENV)/.tools
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/pip install --quiet "$(OTHER_TORCH)" numpy pytest hypothesis
 	touch $@
+
+$(VENV)/headers/torch-%: | $(VENV)/.tools
+	$(BIN)/python tools/torch_headers.py $* $@
+
+$(SETUPTOOLS): | $(VENV)/.tools
+	rm -rf $@.part
+	$(BIN)/pip install --quiet --no-warn-conflicts --target $@.part "setuptools==65.5.*" wheel
+	mv $@.part $@
 
 build-time: $(VENV)/.tools
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/build_time.py

@@ -13,11 +13,11 @@ namespace hrrl::cuda {
 // Clusters are neighbours in the grid: the rank of a block in its cluster of n is blockIdx.x % n.
 constexpr int kClusterBlocks = 8;  // what every device with clusters can do
 
-// Waits for all threads of the cluster; what they wrote before is seen by all of them after. Compiled for devices
-// without clusters this is the barrier of the block; their launchers ask for no cluster.
+// Waits for all threads of the cluster; what they wrote before is seen by all of them after. Compiled for architectures
+// without clusters this is the barrier of the block: launchers ask runs_in_clusters() before they launch any.
 __device__ inline void sync_cluster() {
 #if !defined(__CUDACC__)
-  emulation::sync_cluster(__FILE__, __LINE__);
+  emulation::architecture() >= 90 ? emulation::sync_cluster(__FILE__, __LINE__) : __syncthreads();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   cooperative_groups::this_cluster().sync();
 #else
@@ -30,6 +30,7 @@ __device__ inline void sync_cluster() {
 template <class T>
 __device__ const T* in_block(const T* own, [[maybe_unused]] int rank) {
 #if !defined(__CUDACC__)
+  if (emulation::architecture() < 90) return own;
   return static_cast<const T*>(emulation::in_block(own, static_cast<unsigned>(rank)));
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   return cooperative_groups::this_cluster().map_shared_rank(const_cast<T*>(own), static_cast<unsigned>(rank));

@@ -22,7 +22,7 @@ constexpr int kFewClasses = 64, kFewLanes = 8;  // up to so many classes so many
 constexpr int kWarpClasses = 1024;              // up to so many a warp; a block beyond
 constexpr int kBlockClasses = 8192;             // that the registers of kRowBlock threads hold
 constexpr int kLanesBlock = 128, kRowBlock = 256;
-// Blocks on a multiprocessor at once: the compiler leaves registers for so many, and a cooperative grid counts on it.
+// Blocks on a multiprocessor at once: the compiler leaves registers for so many. The grid goes by what it really left.
 constexpr int kFewBlocksAtOnce = 7, kLanesBlocksAtOnce = 5, kRowBlocksAtOnce = 2;
 constexpr int64_t kCountSlice = 1024;  // concepts whose N_k a warp adds up
 constexpr int64_t kSegment = 1024;     // examples over which a warp sums the losses of a concept
@@ -195,13 +195,12 @@ __global__ void __launch_bounds__(kThreads, kAtOnce) concept_cross_entropy_kerne
 
 template <class scalar_t, class Team, class Row, int kThreads, int kAtOnce>
 static void launch_teams(const CrossEntropyParams& p, int64_t rows_per_block, CUstream_st* stream) {
-  const Device device = current_device();
-  const int64_t room = device.cooperative ? device.multiprocessors * kAtOnce : 1;
+  constexpr auto kKernel = concept_cross_entropy_kernel<scalar_t, Team, Row, kThreads, kAtOnce>;
+  const int64_t room = resident_blocks<kKernel, kThreads>();
   int64_t grid = ceil_div(p.batch, rows_per_block);
   if (grid > room) grid = room;
-  if (grid < 1) grid = 1;  // an empty batch has sums, too
-  const LaunchShape shape{grid, kThreads, 0, 1, grid > 1};
-  launch_kernel(concept_cross_entropy_kernel<scalar_t, Team, Row, kThreads, kAtOnce>, shape, stream, p);
+  if (grid < 1) grid = 1;  // an empty batch has sums, too; no barrier of the grid without a room
+  launch_kernel<kKernel>({grid, kThreads, 0, 1, grid > 1}, stream, p);
 }
 
 template <class scalar_t, int kVec>

@@ -1,58 +1,16 @@
-// From a kernel and its arguments to a launch, from a Dtype to a C++ type, and what a launcher asks of the device.
+// From a kernel and its arguments to a launch, and from a Dtype to a C++ type.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <type_traits>
-#include <vector>
 
-#ifdef __CUDACC__
-#include <cuda_runtime.h>
-#endif
-
+#include "cuda/device.cuh"
 #include "cuda/launch.h"
 #include "cuda/scalar.cuh"
 
 namespace hrrl::cuda {
-
-// ---------------------------------------------------------------------------------------------------------------------
-// The device
-
-struct Device {
-  int multiprocessors = 1;
-  bool clusters = false;  // clusters of 8 blocks with up to 227 KB of shared memory each: compute capability 9 and 10
-  bool cooperative = false;  // barriers of the whole grid
-};
-
-#ifdef __CUDACC__
-// Asked of every device once; the initialisation of a static is thread-safe.
-inline const Device& current_device() {
-  static const std::vector<Device> devices = [] {
-    int count = 0;
-    cudaGetDeviceCount(&count);
-    std::vector<Device> result(static_cast<size_t>(count));
-    for (int d = 0; d < count; ++d) {
-      int multiprocessors = 1, major = 0, clusters = 0, cooperative = 0;
-      cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, d);
-      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d);
-      cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, d);
-      cudaDeviceGetAttribute(&cooperative, cudaDevAttrCooperativeLaunch, d);
-      result[static_cast<size_t>(d)] = {multiprocessors, clusters != 0 && (major == 9 || major == 10),
-                                        cooperative != 0};
-    }
-    return result;
-  }();
-  static const Device none;
-  int current = 0;
-  if (cudaGetDevice(&current) != cudaSuccess || current >= static_cast<int>(devices.size())) return none;
-  return devices[static_cast<size_t>(current)];
-}
-#else
-inline Device current_device() {
-  return {emulation::device.multiprocessors, emulation::device.clusters, emulation::device.cooperative};
-}
-#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launches
@@ -65,16 +23,11 @@ struct LaunchShape {
   bool cooperative = false;  // all blocks are resident at once, so that they can wait for each other
 };
 
-// Under nvcc this is kernel<<<...>>>(args...); the host emulation of the tests has its own. Errors are left for
-// cudaGetLastError, where the torch border looks for them.
-template <class... Params, class... Args>
-void launch_kernel(void (*kernel)(Params...), const LaunchShape& shape, [[maybe_unused]] CUstream_st* stream,
-                   const Args&... args) {
-#ifdef __CUDACC__
-  constexpr size_t kAlwaysAllowed = 48 * 1024;
-  if (shape.shared_bytes > kAlwaysAllowed)
-    cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         static_cast<int>(shape.shared_bytes));
+// kKernel<<<...>>>(args...). Errors are left for cudaGetLastError, where the torch border looks for them.
+template <auto kKernel, class... Args>
+void launch_kernel(const LaunchShape& shape, CUstream_st* stream, const Args&... args) {
+  // Also where all is well without it: static and dynamic shared memory may pass the 48 KB that need no leave together.
+  if (shape.shared_bytes > 0) allow_shared_memory<kKernel>();
   cudaLaunchAttribute attribute{};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(shape.grid));
@@ -91,12 +44,7 @@ void launch_kernel(void (*kernel)(Params...), const LaunchShape& shape, [[maybe_
     attribute.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
-  cudaLaunchKernelEx(&config, kernel, args...);
-#else
-  emulation::launch({static_cast<unsigned>(shape.grid), static_cast<unsigned>(shape.block), shape.shared_bytes,
-                     static_cast<unsigned>(shape.cluster), shape.cooperative},
-                    [&] { kernel(args...); });
-#endif
+  cudaLaunchKernelEx(&config, kKernel, args...);
 }
 
 // The shared memory that the launch asked for.

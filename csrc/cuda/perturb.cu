@@ -3,8 +3,7 @@
 // The length of a row chooses who works on it (split_row):
 // - up to 32 KB the threads of a warp or of a block, who keep x and g in registers: both are on their way at once
 // - longer rows in slices, up to 8. A block keeps its slice of g in shared memory until the norm is known. The blocks
-// of
-//   a row are a cluster and read each other's sums; devices without clusters take two launches and read g twice
+//   of a row are a cluster and read each other's sums; devices without clusters take two launches and read g twice
 // - rows beyond the shared memory of 8 blocks in chunks, in two launches
 //
 // The sums of a row are formed slice by slice, and slices follow from its length alone: the cluster and the two
@@ -220,27 +219,34 @@ __global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
+// Whether the blocks of a row see each other's sums. The workspace and the launch go by it, and so it asks one kernel,
+// whatever the packs: all of this file are compiled for the same architectures.
+template <class scalar_t>
+static bool is_one_launch(const RowSplit& split) {
+  return split.slices == 1 || (split.on_chip && runs_in_clusters<perturb_slices_kernel<scalar_t, 1>>());
+}
+
 template <class scalar_t, int kVec>
 static void launch_rows(const PerturbParams& p, CUstream_st* stream) {
   using Warp = LaneTeam<kWarpSize>;
   const int64_t packs = p.size / kVec;
   if (packs <= kInFlight * kWarpSize) {
     const int64_t grid = ceil_div(p.batch, kWarpsBlock / kWarpSize);
-    launch_kernel(perturb_kernel<scalar_t, kVec, Warp, kWarpsBlock>, {grid, kWarpsBlock}, stream, p);
+    launch_kernel<perturb_kernel<scalar_t, kVec, Warp, kWarpsBlock>>({grid, kWarpsBlock}, stream, p);
   } else if (packs <= kInFlight * kRowBlock) {
     int block = 2 * kWarpSize;
     while (block * kInFlight < packs) block *= 2;
-    launch_kernel(perturb_kernel<scalar_t, kVec, BlockTeam, kRowBlock>, {p.batch, block}, stream, p);
+    launch_kernel<perturb_kernel<scalar_t, kVec, BlockTeam, kRowBlock>>({p.batch, block}, stream, p);
   } else {
     const RowSplit split = split_row<scalar_t>(p.size);
     const int64_t grid = p.batch * split.slices;
-    if (split.slices == 1 || (split.on_chip && current_device().clusters)) {
+    if (is_one_launch<scalar_t>(split)) {
       const size_t shared_bytes = kSliceHeader + static_cast<size_t>(split.length) * sizeof(scalar_t);
-      launch_kernel(perturb_slices_kernel<scalar_t, kVec>,
-                    {grid, kSliceBlock, shared_bytes, static_cast<int>(split.slices)}, stream, p, split);
+      launch_kernel<perturb_slices_kernel<scalar_t, kVec>>(
+          {grid, kSliceBlock, shared_bytes, static_cast<int>(split.slices)}, stream, p, split);
     } else {
-      launch_kernel(sum_slices_kernel<scalar_t, kVec>, {grid, kSliceBlock}, stream, p, split);
-      launch_kernel(step_slices_kernel<scalar_t, kVec>, {grid, kSliceBlock}, stream, p, split);
+      launch_kernel<sum_slices_kernel<scalar_t, kVec>>({grid, kSliceBlock}, stream, p, split);
+      launch_kernel<step_slices_kernel<scalar_t, kVec>>({grid, kSliceBlock}, stream, p, split);
     }
   }
 }
@@ -250,7 +256,7 @@ int64_t perturb_workspace(Dtype dtype, int64_t batch, int64_t size) {
   dispatch(dtype, [&](auto type) {
     using scalar_t = typename decltype(type)::type;
     const RowSplit split = split_row<scalar_t>(size);
-    if (split.slices > 1 && !(split.on_chip && current_device().clusters))
+    if (!is_one_launch<scalar_t>(split))
       doubles = batch * split.slices * static_cast<int64_t>(sizeof(TotalOf<scalar_t>) / sizeof(double));
   });
   return doubles;

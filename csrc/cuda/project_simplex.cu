@@ -9,8 +9,10 @@
 //   part first, without a barrier; a block starts from the best of its warps, the blocks from the best of theirs. Few
 //   rounds are left that need the wider barrier.
 //
-// Parts follow from shapes alone. A device with fewer multiprocessors than a grid has blocks takes as many blocks as it
-// has multiprocessors, or one if it has no cooperative launch: there, and there only, the last bit may differ.
+// Parts follow from shapes alone. A device that does not hold the blocks of a grid at once takes as many blocks as it
+// has multiprocessors, or one if it cannot hold these either: there, and there only, the last bit may differ.
+#include <utility>
+
 #include "cuda/blocks.cuh"
 #include "cuda/kernel_launch.cuh"
 
@@ -261,36 +263,58 @@ int64_t simplex_workspace(int64_t rows, int64_t size) {
 }
 
 template <class Source>
-static void launch_rows(const Source& source, const Target& target, CUstream_st* stream) {
-  using Row = decltype(source.row(0));
-  const Device device = current_device();
-  int64_t blocks = blocks_of_row(target.rows, target.size);
-  const bool cluster = blocks == kClusterBlocks && device.clusters;
-  if (!cluster && blocks > device.multiprocessors) blocks = device.multiprocessors;
-  if (!cluster && !device.cooperative) blocks = 1;
+using RowOf = decltype(std::declval<const Source&>().row(0));
 
-  const int64_t part = ceil_div(target.size, blocks);
-  const bool held = part <= kBlockEntries;
-  const size_t shared_bytes = sizeof(double) * static_cast<size_t>(kSlots + (held ? part : 0));
-  using Held = HeldEntries<Row>;
-  using Streamed = StreamedEntries<Row>;
-  if (blocks == 1) {
-    int block = kWarpSize;
-    while (block < kMaxBlockSize && block * kPerThread < target.size) block *= 2;
-    const LaunchShape shape{target.rows < kMaxGrid ? target.rows : kMaxGrid, block, shared_bytes};
-    const auto kernel =
-        held ? project_simplex_kernel<Source, Held, OneBlock> : project_simplex_kernel<Source, Streamed, OneBlock>;
-    launch_kernel(kernel, shape, stream, source, target, OneBlock{});
-  } else if (cluster) {
-    const LaunchShape shape{target.rows * blocks, kMaxBlockSize, shared_bytes, kClusterBlocks};
-    launch_kernel(project_simplex_kernel<Source, Held, ClusterOfBlocks>, shape, stream, source, target,
-                  ClusterOfBlocks{});
-  } else {
-    const LaunchShape shape{blocks, kMaxBlockSize, shared_bytes, 1, true};
-    const auto kernel = held ? project_simplex_kernel<Source, Held, GridOfBlocks>
-                             : project_simplex_kernel<Source, Streamed, GridOfBlocks>;
-    launch_kernel(kernel, shape, stream, source, target, GridOfBlocks{target.workspace});
+// Doubles of the dynamic shared memory of a block that has a part of the row
+static int64_t shared_doubles(int64_t part) { return kSlots + (part <= kBlockEntries ? part : 0); }
+
+template <class Source, class Blocks>
+static void launch_parts(int64_t part, LaunchShape shape, CUstream_st* stream, const Source& source,
+                         const Target& target, const Blocks& blocks) {
+  using Row = RowOf<Source>;
+  shape.shared_bytes = sizeof(double) * static_cast<size_t>(shared_doubles(part));
+  if (part <= kBlockEntries)
+    launch_kernel<project_simplex_kernel<Source, HeldEntries<Row>, Blocks>>(shape, stream, source, target, blocks);
+  else
+    launch_kernel<project_simplex_kernel<Source, StreamedEntries<Row>, Blocks>>(shape, stream, source, target, blocks);
+}
+
+// Whether the device holds so many blocks of a row at once. The room for one is that for the longest part: whatever the
+// length, the answer is one per kernel.
+template <class Source>
+static bool grid_fits(int64_t blocks, int64_t size) {
+  using Row = RowOf<Source>;
+  using Blocks = GridOfBlocks;
+  constexpr size_t kHeldBytes = sizeof(double) * (kSlots + kBlockEntries), kStreamedBytes = sizeof(double) * kSlots;
+  constexpr auto kHeld = project_simplex_kernel<Source, HeldEntries<Row>, Blocks>;
+  constexpr auto kStreamed = project_simplex_kernel<Source, StreamedEntries<Row>, Blocks>;
+  const bool held = ceil_div(size, blocks) <= kBlockEntries;
+  return blocks <= (held ? resident_blocks<kHeld, kMaxBlockSize, kHeldBytes>()
+                         : resident_blocks<kStreamed, kMaxBlockSize, kStreamedBytes>());
+}
+
+template <class Source>
+static void launch_rows(const Source& source, const Target& target, CUstream_st* stream) {
+  using HeldByCluster = HeldEntries<RowOf<Source>>;
+  int64_t blocks = blocks_of_row(target.rows, target.size);
+  const auto part = [&] { return ceil_div(target.size, blocks); };
+  if (blocks == kClusterBlocks && runs_in_clusters<project_simplex_kernel<Source, HeldByCluster, ClusterOfBlocks>>()) {
+    const size_t shared_bytes = sizeof(double) * static_cast<size_t>(shared_doubles(part()));
+    launch_kernel<project_simplex_kernel<Source, HeldByCluster, ClusterOfBlocks>>(
+        {target.rows * blocks, kMaxBlockSize, shared_bytes, kClusterBlocks}, stream, source, target, ClusterOfBlocks{});
+    return;
   }
+  const int64_t one_each = multiprocessors();
+  if (blocks > one_each && !grid_fits<Source>(blocks, target.size)) blocks = one_each;
+  if (blocks > 1 && !grid_fits<Source>(blocks, target.size)) blocks = 1;
+  if (blocks > 1) {
+    launch_parts(part(), {blocks, kMaxBlockSize, 0, 1, true}, stream, source, target, GridOfBlocks{target.workspace});
+    return;
+  }
+  int block = kWarpSize;
+  while (block < kMaxBlockSize && block * kPerThread < target.size) block *= 2;
+  const int64_t grid = target.rows < kMaxGrid ? target.rows : kMaxGrid;
+  launch_parts(part(), {grid, block}, stream, source, target, OneBlock{});
 }
 
 void launch_project_simplex(const ProjectSimplexParams& p, CUstream_st* stream) {

@@ -2,8 +2,7 @@
 //
 // - Products and sums are double whatever p and q are, as on the CPU and for the same reason.
 // - M = 1, a linear layer: a thread per (b, k), neighbours in k. M > 1: a team per (b, k), of 8 lanes, a warp or a
-// block
-//   by the number of terms in a sum. Never by B or K: an example has the same bits in any batch.
+//   block by the number of terms in a sum. Never by B or K: an example has the same bits in any batch.
 // - The two lowest scores of a row do not depend on the order in which they are found: these are the scores of the CPU.
 //   The second visit, for the place of the lowest, reads cross from cache.
 #include <cmath>
@@ -149,7 +148,7 @@ template <class scalar_t, int kVec>
 static void launch_sums(const Rank1DotParams& p, CUstream_st* stream) {
   with_team(p.groups * p.size, p.batch * p.clusters, [&](auto type, int64_t grid) {
     using Team = typename decltype(type)::type;
-    launch_kernel(rank1_dot_kernel<scalar_t, kVec, Team>, {grid, kRank1Block}, stream, p);
+    launch_kernel<rank1_dot_kernel<scalar_t, kVec, Team>>({grid, kRank1Block}, stream, p);
   });
 }
 
@@ -157,8 +156,8 @@ template <class scalar_t>
 static void launch_dot(const Rank1DotParams& p, CUstream_st* stream) {
   constexpr int kVec = kPackSize<scalar_t>;
   if (p.size == 1)
-    launch_kernel(rank1_products_kernel<scalar_t>, {ceil_div(p.batch * p.clusters, kRank1Block), kRank1Block}, stream,
-                  p);
+    launch_kernel<rank1_products_kernel<scalar_t>>({ceil_div(p.batch * p.clusters, kRank1Block), kRank1Block}, stream,
+                                                   p);
   else if (p.size % kVec == 0 && is_aligned(p.p, kPackBytes) && is_aligned(p.q, kPackBytes))
     launch_sums<scalar_t, kVec>(p, stream);
   else
@@ -172,7 +171,7 @@ void launch_rank1_dot(Dtype dtype, const Rank1DotParams& p, CUstream_st* stream)
 void launch_rank1_argmin(const Rank1ArgminParams& p, CUstream_st* stream) {
   with_team(p.clusters, p.batch, [&](auto type, int64_t grid) {
     using Team = typename decltype(type)::type;
-    launch_kernel(rank1_argmin_kernel<Team>, {grid, kRank1Block}, stream, p);
+    launch_kernel<rank1_argmin_kernel<Team>>({grid, kRank1Block}, stream, p);
   });
 }
 

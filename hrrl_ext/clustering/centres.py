@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .._precision import full_float32
 from ..ops import LayerGradient, Rank1Centre
 
 CentreRule = Literal["svd", "mean"]
@@ -45,6 +46,10 @@ class ClusterSums:
             self.totals += [_zeros(factor) for factor in held]
 
     def add(self, gradients: Sequence[LayerGradient], assignment: Tensor) -> None:
+        with full_float32(assignment.device):
+            self._add(gradients, assignment)
+
+    def _add(self, gradients: Sequence[LayerGradient], assignment: Tensor) -> None:
         for layer, gradient in enumerate(gradients):
             if self.rule == "mean":
                 means = _mean_inputs(gradient), _sum_outputs(gradient)
@@ -79,7 +84,8 @@ def example_centres(
 ) -> list[Rank1Centre]:
     """A centre at each example: its gradient in a linear layer, else as near as the rule comes."""
     own = torch.arange(len(gradients[0].act), device=gradients[0].act.device)
-    centres = [_start(gradient, rank) for gradient in gradients]
+    with full_float32(own.device):
+        centres = [_start(gradient, rank) for gradient in gradients]
     for step in range(1 if rule == "mean" else _FIRST_STEPS):
         sums = ClusterSums(centres, rule, hold_outputs=step % 2 == 0)
         sums.add(gradients, own)

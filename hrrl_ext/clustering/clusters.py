@@ -1,4 +1,4 @@
-"""Gradient clustering: which examples of a data set teach a model the same (thesis, chapter 4)."""
+"""Gradient clustering: which examples of a data set teach a model the same (Faghri's thesis, ch. 4)."""
 
 from __future__ import annotations
 

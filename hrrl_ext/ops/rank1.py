@@ -18,7 +18,7 @@ _rank1_argmin = operator("rank1_argmin")
 
 
 def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
-    """cross_bk += Σ_g Σ_m p_bgkm q_bgkm: what a layer adds to ⟨C_k, g_b⟩ (thesis, Eq. 4.5, A.3).
+    """cross_bk += Σ_g Σ_m p_bgkm q_bgkm: what a layer adds to ⟨C_k, g_b⟩ (Faghri's thesis, Eq. 4.5, A.3).
 
     A linear layer with inputs A, output gradients D and centres c_k d_kᵀ has ⟨C_k, g_b⟩ =
     (A_b·c_k)(D_b·d_k): p = A cᵀ and q = D dᵀ, both [B, K], and M = G = 1. A convolution sums over the
@@ -60,7 +60,7 @@ def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
 def rank1_argmin(
     cross: Tensor, square: Tensor, centre_square: Tensor, weight: Tensor, *, rtol: float = 1e-6
 ) -> NearestCentre:
-    """a_b = argmin_k N_k ‖C_k - g_b‖² (thesis, Eq. 4.3), from the terms of the squared distance.
+    """a_b = argmin_k N_k ‖C_k - g_b‖² (Faghri's thesis, Eq. 4.3), from the terms of the squared distance.
 
         S_bk = max(‖C_k‖² - 2 ⟨C_k, g_b⟩ + ‖g_b‖², 0)
         a_b  = the lowest k with w_k S_bk ≤ min_j w_j S_bj + rtol w_k (‖C_k‖² + ‖g_b‖²)

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._precision import full_float32
 from ._types import Convolution, LayerGradient, NearestCentre, Rank1Centre
 from .rank1 import rank1_argmin, rank1_dot
 
@@ -46,7 +47,7 @@ def rank1_assign(
     square: Tensor | None = None,
     rtol: float = 1e-6,
 ) -> NearestCentre:
-    """a_i = argmin_k w_k Σ_l ‖C_kl - G_il‖²_F,  C_kl = Σ_r d_klr c_klrᵀ   (thesis, Eqs. 4.3 and 4.5).
+    """a_i = argmin_k w_k Σ_l ‖C_kl - G_il‖²_F,  C_kl = Σ_r d_klr c_klrᵀ   (Faghri, Eqs. 4.3 and 4.5).
 
     One assignment over all layers l. Examples' gradients, G_il, are given by what the layer read and
     by the gradient of the *sum* of the losses with respect to what it wrote (a mean loss would scale
@@ -66,9 +67,10 @@ def rank1_assign(
         float64, how clear the choice was; see :func:`rank1_argmin`, also for values that are not
         finite.
 
-    Products are in the dtype of the gradients (float32 at least), sums over positions, layers and
-    ranks in float64. Nothing carries a gradient. Deterministic on the CPU. Memory beyond the
-    arguments: [B, K] float64 and intermediates of a fixed size.
+    Products are in the dtype of the gradients (float32 at least, and not TensorFloat-32, whatever
+    torch's switches allow), sums over positions, layers and ranks in float64. Nothing carries a
+    gradient. Deterministic on the CPU. Memory beyond the arguments: [B, K] float64 and intermediates of
+    a fixed size.
 
     Equivalent, with all gradients stored::
 
@@ -125,7 +127,7 @@ def rank1_products(
     clusters = centres[0].centre_in.shape[1]
     cross = torch.zeros(batch, clusters, dtype=torch.float64, device=device)
     squares = torch.zeros(batch, 1, dtype=torch.float64, device=device)
-    with torch.no_grad():
+    with torch.no_grad(), full_float32(device):
         for gradient, centre in zip(gradients, centres, strict=True):
             _add_products(gradient, centre, cross, squares if square is None else None)
     square = squares.squeeze(1) if square is None else square

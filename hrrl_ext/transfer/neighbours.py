@@ -11,6 +11,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
+from .._precision import full_float32
 from .arrays import is_positive, to_numpy
 from .similarity import unit_rows
 
@@ -70,7 +71,8 @@ class KNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
         return torch.cat([self._shares(part) for part in queries.split(at_once)]).numpy()
 
     def _shares(self, queries: Tensor) -> Tensor:
-        similarity = queries @ self._features.T
+        with full_float32(queries.device):
+            similarity = queries @ self._features.T
         near = _most_similar(similarity, int(self.k))
         s = similarity.gather(1, near).double()
         vote = ((s - s.amax(1, keepdim=True)) / self.temperature).exp()  # in (0, 1], whatever T

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .._precision import full_float32
 from .layers import captured, find_head
 
 
@@ -37,7 +38,8 @@ def similarity_loss(
         normalise: rows of norm 1 (a row of zeros stays, and gets a finite gradient), whatever their
             scale; False compares inner products of the features as they are.
 
-    Returns a scalar [] of at least float32; half precision is computed in float32, also under autocast.
+    Returns a scalar [] of at least float32; half precision is computed in float32, also under autocast
+    (the loss also where products in TensorFloat-32 are allowed: S and S* are nearly equal).
     The gradient with S - S* = R is 2RZ/‖R‖_F; at R = 0, where the norm has none, it is exactly 0 (and a
     penalty of that kind pulls with full strength as soon as R is not 0, down to rounding; ``squared``
     does not). Deterministic as matrix products are. ValueError for other shapes.
@@ -49,7 +51,7 @@ def similarity_loss(
             "similarity_loss: z and z_start must be [B, D] and [B, D*], features of the same B images, "
             f"got {list(z.shape)} and {list(z_start.shape)}; flatten maps from dim 1 on"
         )
-    with torch.autocast(z.device.type, enabled=False):
+    with torch.autocast(z.device.type, enabled=False), full_float32(z.device):
         difference = _similarity(z, normalise) - _similarity(z_start.detach(), normalise)
         pairs = max(1, difference.numel()) if mean else 1
         if squared:

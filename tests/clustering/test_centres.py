@@ -53,7 +53,7 @@ def start(rank: int) -> list[Rank1Centre]:
 
 
 @pytest.mark.parametrize("rank", [1, 2])
-def test_every_half_step_is_least_squares(rank: int) -> None:  # G-T6
+def test_every_half_step_is_least_squares(rank: int) -> None:
     """Lower or equal each time; and no change of the moved side alone is better."""
     centres, before = start(rank), torch.inf
     for number in range(12):
@@ -103,7 +103,7 @@ def test_means() -> None:  # Eq. 4.6
         torch.testing.assert_close(convolution.centre_out[0, k, 0], outputs)
 
 
-def test_where_means_fail() -> None:  # G-T7
+def test_where_means_fail() -> None:
     """A ∈ {e1, e2} with D = ±v: the product of the means is 0, the best centre ½ (e1 - e2) vᵀ."""
     v = torch.tensor([1.0, 2.0, -3.0]).double()
     gradient = LayerGradient(torch.eye(2).double(), torch.stack([v, -v]))

@@ -60,7 +60,7 @@ def test_finds_duplicates(center: str, share: float) -> None:
     assert len(found[0].unique()) == 5  # and those of two are not
 
 
-def test_as_many_clusters_as_distinct_points() -> None:  # G-T5
+def test_as_many_clusters_as_distinct_points() -> None:
     """No distortion, so no variance; float32 products know a distance to 1e-6 of its terms."""
     x, target = points(8)
     data = x.repeat(4, 1), target.repeat(4)
@@ -100,7 +100,7 @@ def test_a_row_of_history_is_what_it_says() -> None:
         torch.testing.assert_close(clustering.weight, size.double())
 
 
-def test_the_objective_is_the_variance() -> None:  # G-T4
+def test_the_objective_is_the_variance() -> None:
     """Eq. 4.2 over N² is the variance of the stratified estimator where centres are means: here of
     rank 2 with one output each, so that rank 1 is exact."""
     x, target = points(40)
@@ -116,7 +116,7 @@ def test_the_objective_is_the_variance() -> None:  # G-T4
     assert clustering.history[-1]["objective"] == pytest.approx(variance / 40**2, rel=1e-3)
 
 
-def test_unweighted_rounds_lower_the_objective() -> None:  # G-T6
+def test_unweighted_rounds_lower_the_objective() -> None:
     """Ordinary k-means on stored ranks: with no N_k, A and U each lower it."""
     clustering = GradientClustering(model(), 10, weighted=False).fit(points(), rounds=12)
     objective = [row["objective"] for row in clustering.history if row["empty"] == 0]
@@ -125,7 +125,7 @@ def test_unweighted_rounds_lower_the_objective() -> None:  # G-T6
 
 
 @pytest.mark.parametrize("settings", [{}, {"center": "mean"}, {"rank": 2}], ids=str)
-def test_batches_and_order_do_not_matter(settings: dict[str, Any]) -> None:  # G-T12
+def test_batches_and_order_do_not_matter(settings: dict[str, Any]) -> None:
     """From the same first centres, in float64: the same clusters to the last example."""
     (x, target), order = points(), torch.randperm(200, generator=torch.Generator().manual_seed(5))
     data = x.double(), target
@@ -193,7 +193,7 @@ def test_assign(weighted: Any) -> None:
 
 
 @pytest.mark.parametrize("center", ["svd", "mean"])
-def test_no_round_raises_the_objective(center: str) -> None:  # G-T6, with the sizes moving
+def test_no_round_raises_the_objective(center: str) -> None:  # with the sizes moving
     """A lowers Eq. 4.2 at the centres, a half step of U at the assignment (means need not)."""
     for copies in (0, 100, 180):
         clustering = GradientClustering(model(), 10, center=center).fit(
@@ -228,7 +228,7 @@ def test_concepts_are_dense() -> None:
         assert len(clustering.assignment[concepts == k].unique()) == 1
 
 
-def test_one_cluster_and_one_each() -> None:  # G-T8
+def test_one_cluster_and_one_each() -> None:
     data = points(30)
     one = GradientClustering(model(), 1).fit(data, rounds=2)
     assert one.assignment.tolist() == [0] * 30

@@ -72,7 +72,7 @@ def test_gradients_of_a_model() -> None:
             )
 
 
-def test_the_model_is_as_before() -> None:  # G-T11
+def test_the_model_is_as_before() -> None:
     net, (x, target) = model(), batch()
     x.requires_grad_()
     net.head.weight.grad = torch.ones_like(net.head.weight)

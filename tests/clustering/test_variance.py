@@ -301,7 +301,7 @@ def test_estimators_draw_from_streams_of_their_own(monkeypatch):
 
 
 def test_measuring_leaves_the_training_as_it_was():
-    """G-T11: two steps of SGD with dropout and batch normalisation, measured in between or not."""
+    """Two steps of SGD with dropout and batch normalisation, measured in between or not."""
 
     def trained(measure: bool) -> dict[str, Tensor]:
         x, target = data(12)

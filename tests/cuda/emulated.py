@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import subprocess
 from collections.abc import Iterator
@@ -43,6 +44,8 @@ class Device:
     multiprocessors: int = 4
     clusters: bool = True
     cooperative: bool = True
+    architecture: int = 90  # that the kernels were compiled for
+    blocks_at_once: int = 32  # the most on a multiprocessor, whatever else there is room for
 
 
 class EmulationError(RuntimeError):
@@ -137,9 +140,7 @@ class Emulation:
             self._libraries[operator] = build(f"entry_{operator}", self.folder, self._csrc)
         library = self._libraries[operator]
         device = self.device
-        library.reset(
-            self.seed, device.multiprocessors, int(device.clusters), int(device.cooperative)
-        )
+        library.reset(self.seed, *map(int, dataclasses.astuple(device)))
         entry = getattr(library, function)
         entry.restype = ctypes.c_char_p
         failure = entry(*(a.pointer if isinstance(a, Array) else a for a in args))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import kernel_cases as kc
 import pytest
@@ -347,6 +348,47 @@ def test_opcheck() -> None:
     torch.library.opcheck(kernels.rank1_dot.default, tuple(products.values()))
     points = on_device(PointCase(3, 5).arguments())
     torch.library.opcheck(kernels.rank1_argmin.default, (*points.values(), 1e-6))
+
+
+def test_rank1_assign_is_not_rounded_to_tf32() -> None:
+    """cuDNN rounds to it by default, and products do where they are allowed to: 1e-3, not 1e-6."""
+    g = torch.Generator().manual_seed(5)
+    act, dout = (torch.randn(16, c, 14, 14, generator=g) for c in (32, 64))
+    layer = ops.LayerGradient(act, dout, ops.Convolution((3, 3), padding=(1, 1)))
+    groups, outputs, inputs = layer.shape
+    factors = (torch.randn(groups, 8, 1, n, generator=g) for n in (inputs, outputs))
+    centre = ops.Rank1Centre(*factors)
+    exact = ops.rank1_products(
+        [layer._replace(act=act.double(), dout=dout.double())],
+        [ops.Rank1Centre(*(factor.double() for factor in centre))],
+    )
+    moved = layer._replace(act=act.to(DEVICE), dout=dout.to(DEVICE))
+    there = ops.Rank1Centre(*(factor.to(DEVICE) for factor in centre))
+    torch.set_float32_matmul_precision("high")
+    try:
+        got = ops.rank1_products([moved], [there])
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    for here, want in zip(got, exact, strict=True):
+        # An inner product of terms of both signs: relative to the product of norms.
+        scale = (exact.square[:, None] * exact.centre_square).sqrt().amax().item()
+        scale = scale if want is exact.cross else want.amax().item()
+        kc.close(here.cpu(), want, rtol=0, atol=2e-6 * scale)
+
+
+def test_threads_that_need_different_shared_memory() -> None:
+    """The limit belongs to the kernel: one thread's small launch must not lower it for another's."""
+    cases = [kc.perturb_input(4, size, torch.float32) for size in (75_268, 150_528, 458_752)]
+    expected = [kernels.perturb(x.to(DEVICE), grad.to(DEVICE), 0.2)[0].cpu() for x, grad in cases]
+    inputs = [(x.to(DEVICE), grad.to(DEVICE)) for x, grad in cases]
+
+    def many(case: int) -> bool:
+        results = [kernels.perturb(*inputs[case % 3], 0.2)[0] for _ in range(200)]
+        return all(torch.equal(result.cpu(), expected[case % 3]) for result in results)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(many, range(6)))
 
 
 def test_mixed_devices_are_refused() -> None:

@@ -40,7 +40,11 @@ def test_logits_at_any_alignment(emulation: Emulation, classes: int, dtype: torc
     kc.check_concept_cross_entropy(case, case.arguments(), result)
 
 
-@pytest.mark.parametrize("device", [Device(1), Device(50), Device(cooperative=False)], ids=str)
+@pytest.mark.parametrize(
+    "device",
+    [Device(1), Device(50), Device(blocks_at_once=1), Device(cooperative=False)],
+    ids=str,
+)
 @pytest.mark.parametrize(
     "case", [ConceptCase(300, 10, 11), ConceptCase(1100, 70, 1030, label_smoothing=0.1)], ids=str
 )

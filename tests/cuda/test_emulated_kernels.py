@@ -21,6 +21,8 @@ from torch import Tensor
 ORDERS = [1, 2]  # backwards, shuffled; 0 is as numbered
 WIDE = Device(16)
 APART = Device(16, clusters=False)
+OLDER = Device(16, architecture=80)  # has clusters, but the kernels have no instructions for them
+SCARCE = Device(2, clusters=False, blocks_at_once=1)  # has room for less than launchers ask for
 
 pytestmark = pytest.mark.usefixtures("_numbered_order")
 
@@ -102,12 +104,12 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
 def check_everything(emulation: Emulation, operator: str) -> None:
     """A short round of the tests above."""
     for emulation.seed in (0, 1):
-        for emulation.device in (WIDE, APART):
+        for emulation.device in (WIDE, APART, OLDER, SCARCE):
             CHECKS[operator](emulation)
 
 
 def check_perturb(emulation: Emulation) -> None:
-    for size in (33, 2008, 18828, 40009):
+    for size in (33, 2008, 18816, 18828, 40009):
         x, grad = kc.perturb_input(3, size, torch.float32)
         kc.check_perturb(x, grad, 0.37, None, *emulation.perturb(x, grad, 0.37))
 
@@ -164,6 +166,10 @@ CONCEPTS = ("concept_cross_entropy.cu", "concept_cross_entropy")
 SIMPLEX = ("project_simplex.cu", "project_simplex")
 RANK1 = ("rank1.cu", "rank1")
 BARRIER = "__syncthreads();\n"
+DEVICE_P, DEVICE_S, DEVICE_C = (
+    ("device.cuh", operator) for operator in ("perturb", "project_simplex", "concept_cross_entropy")
+)
+LIMIT = "room - static_cast<int>(attributes.sharedSizeBytes)"
 MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "first barrier of a reduction": (
         *(REDUCE, BARRIER + "    if (lane == 0) partial", "if (lane == 0) partial"),
@@ -212,6 +218,27 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "barrier of an exchange, cluster": (BLOCKS, "sync_cluster();\n    return", "return"),
     "barrier of an exchange, grid": (BLOCKS, "sync_grid();\n    return", "return"),
     "barrier at the end of a cluster": (BLOCKS, "{ sync_cluster(); }", "{}"),
+    "clusters by the device alone, perturb": (DEVICE_P, "architecture >= 90", "architecture >= 0"),
+    "clusters by the device alone, simplex": (DEVICE_S, "architecture >= 90", "architecture >= 0"),
+    "what another device answered": (
+        *(DEVICE_S, "kept_[static_cast<size_t>(device)]", "kept_[0 * static_cast<size_t>(device)]"),
+    ),
+    "shared memory that is not asked for": (
+        *(("kernel_launch.cuh", "perturb"), "allow_shared_memory<kKernel>();", "{}"),
+    ),
+    "room that counts without registers": (
+        *(DEVICE_C, "multiprocessors()) * of_multiprocessor", "multiprocessors()) * 6"),
+    ),
+    "room without leave for shared memory": (
+        *(DEVICE_S, "if (kSharedBytes > 0) allow_shared_memory<kKernel>();", "{}"),
+    ),
+    "shared memory of the device": (DEVICE_S, LIMIT, "room"),
+    "shared memory of one launch": (
+        ("kernel_launch.cuh", "project_simplex"),
+        "if (shape.shared_bytes > 0) allow_shared_memory<kKernel>();",
+        "cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),"
+        " cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));",
+    ),
     "threads beyond the last sum": (RANK1, "i >= a.batch * clusters", "i > a.batch * clusters"),
     "teams beyond the last sum": (RANK1, "row >= a.batch", "row > a.batch"),
     "teams beyond the last example": (RANK1, "b >= a.batch", "b > a.batch"),
@@ -270,11 +297,12 @@ def test_emulation_reports_broken_rules(tmp_path: Path) -> None:
     waits = "not reached"
     expected = [waits, waits, waits, "leaves it out", "outside the mask", waits]
     for fault, message in enumerate(expected):
-        library.reset(0, 4, 1, 1)
+        library.reset(0, 4, 1, 1, 90, 32)
         assert message in library.run_fault(fault).decode()
-    expected = [waits, "has not begun", "has left", "no such block", "not cooperative"]
+    beyond = "beyond its dynamic shared memory"
+    expected = [waits, "has not begun", "has left", "no such block", beyond, "not cooperative"]
     for fault, message in enumerate(expected):
-        library.reset(0, 4, 1, 1)
+        library.reset(0, 4, 1, 1, 90, 32)
         assert message in library.run_cluster_fault(fault).decode()
     for shape, device, message in (
         ((0, 32, 1, 0), (4, 1, 1), "needs blocks"),
@@ -284,13 +312,14 @@ def test_emulation_reports_broken_rules(tmp_path: Path) -> None:
         ((5, 1024, 1, 1), (4, 1, 1), "room"),
         ((2, 32, 1, 1), (4, 1, 0), "room"),
         ((4, 1024, 1, 1), (4, 1, 1), None),
+        ((4, 512, 1, 1), (2, 1, 1, 90, 1), "room"),
     ):
-        library.reset(0, *device)
+        library.reset(0, *device, *(90, 32)[len(device) - 3 :])
         failure = library.run_shape(*shape)
         assert failure is None if message is None else message in failure.decode()
     sums = []
     for seed in (0, 1, 5):
-        library.reset(seed, 4, 1, 1)
+        library.reset(seed, 4, 1, 1, 90, 32)
         pair = (ctypes.c_int * 2)()
         assert library.sum_with_race(pair) is None
         sums.append(tuple(pair))

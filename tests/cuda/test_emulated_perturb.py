@@ -41,6 +41,21 @@ def test_clusters_and_launches_agree_to_the_bit(
     kc.check_perturb(x, grad, 0.37, None, *apart)
 
 
+@pytest.mark.parametrize("size", [18820, 37636, 75268])
+def test_kernels_for_an_older_architecture_form_no_clusters(
+    emulation: Emulation, size: int
+) -> None:
+    """Kernels for compute_80 alone run on a device with clusters, but without its instructions: a
+    block of a cluster would take its own sum for each of the others'."""
+    x, grad = kc.perturb_input(2, size, torch.float32)
+    in_cluster = emulation.perturb(x, grad, 0.37)
+    assert emulation.launches == 1
+    with emulation.on(Device(architecture=80)):
+        apart = emulation.perturb(x, grad, 0.37)
+        assert emulation.launches == 2
+    assert all(same_bits(a, b) for a, b in zip(in_cluster, apart, strict=True))
+
+
 @pytest.mark.parametrize("batch", kc.PERTURB_BATCHES)
 def test_perturb_batches(emulation: Emulation, batch: int) -> None:
     x, grad = kc.perturb_input(batch, 37, torch.float32)

@@ -1,4 +1,4 @@
-"""The ImageNet table that is shipped (H-T15), and the tool that derives it from WordNet."""
+"""The ImageNet table that is shipped, and the tool that derives it from WordNet."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def test_no_worse_than_eager(case: cases.ConceptCase) -> None:
 
 
 @CASES
-def test_both_players_see_the_same_losses(case: cases.ConceptCase) -> None:  # H-T1
+def test_both_players_see_the_same_losses(case: cases.ConceptCase) -> None:
     """loss = Σ_k q_k ĝ_k to the rounding of loss; and ĝ from the example losses in Python floats."""
     a = case.arguments()
     out = ops.concept_cross_entropy(**a, label_smoothing=case.label_smoothing)
@@ -75,7 +75,7 @@ def test_both_players_see_the_same_losses(case: cases.ConceptCase) -> None:  # H
 
 
 @pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
-def test_q_of_the_data_is_the_plain_mean(dtype: torch.dtype) -> None:  # H-T2
+def test_q_of_the_data_is_the_plain_mean(dtype: torch.dtype) -> None:
     """With q = N_k / N every weight is exactly 1: the same bits as with a single concept."""
     case = cases.ConceptCase(64, 10, 7, dtype)
     a = case.arguments()
@@ -153,7 +153,7 @@ def test_only_the_loss_carries_a_gradient_and_only_once() -> None:
         ).loss.requires_grad
 
 
-def test_concepts_without_an_example() -> None:  # H-T13
+def test_concepts_without_an_example() -> None:
     zeros = torch.zeros(2, dtype=torch.int64)
     q, count = torch.full((3,), 1 / 3), torch.tensor([4, 0, 8])  # N_1 = 0 and absent
     out = ops.concept_cross_entropy(torch.randn(2, 5), zeros, zeros + 2, q, count)
@@ -240,7 +240,7 @@ def test_same_bits_for_any_number_of_threads_and_nearly_for_any_order() -> None:
     torch.testing.assert_close(shuffled.concept_loss, results[0].concept_loss, rtol=1e-13, atol=0)
 
 
-def test_relabelling_concepts_permutes_their_losses() -> None:  # H-T14
+def test_relabelling_concepts_permutes_their_losses() -> None:
     a = cases.ConceptCase(50, 6, 5).arguments()
     order = torch.tensor([3, 0, 4, 1, 2])
     place = order.argsort()
@@ -255,7 +255,7 @@ def test_relabelling_concepts_permutes_their_losses() -> None:  # H-T14
 
 
 @pytest.mark.montecarlo
-def test_concept_loss_is_unbiased() -> None:  # H-T10
+def test_concept_loss_is_unbiased() -> None:
     """The mean over random batches is the concepts' mean loss, within 5 standard errors, and its
     variance is (1/m) [(N/N_k) mean_k ℓ² - (mean_k ℓ)²]."""
     torch.manual_seed(0)

@@ -62,7 +62,7 @@ def test_one_number_per_example() -> None:
     assert norm.tolist() == [2.0, 5.0, 0.0]
 
 
-def test_length_is_tau() -> None:  # H-T4
+def test_length_is_tau() -> None:
     x, grad = cases.images(32, 3, 32, 32), cases.gradients(32, 3, 32, 32)
     moved = ops.perturb(x.double(), grad.double(), 0.25)[0] - x.double()
     torch.testing.assert_close(
@@ -100,7 +100,7 @@ def test_unusable_gradients_leave_their_example_and_no_other(dtype: torch.dtype)
     assert not torch.isfinite(norm[3:6]).any()
 
 
-def test_tau_zero_is_the_identity() -> None:  # H-T3
+def test_tau_zero_is_the_identity() -> None:
     x = cases.images(4, 3, 8, 8) - 0.5
     grad = cases.gradients(4, 3, 8, 8)
     x[0, 0, 0, :2], grad[0, 0, 0, :2] = -0.0, torch.tensor([1.0, -1.0])  # -0.0 + 0.0 is 0.0
@@ -218,7 +218,7 @@ def test_same_bits_for_any_number_of_threads() -> None:
     assert torch.equal(results[0], results[2])
 
 
-def test_loss_rises_along_the_gradient() -> None:  # H-T5: convex in x, so a first-order lower bound
+def test_loss_rises_along_the_gradient() -> None:  # convex in x, so a first-order lower bound
     torch.manual_seed(0)
     x, target = torch.rand(64, 20, dtype=torch.float64), torch.randint(5, (64,))
     weights = torch.randn(20, 5, dtype=torch.float64)

@@ -172,7 +172,7 @@ def sums(a: dict[str, Tensor], example_loss: Tensor) -> Tensor:
 
 @repeatable(400)
 @given(problem=p.batches())
-def test_both_players_see_the_same_losses(device: str, problem: p.Batch) -> None:  # H-T1, H-T13
+def test_both_players_see_the_same_losses(device: str, problem: p.Batch) -> None:
     """ĝ from ℓ, and loss = Σ_k q_k ĝ_k from ĝ: to the roundings of ĝ and of loss, as ℓ >= 0.
 
     A concept without an example has ĝ_k = 0; a loss that is not finite shows in its own concept only.
@@ -191,7 +191,7 @@ def test_both_players_see_the_same_losses(device: str, problem: p.Batch) -> None
 
 @repeatable(300)
 @given(problem=p.batches(["normal", "±80", "large"], smoothing=False))
-def test_the_game_without_an_adversary(device: str, problem: p.Batch) -> None:  # H-T2
+def test_the_game_without_an_adversary(device: str, problem: p.Batch) -> None:
     """q = q0 weighs every example by exactly 1 and K = 1 is ERM: the same bits of the gradient, and
     the plain mean of the losses. With K = 1 that mean is also ĝ_1."""
     a = problem.tensors(device)
@@ -246,7 +246,7 @@ def test_project_simplex(device: str, problem: p.Rows) -> None:
 
 @repeatable(300)
 @given(problem=p.rows(["normal", "near", "ties"]))
-def test_projection_as_geometry(device: str, problem: p.Rows) -> None:  # H-T6
+def test_projection_as_geometry(device: str, problem: p.Rows) -> None:
     """Sum, shift, order, projecting twice; 1-Lipschitz: every bound a sum of K roundings in float64.
 
     The entries are multiples of 2^-20, so that a shift of them rounds nothing.
@@ -316,7 +316,7 @@ def test_update_distribution(device: str, problem: p.Ascent) -> None:
 
 @repeatable(300)
 @given(problem=p.ascents)
-def test_limits_of_the_adversary(device: str, problem: p.Ascent) -> None:  # H-T7, H-T9
+def test_limits_of_the_adversary(device: str, problem: p.Ascent) -> None:
     """η = 0 or q = q0 without losses: q stays. η = 1/λ: P(q0 + ĝ/λ), wherever q was; λ → ∞: q0."""
     q, gain, q0, _, _ = (
         t.double() if isinstance(t, Tensor) else t for t in problem.tensors(device)

@@ -352,7 +352,7 @@ def test_bad_points(name: str) -> None:
 # --- The A step on gradients of layers (thesis, Eq. 4.5 and A.3), against the gradients themselves
 
 
-def test_distances_of_two_layers() -> None:  # G-T1, G-T2
+def test_distances_of_two_layers() -> None:
     """A convolution in two groups, then a linear layer: rank-1 centres, and every per-example gradient
     from autograd. The distance is the sum over the layers."""
     g = cases.generator(3)

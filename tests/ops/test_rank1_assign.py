@@ -155,7 +155,7 @@ class Net(nn.Module):
         return self.head(torch.tanh(self.grouped(torch.tanh(self.conv(x)))).flatten(1))
 
 
-def test_gradients_are_those_of_autograd() -> None:  # G-T1
+def test_gradients_are_those_of_autograd() -> None:
     """Factors by hooks here, gradients by vmap of autograd: nothing in common but the model."""
     torch.manual_seed(0)
     model = Net().double()
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_autograd() -> None:  # G-T1
         torch.testing.assert_close(formed.flatten(1, 2), expected, rtol=1e-10, atol=1e-14)
 
 
-def test_layers_add_up_in_any_order() -> None:  # G-T2
+def test_layers_add_up_in_any_order() -> None:
     gradients = [LAYERS["linear with bias"], LAYERS["3x3"], LAYERS["groups"]]
     at = centres(gradients, 1)
     one = torch.ones(1)
@@ -200,7 +200,7 @@ def test_layers_add_up_in_any_order() -> None:  # G-T2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_centres_that_are_the_gradients(dtype: torch.dtype) -> None:  # G-T5
+def test_centres_that_are_the_gradients(dtype: torch.dtype) -> None:
     """As many centres as distinct gradients: each finds its own, at a distance of rounding."""
     (gradient,) = to([LAYERS["linear with bias"]], dtype)
     at = Rank1Centre(
@@ -243,7 +243,7 @@ def test_scales(scale: float) -> None:
 
 
 @pytest.mark.usefixtures("route")
-def test_does_not_depend_on_the_batch() -> None:  # G-T12
+def test_does_not_depend_on_the_batch() -> None:
     """Nor on how much is in work at a time."""
     gradients = list(LAYERS.values())
     at = centres(gradients, 4)

@@ -35,7 +35,7 @@ def test_agrees_with_sorting(k: int, scale: float) -> None:
 
 
 @pytest.mark.parametrize("k", KS)
-def test_is_the_nearest_point(k: int) -> None:  # H-T6
+def test_is_the_nearest_point(k: int) -> None:
     """KKT with one ν; (v - p)·(r - p) <= 0 for points r of the simplex; idempotent."""
     v = draw(k, 2.0)
     p = ops.project_simplex(v)

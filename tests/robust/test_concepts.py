@@ -43,7 +43,7 @@ def test_follows_algorithm_1_step_by_step() -> None:
     assert d.t == 7
 
 
-def test_limits_of_lam() -> None:  # H-T7
+def test_limits_of_lam() -> None:
     firm, loose = ConceptDistribution(COUNT, lam=1e9), ConceptDistribution(COUNT, lam=1e-6, c=1.0)
     for _ in range(50):
         firm.update(LOSS)
@@ -52,7 +52,7 @@ def test_limits_of_lam() -> None:  # H-T7
     assert loose.q.tolist() == [0.0, 0.0, 1.0, 0.0]
 
 
-def test_tends_to_the_inner_optimum() -> None:  # H-T8
+def test_tends_to_the_inner_optimum() -> None:
     """q* = P_Δ(q0 + ℓ̄/λ), and no other point of the simplex is better."""
     lam = 3.0
     d = ConceptDistribution(COUNT, lam=lam, s=10, c=2.0)
@@ -69,7 +69,7 @@ def test_tends_to_the_inner_optimum() -> None:  # H-T8
         assert value(r / r.sum()) <= value(best)
 
 
-def test_is_a_running_mean_without_clipping() -> None:  # H-T9
+def test_is_a_running_mean_without_clipping() -> None:
     torch.manual_seed(0)
     d, lam = ConceptDistribution(COUNT, lam=50.0, c=1.0), 50.0
     d.q.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]))  # forgotten at t = 1
@@ -87,7 +87,7 @@ def test_fixed_without_lam_and_with_one_concept() -> None:
     fixed.update(LOSS)
     assert torch.equal(fixed.q, fixed.q0)
     assert fixed.t == 0
-    one = ConceptDistribution([17], lam=0.1)  # H-T13
+    one = ConceptDistribution([17], lam=0.1)
     one.update(torch.tensor([5.0]))
     assert one.q.tolist() == [1.0]
 
@@ -110,7 +110,7 @@ def test_an_overflow_does_not_poison_q(bad: float) -> None:
     assert d.t == 3
 
 
-def test_state_survives() -> None:  # H-T16
+def test_state_survives() -> None:
     a = ConceptDistribution(COUNT, lam=1.0, c="auto")
     a.calibrate([LOSS, 2 * LOSS])
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_c_auto() -> None:
         ConceptDistribution(COUNT, lam=None, c="auto").calibrate(losses)
 
 
-def test_c_is_the_best_divisor() -> None:  # H-T12
+def test_c_is_the_best_divisor() -> None:
     """β(c) = (1 - 1/c) μ² log s / (2λ) - (c - 1) s λ is largest at slow_phase_divisor and is h(s)²."""
     s, mu, lam = 500, 300.0, 1.5
 

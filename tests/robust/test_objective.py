@@ -61,7 +61,7 @@ def train_erm(model: nn.Module, steps: int) -> list[float]:
     "objective",
     [
         HRRLObjective(COUNT, tau=0.0, lam=None),
-        HRRLObjective(COUNT, tau=0.0, lam=1e12),  # H-T7: λ → ∞
+        HRRLObjective(COUNT, tau=0.0, lam=1e12),  # λ → ∞
     ],
     ids=["lam=None", "lam=1e12"],
 )
@@ -78,7 +78,7 @@ def test_without_both_levels_it_is_erm(objective: HRRLObjective) -> None:
         assert objective.distribution.weight.tolist() == [1.0] * 3
 
 
-def test_one_concept_is_erm_to_the_bit() -> None:  # H-T13: the same operator, weight 1 in both
+def test_one_concept_is_erm_to_the_bit() -> None:  # the same operator, weight 1 in both
     runs = []
     for objective in (
         HRRLObjective(COUNT, tau=0.0, lam=None),
@@ -157,7 +157,7 @@ def test_five_steps_of_algorithm_1_by_hand() -> None:
 
 
 @pytest.mark.parametrize("theorem", [1, 2])
-def test_theorems_1_and_2_bound_the_worst_example(theorem: int) -> None:  # H-T11
+def test_theorems_1_and_2_bound_the_worst_example(theorem: int) -> None:
     """max_x̂ ℓ(x̂) - λ_w/2 ‖x̂ - x‖² <= ℓ(x̃) + ‖∇ℓ(x̃)‖² / (2 (λ_w - L_x)) - α for logistic loss.
 
     The maximum lies on the line through x along θ, where it is searched on a grid. τ and α are those
@@ -186,7 +186,7 @@ def test_theorems_1_and_2_bound_the_worst_example(theorem: int) -> None:  # H-T1
         assert worst <= bound + 1e-12
 
 
-def test_unbiased_gradient_of_the_model() -> None:  # H-T10
+def test_unbiased_gradient_of_the_model() -> None:
     """The weighted gradient averaged over a partition of the data into batches is the full one."""
     x, target, concept = data()
     objective = HRRLObjective(COUNT, tau=0.0, lam=1.0)

@@ -93,7 +93,7 @@ def test_computes_no_gradient_of_a_weight() -> None:
     assert fired == []
 
 
-def test_tau_zero_costs_nothing() -> None:  # H-T3
+def test_tau_zero_costs_nothing() -> None:
     def fails(x: Tensor) -> Tensor:
         raise AssertionError("the model was called")
 

@@ -120,7 +120,7 @@ def test_a_decay_that_is_given_counts_with_l2sp_too(net):
 
 
 def test_l2sp_begins_with_the_size_of_the_head_alone(net):
-    """U-T7, and its gradient: α (w - w0) on shared weights, β w on new ones."""
+    """The penalty and its gradient: α (w - w0) on shared weights, β w on new ones."""
     settings = L2SP(alpha=0.3, beta=0.2)
     module = settings(net)
     _, penalty = module(net, torch.rand(4, 3, 8, 8))

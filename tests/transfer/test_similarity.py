@@ -79,7 +79,7 @@ def test_no_gradient_reaches_the_start():
     assert z.grad.abs().sum() > 0
 
 
-# Identities (U-T6)
+# Identities
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -191,25 +191,27 @@ static bool cross_entropy_rows_double(const CrossEntropyArgs& args, int64_t begi
   return valid;
 }
 
+template <class scalar_t>
+struct GradOf {
+  using type = scalar_t;
+};
+template <>
+struct GradOf<half> {
+  using type = float;  // half has no room for p / B before a loss scale (csrc/concept_cross_entropy.h)
+};
+
 bool concept_cross_entropy(Dtype dtype, const CrossEntropyArgs& args, int64_t begin, int64_t end, double* scratch) {
-  auto* exps = reinterpret_cast<float*>(scratch);
-  const auto run = [&](auto logit, auto grad) {
+  return dispatch(dtype, [&](auto logit) {
     using scalar_t = decltype(logit);
-    using grad_t = decltype(grad);
-    return args.label_smoothing > 0.0 ? cross_entropy_rows<true, scalar_t, grad_t>(args, begin, end, exps)
-                                      : cross_entropy_rows<false, scalar_t, grad_t>(args, begin, end, exps);
-  };
-  switch (dtype) {
-    case Dtype::kFloat:
-      return run(float{}, float{});
-    case Dtype::kDouble:
+    if constexpr (sizeof(scalar_t) == sizeof(double)) {
       return cross_entropy_rows_double(args, begin, end, scratch);
-    case Dtype::kHalf:
-      return run(half{}, float{});
-    case Dtype::kBFloat16:
-      return run(bfloat16{}, bfloat16{});
-  }
-  return false;
+    } else {
+      using grad_t = typename GradOf<scalar_t>::type;
+      auto* exps = reinterpret_cast<float*>(scratch);
+      return args.label_smoothing > 0.0 ? cross_entropy_rows<true, scalar_t, grad_t>(args, begin, end, exps)
+                                        : cross_entropy_rows<false, scalar_t, grad_t>(args, begin, end, exps);
+    }
+  });
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA

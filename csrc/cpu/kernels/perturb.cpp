@@ -114,8 +114,18 @@ static double perturb_example(const double* x, const double* g, double tau, doub
   return scaled_norm * scale;
 }
 
-template <class scalar_t, class norm_t>
+template <class scalar_t>
+struct NormOf {
+  using type = float;
+};
+template <>
+struct NormOf<double> {
+  using type = double;
+};
+
+template <class scalar_t>
 static void perturb_examples(const PerturbArgs& args, int64_t begin, int64_t end) {
+  using norm_t = typename NormOf<scalar_t>::type;
   const auto* x = static_cast<const scalar_t*>(args.x);
   const auto* grad = static_cast<const scalar_t*>(args.grad);
   auto* out = static_cast<scalar_t*>(args.out);
@@ -128,16 +138,7 @@ static void perturb_examples(const PerturbArgs& args, int64_t begin, int64_t end
 }
 
 void perturb(Dtype dtype, const PerturbArgs& args, int64_t begin, int64_t end) {
-  switch (dtype) {
-    case Dtype::kFloat:
-      return perturb_examples<float, float>(args, begin, end);
-    case Dtype::kDouble:
-      return perturb_examples<double, double>(args, begin, end);
-    case Dtype::kHalf:
-      return perturb_examples<half, float>(args, begin, end);
-    case Dtype::kBFloat16:
-      return perturb_examples<bfloat16, float>(args, begin, end);
-  }
+  dispatch(dtype, [&](auto type) { perturb_examples<decltype(type)>(args, begin, end); });
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA

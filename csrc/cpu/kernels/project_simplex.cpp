@@ -130,38 +130,18 @@ static void project(const in_t* v, out_t* out, int64_t size, double radius, doub
 }
 
 void project_simplex(Dtype dtype, const void* v, void* out, int64_t size, double radius, double* block_max) {
-  const auto run = [&](auto type) {
+  dispatch(dtype, [&](auto type) {
     using scalar_t = decltype(type);
     project(static_cast<const scalar_t*>(v), static_cast<scalar_t*>(out), size, radius, block_max);
-  };
-  switch (dtype) {
-    case Dtype::kFloat:
-      return run(float{});
-    case Dtype::kDouble:
-      return run(double{});
-    case Dtype::kHalf:
-      return run(half{});
-    case Dtype::kBFloat16:
-      return run(bfloat16{});
-  }
+  });
 }
 
 // Entries [begin, begin + count) as doubles.
 static void read(Dtype dtype, const void* from, int64_t begin, int64_t count, double* to) {
-  const auto run = [&](auto type) {
+  dispatch(dtype, [&](auto type) {
     const auto* v = static_cast<const decltype(type)*>(from) + begin;
     for (int64_t j = 0; j < count; ++j) to[j] = to_double(v[j]);
-  };
-  switch (dtype) {
-    case Dtype::kFloat:
-      return run(float{});
-    case Dtype::kDouble:
-      return run(double{});
-    case Dtype::kHalf:
-      return run(half{});
-    case Dtype::kBFloat16:
-      return run(bfloat16{});
-  }
+  });
 }
 
 void update_distribution(const UpdateArgs& a, double* ascended, double* block_max) {

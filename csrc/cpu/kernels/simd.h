@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "common/dtype_id.h"
+
 #if defined(__F16C__) || defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -41,6 +43,21 @@ typedef uint16_t vshort __attribute__((vector_size(2 * kWidth)));
 typedef double vdouble __attribute__((vector_size(8 * kDoubles)));
 typedef int64_t vlong __attribute__((vector_size(8 * kDoubles)));
 typedef float vhalf __attribute__((vector_size(4 * kDoubles)));  // half as many floats, not floats of half precision
+
+// Calls f with a value of the type, for its type alone.
+template <class F>
+HRRL_INLINE auto dispatch(Dtype dtype, F f) -> decltype(f(float{})) {
+  switch (dtype) {
+    case Dtype::kDouble:
+      return f(double{});
+    case Dtype::kHalf:
+      return f(half{});
+    case Dtype::kBFloat16:
+      return f(bfloat16{});
+    default:
+      return f(float{});
+  }
+}
 
 template <class To, class From>
 HRRL_INLINE To bit_cast(From from) {

@@ -1,4 +1,4 @@
-"""Fourier-linf: perturbations whose every Fourier coefficient is bounded (thesis, Algorithm 4).
+"""Fourier-linf: perturbations whose every Fourier coefficient is bounded (Faghri's thesis, Algorithm 4).
 
 F is the unitary 2-D DFT of each channel (factor 1/√(HW)), so that ‖Fδ‖₂ = ‖δ‖₂.
 """

@@ -1,4 +1,4 @@
-"""The largest radius that costs almost no accuracy (thesis, Fig. 5.5)."""
+"""The largest radius that costs almost no accuracy (Faghri's thesis, Fig. 5.5)."""
 
 from __future__ import annotations
 

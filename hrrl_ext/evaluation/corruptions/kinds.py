@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..._precision import full_float32
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet, as_float, check_range
 from ...spec import nearest
@@ -77,7 +78,8 @@ def corrupt(
     for start in range(0, len(images), step):
         chunk = slice(start, start + step)
         x = as_float(images[chunk]).to(torch.float32).contiguous()
-        made = make(x, Draws(seed, kind, severity, numbers[chunk], x.device), unit, *row)
+        with full_float32(x.device):
+            made = make(x, Draws(seed, kind, severity, numbers[chunk], x.device), unit, *row)
         made = made.clamp(0, 1)
         out[chunk] = made.mul_(255).round_() if images.dtype == torch.uint8 else made
     return out

@@ -15,6 +15,8 @@
 // shuffled. In each order the first block and its first warp run as far ahead of the others as the barriers allow, so
 // results that differ between orders mean a race.
 //
+// What launchers ask of the runtime is in runtime_emulation.h.
+//
 // Static __shared__ arrays keep what the previous block left there, dynamic ones are filled with NaNs. Nothing is
 // modelled of speed, caches, memory order between blocks or the bank of an address: only a GPU shows these.
 #pragma once
@@ -85,15 +87,34 @@ inline Index3 threadIdx, blockIdx, blockDim{1, 1, 1}, gridDim{1, 1, 1};
 
 namespace emulation {
 
-constexpr unsigned kWarpSize = 32, kMaxThreads = 1024, kThreadsPerMultiprocessor = 1536;
+constexpr unsigned kWarpSize = 32, kMaxThreads = 1024;
 constexpr unsigned kKeptFibers = 4096;  // from launch to launch
 constexpr size_t kStackBytes = 256 * 1024;
 
 struct Device {
+  static constexpr unsigned kThreads = 1536;  // on a multiprocessor at once
   int multiprocessors = 4;
   bool clusters = true, cooperative = true;
+  // What the kernels were compiled for: the instructions of a cluster exist from 90 on. It may be less than the device
+  // is, which translates what it finds.
+  int architecture = 90;
+  // The most on a multiprocessor at once, whatever else there is room for: kernels may need many registers.
+  unsigned blocks_at_once = 32;
+
+  size_t shared_per_block() const { return (clusters ? 227 : 99) * 1024; }
+  bool operator==(const Device& o) const {
+    return multiprocessors == o.multiprocessors && clusters == o.clusters && cooperative == o.cooperative &&
+           architecture == o.architecture && blocks_at_once == o.blocks_at_once;
+  }
 };
 inline Device device;
+inline int architecture() { return device.architecture; }
+
+// How many such blocks a multiprocessor holds; each has 1 KB for the system, too.
+inline unsigned occupancy(unsigned threads, size_t shared_bytes) {
+  const size_t of_shared = (device.shared_per_block() + 1024) / (shared_bytes + 1024);
+  return std::min({device.blocks_at_once, Device::kThreads / threads, static_cast<unsigned>(of_shared)});
+}
 
 struct Shape {
   unsigned grid, block;
@@ -135,8 +156,16 @@ class Stacks {
       mmap(nullptr, kBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 };
 
+// Behind the dynamic shared memory of a block, so that a write beyond its end is reported and harms nobody. The address
+// sanitizer has a zone of its own.
+#ifdef __SANITIZE_ADDRESS__
+constexpr size_t kRedZone = 0;
+#else
+constexpr size_t kRedZone = 1024;
+#endif
+
 struct Block {
-  std::vector<unsigned char> dynamic_shared;
+  std::vector<unsigned char> dynamic_shared;  // and the red zone
   std::vector<char> static_shared;
 };
 
@@ -286,7 +315,7 @@ inline const void* in_block(const void* own, unsigned rank) {
   const auto offset = static_cast<const unsigned char*>(own) - static_cast<unsigned char*>(dynamic_shared());
   if (rank >= machine.blocks.size()) return fail("the cluster has no such block", *fiber), own;
   auto& shared = machine.blocks[rank].dynamic_shared;
-  if (offset < 0 || offset >= static_cast<ptrdiff_t>(shared.size()))
+  if (offset < 0 || offset >= static_cast<ptrdiff_t>(shared.size() - kRedZone))
     return fail("only dynamic shared memory is seen by other blocks", *fiber), own;
   const auto first = machine.fibers.begin() + rank * machine.threads;
   const auto in = [&](auto state) {
@@ -366,7 +395,7 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
   machine.blocks.resize(blocks);
   for (Block& block : machine.blocks) {
     // A new array each time: the address sanitizer then knows its end. The bytes are NaN as doubles and as floats.
-    block.dynamic_shared = std::vector<unsigned char>(shared_bytes, 0xff);
+    block.dynamic_shared = std::vector<unsigned char>(shared_bytes + kRedZone, 0xff);
     block.static_shared.clear();
   }
   for (unsigned f = 0; f < machine.count; ++f) prepare(f);
@@ -382,6 +411,10 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
       fail("a barrier or warp operation was not reached by all of its threads", fiber);
     if (fiber.state != Fiber::kLeft) fiber.has_stack = false;  // it never ends: the next one begins anew
   }
+  for (const Block& block : machine.blocks)
+    if (std::any_of(block.dynamic_shared.end() - kRedZone, block.dynamic_shared.end(),
+                    [](auto b) { return b != 0xff; }))
+      fail("a kernel wrote beyond its dynamic shared memory", machine.fibers[0]);
 }
 
 inline void launch(const Shape& shape, std::function<void()> body) {
@@ -391,12 +424,12 @@ inline void launch(const Shape& shape, std::function<void()> body) {
   machine.body = std::move(body);
   gridDim.x = shape.grid, blockDim.x = shape.block;
   const unsigned gang = shape.cooperative ? shape.grid : shape.cluster;
-  const unsigned room = static_cast<unsigned>(device.multiprocessors) * (kThreadsPerMultiprocessor / shape.block);
   if (shape.grid == 0 || shape.block == 0 || shape.block > kMaxThreads || shape.block % kWarpSize != 0)
     machine.failure = "a launch needs blocks, of 32 to 1024 threads in whole warps";
   else if (shape.cluster == 0 || shape.grid % shape.cluster != 0 || (shape.cluster > 1 && !device.clusters))
     machine.failure = "the grid must be of whole clusters, on a device that has them";
-  else if (shape.cooperative && (!device.cooperative || shape.grid > room))
+  else if (shape.cooperative && (!device.cooperative || shape.grid > static_cast<unsigned>(device.multiprocessors) *
+                                                                         occupancy(shape.block, shape.shared_bytes)))
     machine.failure = "a cooperative launch needs a device that has room for all of its blocks at once";
   if (failure()) return;
   std::vector<unsigned> gangs(shape.grid / gang);

@@ -2,9 +2,12 @@
 // A function returns null, or what the emulation has to complain about.
 #pragma once
 
-extern "C" void reset(unsigned seed, int multiprocessors, int clusters, int cooperative) {
+#include "runtime_emulation.h"
+
+extern "C" void reset(unsigned seed, int multiprocessors, int clusters, int cooperative, int architecture,
+                      unsigned blocks_at_once) {
   emulation::reset(seed);
-  emulation::device = {multiprocessors, clusters != 0, cooperative != 0};
+  emulation::use_device({multiprocessors, clusters != 0, cooperative != 0, architecture, blocks_at_once});
 }
 
 // Since the last reset

@@ -1,5 +1,5 @@
 // clang-format off: the kernels need what the emulation declares
-#include "cuda_emulation.h"
+#include "runtime_emulation.h"
 #include "cuda/concept_cross_entropy.cu"
 #include "entry.h"
 // clang-format on

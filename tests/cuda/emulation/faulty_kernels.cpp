@@ -57,6 +57,9 @@ const Body kClusterBodies[] = {
       shared_of(2);
       sync_cluster();
     },
+    [] {  // a write beyond what the launch asked for
+      own_shared()[1] = 1;
+    },
     [] {  // a barrier of the grid, in an ordinary launch
       emulation::sync_grid(__FILE__, __LINE__);
     },
