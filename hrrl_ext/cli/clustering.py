@@ -124,10 +124,10 @@ def _variance(args: Namespace) -> None:
     """Measure how noisy mini-batch gradients are, uniform and stratified, at a trained model."""
     import json
 
-    from .._files import replacing
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
     from ..processes import choose_device
+    from ..storage import replacing
     from ..training.run_folder import open_model
 
     if args.out is not None and Path(args.out).exists():

@@ -90,7 +90,7 @@ def _probe(args: Namespace) -> None:
     """Train a linear SVM, or nearest neighbours, on saved features and measure how they transfer."""
     import json
 
-    from .._files import replacing
+    from ..storage import replacing
     from ..training.run_folder import flat
     from ..transfer import load_features
     from ..transfer.probe import probe

@@ -237,7 +237,9 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
 def test_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
     HRRLTrainer(**(SMALL | {"epochs": 1}), tau=0.0, lam=None, out=tmp_path).fit()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match=r"already holds a run; continue it with resume=True"):
+    with pytest.raises(
+        FileExistsError, match=r"already holds a run; continue it with resume, or choose"
+    ):
         HRRLTrainer(**SMALL, tau=0.0, lam=None, out=tmp_path)
     with pytest.raises(ValueError, match=r"other settings \(tau, epochs differ\)"):
         HRRLTrainer(**SMALL, tau=0.5, lam=None, out=tmp_path, resume=True)

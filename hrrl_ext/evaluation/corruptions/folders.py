@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._files import replacing
 from ...data.folders import FolderImages, class_folders
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet
 from ...data.resize import check_image_size, fit_tensor
 from ...spec import nearest
+from ...storage import replacing
 from .kinds import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
 
 if TYPE_CHECKING:
