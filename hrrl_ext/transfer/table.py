@@ -14,6 +14,7 @@ from typing import Any
 from .._tables import aligned, markdown
 from ..data import Concepts, ImageSet, Source
 from ..robust import HRRLTrainer
+from ..spec import not_known
 from ..storage import read_rows, write_rows
 from ..training.run_folder import RunFolder
 from .features import extract_features
@@ -38,7 +39,7 @@ def variant_config(name: str, tau: float, lam: float) -> dict[str, Any]:
             return {"adversary": "group_dro", "tau": 0.0}
         case "CVaR":
             return {"adversary": "cvar", "tau": 0.0}
-    raise ValueError(f"a variant is one of {', '.join(VARIANTS + BASELINES)}, got {name!r}")
+    raise ValueError(f"variant {not_known(name, VARIANTS + BASELINES)}")
 
 
 @dataclass(frozen=True)
