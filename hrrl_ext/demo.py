@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from ._files import replacing
 from .data import ArrayImages, ConceptMap, ImageSet, imbalance, load_images, lower_resolution
 from .plots import plot_histories
+from .storage import write_text
 from .transfer import Target, TransferTable, transfer_table
 
 SHAPE = {
@@ -67,8 +67,7 @@ def run_demo(
         report=report,
         **SETTINGS,  # type: ignore[arg-type]
     )
-    with replacing(out / "table.md") as path:
-        path.write_text(table.to_markdown() + "\n")
+    write_text(out / "table.md", table.to_markdown() + "\n")
     first = {trial.variant: trial.history for trial in table.trials if trial.seed == 0}
     report(f"\n{table}\n\naccuracy in %, mean ± standard deviation over {seeds} seeds\n")
     for picture in plot_histories(first, out):

@@ -7,7 +7,6 @@ torchvision's, whose state dicts load.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .spec import not_known
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Normalise", "ResNet18", "build_model", "resnet18"]
 
@@ -203,11 +204,8 @@ def build_model(
             OrderedDict(normalise=Normalise(), network=make(name, num_classes=num_classes))
         )
     if model not in _MODELS:
-        nearest = difflib.get_close_matches(model.lower(), _MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"build_model: unknown model {model!r}, the nearest known name is {nearest!r}; "
-            f"known: {', '.join(_MODELS)}, torchvision:NAME, timm:NAME, or pass any nn.Module"
-        )
+        known = [*_MODELS, "torchvision:NAME", "timm:NAME"]
+        raise ValueError(f"build_model: model {not_known(model, known)}; or pass any nn.Module")
     if image_size < 1:
         raise ValueError(f"build_model: image_size must be at least 1 pixel, got {image_size}")
     return resnet18(
@@ -237,6 +235,4 @@ def _of_timm(name: str, num_classes: int) -> nn.Module:
 
 def _require_known(name: str, known: Sequence[str], library: str) -> None:
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=3)
-        hint = f"; near are {', '.join(near)}" if near else ""
-        raise ValueError(f"build_model: {library} has no model {name!r}{hint}")
+        raise ValueError(f"build_model: {library} model {not_known(name, known)}")

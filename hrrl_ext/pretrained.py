@@ -9,7 +9,6 @@ A folder that :func:`save_pretrained` wrote, or ``best/`` of a run, holds
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
-from ._files import read_json, replacing, why_unreadable
+from .storage import read_json, replacing, why_unreadable, write_json
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
@@ -98,8 +97,7 @@ def save_pretrained(
     folder = Path(folder)
     with replacing(folder / "model.safetensors") as path:
         save_weights(model, str(path))
-    with replacing(folder / "config.json") as path:
-        path.write_text(json.dumps(dict(config), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_json(folder / "config.json", config)
 
 
 def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:

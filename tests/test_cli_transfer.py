@@ -90,7 +90,7 @@ def test_neighbours_and_concepts(
     assert f"concept_accuracy/round {result['concept_accuracy']['round']:.4f}" in stdout
     status, _, stderr = run(capsys, *probe, "--k", "5")
     assert (status, stderr.count("\n")) == (1, 1)
-    assert "k is no setting of svm" in stderr
+    assert "svm's setting 'k' is not known" in stderr
 
 
 @pytest.mark.parametrize(
@@ -106,16 +106,20 @@ def test_neighbours_and_concepts(
             "is no state dict of resnet18",
         ),
         (["--arch", "resnet81", "--weights", "WEIGHTS", "--out", "x"], 1, "resnet18"),
-        (["RUN", "--method", "l2", "--out", "x"], 1, "'l2' (nearest known: 'l2sp') is no method"),
+        (
+            ["RUN", "--method", "l2", "--out", "x"],
+            1,
+            "method 'l2' is not known; did you mean 'l2sp'?",
+        ),
         (
             ["RUN", "--method", "similarity:w=1", "--out", "x"],
             1,
-            "'w=1' is no setting of similarity",
+            "setting 'w' is not known",
         ),
         (["RUN", "--lr", "0", "--out", "x"], 1, "lr must be positive, got 0.0"),
         (["RUN", "--lr", "fast", "--out", "x"], 2, "lr"),
         (["RUN", "--image_size", "80", "--out", "x"], 1, "was built for images of 8 pixels"),
-        (["RUN", "--methd", "plain", "--out", "x"], 2, "nearest known: '--method'"),
+        (["RUN", "--methd", "plain", "--out", "x"], 2, "did you mean '--method'"),
         (["RUN", "--out", "x", "--resume"], 1, "x holds no run"),
         (["RUN", "--classifier", "x"], 2, "out"),
     ],

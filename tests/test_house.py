@@ -22,7 +22,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hrrl_ext"
 METHODS = {"robust"}
 FLOOR = {
     **dict.fromkeys(
-        ("ops", "norms", "perturbation", "spec", "processes", "models", "pretrained"), 0
+        (
+            *("ops", "norms", "perturbation", "spec", "storage", "processes"),
+            *("models", "pretrained"),
+        ),
+        0,
     ),
     "data": 1,
     **dict.fromkeys(("training", "clustering", "evaluation"), 2),
@@ -64,7 +68,7 @@ def room(module: str) -> str:
 
 
 def floor(module: str) -> int:
-    """Private files of the package itself, such as _files, and hrrl_ext itself, are on the ground."""
+    """Private files of the package itself, such as _tables, and hrrl_ext itself, are on the ground."""
     return FLOOR.get(room(module), 0)
 
 

@@ -123,12 +123,10 @@ def _variance_arguments(parser: CommandParser) -> None:
 
 def _variance(args: Namespace) -> None:
     """Measure how noisy mini-batch gradients are, uniform and stratified, at a trained model."""
-    import json
-
-    from .._files import replacing
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
     from ..processes import choose_device
+    from ..storage import write_json
 
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
@@ -171,8 +169,7 @@ def _variance(args: Namespace) -> None:
             "parameters": parameters,
             "estimators": measured.rows(),
         }
-        with replacing(args.out) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, result)
         print(f"saved {args.out}")
 
 

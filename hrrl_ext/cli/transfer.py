@@ -89,9 +89,7 @@ def _probe_arguments(parser: CommandParser) -> None:
 
 def _probe(args: Namespace) -> None:
     """Train a linear SVM, or nearest neighbours, on saved features and measure how they transfer."""
-    import json
-
-    from .._files import replacing
+    from ..storage import write_json
     from ..training.run_folder import flat
     from ..transfer import load_features
     from ..transfer.probe import probe
@@ -111,8 +109,7 @@ def _probe(args: Namespace) -> None:
     for name, value in flat(result).items():
         print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
     if args.out is not None:
-        with replacing(args.out) as path:
-            path.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.out, result)
 
 
 def _concept_map(concepts: str) -> Any:

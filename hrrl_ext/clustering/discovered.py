@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..data import Concepts, ImageSet
 from ..data.concepts import CLUSTERS
-from ..spec import nearest
+from ..spec import read_settings, readers_of, written
 from .centres import CentreRule
 from .clusters import GradientClustering
 from .examples import ExampleLoss
@@ -100,32 +99,20 @@ class DiscoveredConcepts:
 
         The inverse of ``str``. Raises ValueError that names the part that is wrong.
         """
-        count, *options = text.removeprefix(CLUSTERS).split(",")
-        given = {"num_clusters": count}
-        for option in options:
-            name, equals, value = option.partition("=")
-            if not equals or name not in _READ or name in given:
-                known = [known for known in _READ if known not in given]
-                raise ValueError(
-                    f"concepts {text!r}: {nearest([name], known)} is no setting that is left; write "
-                    f"NAME=VALUE with one of {', '.join(known)}, each once"
-                )
-            given[name] = value
-        read: dict[str, Any] = {}
-        for name, value in given.items():
-            try:
-                read[name] = _READ[name](value)
-            except ValueError:
-                raise ValueError(
-                    f'concepts {text!r}: {name} cannot be {value!r}; write "{CLUSTERS}K" with a whole '
-                    f'number, or "{CLUSTERS}K,every=E", with other settings after further commas'
-                ) from None
-        return cls(**read)
+        return cls(
+            **read_settings(
+                f"concepts {text!r}",
+                text.removeprefix(CLUSTERS),
+                readers_of(cls),
+                first="num_clusters",
+                form=f"{CLUSTERS}K, or with settings {CLUSTERS}K,every=E,layers=A+B",
+            )
+        )
 
     def __str__(self) -> str:
         """What :meth:`parse` reads: K, and the settings that are not the default."""
         changed = [
-            f",{field.name}={_written(value)}"
+            f",{field.name}={written(value)}"
             for field in fields(self)[1:]
             if (value := getattr(self, field.name)) != field.default
         ]
@@ -197,19 +184,3 @@ class Discovery:
     @property
     def _live(self) -> Tensor:
         return self.clustering.cluster_size.nonzero().flatten()
-
-
-_READ: dict[str, Callable[[str], Any]] = {
-    "num_clusters": int,
-    "every": int,
-    "rounds": int,
-    "refresh_rounds": int,
-    "layers": lambda text: text.split("+"),
-    "rank": int,
-    "center": str,
-    "seed": int,
-}
-
-
-def _written(value: object) -> str:
-    return "+".join(value) if isinstance(value, tuple) else str(value).lower()

@@ -13,13 +13,10 @@ Every file is there whole or not at all, and nothing that is read can execute co
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,48 +24,25 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from .._files import read_json, replacing, why_unreadable
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
+from ..storage import WorkFolder, replacing, why_unreadable, write_csv, write_rows
 from .clusters import GradientClustering
 
 _SHOWN = 3  # classes of a cluster that are named in a line
 
 
-class ClusterFolder:
+class ClusterFolder(WorkFolder):
     """Names and contents of the files of one clustering."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        self._description = self.path / "clusters.json"
+        # The model may lie elsewhere now; a digest of its weights stands beside it.
+        super().__init__(path, "a clustering", "clusters.json", moves=["model"])
         self._state = self.path / "state.pt"
         self.concepts = self.path / "concepts.csv"
 
-    # --- whether there is a clustering
-
-    @property
-    def holds_clusters(self) -> bool:
-        return self._description.exists()
-
-    def require_free(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {self.path}")
-        if self.holds_clusters:
-            raise FileExistsError(
-                f"{self.path} already holds a clustering; continue it with --resume, or choose "
-                "another out"
-            )
-
-    def require_same(self, description: Mapping[str, Any]) -> None:
-        """That it holds a clustering, and of this description; the model may lie elsewhere now."""
-        there, here = self.description(), json.loads(json.dumps(description))
-        changed = [k for k in here if k != "model" and here[k] != there.get(k)]
-        if changed:
-            raise ValueError(
-                f"resume: {self.path} is a clustering with other settings ({', '.join(changed)} "
-                "differ); a clustering is continued as it was begun"
-            )
+    # --- whether it is of these data
 
     def require_data(self, images: ImageSet) -> None:
         """That ``images`` are as many as were clustered; a warning where they have another name."""
@@ -88,15 +62,13 @@ class ClusterFolder:
     # --- writing
 
     def begin(self, description: Mapping[str, Any]) -> None:
-        with replacing(self._description) as path:
-            path.write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        self.describe(description)
 
     def save(self, clustering: GradientClustering) -> None:
         """After a round: what :meth:`resume` takes up, and the history to read."""
         with replacing(self._state) as path:
             torch.save(clustering.state_dict(), path)
-        with replacing(self.path / "history.jsonl") as path:
-            path.write_text("".join(json.dumps(r) + "\n" for r in clustering.history), "utf-8")
+        write_rows(self.path / "history.jsonl", clustering.history)
 
     def write_found(self, clustering: GradientClustering, images: ImageSet) -> None:
         """What was found, for others to read."""
@@ -104,21 +76,16 @@ class ClusterFolder:
         with replacing(self.path / "assignment.safetensors") as path:
             path.write_bytes(save({name: getattr(clustering, name) for name in names}))
         rows = cluster_rows(clustering, images.target, images.classes)
-        with (
-            replacing(self.path / "clusters.csv") as path,
-            path.open("w", newline="", encoding="utf-8") as f,
-        ):
-            writer = csv.DictWriter(f, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows(row | {"classes": _counts(row["classes"])} for row in rows)
+        table = [row | {"classes": _counts(row["classes"])} for row in rows]
+        write_csv(self.path / "clusters.csv", list(rows[0]), table)
         write_example_concepts(self.concepts, clustering.assignment.tolist())
 
     # --- reading
 
     def description(self) -> dict[str, Any]:
-        if not self.holds_clusters:
+        if not self.taken:
             raise FileNotFoundError(f"{self.path} holds no clustering; hrrl cluster writes one")
-        return read_json(self._description)
+        return super().description()
 
     def resume(self, clustering: GradientClustering) -> None:
         """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""

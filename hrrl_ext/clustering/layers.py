@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..ops import Convolution, LayerGradient
-from ..spec import nearest
+from ..spec import not_known
 from .examples import ExampleLoss, check_losses
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -42,9 +42,7 @@ def find_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[s
                     f"layers: {name!r} is a {type(everything[name]).__name__}; gradients are "
                     "clustered by nn.Linear, nn.Conv1d and nn.Conv2d layers"
                 )
-            raise ValueError(
-                f"layers: the model has no {nearest([name], known)}; there are {', '.join(known)}"
-            )
+            raise ValueError(f"layers: the model's layer {not_known(name, known)}")
         found[name] = known[name]
     if not found:
         raise ValueError("layers: no layer was named; leave it out for all of them")

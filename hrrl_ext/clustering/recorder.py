@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from .._files import read_rows, replacing
 from .._streams import random_stream
 from ..processes import current_processes
+from ..storage import read_rows, write_rows
 from .clusters import GradientClustering
 from .estimators import MeanGradient, Snapshot
 from .examples import Data, ExampleLoss, cross_entropy
@@ -174,8 +173,7 @@ class VarianceRecorder:
         # Later ones are of a run that was stopped, and taken up at an earlier step.
         self.rows = [row for row in self.rows if row["step"] < step] + rows
         if current_processes().main:
-            with replacing(self.file) as path:
-                path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), "utf-8")
+            write_rows(self.file, self.rows)
 
 
 def read_recording(file: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -14,8 +14,8 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .._files import replacing
 from ..spec import listed, nearest
+from ..storage import write_csv, write_json
 
 _CLASS_HEADER, _EXAMPLE_HEADER = "class,concept", "example,concept"
 _CLASS_LAYOUT = f'JSON {{"class": "concept", ...}} or CSV with the header `{_CLASS_HEADER}`'
@@ -45,10 +45,7 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
 
 def write_concept_file(path: str | os.PathLike[str], concept_of: Mapping[str, str]) -> None:
     """Write class → concept as JSON. Atomic: a reader sees the old file or the whole new one."""
-    with replacing(path) as partial:
-        partial.write_text(
-            json.dumps(concept_of, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
+    write_json(path, concept_of)
 
 
 def is_example_file(path: object) -> bool:
@@ -78,10 +75,8 @@ def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]
 
 def write_example_concepts(path: str | os.PathLike[str], concepts: Sequence[str | int]) -> None:
     """Write the concept of every example [N] as CSV. Atomic: the old file or the whole new one."""
-    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(_EXAMPLE_HEADER.split(","))
-        writer.writerows(enumerate(concepts))
+    rows = ({"example": i, "concept": concept} for i, concept in enumerate(concepts))
+    write_csv(path, ["example", "concept"], rows, line_end="\n")
 
 
 def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) -> list[str]:

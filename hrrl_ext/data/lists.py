@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import csv
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..spec import listed, nearest
+from ..spec import TEXT, listed, not_known, read_settings, split_spec
 from .columns import sorted_names
 from .concept_map import ConceptMap
 from .folders import ImageFiles
@@ -44,6 +43,7 @@ _SPLITS = {
     **dict.fromkeys(("val", "valid", "validation", "1"), "val"),
     **dict.fromkeys(("test", "2"), "test"),
 }
+_SUFFIXES = (".csv", ".txt")
 _OPTIONS = {"image": "image_column", "label": "label_column", "split": "split_column"}
 
 
@@ -149,7 +149,10 @@ class ProductImages(ImageFiles):
 
 def is_list(source: object) -> bool:
     """Whether `open_list` opens this source."""
-    return isinstance(source, (str, os.PathLike)) and _parts(os.fspath(source)) is not None
+    if not isinstance(source, (str, os.PathLike)):
+        return False
+    name, _ = split_spec(os.fspath(source), suffixes=_SUFFIXES)
+    return name.lower().endswith(_SUFFIXES)
 
 
 def open_list(
@@ -159,29 +162,19 @@ def open_list(
     root: str | os.PathLike[str] | None,
 ) -> ImageFiles:
     """A source for which `is_list` holds: FILE.csv, FILE.csv:image=...,label=...,split=..., FILE.txt."""
-    parts = _parts(os.fspath(source))
-    assert parts is not None
-    path, text = parts
+    name, text = split_spec(os.fspath(source), suffixes=_SUFFIXES)
+    path = Path(name)
     products = path.suffix.lower() == ".txt"
-    known = ("label",) if products else tuple(_OPTIONS)
-    columns: dict[str, str] = {}
-    for option in text.split(",") if text else ():
-        name, equals, value = option.partition("=")
-        if not equals or name not in known:
-            raise ValueError(
-                f"images: {option!r} in {os.fspath(source)!r} is not {'=, '.join(known)}= with the "
-                f"name of a column; expected {PRODUCTS_LAYOUT if products else CSV_LAYOUT}"
-            )
-        columns[_OPTIONS[name]] = value
+    settings = read_settings(
+        f"images {os.fspath(source)!r}",
+        text,
+        dict.fromkeys(("label",) if products else _OPTIONS, TEXT),
+        form=PRODUCTS_LAYOUT if products else CSV_LAYOUT,
+    )
+    columns = {_OPTIONS[option]: column for option, column in settings.items()}
     if products:
         return ProductImages(path, image_size=image_size, root=root, **columns)
     return CsvImages(path, image_size=image_size, split=split, root=root, **columns)
-
-
-def _parts(source: str) -> tuple[Path, str] | None:
-    """Path and options of a list file; None for any other source."""
-    match = re.fullmatch(r"(.+\.(?:csv|txt))(?::(\w+=.*))?", source, re.IGNORECASE | re.DOTALL)
-    return None if match is None else (Path(match[1]), match[2] or "")
 
 
 def _read_csv(path: Path) -> tuple[list[str], list[list[str]], list[int]]:
@@ -256,7 +249,7 @@ def _column(header: Sequence[str], name: str | None, usual: Sequence[str], what:
     """Index of the column of this name, or of the only one with a usual name."""
     if name is not None:
         if name not in header:
-            raise ValueError(f"{what} column {nearest([name], header)} is not in the header")
+            raise ValueError(f"{what} column {not_known(name, header)}")
         return header.index(name)
     found = [i for i, column in enumerate(header) if column.lower() in usual]
     if len(found) != 1:

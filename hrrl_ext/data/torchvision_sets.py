@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from ..spec import not_known
 from .concept_map import ConceptMap
 from .folders import DecodedImages
 from .image_sets import ArrayImages, ImageSet
@@ -79,10 +79,7 @@ def _data_set_class(name: str) -> Any:
             'pip install "hrrl_ext[torchvision]"'
         ) from error
     if not inspect.isclass(getattr(datasets, name, None)):
-        known = difflib.get_close_matches(name, datasets.__all__, n=3, cutoff=0.4)
-        raise ValueError(
-            f"torchvision has no data set {name!r}; nearest: {', '.join(known) or 'none'}"
-        )
+        raise ValueError(f"torchvision: data set {not_known(name, datasets.__all__)}")
     return getattr(datasets, name)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
+
+from ..spec import not_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +69,9 @@ PRESETS = {
 def evaluation_config(preset: str, **overrides: Any) -> EvaluationConfig:
     """A preset with other values in some places. ValueError: unknown preset. TypeError: unknown name."""
     if preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        raise ValueError(f"evaluate: preset {not_known(preset, PRESETS)}")
     known = [field.name for field in fields(EvaluationConfig)]
-    for name in overrides.keys() - set(known):
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise TypeError(f"evaluate has no setting {name!r}; the nearest is {near!r}")
+    for name in overrides:
+        if name not in known:
+            raise TypeError(f"evaluate: setting {not_known(name, known)}")
     return replace(PRESETS[preset], **overrides)

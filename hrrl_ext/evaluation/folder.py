@@ -7,7 +7,6 @@ report.json               all of them
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .._files import read_json, replacing
+from ..storage import WorkFolder, read_json, write_json
 from .parts import Part
 
 
@@ -24,26 +23,17 @@ class EvaluationFolder:
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
+        self._work = None if path is None else WorkFolder(path, "an evaluation", "evaluation.json")
 
     def begin(self, description: Mapping[str, Any], *, resume: bool) -> None:
         """Refuses a folder that holds another evaluation, or this one without ``resume``."""
-        if self.path is None:
+        if self._work is None:
             return
-        file = self.path / "evaluation.json"
-        if not file.exists():
-            write_json(file, description)
+        if resume and self._work.taken:
+            self._work.require_same(description)
             return
-        if not resume:
-            raise FileExistsError(
-                f"{self.path} already holds an evaluation; continue it with resume, or choose "
-                "another out"
-            )
-        there, here = read_json(file), json.loads(json.dumps(description))
-        if changed := [k for k in here if here[k] != there.get(k)]:
-            raise ValueError(
-                f"resume: {self.path} is an evaluation with other settings ({', '.join(changed)} "
-                "differ); an evaluation is continued as it was begun"
-            )
+        self._work.require_free()
+        self._work.describe(description)
 
     def parts(
         self, measures: Mapping[str, Callable[[], Part]], progress: Callable[[str], None] | None
@@ -67,12 +57,6 @@ class EvaluationFolder:
         if file is not None:
             write_json(file, part)
         return part
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as partial:
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-        partial.write_text(text + "\n", encoding="utf-8")
 
 
 def _file_name(name: str) -> str:

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from .._files import read_json
 from .._tables import aligned, one_line
-from .folder import write_json
+from ..storage import read_json, write_json
 from .parts import Part
 from .schema import check_report
 
@@ -43,7 +42,7 @@ class Report:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes one file, whole or not at all; :meth:`from_json` reads it."""
-        write_json(Path(path), self.to_dict())
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Report:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .._files import read_rows
 from ..clustering.recorder import read_recording
+from ..storage import read_rows
 from .adversary import has_slow_phase, plot_h, plot_q
 from .figures import History, column, over_epochs, panels_of, save, shown
 from .gradients import plot_variances

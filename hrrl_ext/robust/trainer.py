@@ -21,7 +21,7 @@ from ..data.image_sets import as_float
 from ..models import build_model
 from ..pretrained import classes_of, load_weights
 from ..processes import Processes, start_processes
-from ..spec import nearest
+from ..spec import not_known
 from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
 from ..training.progress import ProgressStyle
 from ..training.scalars import require_tensorboard
@@ -239,12 +239,10 @@ class HRRLTrainer:
 def _split(config: dict[str, Any]) -> tuple[TrainingConfig, HRRLConfig]:
     """One flat namespace for the user, the loop's settings and the method's here."""
     of_loop, of_method = ({field.name for field in fields(c)} for c in (TrainingConfig, HRRLConfig))
-    unknown = [name for name in config if name not in of_loop | of_method]
-    if unknown:
-        raise TypeError(
-            f"HRRLTrainer has no argument {nearest(unknown, of_loop | of_method)}; known are "
-            f"{', '.join(sorted(of_loop | of_method))}"
-        )
+    known = sorted(of_loop | of_method)
+    for name in config:
+        if name not in known:
+            raise TypeError(f"HRRLTrainer: argument {not_known(name, known)}")
     return (
         TrainingConfig(**{name: value for name, value in config.items() if name in of_loop}),
         HRRLConfig(**{name: value for name, value in config.items() if name in of_method}),

@@ -24,7 +24,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from .._files import sync, why_unreadable
+from ..storage import sync, why_unreadable
 
 _STATE = {"optimizer", "scaler", "rng", "rng_cuda", "history"}  # and what the recipe adds
 _UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError)

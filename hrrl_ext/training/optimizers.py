@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from ..spec import nearest
+from ..spec import not_known
 from .config import TrainingConfig
 
 _BY_NAME: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
@@ -33,12 +33,12 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> Optimizer:
     if kind is SGD:
         options["momentum"] = config.momentum
     given = dict(config.optimizer_options or {})
+    left = [name for name in known if name != "params" and name not in options]
     for name in given:
-        if name not in known or name == "params" or name in options:
+        if name not in left:
             raise ValueError(
-                f"optimizer_options: {nearest([name], [k for k in known if k != 'params'])} is no "
-                f"option of {config.optimizer} that is left; lr, weight_decay and the momentum of sgd "
-                "are settings of the run"
+                f"optimizer_options: {config.optimizer}'s option {not_known(name, left)}; lr, "
+                "weight_decay and the momentum of sgd are settings of the run"
             )
     return kind(_groups(model, config.decay_norms_and_biases), **options | given)
 
@@ -47,8 +47,8 @@ def _kind(name: str) -> type[Optimizer]:
     if "." not in name:
         if name not in _BY_NAME:
             raise ValueError(
-                f"optimizer: {nearest([name], list(_BY_NAME))} is not known; give {', '.join(_BY_NAME)}, "
-                "or the dotted name of a class, such as torch.optim.NAdam"
+                f"optimizer: {not_known(name, _BY_NAME)}, or the dotted name of a class, such as "
+                "torch.optim.NAdam"
             )
         return _BY_NAME[name]
     module, _, attribute = name.rpartition(".")

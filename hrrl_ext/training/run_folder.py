@@ -14,8 +14,6 @@ best/                             config.json and model.safetensors of the best 
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,23 +22,27 @@ from typing import Any
 from torch import nn
 
 from .._environment import environment
-from .._files import replacing
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
+from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
 from .recipe import Row
 
 
-class RunFolder:
+class RunFolder(WorkFolder):
     """Names and contents of the files of one run."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        super().__init__(path, "a run", "config.json")
 
     # --- whether there is a run
 
     @property
+    def taken(self) -> bool:
+        return super().taken or (self.path / "checkpoints").exists()
+
+    @property
     def holds_run(self) -> bool:
-        return (self.path / "config.json").exists() or (self.path / "checkpoints").exists()
+        return self.taken
 
     @property
     def best(self) -> Path:
@@ -50,38 +52,16 @@ class RunFolder:
     def checkpoints(self) -> list[Path]:
         return checkpoints(self.path / "checkpoints")
 
-    def require_free(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {self.path}")
-        if self.holds_run:
-            raise FileExistsError(
-                f"{self.path} already holds a run; continue it with resume=True, or choose another out"
-            )
-
     def require_run(self, description: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """That it holds a run, and of this description; a setting that is newer than the run had its
         default there."""
-        if not self.holds_run:
-            raise FileNotFoundError(f"resume: {self.path} holds no run")
-        here, there = (json.loads(json.dumps(d)) for d in (description, self.config()))
-        settings = json.loads(json.dumps(defaults)) | there.get("training", {})
-        changed = [
-            *(k for k in here if k != "training" and here[k] != there.get(k)),
-            *(k for k, v in here["training"].items() if v != settings.get(k)),
-        ]
-        if changed:
-            raise ValueError(
-                f"resume: {self.path} is a run with other settings ({', '.join(changed)} differ); "
-                "a run is continued as it was begun"
-            )
+        self.require_same(description, {"training": defaults})
 
     # --- writing
 
     def begin(self, description: Mapping[str, Any], device: str, processes: int) -> None:
-        if not (self.path / "config.json").exists():
-            _write_json(self.path / "config.json", description)
-        with (self.path / "environment.jsonl").open("a", encoding="utf-8") as f:
-            print(json.dumps(environment(device) | {"processes": processes}), file=f)
+        self.describe(description)
+        append_row(self.path / "environment.jsonl", environment(device) | {"processes": processes})
 
     def save(self, step: int, model: nn.Module, state: Mapping[str, Any]) -> None:
         save_checkpoint(self.path / "checkpoints", step, model, state)
@@ -91,28 +71,24 @@ class RunFolder:
         save_pretrained(model, self.best, self.config() | {"best": dict(row)})
 
     def write_evaluations(self, evaluations: Sequence[Row]) -> None:
-        _write_rows(self.path / "evaluations.jsonl", evaluations)
+        write_rows(self.path / "evaluations.jsonl", evaluations)
 
     def write_metrics(self, history: Sequence[Row], lines: Sequence[str]) -> None:
         """metrics.jsonl as it is; metrics.csv with one column per concept for what is a dict there."""
-        _write_rows(self.path / "metrics.jsonl", history)
+        write_rows(self.path / "metrics.jsonl", history)
         rows = [flat(row) for row in history]
-        with (
-            replacing(self.path / "metrics.csv") as path,
-            path.open("w", newline="", encoding="utf-8") as f,
-        ):
-            # Concepts that are found while training may come and go: a row has those of its epoch.
-            names = dict.fromkeys(name for row in rows for name in row)
-            writer = csv.DictWriter(f, fieldnames=list(names))
-            writer.writeheader()
-            writer.writerows(rows)
-        with replacing(self.path / "train.log") as path:
-            path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        # Concepts that are found while training may come and go: a row has those of its epoch.
+        names = dict.fromkeys(name for row in rows for name in row)
+        write_csv(self.path / "metrics.csv", list(names), rows)
+        write_text(self.path / "train.log", "".join(line + "\n" for line in lines))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        _write_json(self.path / "results.json", results)
+        write_json(self.path / "results.json", results)
 
     # --- reading
+
+    def description(self) -> dict[str, Any]:
+        return self.config()
 
     def config(self) -> dict[str, Any]:
         try:
@@ -169,13 +145,3 @@ def flat(row: Row) -> dict[str, Any]:
         else:
             columns[name] = value
     return columns
-
-
-def _write_rows(path: Path, rows: Sequence[Row]) -> None:
-    with replacing(path) as partial:
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

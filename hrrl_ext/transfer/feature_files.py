@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from .._files import replacing
+from ..storage import replacing
 
 _SUFFIXES = (".safetensors", ".npz")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from ..data.sources import takes_root
 from ..models import build_model
 from ..pretrained import read_config
 from ..robust import HRRLTrainer
-from ..spec import nearest
+from ..spec import not_known, read_settings, readers_of, split_spec
 from ..training import TrainingResult
 from ..training.run_folder import open_model
 from .layers import find_head, layer_name
@@ -175,28 +175,16 @@ def read_method(method: Method) -> L2SP | Similarity | None:
     """
     if not isinstance(method, str):
         return method
-    name, _, text = method.partition(":")
-    known = ["plain", *_PENALTIES]
-    if name not in known or (name == "plain" and text):
+    name, text = split_spec(method)
+    if name not in ("plain", *_PENALTIES):
         raise ValueError(
-            f"method {method!r}: {nearest([name], known)} is no method; give {', '.join(known)}, the "
-            "last two also with settings, as in similarity:w_sim=3,squared=true"
+            f"method {not_known(name, ['plain', *_PENALTIES])}, the last two also with settings, as in "
+            "similarity:w_sim=3,squared=true"
         )
-    if name == "plain":
-        return None
-    kind = _PENALTIES[name]
-    readers = {field.name: _READERS[str(field.type)] for field in fields(kind)}
-    settings: dict[str, Any] = {}
-    for setting in filter(None, text.split(",")):
-        key, _, value = setting.partition("=")
-        try:
-            settings[key] = readers[key](value)
-        except (KeyError, ValueError):
-            raise ValueError(
-                f"method {method!r}: {setting!r} is no setting of {name}; write NAME=VALUE with one of "
-                f"{', '.join(readers)}"
-            ) from None
-    return kind(**settings)
+    kind = _PENALTIES.get(name)
+    readers = {} if kind is None else readers_of(kind)
+    settings = read_settings(f"method {method!r}", text, readers)
+    return None if kind is None else kind(**settings)
 
 
 def error_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
@@ -254,14 +242,3 @@ def _require_size(start: nn.Module, config: Mapping[str, Any], size: int, folder
             f"finetune: {folder} was built for images of {config['image_size']} pixels, and for {size} "
             f"{config['model']} has other layers; give image_size={config['image_size']}"
         )
-
-
-def _truth(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "float": float,
-    "bool": _truth,
-    "str | None": str,
-}

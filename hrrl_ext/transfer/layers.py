@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 from torch import Tensor, nn
+
+from ..spec import not_known
 
 
 def find_classifier(model: nn.Module) -> nn.Linear:
@@ -31,10 +32,8 @@ def find_layer(model: nn.Module, layer: str | nn.Module, argument: str) -> nn.Mo
     if isinstance(layer, str):
         named: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if name}
         if layer not in named:
-            near = difflib.get_close_matches(layer, named, n=3, cutoff=0.0)
             raise ValueError(
-                f"{argument}: {type(model).__name__} has no layer {layer!r}; "
-                f"the nearest names are {', '.join(map(repr, near))}"
+                f"{argument}: {type(model).__name__}'s layer {not_known(layer, named)}"
             )
         return named[layer]
     if not isinstance(layer, nn.Module):

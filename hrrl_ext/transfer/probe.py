@@ -23,6 +23,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..data import ConceptMap
+from ..spec import not_known
 from .arrays import is_positive, to_numpy
 from .features import Features
 from .neighbours import KNeighbours
@@ -208,9 +209,7 @@ def probe(
         raise ValueError(f"probe: method must be svm or knn, got {method!r}")
     known = classifiers[method]().get_params()
     if unknown := sorted(parameters.keys() - known.keys()):
-        raise ValueError(
-            f"probe: {', '.join(unknown)} is no setting of {method}; it has {', '.join(known)}"
-        )
+        raise ValueError(f"probe: {method}'s setting {not_known(unknown[0], known)}")
     if len(test.features) == 0:
         raise ValueError("probe: test has no examples; check the path and split it came from")
     concept = None if concepts is None else concepts.concept(torch.as_tensor(test.labels)).numpy()

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .._files import replacing
 from .._tables import aligned, markdown
 from ..data import Concepts, ImageSet, Source
 from ..robust import HRRLTrainer
+from ..spec import not_known
+from ..storage import read_rows, write_rows
 from ..training.run_folder import RunFolder
 from .features import extract_features
 from .probe import probe
@@ -39,7 +39,7 @@ def variant_config(name: str, tau: float, lam: float) -> dict[str, Any]:
             return {"adversary": "group_dro", "tau": 0.0}
         case "CVaR":
             return {"adversary": "cvar", "tau": 0.0}
-    raise ValueError(f"a variant is one of {', '.join(VARIANTS + BASELINES)}, got {name!r}")
+    raise ValueError(f"variant {not_known(name, VARIANTS + BASELINES)}")
 
 
 @dataclass(frozen=True)
@@ -182,8 +182,7 @@ def transfer_table(
             )
             trials.append(trial)
             if path is not None:
-                with replacing(path) as partial:
-                    partial.write_text("".join(json.dumps(asdict(t)) + "\n" for t in trials))
+                write_rows(path, map(asdict, trials))
             shown = {**trial.source, **trial.targets}
             numbers = "  ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
             report(f"{variant:4}  seed {seed}  {numbers}")
@@ -193,7 +192,11 @@ def transfer_table(
 def _read(path: Path) -> list[Trial]:
     if not path.exists():
         return []
-    return [Trial(**json.loads(line)) for line in path.read_text().splitlines()]
+    names = [field.name for field in fields(Trial)]
+    rows = read_rows(
+        path, names, of="a transfer table", numbers=["seed"], named=["source", "targets"]
+    )
+    return [Trial(**{name: row[name] for name in names}) for row in rows]
 
 
 def _per_cent(mean: float, spread: float, sign: str) -> str:

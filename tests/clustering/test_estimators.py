@@ -412,7 +412,7 @@ def snapshot_of(**options) -> Snapshot:
     ("call", "error", "message"),
     [
         (lambda: MeanGradient(mlp(), data(), parameters=["4.wieght"]), ValueError,
-         r"Sequential has no parameter '4.wieght' \(nearest known: '4.weight'\)"),
+         r"Sequential has no parameter '4.wieght' \(did you mean '4.weight'\?\)"),
         (lambda: MeanGradient(mlp(), data(), parameters=[]), ValueError, "one or more"),
         (lambda: MeanGradient(mlp(), data(), parameters=["4.bias"] * 2), ValueError, "different"),
         (lambda: MeanGradient(mlp(), data(), parameters="4.bias"), TypeError, "list of names"),

@@ -149,7 +149,7 @@ def test_refusals_leave_all_as_it_was(capsys: Any, saved: Path, tmp_path: Path) 
     assert cluster(capsys, saved, out, "--rounds", "1")[0] == 0
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
     cases = [
-        (cluster(capsys, saved, out), "already holds a clustering; continue it with --resume"),
+        (cluster(capsys, saved, out), "already holds a clustering; continue it with resume, or"),
         (cluster(capsys, saved, out, "--resume", "--rank", "2"), "other settings (rank differ)"),
         (cluster(capsys, saved, out, "--resume", "--rounds", "0"), "rounds must be at least 1"),
         (cluster(capsys, saved, tmp_path / "none", "--resume"), "holds no clustering"),

@@ -139,7 +139,7 @@ def test_frozen_layers_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("layers", "message"),
     [
-        (["heads"], "no 'heads' \\(nearest known: 'head'\\)"),
+        (["heads"], "'heads' is not known; did you mean 'head'"),
         (["norm"], "'norm' is a BatchNorm2d"),
         ([], "no layer was named"),
     ],

@@ -349,7 +349,7 @@ def test_printed():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"estimators": ["SG-B", "SVGR"]}, ValueError, r"no estimator 'SVGR' \(nearest known: 'SVRG'\)"),
+        ({"estimators": ["SG-B", "SVGR"]}, ValueError, r"no estimator 'SVGR' \(did you mean 'SVRG'\?\)"),
         ({"estimators": "GC"}, TypeError, "a list of names, got the string 'GC'"),
         ({"estimators": []}, ValueError, "no estimator; there are SG-B, SG-2B, SVRG, GC"),
         ({"estimators": ["GC"]}, ValueError, "GC needs assignment="),
@@ -359,7 +359,7 @@ def test_printed():
         ({"batch_size": 4}, ValueError, "a batch must have 1..6 examples.* got 8"),
         ({"num_batches": 1}, ValueError, "num_batches of at least 2, got 1"),
         ({"form": "exact"}, ValueError, "form must be 'corrected' or 'paper', got 'exact'"),
-        ({"parameters": ["4.biass"]}, ValueError, "nearest known: '4.bias'"),
+        ({"parameters": ["4.biass"]}, ValueError, "did you mean '4.bias'"),
         ({"loss": F.cross_entropy}, ValueError, "one loss per example"),
     ],
 )  # fmt: skip

@@ -76,7 +76,7 @@ def test_write_is_atomic(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("class,concept\ncat,a\ndgo,a\ncar,b\n", r"unknown class 'dgo' \(nearest known: 'dog'\)"),
+        ("class,concept\ncat,a\ndgo,a\ncar,b\n", r"unknown class 'dgo' \(did you mean 'dog'\?\)"),
         ("class,concept\ncat,a\ncar,b\n", "no concept is given for class 'dog'"),
         ("class,concept\ncar,b\n", "no concept is given for classes 'cat', 'dog'"),
         ("class,concept\n0,a\n1,a\n3,b\n", "unknown class '3'"),

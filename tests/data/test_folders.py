@@ -119,7 +119,7 @@ def test_split_folders_share_the_classes_of_train(tmp_path):
 
 def test_a_class_unknown_to_train(tmp_path):
     save(tmp_path, {"train/ant/0.png": 0, "test/aunt/0.png": 1})
-    with pytest.raises(ValueError, match=r"unknown class folder 'aunt' \(nearest known: 'ant'\)"):
+    with pytest.raises(ValueError, match=r"unknown class folder 'aunt' \(did you mean 'ant'\?\)"):
         load_images(tmp_path, split="test", image_size=4)
 
 

@@ -155,7 +155,7 @@ def test_test_falls_back_to_val(tmp_path):
         ("CIFAR10", {"root": "empty"}, FileNotFoundError, "no data under empty.*is downloaded"),
         ("CIFAR10", {"split": "val"}, ValueError, "no split 'val': the set has train and test"),
         ("SVHN", {"split": "all"}, ValueError, "no split 'all': Unknown value 'all'"),
-        ("CIFAR1O", {}, ValueError, "no data set 'CIFAR1O'; nearest: CIFAR10"),
+        ("CIFAR1O", {}, ValueError, "data set 'CIFAR1O' is not known; did you mean 'CIFAR10'"),
         ("Files", {}, ValueError, "give image_size"),
         ("Boxes", {"image_size": 4}, ValueError, "no single class per image"),
     ],

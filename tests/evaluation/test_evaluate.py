@@ -304,14 +304,14 @@ def test_models_that_are_refused(
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"preset": "quik"}, ValueError, "preset must be one of quick, full, got 'quik'"),
+        ({"preset": "quik"}, ValueError, "preset 'quik' is not known; did you mean 'quick'"),
         (
             {"attack_point": 3},
             TypeError,
-            "no setting 'attack_point'; the nearest is 'attack_points'",
+            "setting 'attack_point' is not known; did you mean 'attack_points'",
         ),
         ({"attack_points": 0}, ValueError, "attack_points must be at least 1, got 0"),
-        ({"corruptions": ["darkr"]}, ValueError, "'darkr' .nearest known: 'darker'."),
+        ({"corruptions": ["darkr"]}, ValueError, "'darkr' .did you mean 'darker'"),
         ({"corruptions": "all"}, TypeError, "corruptions must be a list of texts, got 'all'"),
         ({"attacks": ["linf"]}, ValueError, "NORM:RADIUS"),
         ({"max_epsilon": ["l7"]}, ValueError, "NORM:RADIUS"),

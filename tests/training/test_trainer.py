@@ -237,7 +237,9 @@ def test_what_a_run_leaves(tmp_path: Path) -> None:
 def test_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
     HRRLTrainer(**(SMALL | {"epochs": 1}), tau=0.0, lam=None, out=tmp_path).fit()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(FileExistsError, match=r"already holds a run; continue it with resume=True"):
+    with pytest.raises(
+        FileExistsError, match=r"already holds a run; continue it with resume, or choose"
+    ):
         HRRLTrainer(**SMALL, tau=0.0, lam=None, out=tmp_path)
     with pytest.raises(ValueError, match=r"other settings \(tau, epochs differ\)"):
         HRRLTrainer(**SMALL, tau=0.5, lam=None, out=tmp_path, resume=True)
@@ -494,7 +496,7 @@ def test_per_example_concepts() -> None:
 
 IMAGES = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
 BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "unknown": ({"taw": 1.0}, TypeError, r"no argument 'taw' \(nearest known: 'tau'\)"),
+    "unknown": ({"taw": 1.0}, TypeError, "argument 'taw' is not known; did you mean 'tau'"),
     "tau": ({"tau": -1.0}, ValueError, "tau must be finite and not negative"),
     "lam": ({"lam": 0.0}, ValueError, "lam must be positive"),
     "epochs": ({"epochs": 0}, ValueError, "epochs must be positive, got 0"),
@@ -504,7 +506,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "precision": ({"precision": "fp8"}, ValueError, "precision must be one of fp32, bf16, fp16"),
     "progress": ({"progress": "loud"}, ValueError, "progress must be one of auto"),
     "device": ({"device": "cuda:99"}, ValueError, "torch sees no CUDA device"),
-    "model": ({"model": "resnet19"}, ValueError, "nearest known name is 'resnet18'"),
+    "model": ({"model": "resnet19"}, ValueError, "'resnet19' is not known; did you mean 'resnet18'"),
     "few logits": ({"model": Narrow(classes=7)}, ValueError, r"logits \[B, 10\].*got \[1, 7\]"),
     "one concept": ({"concepts": [0] * 160}, ValueError, "one concept only.*lam=None"),
     "empty concept": ({"concepts": [0, 2] * 80}, ValueError, "concept"),

@@ -113,7 +113,7 @@ def test_a_layer_that_is_overwritten_in_place_later():
         (
             {"layer": "layer9"},
             ValueError,
-            "layer: ResNet18 has no layer 'layer9'; the nearest names",
+            "layer: ResNet18's layer 'layer9' is not known; did you mean 'layer",
         ),
         ({"layer": nn.ReLU()}, ValueError, r"layer \(ReLU\) is not a layer of the model"),
         ({"layer": 3}, TypeError, "layer must be a layer of the model or its name, got int"),

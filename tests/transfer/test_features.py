@@ -196,8 +196,8 @@ def test_classifier_by_name_and_by_module():
 @pytest.mark.parametrize(
     ("classifier", "error", "message"),
     [
-        ("hiden", ValueError, "no layer 'hiden'; the nearest names are 'hidden'"),
-        ("", ValueError, "no layer ''"),
+        ("hiden", ValueError, "layer 'hiden' is not known; did you mean 'hidden'"),
+        ("", ValueError, "layer '' is not known"),
         (nn.Linear(5, 2), ValueError, r"classifier \(Linear\) is not a layer of the model"),
         (3, TypeError, "got int"),
     ],

@@ -285,14 +285,17 @@ def test_methods_as_text(text, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("similar", r"'similar' \(nearest known: 'similarity'\) is no method"),
+        ("similar", "method 'similar' is not known; did you mean 'similarity'"),
         ("plain:x=1", "method 'plain:x=1'"),
-        ("l2sp:alfa=1", "'alfa=1' is no setting of l2sp; write NAME=VALUE with one of alpha, beta"),
-        ("l2sp:alpha", "'alpha' is no setting"),
-        ("l2sp:alpha=much", "'alpha=much'"),
-        ("similarity:mean=1", "'mean=1'"),
+        (
+            "l2sp:alfa=1",
+            "setting 'alfa' is not known; did you mean 'alpha'. known are 'alpha', 'beta', 'classifier'",
+        ),
+        ("l2sp:alpha", "alpha has no value; write alpha=VALUE, a finite number"),
+        ("l2sp:alpha=much", "alpha must be a finite number or fraction, .* got 'much'"),
+        ("similarity:mean=1", "mean must be true or false, got '1'"),
         ("l2sp:alpha=-1", "alpha must be at least 0"),
-        ("l2sp:beta=nan", "beta must be at least 0"),
+        ("l2sp:beta=nan", "beta must be a finite number"),
     ],
 )
 def test_methods_that_are_refused(text, message):
@@ -306,7 +309,7 @@ def test_methods_that_are_refused(text, message):
         ({"lr": 0.0}, "lr must be positive"),
         ({"epochs": 0}, "epochs must be positive"),
         ({"method": "l2"}, "method 'l2'"),
-        ({"classifier": "fc"}, "no layer 'fc'"),
+        ({"classifier": "fc"}, "layer 'fc' is not known"),
     ],
 )
 def test_bad_arguments_raise_before_any_work(net, tmp_path, options, message):

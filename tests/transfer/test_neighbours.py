@@ -212,7 +212,9 @@ def test_probe_refuses():
     train = features(8, 0)
     with pytest.raises(ValueError, match="method must be svm or knn, got 'tree'"):
         probe(train, train, method="tree")
-    with pytest.raises(ValueError, match="C is no setting of knn; it has k, temperature"):
+    with pytest.raises(
+        ValueError, match="knn's setting 'C' is not known; known are 'k', 'temperature'"
+    ):
         probe(train, train, method="knn", C=1.0)
     with pytest.raises(IndexError, match="must lie in"):
         probe(train, train, method="knn", concepts=ConceptMap(torch.zeros(2).long(), ["a"]))

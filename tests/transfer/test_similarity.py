@@ -266,7 +266,7 @@ def test_a_classifier_by_name():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="no layer 'fc'; the nearest names are"):
+    with pytest.raises(ValueError, match="layer 'fc' is not known; "):
         Similarity(classifier="fc")(Net())
     for w_sim in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="w_sim must be at least 0"):

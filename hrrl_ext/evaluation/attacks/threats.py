@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import math
-import re
 from dataclasses import dataclass
 
 from ...norms import L1, L2, Linf, Norm
+from ...spec import NUMBER, not_known, read_settings, split_spec
 from .fourier import FourierLinf
 
 NORMS = ("linf", "l2", "l1", "fourier", "fourier-low", "fourier-high")
-
-_NUMBER = r"(\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|\.\d+)"
-_RADIUS = re.compile(rf"{_NUMBER}(?:/{_NUMBER})?")
 
 
 @dataclass(frozen=True)
@@ -30,18 +25,19 @@ def parse_threat(spec: str) -> Threat:
 
     Raises ValueError for anything else; nothing is evaluated.
     """
-    norm, colon, radius = str(spec).strip().partition(":")
-    number = _RADIUS.fullmatch(radius.strip())
-    if not colon or number is None:
+    spec = str(spec).strip()
+    norm, text = split_spec(spec)
+    form = "NORM:RADIUS, such as linf:8/255 or l2:0.5"
+    settings = read_settings(
+        f"attack {spec!r}", text, {"radius": NUMBER}, first="radius", form=form
+    )
+    eps: float = settings["radius"]
+    if eps < 0:
         raise ValueError(
-            f"an attack is written NORM:RADIUS, such as linf:8/255 or l2:0.5, got {spec!r}"
+            f"attack {spec!r}: radius must be at least 0, got {eps:g}; expected {form}"
         )
     find_norm(norm)
-    divisor = float(number[2]) if number[2] else 1.0
-    eps = float(number[1]) / divisor if divisor else math.inf
-    if not math.isfinite(eps):
-        raise ValueError(f"the radius of an attack must be finite, got {spec!r}")
-    return Threat(str(spec).strip(), norm, eps)
+    return Threat(spec, norm, eps)
 
 
 def find_norm(norm: str | Norm) -> Norm:
@@ -61,7 +57,4 @@ def find_norm(norm: str | Norm) -> Norm:
             return FourierLinf("low")
         case "fourier-high":
             return FourierLinf("high")
-    near = difflib.get_close_matches(str(norm).lower(), NORMS, n=1, cutoff=0.0)[0]
-    raise ValueError(
-        f"norm must be one of {', '.join(NORMS)}, got {norm!r}; the nearest is {near!r}"
-    )
+    raise ValueError(f"norm {not_known(norm, NORMS)}")

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..._files import replacing
 from ...data.folders import FolderImages, class_folders
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet
 from ...data.resize import check_image_size, fit_tensor
-from ...spec import nearest
+from ...spec import not_known
+from ...storage import replacing
 from .kinds import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class _OnDisk(Mapping[str, tuple[ImageSet, ...]]):
 
     def __getitem__(self, kind: str) -> tuple[ImageSet, ...]:
         if kind not in self._places:
-            raise KeyError(nearest([kind], self._places))
+            raise KeyError(not_known(kind, self._places))
         if kind not in self._opened:
             self._opened[kind] = self._open(kind, self._places[kind])
         return self._opened[kind]

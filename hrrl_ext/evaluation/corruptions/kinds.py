@@ -10,7 +10,7 @@ from torch import Tensor
 from ..._precision import full_float32
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet, as_float, check_range
-from ...spec import nearest
+from ...spec import not_known
 from . import blur, digital, noise, weather
 from .draws import Draws
 from .severities import parameters
@@ -125,9 +125,7 @@ class _Corrupted(ImageSet):
 
 def _check(kind: str, severity: int) -> None:
     if kind not in _MADE_BY:
-        raise ValueError(
-            f"corrupt: unknown kind {nearest([kind], _MADE_BY)}; the kinds are {', '.join(_MADE_BY)}"
-        )
+        raise ValueError(f"corrupt: kind {not_known(kind, _MADE_BY)}")
     if type(severity) is not int or severity not in SEVERITIES:
         raise ValueError(f"corrupt: severity must be one of 1, 2, 3, 4, 5, got {severity!r}")
 

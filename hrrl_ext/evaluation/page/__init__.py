@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ..._files import replacing
+from ...storage import write_text
 from ..report import Report
 from . import sections, svg
 
@@ -39,9 +39,8 @@ def write_html(reports: Report | Sequence[Report], path: str | os.PathLike[str])
         raise ValueError(
             f"write_html: reports must be at least one, of different names, got {names}"
         )
-    with replacing(path) as partial:
-        # A name of a file need not be valid Unicode: what is not shows as "?".
-        partial.write_text(page(reports), encoding="utf-8", errors="replace")
+    # A name of a file need not be valid Unicode: what is not shows as "?".
+    write_text(path, page(reports).encode(errors="replace").decode())
 
 
 def page(reports: Sequence[Report]) -> str:
