@@ -38,7 +38,7 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
-LONG = 400
+LONG, LONG_BODY = 400, 60
 WHOLE: dict[str, str] = {
     "clustering.clusters": "the model of chapter 4 in one piece",
 }
@@ -119,6 +119,11 @@ def test_files_and_functions_can_be_held_in_mind(module: str) -> None:
     text = FILES[module].read_text(encoding="utf-8")
     if module not in WHOLE:
         assert len(text.splitlines()) <= LONG, f"{module} is longer than {LONG} lines"
+    for function in ast.walk(ast.parse(text)):
+        if isinstance(function, ast.FunctionDef):
+            first = function.body[1 if ast.get_docstring(function) and function.body[1:] else 0]
+            lines = (function.end_lineno or 0) - first.lineno + 1
+            assert lines <= LONG_BODY, f"{module}.{function.name} has a body of {lines} lines"
 
 
 if __name__ == "__main__":  # the arrows between rooms, for docs/house.md

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,56 @@ def evaluate(
     }
     folder.begin(description | begun_with, resume=resume)
 
+    groups = _Groups(concept, names, train_count)
+    parts = folder.parts(
+        _measures(model, images, attacked, groups, steps, severities, kinds, config), progress
+    )
+    seconds = sum(part["seconds"] for part in parts.values())
+    device = str(next((p.device for p in model.parameters()), "cpu"))
+    report = _report(
+        name,
+        {**description, "preset": preset, "seconds": seconds, **environment(device)},
+        parts,
+        kinds,
+        config,
+        _warnings(by_class, is_random, parts, [parts[f"attack {spec}"] for spec in config.attacks]),
+    )
+    if folder.path is not None:
+        report.to_json(folder.path / "report.json")
+    return report
+
+
+def drawn(count: int, points: int | None, seed: int) -> Tensor:
+    """Row numbers of ``points`` of ``count`` images, in order; all if None or not as many.
+
+    Uniform without replacement, by the seed alone: fewer points are part of more.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count if points is None else points].sort().values
+
+
+# --- the parts
+
+
+class _Groups(NamedTuple):
+    """What accuracy is broken down by."""
+
+    concept: Tensor
+    names: list[str]
+    train_count: Tensor | None
+
+
+def _measures(
+    model: nn.Module,
+    images: ImageSet,
+    attacked: ImageSet,
+    groups: _Groups,
+    steps: list[float],
+    severities: Callable[[str], list[ImageSet]],
+    kinds: list[str],
+    config: EvaluationConfig,
+) -> dict[str, Callable[[], Part]]:
+    """Every part by its name, in the order in which they are measured."""
     predictions = cache(partial(predict, model, images, batch_size=config.batch_size))
     x_target = cache(partial(_tensors, model, attacked))
     quick, size, seed = config.quick_attacks, config.batch_size, config.seed
@@ -121,8 +171,8 @@ def evaluate(
     def radius(norm: str) -> Part:
         return max_epsilon_part(model, *x_target(), norm)
 
-    measures: dict[str, Callable[[], Part]] = {
-        "accuracy": lambda: accuracy_part(predictions(), concept, names, train_count),
+    return {
+        "accuracy": lambda: accuracy_part(predictions(), *groups),
         "perturbation curve": lambda: curve_part(
             perturbation_curve(model, images, steps, batch_size=size)
         ),
@@ -131,40 +181,28 @@ def evaluate(
         **{f"attack {spec}": partial(attack, spec) for spec in config.attacks},
         **{f"max epsilon {norm}": partial(radius, norm) for norm in config.max_epsilon},
     }
-    parts = folder.parts(measures, progress)
-    attacks = [parts[f"attack {spec}"] for spec in config.attacks]
+
+
+def _report(
+    name: str,
+    about: dict[str, Any],
+    parts: dict[str, Part],
+    kinds: list[str],
+    config: EvaluationConfig,
+    warnings: Iterator[tuple[str, str]],
+) -> Report:
     by_kind = [parts[f"corruption {kind}"] for kind in kinds]
-    report = Report(
+    return Report(
         name=name,
-        about={
-            **description,
-            "preset": preset,
-            "seconds": sum(part["seconds"] for part in parts.values()),
-            **environment(str(next((p.device for p in model.parameters()), "cpu"))),
-        },
+        about=about,
         accuracy=parts["accuracy"],
         perturbation_curve=parts["perturbation curve"],
         calibration=parts["calibration"],
-        corruptions=_together(by_kind, images.num_classes) if by_kind else None,
-        attacks=attacks,
+        corruptions=_together(by_kind, about["classes"]) if by_kind else None,
+        attacks=[parts[f"attack {spec}"] for spec in config.attacks],
         max_epsilon=[parts[f"max epsilon {norm}"] for norm in config.max_epsilon],
-        warnings=[
-            {"name": name, "text": text}
-            for name, text in _warnings(by_class, is_random, parts, attacks)
-        ],
+        warnings=[{"name": name, "text": text} for name, text in warnings],
     )
-    if folder.path is not None:
-        report.to_json(folder.path / "report.json")
-    return report
-
-
-def drawn(count: int, points: int | None, seed: int) -> Tensor:
-    """Row numbers of ``points`` of ``count`` images, in order; all if None or not as many.
-
-    Uniform without replacement, by the seed alone: fewer points are part of more.
-    """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[: count if points is None else points].sort().values
 
 
 # --- before anything is measured

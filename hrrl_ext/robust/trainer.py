@@ -139,6 +139,8 @@ class HRRLTrainer:
             num_workers=num_workers,
             keep_gib=keep_gib,
         )
+        if training.patience is not None and sets.validation is None:
+            raise ValueError("patience needs validation: without, no evaluation is better or worse")
         self.model = _build(model, sets.images, method.width, training.seed)
         if init is not None:
             if resume:

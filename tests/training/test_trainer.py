@@ -503,6 +503,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "batch_size": ({"batch_size": -1}, ValueError, "batch_size must be positive"),
     "lr": ({"lr": math.nan}, ValueError, "lr must be positive"),
     "milestones": ({"milestones": [5, -2]}, ValueError, "milestones must be epochs from 1 on"),
+    "patience": ({"patience": 2}, ValueError, "patience needs validation"),
     "precision": ({"precision": "fp8"}, ValueError, "precision must be one of fp32, bf16, fp16"),
     "progress": ({"progress": "loud"}, ValueError, "progress must be one of auto"),
     "device": ({"device": "cuda:99"}, ValueError, "torch sees no CUDA device"),
