@@ -31,11 +31,14 @@ digits = load_images("digits", split="train").subset(range(203))
 torch.manual_seed(5)
 model = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 10))
 trainer = HRRLTrainer(model, data=digits, validation=digits, concepts="classes", tau=0.1, lam=20.0, epochs=7,
-                      batch_size=26, lr=0.1, crop_padding=1, device="cpu", progress="off")
+                      batch_size=26, lr=0.1, crop_padding=1, device="cpu", progress="off", clip_norm=1.0,
+                      ema=0.9, schedule="cosine", warmup="4 steps", evaluate_every="9 steps", patience=9)
 assert trainer.processes.size == int(sys.argv[2])
 result = trainer.fit()
 rank = trainer.processes.rank
 save_file({"q": trainer.objective.distribution.q, **model.state_dict(),
+           **{f"average {name}": value for name, value in result.ema.state_dict().items()},
+           "evaluations": torch.tensor([row["accuracy"] for row in trainer.loop.evaluations]),
            "row": torch.tensor([result.last[k] for k in
                                 ("loss", "train_accuracy", "accuracy", "worst_concept_accuracy")])},
           f"{sys.argv[1]}/rank-{rank}.safetensors")
