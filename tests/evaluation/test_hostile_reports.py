@@ -141,7 +141,7 @@ def without(found: list[Node], texts: list[str]) -> list[Node]:
 def test_every_text_in_turn(whole: dict[str, Any]) -> None:
     """The page is the one with a harmless text in its place: no element and no attribute more."""
     found = texts(whole)
-    assert len(found) > 40
+    assert len(found) > 30  # some come and go with what is warned of
     for at in found:
         got, expected = (
             without(nodes(Report(**with_leaf(whole, at, text))), [text])
