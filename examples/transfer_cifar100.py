@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import csv
 import statistics
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from result_page import with_tables
@@ -127,11 +127,11 @@ def seconds(table: TransferTable) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def search(train: ImageSet, config: dict[str, object]) -> None:
+def search(train: ImageSet, config: dict[str, Any]) -> None:
     """Held-out accuracy of EL over tau, CL over lam, Group DRO over eta_q, CVaR over alpha; one seed."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held, kept = order[: len(train) // 5], order[len(train) // 5 :]
-    levels: list[Mapping[str, object]] = [
+    levels: list[dict[str, Any]] = [
         {"tau": 0.0, "lam": None},
         *({"tau": tau, "lam": None} for tau in TAU_GRID),
         *({"tau": 0.0, "lam": lam} for lam in LAM_GRID),
@@ -146,8 +146,7 @@ def search(train: ImageSet, config: dict[str, object]) -> None:
                 data=train.subset(kept),
                 validation=train.subset(held),
                 progress="off",
-                **config,
-                **level,
+                **(config | level),
             )
             .fit()
             .last
