@@ -182,9 +182,7 @@ def test_a_misspelt_key_is_found_in_every_file(
     files = ["--config", tmp_path / "good.yaml", f"--config={tmp_path / 'bad.yaml'}"]
     status, _, stderr = run(capsys, *TRAIN, "--out", "x", *files)
     assert status == 2
-    assert (
-        f"{tmp_path / 'bad.yaml'}: there is no option 'milestone' (did you mean 'mile" in stderr
-    )
+    assert f"{tmp_path / 'bad.yaml'}: there is no option 'milestone' (did you mean 'mile" in stderr
 
 
 @pytest.mark.parametrize(
