@@ -43,6 +43,9 @@ def attacks(steps: int, queries: int) -> dict[tuple[str, str], tuple[Attack, Att
 
         return run
 
+    def our_square(norm: str) -> Attack:
+        return lambda m, x, y, e, s: square(m, x, y, e, norm=norm, queries=queries, seed=s)
+
     def theirs(make: Callable[..., Any]) -> Attack:
         def run(model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
             torch.manual_seed(seed)
@@ -71,7 +74,7 @@ def attacks(steps: int, queries: int) -> dict[tuple[str, str], tuple[Attack, Att
                 ),
             )
         pairs["Square", norm] = (
-            lambda m, x, y, e, s, norm=norm: square(m, x, y, e, norm=norm, queries=queries, seed=s),
+            our_square(norm),
             theirs(
                 lambda m, e, s, name=name: ta.Square(m, norm=name, eps=e, n_queries=queries, seed=s)
             ),

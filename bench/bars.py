@@ -7,6 +7,7 @@ layout, for the A step of gradient clustering its kind.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 STEP_BAR = 1.75
@@ -61,12 +62,11 @@ def bars(facts: dict[str, Any]) -> list[Bar]:
         case "perturb":
             return _perturb_bars(shape, facts["dtype"], facts.get("layout") == "channels_last")
         case "concept_cross_entropy":
-            return _concept_bars(*shape, 2 * math.prod(shape) * size)
+            return _concept_bars(shape, 2 * math.prod(shape) * size)
         case "concept_cross_entropy forward":
             kept = ("copy", "")
-            return [
-                b for b in _concept_bars(*shape, 2 * math.prod(shape) * size) if b.against in kept
-            ]
+            both = _concept_bars(shape, 2 * math.prod(shape) * size)
+            return [bar for bar in both if bar.against in kept]
         case "project_simplex" | "update_distribution" if len(shape) == 1:
             limit, sort, entmax = next(row for most, row in ROWS.items() if shape[0] <= most)
             return [*_own(limit, 1), *_ratios(eager=sort, compile=sort, entmax=entmax)]
@@ -101,7 +101,8 @@ def _perturb_bars(shape: tuple[int, ...], dtype: str, channels_last: bool) -> li
     return [*_ratios(eager=1, compile=1), *same]
 
 
-def _concept_bars(batch: int, classes: int, moved: int) -> list[Bar]:
+def _concept_bars(shape: Sequence[int], moved: int) -> list[Bar]:
+    batch, classes = shape
     if batch * classes <= 1e6:
         walls = _ratios("wall", eager=5, compile=2)
         return [*_own(6, 2), *walls, *_ratios(liger=5, flash_attn=2)]

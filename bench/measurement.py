@@ -24,7 +24,7 @@ class Measurement:
     def __call__(
         self,
         call: Callable[[], Any],
-        check: Callable[[Any], None],
+        check: Callable[[Any], object],
         *,
         op: str,
         case: object,

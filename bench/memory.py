@@ -25,8 +25,8 @@ def peak_bytes(
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated()
-    for group in optimizer.param_groups if optimizer else ():
-        for p in group["params"]:
+    if optimizer is not None:
+        for p in (p for group in optimizer.param_groups for p in group["params"]):
             held += [p.grad, *optimizer.state[p].values()]
     before = sum(t.numel() * t.element_size() for t in held if isinstance(t, Tensor))
     with torch.profiler.profile(

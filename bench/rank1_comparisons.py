@@ -144,7 +144,9 @@ def assignment(case: Perceptron | Layer3x3, device: str) -> Comparison:
     if gradients[0].conv is None:
         score = weight * torch.stack([peers.linear_scores(*layer) for layer in double]).sum(0)
     else:
-        score = weight * peers.unfolded_scores(*double[0], gradients[0].conv)
+        act, dout, centre_in, centre_out = double[0]
+        conv = gradients[0].conv
+        score = weight * peers.unfolded_scores(act, dout, centre_in, centre_out, conv)
 
     def check(chosen: Tensor) -> None:
         of_chosen = score.gather(1, chosen[:, None])[:, 0]

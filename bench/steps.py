@@ -53,8 +53,7 @@ class StepCase:
 
     def model(self) -> nn.Module:
         torch.manual_seed(0)
-        stem = "small" if self.side <= 64 else "imagenet"
-        return resnet18(CLASSES, stem=stem, width=self.width)
+        return resnet18(CLASSES, stem="small" if self.side <= 64 else "imagenet", width=self.width)
 
     def images(self) -> tuple[Tensor, Tensor, Tensor]:
         g = torch.Generator().manual_seed(0)

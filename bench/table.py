@@ -296,7 +296,7 @@ def clustering_table(found: list[dict[str, Any]], statistic: str) -> str:
         threads = "GPU" if facts["device"] == "cuda" else facts["threads"]
         seconds = _seconds(b, statistic)
         row = [facts["case"], threads, facts["provider"], f"{1e3 * seconds:.0f}"]
-        row.append(_ratio(whole and seconds / _seconds(whole, statistic)))
+        row.append(_ratio(None if whole is None else seconds / _seconds(whole, statistic)))
         row.append(f"{facts['allocated'] / 2**20:.0f}")
         rows.append(row)
     columns = ["case", "threads", "part", "ms", "over back-propagation", "memory MiB"]

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import torch
 from accelerate import Accelerator
-from plain_loop import digits, players
+from plain_loop import Loader, digits, players
 from torch import nn
-from torch.utils.data import DataLoader
 
 import hrrl_ext
 
@@ -19,7 +18,7 @@ def train(
     accelerator: Accelerator,
     model: nn.Module,
     objective: hrrl_ext.HRRLObjective,
-    loader: DataLoader,
+    loader: Loader,
     epochs: int,
 ) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)

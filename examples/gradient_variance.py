@@ -24,7 +24,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from result_page import with_tables
@@ -184,7 +184,7 @@ def measured(
     every, rows = args.steps // args.measurements, []
     with tempfile.TemporaryDirectory() as folder:
 
-        def recorder(centre: str, estimators: Iterable[str]) -> VarianceRecorder:
+        def recorder(centre: Literal["svd", "mean"], estimators: Iterable[str]) -> VarianceRecorder:
             clustering = GradientClustering(model, args.batch_size, center=centre, seed=seed)
             return VarianceRecorder(
                 model, images, Path(folder) / f"{centre}.jsonl", list(estimators),
@@ -240,8 +240,8 @@ def record(recorders: dict[str, VarianceRecorder], step: int, copies: int) -> li
                 "explained": "",
                 "together": "",
             }
-            if row["estimator"] == "GC":
-                clustering = recorder.clustering
+            clustering = recorder.clustering
+            if row["estimator"] == "GC" and clustering is not None:
                 own["estimator"] = f"GC, {centre}"
                 own["explained"] = f"{clustering.history[-1]['explained']:.3f}"
                 own["together"] = together(clustering.assignment, copies)

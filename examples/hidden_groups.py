@@ -100,7 +100,7 @@ class Experiment:
         self.train, self.validation, self.test = sets["train"], sets["validation"], sets["test"]
 
     def run(self, concepts: Any, lam: float | None, epochs: int, **more: Any) -> HRRLTrainer:
-        settings = {
+        settings: dict[str, Any] = {
             "data": self.train.images, "validation": self.validation.images,
             "validation_concepts": self.validation.group, "tau": 0.0, "s": 100, "batch_size": 32,
             "lr": 0.05, "crop_padding": 0, "flip": False, "device": "cpu", "progress": "off",
@@ -182,15 +182,17 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
             )
             shuffled = experiment.shuffled(discovered.batches.concept)
             # Of these ids there are other ones than groups of the validation images.
+            lam = discovered.recipe.config.lam
             chance = experiment.from_warm_up(
-                shuffled, discovered.config.lam, init, validation=None, validation_concepts=None
+                shuffled, lam, init, validation=None, validation_concepts=None
             )
         runs = (experiment.erm(), true, discovered, chance)
         for way, run in zip(WAYS, runs, strict=True):
             found = experiment.found(run.batches.concept) if run in (discovered, chance) else ""
             measured = experiment.tested(run)
-            lam = "" if run.config.lam is None else run.config.lam
-            rows.append({"way": way, "seed": seed, "lam": lam, **measured, "found": found})
+            lam = run.recipe.config.lam
+            facts = {"way": way, "seed": seed, "lam": "" if lam is None else lam}
+            rows.append({**facts, **measured, "found": found})
             print(rows[-1], flush=True)
     return rows
 

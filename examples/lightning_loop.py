@@ -6,9 +6,11 @@ python examples/lightning_loop.py
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 import torch
-from plain_loop import digits, players
+from plain_loop import Loader, digits, players
 from torch import Tensor, nn
 
 import hrrl_ext
@@ -38,7 +40,7 @@ class HRRLModule(lightning.LightningModule):
         return torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
 
-def train(module: HRRLModule, loader: torch.utils.data.DataLoader, epochs: int, **options) -> None:
+def train(module: HRRLModule, loader: Loader, epochs: int, **options: Any) -> None:
     options = {"logger": False, "enable_checkpointing": False} | options
     lightning.Trainer(max_epochs=epochs, **options).fit(module, loader)
 

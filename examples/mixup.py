@@ -76,7 +76,7 @@ def loop(out: str, resume: bool = False, **settings: Any) -> Loop:
     """The recipe on the loop: what HRRLTrainer does for HRRL."""
     config = TrainingConfig(**{"epochs": 5, "batch_size": 64, "lr": 0.05} | settings)
     processes, device = start_processes("cpu")
-    batches = [
+    train, validation = (
         Batches(
             images := load_images("digits", split=split),
             torch.zeros_like(images.target),
@@ -87,9 +87,9 @@ def loop(out: str, resume: bool = False, **settings: Any) -> Loop:
             processes=processes,
         )
         for split in ("train", "test")
-    ]
+    )
     torch.manual_seed(config.seed)
-    recipe = Mixup(hrrl_ext.resnet18(10, stem="small", width=16), *batches)
+    recipe = Mixup(hrrl_ext.resnet18(10, stem="small", width=16), train, validation)
     return Loop(
         recipe, config, processes=processes, device=device, run=RunFolder(out), resume=resume
     )

@@ -6,14 +6,16 @@ python examples/plain_loop.py
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hrrl_ext
 from hrrl_ext.data import load_images
 
+Loader = DataLoader[tuple[Tensor, ...]]
 
-def digits() -> DataLoader:
+
+def digits() -> Loader:
     """Batches of x [B, 3, 8, 8] in [0, 1], target [B], concept [B]; here every class is a concept."""
     images = load_images("digits")
     x, target = images.__getitems__(list(range(len(images))))
@@ -21,17 +23,17 @@ def digits() -> DataLoader:
     return DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
 
 
-def players(loader: DataLoader) -> tuple[nn.Module, hrrl_ext.HRRLObjective]:
+def players(loader: Loader) -> tuple[nn.Module, hrrl_ext.HRRLObjective]:
     """The model, and the objective with both of its adversaries."""
     torch.manual_seed(0)
     model = hrrl_ext.resnet18(10, stem="small", width=16)
-    concept_count = loader.dataset.tensors[2].bincount()  # [K] training examples per concept
+    data = loader.dataset
+    assert isinstance(data, TensorDataset)
+    concept_count = data.tensors[2].bincount()  # [K] training examples per concept
     return model, hrrl_ext.HRRLObjective(concept_count, tau=0.05, lam=10.0)
 
 
-def train(
-    model: nn.Module, objective: hrrl_ext.HRRLObjective, loader: DataLoader, epochs: int
-) -> None:
+def train(model: nn.Module, objective: hrrl_ext.HRRLObjective, loader: Loader, epochs: int) -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     model.train()
     for _ in range(epochs):

@@ -15,8 +15,8 @@ def with_tables(page: Path, tables: Mapping[str, str]) -> str:
     text = page.read_text(encoding="utf-8")
     for name, table in tables.items():
         marks = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-        if not all(mark in text for mark in marks):
+        between = re.search(f"(?<={marks[0]}\n).*(?={marks[1]})", text, re.DOTALL)
+        if between is None:
             raise ValueError(f"{page} has no place for the table: {' ... '.join(marks)}")
-        between = re.compile(f"(?<={marks[0]}\n).*(?={marks[1]})", re.DOTALL)
-        text = between.sub(lambda _, table=table: table + "\n", text)
+        text = f"{text[: between.start()]}{table}\n{text[between.end() :]}"
     return text

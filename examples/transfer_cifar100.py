@@ -20,12 +20,13 @@ import argparse
 import csv
 import statistics
 from pathlib import Path
+from typing import Any
 
 import torch
 from result_page import with_tables
 
 from hrrl_ext import HRRLTrainer
-from hrrl_ext.data import ImageSet, load_images, lower_resolution
+from hrrl_ext.data import ArrayImages, ImageSet, load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
 from hrrl_ext.transfer import Target, TransferTable, transfer_table
 from hrrl_ext.transfer.table import BASELINES, VARIANTS
@@ -126,11 +127,11 @@ def seconds(table: TransferTable) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def search(train: ImageSet, config: dict[str, object]) -> None:
+def search(train: ImageSet, config: dict[str, Any]) -> None:
     """Held-out accuracy of EL over tau, CL over lam, Group DRO over eta_q, CVaR over alpha; one seed."""
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     held, kept = order[: len(train) // 5], order[len(train) // 5 :]
-    levels: list[dict[str, object]] = [
+    levels: list[dict[str, Any]] = [
         {"tau": 0.0, "lam": None},
         *({"tau": tau, "lam": None} for tau in TAU_GRID),
         *({"tau": 0.0, "lam": lam} for lam in LAM_GRID),
@@ -160,11 +161,11 @@ def search(train: ImageSet, config: dict[str, object]) -> None:
 
 
 def open_targets(data: Path) -> list[Target]:
-    def both(name: str) -> tuple[ImageSet, ImageSet]:
+    def both(name: str) -> tuple[ArrayImages, ArrayImages]:
         train = load_images(data / f"{name}-train.npz", image_size=SIZE)
-        return train.subset(range(min(len(train), 10_000))), load_images(
-            data / f"{name}-test.npz", image_size=SIZE
-        )
+        test = load_images(data / f"{name}-test.npz", image_size=SIZE)
+        assert isinstance(train, ArrayImages) and isinstance(test, ArrayImages)  # as of any archive
+        return train.subset(range(min(len(train), 10_000))), test
 
     cifar_train, cifar_test = both("cifar10")
     halved = lower_resolution(cifar_train), lower_resolution(cifar_test)

@@ -7,10 +7,34 @@ neither scikit-learn nor any package of the command line, of images or of plots.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import ops
 from ._build import build_info
+
+if TYPE_CHECKING:  # what __getattr__ below gives, for type checkers and editors
+    from . import clustering as clustering
+    from . import data as data
+    from . import evaluation as evaluation
+    from . import models as models
+    from . import plots as plots
+    from . import robust as robust
+    from . import training as training
+    from . import transfer as transfer
+    from .clustering import DiscoveredConcepts as DiscoveredConcepts
+    from .data import ConceptMap as ConceptMap
+    from .data import load_images as load_images
+    from .evaluation.evaluate import evaluate as evaluate
+    from .models import resnet18 as resnet18
+    from .perturbation import ExamplePerturbation as ExamplePerturbation
+    from .robust import ConceptDistribution as ConceptDistribution
+    from .robust import HRRLObjective as HRRLObjective
+    from .robust import HRRLTrainer as HRRLTrainer
+    from .robust import variance_gain as variance_gain
+    from .training import load_model as load_model
+    from .transfer import LinearProbe as LinearProbe
+    from .transfer import extract_features as extract_features
+    from .transfer import finetune as finetune
 
 __version__ = "0.1.0"
 
@@ -35,12 +59,14 @@ _MODULES = ("clustering", "data", "evaluation", "models", "plots", "robust", "tr
 __all__ = ["__version__", "build_info", "ops", *_LAZY, *_MODULES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    if name in _MODULES:
-        return import_module(f".{name}", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # to them it would say that every name exists
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:
+            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        if name in _MODULES:
+            return import_module(f".{name}", __name__)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

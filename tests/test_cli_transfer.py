@@ -63,8 +63,8 @@ def test_from_a_bare_state_dict(
         assert (status, stdout) == (0, f"saved {tmp_path / out}: 450 features of 8 numbers\n"), (
             stderr
         )
-    ours, theirs = (load_features(tmp_path / name) for name in ("bare.npz", "run.safetensors"))
-    assert torch.equal(ours.features, theirs.features)
+    npz, safetensors = (load_features(tmp_path / f) for f in ("bare.npz", "run.safetensors"))
+    assert torch.equal(npz.features, safetensors.features)
 
 
 def test_neighbours_and_concepts(

@@ -132,18 +132,18 @@ CORRUPTION_STEPS: Steps = {
 }  # fmt: skip
 
 SOURCES = ["archives", "folders", "lists", "torchvision_sets"]
-SOURCE_STEPS: Steps = {
-    "hrrl_ext/data/<source>.py": lambda name: said(r"^(class \w+\(.*Images\)|def open_)", f"hrrl_ext/data/{name}.py"),
-    "hrrl_ext/data/sources.py": lambda name: said(rf"^from \.{name} import", "hrrl_ext/data/sources.py"),
-    "tests/data/test_<source>.py": lambda name: said(r"^def test_", f"tests/data/test_{name}.py"),
-    "docs/data.md": lambda name: said(SOURCE_ROW.get(name, rf"^\|.*{name}"), "docs/data.md"),
-}  # fmt: skip
 SOURCE_ROW = {
     "archives": r"^\| .*\.npz",
     "folders": r"^\| a folder",
     "lists": r"^\| .*\.csv",
     "torchvision_sets": r"^\| .*torchvision:",
 }
+SOURCE_STEPS: Steps = {
+    "hrrl_ext/data/<source>.py": lambda name: said(r"^(class \w+\(.*Images\)|def open_)", f"hrrl_ext/data/{name}.py"),
+    "hrrl_ext/data/sources.py": lambda name: said(rf"^from \.{name} import", "hrrl_ext/data/sources.py"),
+    "tests/data/test_<source>.py": lambda name: said(r"^def test_", f"tests/data/test_{name}.py"),
+    "docs/data.md": lambda name: said(SOURCE_ROW.get(name, rf"^\|.*{name}"), "docs/data.md"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

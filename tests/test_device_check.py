@@ -225,7 +225,7 @@ def test_a_provider_has_the_kernels_of_its_own_calls() -> None:
 
     clock = timing.CudaClock.__new__(timing.CudaClock)
     clock.flush_names, clock.source = {"flush"}, "CUPTI"
-    clock.flush, clock.traced = kernel("flush", 170), traced  # type: ignore[method-assign]
+    clock.flush, clock.traced = kernel("flush", 170), traced  # type: ignore[assignment]
     calls = {"ours": kernel("a", 5), "eager": kernel("a", 3, 4, 2)}
     found = clock.kernels(calls, samples=7)
     assert found["ours"] == timing.Kernels([5.0] * 3, 1, "CUPTI")

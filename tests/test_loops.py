@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ EPOCHS = 2  # of 21 steps
 Players = tuple[nn.Module, HRRLObjective]
 
 
-def batches(batch_size: int = 64) -> DataLoader:
+def batches(batch_size: int = 64) -> DataLoader[Any]:
     """In a fixed order: Lightning opens a loader more than once per epoch, which moves a shuffle on."""
     from plain_loop import digits
 

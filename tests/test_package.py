@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import shutil
 import subprocess
@@ -29,7 +31,25 @@ def test_every_public_name_exists_and_is_explained() -> None:
         assert name == "__version__" or value.__doc__, name
     assert set(hrrl_ext.__all__) <= set(dir(hrrl_ext))
     with pytest.raises(AttributeError, match="no attribute 'HRRLTrainr'"):
-        _ = hrrl_ext.HRRLTrainr
+        _ = hrrl_ext.HRRLTrainr  # type: ignore[attr-defined]
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    """Without the imports that only they read, a name would be Any to them, and its misuse no error."""
+    (block,) = (
+        node
+        for node in ast.parse((PACKAGE / "__init__.py").read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    seen = set()
+    for statement in block.body:
+        assert isinstance(statement, ast.ImportFrom)
+        for name in statement.names:
+            seen.add(name.asname)
+            module = importlib.import_module(f"hrrl_ext.{statement.module or name.name}")
+            given = getattr(module, name.name) if statement.module else module
+            assert given is getattr(hrrl_ext, name.name)
+    assert seen == set(hrrl_ext.__all__) - {"__version__", "build_info", "ops"}
 
 
 def test_build_info() -> None:

@@ -218,7 +218,7 @@ def test_readers_of_a_dataclass() -> None:
     text = "3,rate=1/4,every=5,square=true,name=a=b,rule=mean,layers=a+b"
     expected = Settings(
         3, rate=0.25, every=5, square=True, name="a=b", rule="mean", layers=["a", "b"]
-    )  # type: ignore[arg-type]
+    )
     assert Settings(**read(text)) == expected
     spaced = " 3 , rate = 1/4 ,every=5,  square=true,name = a=b ,rule=mean,layers= a + b "
     assert Settings(**read(spaced)) == expected

@@ -347,7 +347,7 @@ def test_a_setting_newer_than_the_folder_had_its_default(tmp_path: Path) -> None
     defaults = {"training": {"lr": 7.0, "ema": None, "parts": [1, 2]}, "tau": 0.5}
     work.require_same(newer, defaults)
     with pytest.raises(ValueError, match=r"\(parts differ\)"):
-        work.require_same(newer | {"training": newer["training"] | {"parts": [2]}}, defaults)  # type: ignore[operator]
+        work.require_same(newer | {"training": newer["training"] | {"parts": [2]}}, defaults)
     with pytest.raises(ValueError, match=r"\(tau differ\)"):
         work.require_same(newer | {"tau": 0.6}, defaults)
     with pytest.raises(ValueError, match=r"\(lr, epochs differ\)"):  # what it has is no default

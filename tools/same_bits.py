@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +62,9 @@ def main() -> None:
 
 def recorded(processes: int) -> Iterator[tuple[str, dict[str, Any]]]:
     for name, settings in RUNS.items():
-        yield name, of_run(lambda out, settings=settings: train(out, settings))
+        yield name, of_run(partial(train, settings=settings))
     for method in ("plain", "l2sp", "similarity:w_sim=0.3"):
-        yield f"fine-tuning, {method}", of_run(lambda out, method=method: finetune(out, method))
+        yield f"fine-tuning, {method}", of_run(partial(finetune, method=method))
     yield f"{processes} processes", of_run(lambda out: under_torchrun(out, processes))
 
 
@@ -129,7 +130,9 @@ def sha(path: Path) -> str:
 def digest(value: Any) -> Any:
     """Of a checkpoint's state: tensors by their bytes."""
     if isinstance(value, Tensor):
-        return hashlib.sha256(value.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+        return hashlib.sha256(
+            value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        ).hexdigest()
     if isinstance(value, dict):
         return {str(k): digest(v) for k, v in value.items() if k not in TIMES}
     if isinstance(value, list | tuple):

@@ -10,7 +10,7 @@ from typing import Any
 import comparisons
 import rank1_comparisons
 import torch
-from comparisons import Call, Comparison, Compiler
+from comparisons import Call, Comparison, Compiler, Way
 from places import Place
 from steps import as_it_is
 
@@ -69,8 +69,7 @@ def measure(measured: Measured, clock: timing.Clock, compiler: Compiler, samples
                     emit("unmeasured", **of_case, provider=provider, reason="it needs a GPU")
                     continue
                 if comparison.held and provider in _WITH_MEMORY:
-                    way = comparison.ways[provider]
-                    beyond[provider] = clock.beyond(lambda way=way: way(compiler)())
+                    beyond[provider] = clock.beyond(_all_of(comparison.ways[provider], compiler))
                 calls[provider] = comparison.checked_call(provider, compiler)
                 clock.wait()
             except ModuleNotFoundError as error:
@@ -107,6 +106,11 @@ def measure(measured: Measured, clock: timing.Clock, compiler: Compiler, samples
     if graph is not None:
         emit("graph", **of_case, us=graph)
     return not failed
+
+
+def _all_of(way: Way, compiler: Compiler) -> Call:
+    """The call with what comes before it."""
+    return lambda: way(compiler)()
 
 
 def _say_failed(error: Exception, of_case: dict[str, Any], provider: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from .records import emit
@@ -13,7 +15,7 @@ def pytest_runtest_logstart(nodeid: str) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
-        facts = {"seconds": round(report.duration, 3)}
+        facts: dict[str, Any] = {"seconds": round(report.duration, 3)}
         if report.failed:
             facts["message"] = _last_line(report.longreprtext)
         emit("test", test=report.nodeid, outcome=report.outcome, **facts)

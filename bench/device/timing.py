@@ -132,7 +132,7 @@ class CudaClock(Clock):
         return [
             Event(event.name(), event.start_ns(), event.duration_ns())
             for event in trace.profiler.kineto_results.events()
-            if event.device_type() == torch.autograd.DeviceType.CUDA
+            if event.device_type() == torch.autograd.DeviceType.CUDA  # type: ignore[attr-defined]
             and not event.is_user_annotation()
         ]
 

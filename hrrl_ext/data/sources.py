@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias, overload
 
 import numpy as np
 from torch import Tensor
@@ -40,6 +40,26 @@ _LAYOUTS = (
 )
 _SPLITS = ("train", "val", "test", "all")
 _DIGITS_SEED = 0
+
+
+@overload
+def load_images(
+    source: Literal["digits"] | tuple[Array, Ids] | ArrayImages,
+    *,
+    split: str = ...,
+    image_size: int | None = ...,
+    root: FilePath | None = ...,
+) -> ArrayImages: ...
+
+
+@overload
+def load_images(
+    source: Source,
+    *,
+    split: str = ...,
+    image_size: int | None = ...,
+    root: FilePath | None = ...,
+) -> ImageSet: ...
 
 
 def load_images(

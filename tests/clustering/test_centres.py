@@ -139,9 +139,9 @@ def test_a_centre_at_each_example(scale: float) -> None:
 def test_empty_clusters_and_zero_gradients(rule: str) -> None:
     zero = [g._replace(dout=torch.zeros_like(g.dout)) for g in gradients()]
     for held in (zero, gradients()):
-        centres = example_centres(zero, rule, 1)  # type: ignore[arg-type]
+        centres = example_centres(zero, rule, 1)
         centres = [Rank1Centre(c.centre_in[:, :5], c.centre_out[:, :5]) for c in centres]
-        sums = ClusterSums(centres, rule, hold_outputs=False)  # type: ignore[arg-type]
+        sums = ClusterSums(centres, rule, hold_outputs=False)
         sums.add(held, ASSIGNMENT)
         for centre, before in zip(sums.centres(SIZE, centres), centres, strict=True):
             assert whole(centre).isfinite().all()

@@ -53,7 +53,7 @@ def gradients(net: nn.Module, data: Points) -> Tensor:
 def test_finds_duplicates(center: str, share: float) -> None:
     """Five points repeated to half of the data, and to most of it, get a cluster each."""
     copies = int(1000 * share)
-    clustering = GradientClustering(model(), 12, center=center)  # type: ignore[arg-type]
+    clustering = GradientClustering(model(), 12, center=center)
     clustering.fit(points(1000, copies), rounds=15)
     found = clustering.assignment[-copies:].view(-1, 5)
     assert (found == found[:1]).all()  # the copies of one point are together
@@ -198,7 +198,7 @@ def test_no_round_raises_the_objective(center: str) -> None:  # with the sizes m
     for copies in (0, 100, 180):
         clustering = GradientClustering(model(), 10, center=center).fit(
             points(200, copies), rounds=10
-        )  # type: ignore[arg-type]
+        )
         objective = [row["objective"] for row in clustering.history]
         assert objective[-1] < 0.9 * objective[0]
         if center == "svd":

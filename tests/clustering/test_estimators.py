@@ -193,7 +193,7 @@ def test_measuring_leaves_no_trace(training):
             self.register_buffer("calls", torch.zeros(()))
 
         def forward(self, x: Tensor) -> Tensor:
-            self.calls += 1
+            self.calls.add_(1)
             return x
 
     model = mlp().train(training)
@@ -420,7 +420,7 @@ def snapshot_of(**options) -> Snapshot:
         (lambda: MeanGradient(mlp(), (data()[0], data(5)[1])), ValueError,
          r"the same N, got \[6, 4\] and \[5\]"),
         (lambda: MeanGradient(mlp(), data(0)), ValueError, "data has no examples"),
-        (lambda: MeanGradient(mlp(), [1, 2, 3]), TypeError, "list"),
+        (lambda: MeanGradient(mlp(), [1, 2, 3]), TypeError, "list"),  # type: ignore[list-item]
         (lambda: MeanGradient(mlp(), data(), loss=F.cross_entropy).full(6), ValueError,
          r"shape \[6\], got \[\]; a loss of torch's does with reduction='none'"),
         (lambda: StochasticGradient(MeanGradient(mlp(), data()), 7, generator(0)), ValueError,

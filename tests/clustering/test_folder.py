@@ -220,12 +220,13 @@ def test_variance(capsys: Any, saved: Path, tmp_path: Path) -> None:
     status, stdout, stderr = run(capsys, *command, "--data", saved / "named.npz", "--estimators", "GC")  # fmt: skip
     assert status == 0, stderr
     assert stderr.startswith("hrrl: warning: ") and "the same place in the list" in stderr
-    for more, message in [
+    refused: list[tuple[list[str | Path], str]] = [
         (["--data", saved / "fewer.npz"], "clusters 90 examples"),
         (["--estimators", "SGB"], "no estimator 'SGB'"),
         (["--form", "raw"], "form must be 'corrected' or 'paper'"),
         (["--clusters", tmp_path], "holds no clustering; hrrl cluster writes one"),
-    ]:
+    ]
+    for more, message in refused:
         status, _, stderr = run(capsys, *command, *more)
         assert (status, stderr.count("\n")) == (1, 1), stderr
         assert message in stderr
@@ -310,7 +311,7 @@ def test_the_digest_is_of_every_value() -> None:
     for tensor in [model[0].weight, model[1].running_mean, model[1].num_batches_tracked]:
         before = tensor.clone()
         with torch.no_grad():
-            tensor += 1
+            tensor.add_(1)
             assert weights_digest(model) != first
             tensor.copy_(before)
     assert weights_digest(model) == first

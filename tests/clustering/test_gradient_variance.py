@@ -16,7 +16,7 @@ from torch import nn
 
 from hrrl_ext._streams import random_stream
 from hrrl_ext.clustering import GradientClustering, gradient_variance
-from hrrl_ext.data import load_images
+from hrrl_ext.data import ArrayImages, load_images
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"images": 48, "batch-size": 4, "steps": 8, "measurements": 4, "batches": 3}
@@ -70,7 +70,8 @@ def conv(inputs: int, outputs: int, side: int) -> int:
 
 @pytest.mark.parametrize("share", [0.0, 2 / 3])
 def test_the_data(share: float) -> None:
-    images = example.drawn(DIGITS, share, 90, seed=1)
+    images, other = (example.drawn(DIGITS, share, 90, seed=seed) for seed in (1, 2))
+    assert isinstance(images, ArrayImages) and isinstance(other, ArrayImages)
     pixels, target = images.images, images.target
     copies = round(90 * share)
     assert len(pixels) == 90
@@ -78,7 +79,6 @@ def test_the_data(share: float) -> None:
     assert len(own.flatten(1).unique(dim=0)) == len(own)  # no digit is there twice
     for i, (image, label) in enumerate(zip(again, target[90 - copies :], strict=True)):
         assert torch.equal(image, own[i % 10]) and label == target[i % 10]
-    other = example.drawn(DIGITS, share, 90, seed=2)
     assert not torch.equal(pixels, other.images)
     with pytest.raises(ValueError, match=r"--images 2000: .* has 1347 only"):
         example.drawn(DIGITS, share, 2000, seed=1)
@@ -108,6 +108,7 @@ def test_the_trajectory_is_that_of_plain_sgd_and_the_numbers_are_the_librarys(
     rows = run(f"--{case.lower().replace('-', '')}", "digits", seeds=3)
     assert {(r["case"], r["repeated"], r["seed"]) for r in rows} == {(case, 0, 3), (case, 0.67, 3)}
     images = example.drawn(DIGITS, 0.0, 48, seed=3)
+    assert isinstance(images, ArrayImages)
     x, target = images.images.float() / 255, images.target
     torch.manual_seed(3)
     model = example.CASES[case].network()
@@ -160,7 +161,12 @@ def test_a_run_that_is_over_is_not_run_again(
 
     done: list[int] = []
     measured = example.measured
-    monkeypatch.setattr(example, "measured", lambda *a: done.append(a[-1]) or measured(*a))
+
+    def counted(*arguments: Any) -> list[example.Row]:
+        done.append(arguments[-1])
+        return measured(*arguments)
+
+    monkeypatch.setattr(example, "measured", counted)
     both = run("--resnet8", "digits", "--seeds", "0", "1")
     assert done == [1, 1] and both[: len(first)] == first
     assert run() == both  # no data: it draws what is there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -68,7 +69,7 @@ def test_gradients_of_a_model() -> None:
             if layer.bias is not None:
                 expected = torch.cat([expected, layer.bias.grad[:, None]], 1)
             torch.testing.assert_close(
-                formed, expected, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}"
+                formed, expected, rtol=1e-4, atol=1e-6, msg=partial("{}: {}".format, name)
             )
 
 

@@ -94,7 +94,7 @@ def test_rows_are_what_is_measured_by_hand(tmp_path: Path) -> None:
     """New clusters and a snapshot at 0 and 4, whatever rounds were before; GC's parameters for all."""
     by_hand: list[dict[str, Any]] = []
     model = net()
-    clustering = GradientClustering(model, 8, seed=5)
+    clustering, snapshot = GradientClustering(model, 8, seed=5), None
 
     def measure(step: int) -> None:
         nonlocal clustering, snapshot
@@ -114,7 +114,6 @@ def test_rows_are_what_is_measured_by_hand(tmp_path: Path) -> None:
             age = {"step": step, "refreshed": refreshed if name in ("SVRG", "GC") else None}
             by_hand.append(age | {"estimator": name} | vars(measured))
 
-    snapshot: Any = None
     loop(model, 6, measure)
     again = net()
     record = recorder(again, tmp_path / "variance.jsonl", seed=5, form="paper", rounds=3)

@@ -133,7 +133,7 @@ def averaged(
     def draw() -> Tensor:
         return mean + scale * torch.randn(p, generator=g, dtype=torch.float64)
 
-    found = [variance_of(draw, n, form=form) for _ in range(repeats)]  # type: ignore[arg-type]
+    found = [variance_of(draw, n, form=form) for _ in range(repeats)]
     return found, scale**2 / (scale**2 + mean**2)
 
 

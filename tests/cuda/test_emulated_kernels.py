@@ -90,8 +90,8 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
         cpu.rank1_dot(*a.values())
         kc.close(got, a["cross"], rtol=0, atol=1e-11)
         points = PointCase(9, size + 1).arguments()
-        got_all = emulation.rank1_argmin(**points, rtol=2.0**-5)
-        for got, want in zip(got_all, cpu.rank1_argmin(*points.values(), 2.0**-5), strict=True):
+        nearest = emulation.rank1_argmin(**points, rtol=2.0**-5)
+        for got, want in zip(nearest, cpu.rank1_argmin(*points.values(), 2.0**-5), strict=True):
             assert torch.equal(got, want)
     want = cpu.update_distribution(q, gain, q0, 5.0, 0.1)
     kc.close(emulation.update_distribution(q, gain, q0, 5.0, 0.1), want, rtol=0, atol=1e-14)
@@ -304,7 +304,7 @@ def test_emulation_reports_broken_rules(tmp_path: Path) -> None:
     for fault, message in enumerate(expected):
         library.reset(0, 4, 1, 1, 90, 32)
         assert message in library.run_cluster_fault(fault).decode()
-    for shape, device, message in (
+    for shape, device, refusal in (
         ((0, 32, 1, 0), (4, 1, 1), "needs blocks"),
         ((1, 48, 1, 0), (4, 1, 1), "whole warps"),
         ((3, 32, 2, 0), (4, 1, 1), "whole clusters"),
@@ -316,7 +316,7 @@ def test_emulation_reports_broken_rules(tmp_path: Path) -> None:
     ):
         library.reset(0, *device, *(90, 32)[len(device) - 3 :])
         failure = library.run_shape(*shape)
-        assert failure is None if message is None else message in failure.decode()
+        assert failure is None if refusal is None else refusal in failure.decode()
     sums = []
     for seed in (0, 1, 5):
         library.reset(seed, 4, 1, 1, 90, 32)

@@ -144,8 +144,8 @@ def test_update_of_any_types(emulation: Emulation, size: int) -> None:
     rows = kc.simplex_input(3, size, torch.float64).abs()
     q, gain, q0 = (row / row.sum() for row in rows)
     for dtypes in ((0, 0, 0), (1, 2, 3), (0, 3, 1), (1, 0, 2)):
-        inputs = [t.to(FLOATS[d]) for t, d in zip((q, gain, q0), dtypes, strict=True)]
-        got = emulation.update_distribution(*inputs, 20.0, 0.5)
-        assert got.dtype == inputs[0].dtype
-        wide = emulation.update_distribution(*(t.double() for t in inputs), 20.0, 0.5)
+        a, b, c = (t.to(FLOATS[d]) for t, d in zip((q, gain, q0), dtypes, strict=True))
+        got = emulation.update_distribution(a, b, c, 20.0, 0.5)
+        assert got.dtype == a.dtype
+        wide = emulation.update_distribution(a.double(), b.double(), c.double(), 20.0, 0.5)
         assert same_bits(got, wide.to(got.dtype))

@@ -139,7 +139,7 @@ def test_every_example_once(shuffle, batch_size):
 
 
 def test_a_last_example_alone_joins_the_batch_before_it():
-    sizes = {shuffle: [] for shuffle in (True, False)}
+    sizes: dict[bool, list[int]] = {shuffle: [] for shuffle in (True, False)}
     for shuffle, found in sizes.items():
         epoch = batches(image_set(9), shuffle=shuffle)
         found += [len(x) for x, _, _ in epoch.epoch(0)]

@@ -97,7 +97,7 @@ def variance(at: Path, names: list[str]) -> list[str | Path]:
 
 def snapshot(at: Path, names: list[str]) -> list[str | Path]:
     data, model = photos(at / "data.npz", names), network(at / "model", names)
-    options = ["--snapshot", network(at / "earlier", DIGITS), "--batch_size", "4"]
+    options: list[str | Path] = ["--snapshot", network(at / "earlier", DIGITS), "--batch_size", "4"]
     return ["variance", model, "--data", data, *options, "--num_batches", "2"]
 
 
@@ -113,7 +113,7 @@ def validation(at: Path, names: list[str]) -> list[str | Path]:
 
 def finetune_validation(at: Path, names: list[str]) -> list[str | Path]:
     data, model = photos(at / "data.npz", DIGITS), network(at / "model", FEWER)
-    sets = ["--data", data, "--validation", photos(at / "v.npz", names)]
+    sets: list[str | Path] = ["--data", data, "--validation", photos(at / "v.npz", names)]
     return ["finetune", model, *sets, "--out", at / "out", *QUICK]
 
 

@@ -78,7 +78,7 @@ def test_fetching():
 
 
 def test_iteration_ends():
-    assert [target for _, target in ArrayImages(RGB, labels())] == labels()
+    assert [target for _, target in ArrayImages(RGB, labels())] == labels()  # type: ignore[attr-defined]
 
 
 def test_a_fetched_image_is_a_copy():

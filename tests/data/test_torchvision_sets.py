@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 8, 3), dtype=np.uint8)
 class CIFAR10:
     """In memory, with train=."""
 
-    classes = ("plane", "car")
+    classes: tuple[str, ...] = ("plane", "car")
 
     def __init__(self, root, train=True, transform=None, target_transform=None, download=None):
         assert download is False
@@ -94,7 +95,7 @@ class Boxes(NoAttribute):
 
 @pytest.fixture
 def fake(monkeypatch):
-    datasets = ModuleType("torchvision.datasets")
+    datasets: Any = ModuleType("torchvision.datasets")
     for kind in (CIFAR10, CIFAR100, SVHN, Files, NoAttribute, Boxes):
         setattr(datasets, kind.__name__, kind)
     datasets.__all__ = ["CIFAR10", "CIFAR100", "SVHN", "Files", "NoAttribute", "Boxes"]
@@ -118,6 +119,7 @@ def test_arrays_with_train_flag(tmp_path):
 @pytest.mark.usefixtures("fake")
 def test_arrays_with_split_name(tmp_path):
     images = load_images("torchvision:SVHN", split="test", root=tmp_path)
+    assert isinstance(images, ArrayImages)
     assert np.array_equal(images.images.numpy(), PIXELS.transpose(0, 3, 1, 2))
     assert images.classes == ["0", "1", "2"]
 

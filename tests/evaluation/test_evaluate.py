@@ -127,10 +127,10 @@ def test_every_part_by_a_plain_route(model: nn.Module, calls: list[str]) -> None
 
     few = images.subset(drawn(150, 20, 0))
     for attack, spec in zip(report.attacks, ("linf:1/255", "linf:4/255"), strict=True):
-        expected = stand_ins.evaluate_attack(model, few.images / 255, few.target, spec)
+        result = stand_ins.evaluate_attack(model, few.images / 255, few.target, spec)
         assert attack["spec"] == spec
-        assert attack["correct"] == int(expected.survived.sum())
-        assert attack["clean"]["correct"] == int(expected.clean.sum())
+        assert attack["correct"] == int(result.survived.sum())
+        assert attack["clean"]["correct"] == int(result.clean.sum())
         assert attack["count"] == 20
     of_pixel, of_image = report.max_epsilon
     assert [point["eps"] for point in of_pixel["curve"]] == [0, 0.01, 0.02]
@@ -406,7 +406,7 @@ def test_a_folder_of_corrupted_images(tmp_path: Path) -> None:
     some = DIGITS.subset(range(40))
     model = network()
     write_corruptions(some, tmp_path / "C", kinds=kinds)
-    options = {"attacks": [], "corruption_points": None}
+    options: dict[str, Any] = {"attacks": [], "corruption_points": None}
     made = evaluate(model, some, corruptions=kinds, **options)
     read = evaluate(model, some, corruption_folder=tmp_path / "C", **options)
     assert made.corruptions is not None and read.corruptions is not None

@@ -244,8 +244,8 @@ def test_every_entry_left_out_in_turn(whole: dict[str, Any], tmp_path: Path) -> 
         elif isinstance(within, dict):
             continue  # of another version, as test_evaluate has it
         else:
-            left = [inner for number, inner in enumerate(within) if number != last]
-            refused(with_leaf(whole, tuple(way), left), tmp_path)
+            shorter = [inner for number, inner in enumerate(within) if number != last]
+            refused(with_leaf(whole, tuple(way), shorter), tmp_path)
     assert missing > 50
 
 

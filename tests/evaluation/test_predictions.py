@@ -57,7 +57,7 @@ def test_the_model_comes_back_as_it_was() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     assert not predict(model, images()).logits.requires_grad
-    assert [m.training for m in model] == [True, False, True, True]
+    assert [m.training for m in model.children()] == [True, False, True, True]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), random)

@@ -265,12 +265,12 @@ def test_concept_loss_is_unbiased() -> None:
     loss = F.cross_entropy(logits, target, reduction="none")
     draws, m = 4000, 16
     q = count / 137
-    samples = []
+    drawn = []
     for _ in range(draws):
         i = torch.randint(137, (m,))
         out = ops.concept_cross_entropy(logits[i], target[i], concept[i], q.double(), count)
-        samples.append(out.concept_loss)
-    samples = torch.stack(samples)
+        drawn.append(out.concept_loss)
+    samples = torch.stack(drawn)
     for k in range(3):
         own = loss[concept == k]
         variance = (137 / count[k] * own.square().mean() - own.mean().square()) / m

@@ -44,7 +44,7 @@ def test_adds_in_place_and_borrows_the_rest() -> None:
     p, q, place = a["p"].clone(), a["q"].clone(), a["cross"].data_ptr()
     first = dot(**a)
     for _ in range(2):  # a second layer with the same products
-        assert ops.rank1_dot(**a) is None
+        assert ops.rank1_dot(**a) is None  # type: ignore[func-returns-value]
     assert a["cross"].data_ptr() == place
     assert torch.equal(a["cross"] - first, first - ProductCase(3, 2, 5, 7).arguments()["cross"])
     assert torch.equal(a["p"], p) and torch.equal(a["q"], q)
@@ -221,9 +221,8 @@ def test_the_scale_of_the_gradients_does_not_matter(power: int) -> None:
     a = PointCase(40, 50, spread=5).arguments()
     plain = ops.rank1_argmin(**a, rtol=1e-3)
     scale = 2.0**power
-    scaled = ops.rank1_argmin(
-        *(a[name] * scale for name in ("cross", "square", "centre_square")), a["weight"], rtol=1e-3
-    )
+    larger = {name: a[name] * scale for name in ("cross", "square", "centre_square")}
+    scaled = ops.rank1_argmin(**larger, weight=a["weight"], rtol=1e-3)
     assert torch.equal(scaled.assignment, plain.assignment)
     assert torch.equal(scaled.gap, plain.gap)
     assert torch.equal(scaled.distance, plain.distance * scale)

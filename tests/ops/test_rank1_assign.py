@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import cases
@@ -167,13 +168,14 @@ def test_gradients_are_those_of_autograd() -> None:
 
     parameters = {k: v.detach() for k, v in model.named_parameters()}
     stored = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, x, target)
-    acts, outs = {}, {}
+    acts: dict[str, Tensor] = {}
+    outs: dict[str, Tensor] = {}
+
+    def keep(name: str, _: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
+        acts[name], outs[name] = given[0], out
+
     for name, part in model.named_children():
-        part.register_forward_hook(
-            lambda _, a, o, name=name: (
-                (acts.__setitem__(name, a[0]), outs.__setitem__(name, o))[2:] or None
-            )
-        )
+        part.register_forward_hook(partial(keep, name))
     total = nn.functional.cross_entropy(model(x), target, reduction="sum")
     douts = dict(zip(outs, torch.autograd.grad(total, list(outs.values())), strict=True))
     for name, part in model.named_children():
@@ -181,7 +183,7 @@ def test_gradients_are_those_of_autograd() -> None:
         if isinstance(part, nn.Conv2d):
             conv = Convolution(
                 part.kernel_size, part.stride, part.padding, part.dilation, part.groups
-            )  # type: ignore[arg-type]
+            )
         formed = LayerGradient(acts[name].detach(), douts[name], conv, True).materialize()
         weight, bias = stored[f"{name}.weight"], stored[f"{name}.bias"]
         expected = torch.cat([weight.reshape(6, -1, weight[0, 0].numel()), bias[:, :, None]], 2)

@@ -131,7 +131,7 @@ def test_every_operator_has_its_files_and_its_twin() -> None:
 def test_compiles_as_one_graph() -> None:
     """Whole step, forward and backward: no graph break, same numbers to float32 rounding."""
 
-    def step(x, grad, weight, target, concept, q, count):  # type: ignore[no-untyped-def]
+    def step(x, grad, weight, target, concept, q, count):
         x, norm = ops.perturb(x, grad, 0.1)
         out = ops.concept_cross_entropy(x @ weight, target, concept, q, count)
         q = ops.update_distribution(q, out.concept_loss, q, 0.5, 2.0)

@@ -31,7 +31,7 @@ def test_one_graph_with_the_numbers_of_the_plain_step(batch_norm: str) -> None:
         model = copy.deepcopy(plain)
         objective = HRRLObjective([3, 4], tau=0.3, lam=2.0, batch_norm=batch_norm)
 
-        def losses(model=model, objective=objective):  # type: ignore[no-untyped-def]
+        def losses(model=model, objective=objective):
             out = objective(model(objective.perturb(model, X, TARGET)), TARGET, CONCEPT)
             objective.update(out.concept_loss)
             return out.loss, out.concept_loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -211,6 +212,6 @@ def test_theorem_3_bounds_a_game() -> None:
         ({"q0": [1.5, -0.5, 0.0, 0.0]}, "smallest entry of -0.5"),
     ],
 )
-def test_bad_settings(arguments: dict, message: str) -> None:
+def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ConceptDistribution(**({"concept_count": COUNT, "lam": 1.0} | arguments))

@@ -85,8 +85,8 @@ def test_one_concept_is_erm_to_the_bit() -> None:  # the same operator, weight 1
         HRRLObjective([N], tau=0.0, lam=0.5),
     ):
         model = network()
-        x, target, concept = data()
-        concept = concept if len(objective.distribution.q) > 1 else None
+        x, target, concepts = data()
+        concept = concepts if len(objective.distribution.q) > 1 else None
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for _ in range(20):
             out = objective(model(x), target, concept)

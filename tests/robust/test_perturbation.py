@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ def network(**batch_norm: object) -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 6, 3),
-        nn.BatchNorm2d(6, **batch_norm),  # type: ignore[arg-type]
+        nn.BatchNorm2d(6, **batch_norm),
         nn.ReLU(),
         nn.Dropout(0.0),
         nn.Flatten(),
@@ -33,7 +35,7 @@ def batch(size: int = 7) -> tuple[Tensor, Tensor]:
 def test_moves_along_the_normalised_input_gradient(training: bool, statistics: str) -> None:
     """Against one autograd.grad per example with the statistics in question written out by hand."""
     model, (x, target) = network().train(training), batch()
-    moved = ExamplePerturbation(0.2, batch_norm=statistics)(model, x, target)  # type: ignore[arg-type]
+    moved = ExamplePerturbation(0.2, batch_norm=statistics)(model, x, target)
     oracle = network()
     norm = oracle[1]
     norm.train(training and statistics == "batch")
@@ -53,7 +55,7 @@ def test_leaves_no_trace_in_the_model(statistics: str, momentum: float | None) -
     model(x)  # statistics of their own
     before = {name: value.clone() for name, value in model.state_dict().items()}
     modes = [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
-    ExamplePerturbation(0.2, batch_norm=statistics)(model, x, target)  # type: ignore[arg-type]
+    ExamplePerturbation(0.2, batch_norm=statistics)(model, x, target)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert modes == [(m.training, getattr(m, "track_running_stats", None)) for m in model.modules()]
@@ -113,7 +115,7 @@ def test_smoothing_and_loss_scale() -> None:
 def test_loss_scale_keeps_the_direction_in_half_precision() -> None:
     """Gradients of about 1e-7, in float16 two bits long; 1024 times that has its ten bits."""
     model, (x, target) = network().float().eval(), batch()
-    model[-1].weight.data *= 1e-5
+    model[-1].weight.data.mul_(1e-5)
     x = x.float()
     exact = ExamplePerturbation(1.0)(model, x, target) - x
 
@@ -134,7 +136,7 @@ def test_loss_scale_keeps_the_direction_in_half_precision() -> None:
         ({"tau": 1.0, "loss_scale": 0.0}, "loss_scale must be finite and positive"),
     ],
 )
-def test_bad_settings(arguments: dict, message: str) -> None:
+def test_bad_settings(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExamplePerturbation(**arguments)
 

@@ -42,7 +42,7 @@ class Watched(HRRLTrainer):
     def fit(self) -> Any:
         self.seen: list[dict[str, Any]] = []
         self._step = self.recipe.step
-        self.recipe.step = self._watch  # type: ignore[method-assign]
+        self.recipe.step = self._watch  # type: ignore[assignment]
         return super().fit()
 
     def _watch(self, *arguments: Any) -> Tensor:
@@ -95,10 +95,8 @@ def test_what_is_clustered_and_when() -> None:
             assert torch.equal(live[seen["validation"]], expected)
     assert not torch.equal(trainer.seen[0]["ids"], trainer.seen[2]["ids"])
     assert trainer.recipe.discovery is not None
-    for row, expected in zip(
-        trainer.recipe.discovery.clustering.history, by_hand.history, strict=True
-    ):
-        assert row | {"seconds": 0} == expected | {"seconds": 0}
+    for row, own in zip(trainer.recipe.discovery.clustering.history, by_hand.history, strict=True):
+        assert row | {"seconds": 0} == own | {"seconds": 0}
 
 
 def test_once_by_default() -> None:
@@ -319,7 +317,7 @@ def test_bad_settings_are_refused_before_any_work(
 def test_numbers_that_are_none() -> None:
     for value in (2.0, True, "3"):
         with pytest.raises(TypeError, match="every must be an int"):
-            DiscoveredConcepts(4, every=value)  # type: ignore[arg-type]
+            DiscoveredConcepts(4, every=value)
 
 
 def test_what_does_not_go_with_clusters() -> None:

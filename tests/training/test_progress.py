@@ -19,7 +19,7 @@ class Terminal(io.StringIO):
 
 
 def report(style: str, stream: io.StringIO, **options: float) -> str:
-    with Progress(style, 10, stream, **options) as progress:  # type: ignore[arg-type]
+    with Progress(style, 10, stream, **options) as progress:
         for step in range(1, 11):
             progress.step(step, f"epoch 1/1, step {step}/10", f"loss {1 / step:.3f} [cat]")
         progress.line("epoch 1/1  done [50 %]")

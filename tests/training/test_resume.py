@@ -96,7 +96,7 @@ def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
         done += 1
         return step(*arguments)
 
-    trainer.recipe.step = counted  # type: ignore[method-assign]
+    trainer.recipe.step = counted  # type: ignore[assignment]
 
 
 SCRIPT = """

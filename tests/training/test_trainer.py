@@ -161,7 +161,7 @@ def test_resumes_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
             raise KeyboardInterrupt
         return train_epoch(*arguments)
 
-    stopped.loop._epoch = stop  # type: ignore[method-assign]
+    stopped.loop._epoch = stop  # type: ignore[assignment]
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
     torch.manual_seed(99)  # whatever the new process did before
@@ -382,7 +382,8 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
     disk: the write fails in the middle with an OSError."""
     out = tmp_path / "run"
     trainer = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=out)
-    save, saved = run_folder.save_checkpoint, []
+    save = run_folder.save_checkpoint
+    saved: list[Path] = []
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def save_with_little_space(*arguments: Any) -> Path:
@@ -392,7 +393,7 @@ def test_a_full_disk_costs_nothing_that_was_saved(tmp_path: Path) -> None:
         return saved[-1]
 
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    run_folder.save_checkpoint = save_with_little_space
+    run_folder.save_checkpoint = save_with_little_space  # type: ignore[assignment]
     try:
         with pytest.raises(
             CheckpointError, match=r"could not write .*step-00000010.*step-00000005 is intact"
@@ -434,7 +435,7 @@ def test_a_diverged_run_stops_and_names_what_is_left(tmp_path: Path) -> None:
             trainer.model.fc.weight.data.fill_(math.nan)
         return train_epoch(*arguments)
 
-    trainer.loop._epoch = break_second  # type: ignore[method-assign]
+    trainer.loop._epoch = break_second  # type: ignore[assignment]
     with pytest.raises(
         FloatingPointError,
         match=r"loss is not finite in epoch 2, step 5 \(concepts: 0, 1, 2 and 7 more\).*step-00000005",
@@ -469,7 +470,7 @@ def test_what_has_diverged_is_never_saved(after: int, message: str, tmp_path: Pa
             trainer.model.fc.weight.data[0, 0] = math.inf
         return concept_loss
 
-    trainer.recipe.step = overflow  # type: ignore[method-assign]
+    trainer.recipe.step = overflow  # type: ignore[assignment]
     with pytest.raises(FloatingPointError, match=message):
         trainer.fit()
     resumed = HRRLTrainer(**settings, out=tmp_path, checkpoint_every=3, resume=True)

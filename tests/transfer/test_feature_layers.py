@@ -69,7 +69,7 @@ class Parts(nn.Module):
     def __init__(self, give) -> None:
         super().__init__()
         self.layer, self.give = nn.Identity(), give
-        self.layer.forward = lambda x: self.give(x)
+        self.layer.forward = lambda x: self.give(x)  # type: ignore[assignment]
 
     def forward(self, x):
         self.layer(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from hrrl_ext.transfer import (
 )
 
 
-class Images(Dataset):
+class Images(Dataset[Any]):
     """What an image set offers, with a record of the indices asked for."""
 
     def __init__(self, images, target):
@@ -318,9 +319,9 @@ def test_a_model_moved_for_the_call_is_moved_back(network):
 
 def test_device_of_the_model_is_restored_after_an_error():
     class Recorded(Head):
-        moves: list = []  # noqa: RUF012
+        moves: list[str] = []  # noqa: RUF012
 
-        def to(self, device):
+        def to(self, device):  # type: ignore[override]
             self.moves.append(str(device))
             if str(device) == "meta":
                 raise RuntimeError("out of memory")

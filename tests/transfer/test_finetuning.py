@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_the_steps_are_those_made_by_hand(net, method, penalty, decay):
     for (name, value), (_, other) in zip(
         result.model.state_dict().items(), expected.state_dict().items(), strict=True
     ):
-        assert_close(value, other, rtol=1e-4, atol=1e-6, msg=lambda m, name=name: f"{name}: {m}")
+        assert_close(value, other, rtol=1e-4, atol=1e-6, msg=partial("{}: {}".format, name))
 
 
 def test_a_decay_that_is_given_counts_with_l2sp_too(net):
@@ -156,7 +157,7 @@ def test_accumulated_parts_add_up_to_the_penalty_of_the_whole(net):
 
 
 def test_the_penalty_of_an_epoch_is_the_mean_over_its_images(net):
-    seen = []
+    seen: list[tuple[int, float]] = []
 
     class Watched(nn.Module):
         def forward(self, model, x):

@@ -21,7 +21,7 @@ from hrrl_ext.training import load_model
 from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_config
 
 DIGITS = load_images("digits", split="train").subset(range(150))
-TARGET = Target("half", lower_resolution(DIGITS), lower_resolution(DIGITS))  # type: ignore[arg-type]
+TARGET = Target("half", lower_resolution(DIGITS), lower_resolution(DIGITS))
 SMALL: dict[str, Any] = {
     "concepts": "classes", "validation": DIGITS, "targets": [TARGET], "tau": 0.1, "lam": 5.0,
     "epochs": 2, "batch_size": 32, "lr": 0.05, "width": 4, "crop_padding": 1,

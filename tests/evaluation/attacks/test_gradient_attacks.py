@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from attack_cases import BALLS, NORMS, Linear, binary, generator, images, right_targets, small
 from test_attack_norms import dual
-from torch import nn
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from hrrl_ext.evaluation.attacks import apgd, fgsm, pgd, random_start, square
@@ -22,7 +23,7 @@ from hrrl_ext.evaluation.attacks.losses import (
 from hrrl_ext.evaluation.attacks.square import _move_mass
 from hrrl_ext.norms import Ball
 
-ATTACKS = {
+ATTACKS: dict[str, Callable[..., Tensor]] = {
     "fgsm": fgsm,
     "pgd": lambda *a, **k: pgd(*a, steps=4, **k),
     "apgd": lambda *a, **k: apgd(*a, steps=6, **k),

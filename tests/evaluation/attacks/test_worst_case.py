@@ -56,7 +56,7 @@ def test_each_method_is_run_on_what_is_left():
     model, x = small().eval(), images(24)
     target = right_targets(model, x)
     target[:3] = (target[:3] + 1) % 5
-    lines = []
+    lines: list[str] = []
     result = evaluate_attack(model, x, target, "linf:0.004", quick=True, progress=lines.append)
     assert result.clean.tolist() == [False] * 3 + [True] * 21
     assert not result.survived[:3].any()
@@ -107,11 +107,12 @@ def test_the_batch_size_does_not_matter(spec, monkeypatch):
 def test_starts_are_drawn_by_the_row_of_a_point(monkeypatch):
     rows = []
     draw = worst_case.random_start
-    monkeypatch.setattr(
-        worst_case,
-        "random_start",
-        lambda *a, index, **k: rows.extend(index) or draw(*a, index=index, **k),
-    )
+
+    def recorded(*arguments, index, **settings):
+        rows.extend(index)
+        return draw(*arguments, index=index, **settings)
+
+    monkeypatch.setattr(worst_case, "random_start", recorded)
     model, x = small().eval(), images(5)
     target = right_targets(model, x)
     target[1] = (target[1] + 1) % 5
@@ -295,7 +296,7 @@ def test_the_curve_never_rises_and_starts_at_the_clean_accuracy():
     model, x = small().eval(), images(20)
     target = right_targets(model, x)
     target[0] = (target[0] + 1) % 5
-    lines = []
+    lines: list[str] = []
     curve = max_epsilon(
         model,
         x,

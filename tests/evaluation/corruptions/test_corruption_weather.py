@@ -57,7 +57,7 @@ def test_frost_weighs_image_and_ice():
 
 @pytest.mark.montecarlo
 def test_ice_is_as_bright_and_as_blue_as_the_photographs():
-    class Normals(Given):
+    class Draws:
         generator = torch.Generator().manual_seed(0)
 
         def normal(self, *shape):
@@ -66,7 +66,7 @@ def test_ice_is_as_bright_and_as_blue_as_the_photographs():
         def uniform(self, low, high, *shape):
             return low + (high - low) * torch.rand(40, *shape, generator=self.generator)
 
-    ice = _ice(Normals(), torch.zeros(40, 3, 64, 64))
+    ice = _ice(Draws(), torch.zeros(40, 3, 64, 64))
     red, green, blue = ice.mean((0, 2, 3)).tolist()
     # The photographs: 0.572, 0.656, 0.702. Tones are uniform, of spread 0.11: an error of 0.017 · 3.
     assert (red, green, blue) == pytest.approx((0.572, 0.656, 0.702), abs=0.06)
