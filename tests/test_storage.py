@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -153,9 +154,10 @@ WorkFolder(here, "a test", "json").require_same({{"a": "Zürich"}})
 # --- whole or not at all
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def little_space() -> Iterator[None]:
-    """A process that may not write files over 1 kB stands for the full disk."""
+    """A process that may not write files over 1 kB stands for the full disk. No fixture: pytest prints
+    before it ends one, maybe to a file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
@@ -168,13 +170,12 @@ def little_space() -> Iterator[None]:
 
 @pytest.mark.parametrize("kind", WRITERS)
 @pytest.mark.parametrize("there", [True, False])
-@pytest.mark.usefixtures("little_space")
 def test_a_full_disk_leaves_what_was_there(kind: str, there: bool, tmp_path: Path) -> None:
     file = tmp_path / "file"
     if there:
         WRITERS[kind](file, "old")
     before = file.read_bytes() if there else None
-    with pytest.raises(OSError, match="File too large"):
+    with little_space(), pytest.raises(OSError, match="File too large"):
         WRITERS[kind](file, "new" * 1000)
     assert [p.name for p in tmp_path.iterdir()] == (["file"] if there else [])
     assert not there or file.read_bytes() == before
