@@ -28,6 +28,11 @@ def _study_arguments(parser: CommandParser) -> None:
         default="all",
         help="levels: the search; cheap: then training, SVM and k-NN; all; page: write --page alone",
     )
+    parser.add_argument(
+        "--profiles", nargs="+", help="those of CONFIG to work on; all if not given"
+    )
+    parser.add_argument("--widths", nargs="+", type=int, help="the same of its widths")
+    parser.add_argument("--seeds", nargs="+", type=int, help="the same of its seeds")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument(
         "--page", help="Markdown file to write at the end, pictures in a folder beside"
@@ -49,7 +54,9 @@ def _study(args: Namespace) -> None:
     torch.set_num_threads(args.threads)
     file = Path(args.study)
     content = jsonargparse.get_loader("yaml")(file.read_text(encoding="utf-8"))
-    study = Study(StudyConfig.read(content, args.data or file.parent), args.out)
+    config = StudyConfig.read(content, args.data or file.parent)
+    part = config.only(profiles=args.profiles, widths=args.widths, seeds=args.seeds)
+    study = Study(part, args.out)
     if args.only != "page":
         study.work(args.only, report=lambda line: print(line, flush=True))
     if args.page is not None:

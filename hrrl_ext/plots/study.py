@@ -66,8 +66,8 @@ def _gain(study: Study, rows: Sequence[Row], colours: Mapping[str, str], path: P
     for ax, ((profile, width, target), of_methods) in zip(axes, lines.items(), strict=True):
         for number, (method, points) in enumerate(of_methods.items()):
             aside = 0.06 * (number - (len(of_methods) - 1) / 2)  # so that bars can be told apart
-            points = [(place + aside, one) for place, one in points]
-            _bars(ax, points, colour=colours[method], label=shown(method))
+            moved = [(place + aside, one) for place, one in points]
+            _bars(ax, moved, colour=colours[method], label=shown(method))
         ax.axhline(0, color="black", linewidth=0.8)
         ax.set_xticks(range(len(config.counts)), [str(c) for c in config.counts])
         ax.set_title(f"{shown(target)}\n{shown(profile)}, width {width}", fontsize="small")

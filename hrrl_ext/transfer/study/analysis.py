@@ -101,7 +101,7 @@ def _values(study: Study, parts: Parts) -> Iterator[tuple[str, Any, str, float |
         for count in config.finetuning.counts if config.finetuning is not None else ():
             part = parts.read(f"finetuning {target} {count}") or {}
             yield target, count, "fine-tuning", part.get("accuracy")
-    for target in (SOURCE, *config.targets):
+    for target in (SOURCE, *config.targets) if config.robustness is not None else ():
         yield from _robustness(target, parts.read(f"robustness {target}") or {})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,7 @@ class SearchSpec:
     epochs: int | None = None
     """those of the study if None"""
     width: int | None = None
-    """the smallest of the study if None"""
+    """the smallest of the study's if None"""
     seeds: Sequence[int] = (1000,)
     """none of the study's"""
 
@@ -133,7 +133,28 @@ class StudyConfig:
         if self.finetuning is not None:
             _check_counts("finetuning: counts", self.finetuning.counts)
 
+    def only(
+        self,
+        *,
+        profiles: Sequence[str] | None = None,
+        widths: Sequence[int] | None = None,
+        seeds: Sequence[int] | None = None,
+    ) -> StudyConfig:
+        """A part of the study, whose trials are the same. ValueError: it has no such."""
+        asked: dict[str, Any] = {"profiles": profiles, "widths": widths, "seeds": seeds}
+        given = {name: values for name, values in asked.items() if values is not None}
+        for name, values in given.items():
+            for value in values:
+                if value not in (known := getattr(self, name)):
+                    raise ValueError(f"study: {name}: {not_known(value, map(str, known))}")
+        return replace(self, **given)
+
     def _check_search(self) -> None:
+        if (
+            self.search.width is None
+        ):  # now: a part of the study has its levels from the same search
+            whole = replace(self.search, width=min(self.widths))
+            object.__setattr__(self, "search", whole)
         searched = [name for name, method in self.methods.items() if method.level is not None]
         for name, method in self.methods.items():
             for other in method.levels_of:

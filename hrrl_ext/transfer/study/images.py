@@ -31,6 +31,14 @@ class StudyImages:
         self.source_test = cache(self._source_test)
         self._whole = cache(self._open_source)
 
+    def open_all(self) -> None:
+        """Opens the source and every target, and draws the first source of each profile."""
+        self.source_test()
+        for profile in self.config.profiles:
+            self.source(profile, self.config.seeds[0])
+        for target in self.config.targets:
+            self.target(target)
+
     def source(self, profile: str, seed: int) -> ImageSet:
         """Images to train on: the seed draws which concept has which size, and which images stay."""
         images, concept = self._whole()

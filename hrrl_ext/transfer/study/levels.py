@@ -73,7 +73,7 @@ class Levels:
                 held_out,
                 self.config,
                 settings,
-                width=search.width or min(self.config.widths),
+                width=search.width,  # type: ignore[arg-type]
                 seed=candidate.seed,
             ),
         )
@@ -127,13 +127,12 @@ class Levels:
         return settings if epochs is None else settings | {"epochs": epochs}
 
     def _description(self, candidate: Candidate) -> dict[str, Any]:
-        search = asdict(self.config.search)
-        del search["seeds"]
+        search = {k: v for k, v in asdict(self.config.search).items() if k != "seeds"}
         return {
             "profile": candidate.profile,
             "seed": candidate.seed,
             "source": asdict(self.config.source),
-            "search": search | {"width": search["width"] or min(self.config.widths)},
+            "search": search,
             "settings": {**self.config.training, **self._settings(candidate)},
         }
 

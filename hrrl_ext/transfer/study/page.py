@@ -134,11 +134,13 @@ def _at_home(
     study: Study, rows: Sequence[Row], profile: str, width: int, method: str
 ) -> dict[str, Difference | None]:
     of = {"profile": profile, "width": width, "target": SOURCE, "count": None}
-    both = (method, study.config.base)
-    return {
-        measure: paired(*(by_seed(rows, **of, method=m, measure=measure) for m in both))
-        for measure in ("accuracy", WORST)
-    }
+    found: dict[str, Difference | None] = {}
+    for measure in ("accuracy", WORST):
+        ours, theirs = (
+            by_seed(rows, **of, method=m, measure=measure) for m in (method, study.config.base)
+        )
+        found[measure] = paired(ours, theirs)
+    return found
 
 
 def _on_average(
@@ -150,8 +152,8 @@ def _on_average(
     for measure, count in _measured(study):
         at = {**of, "count": count, "measure": measure}
         targets = targets_of(rows, **at, method=base)
-        both = (over_targets(rows, targets, **at, method=m) for m in (method, base))
-        found[f"{measure}, {count}"] = paired(*both)
+        ours, theirs = (over_targets(rows, targets, **at, method=m) for m in (method, base))
+        found[f"{measure}, {count}"] = paired(ours, theirs)
     return found
 
 

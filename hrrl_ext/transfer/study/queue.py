@@ -72,6 +72,7 @@ class Study:
         """
         if stage not in STAGES:
             raise ValueError(f"study: stage must be one of {', '.join(STAGES)}, got {stage!r}")
+        self.images.open_all()  # what cannot be opened is said before hours of training
         while True:
             worked = busy = False
             for job in self._jobs(stage):
@@ -92,8 +93,9 @@ class Study:
         """In order; those that wait for a level are left out until it is chosen."""
         trials = all_trials(self.config)
         if stage != "levels":  # whether plain training is good is known first
-            first = [t for t in trials if t.seed == self.config.seeds[0]]
-            plain = [t for t in first if not self.config.methods[t.method].searched]
+            width, seed = self.config.widths[0], self.config.seeds[0]
+            first = [t for t in trials if (t.width, t.seed) == (width, seed)]
+            plain = [t for t in first if t.method == self.config.base]
             yield from self._measured(plain, cheap_measures)
         for candidate in self.levels.candidates():
             yield _Search(self.levels, candidate)

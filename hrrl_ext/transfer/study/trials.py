@@ -40,11 +40,11 @@ class Trial:
 
 
 def all_trials(config: StudyConfig) -> list[Trial]:
-    """By seed first: after each, all methods can be compared."""
+    """Width by width, and there seed by seed: after each, all methods can be compared."""
     return [
         Trial(profile, width, method, seed)
-        for seed in config.seeds
         for width in config.widths
+        for seed in config.seeds
         for profile in config.profiles
         for method in config.methods
     ]
