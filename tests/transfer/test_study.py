@@ -158,8 +158,11 @@ def test_killed_between_parts(
     with pytest.raises(KeyboardInterrupt):
         cut.work()
     assert len(list(tmp_path.rglob("features*.json"))) == 1
+    (training,) = tmp_path.rglob("training.json")
+    written = training.stat().st_mtime_ns
     monkeypatch.setattr(measures_module, "probe", killed_at(-1))
     study(tmp_path).work()
+    assert training.stat().st_mtime_ns == written
     # Of the 16 of the whole study 2 had been kept, and 2 are made again.
     assert len(made) == 4 + 14
     assert numbers(cut) == numbers(whole)
@@ -440,7 +443,7 @@ def test_other_settings_are_refused(whole: Study) -> None:
         ({"base": "EMR"}, "study: base 'EMR' is not known; did you mean 'ERM'"),
         ({"methods": {"ERM": {"taw": 1}}}, "method ERM: setting 'taw' is not known"),
         ({"methods": {"ERM": {"seed": 1}}}, "seed is given by the study itself"),
-        ({"methods": {"ERM": {"search": {"tau": []}}}}, "search must list values of tau"),
+        ({"methods": {"ERM": {"search": {"tau": []}}}}, "search must list numbers for tau"),
         ({"methods": {"ERM": {"search": {"tau": [1], "lam": [1]}}}}, "of one setting, got tau, lam"),
         ({"methods": {"ERM": {"levels_of": ["EL"]}}}, "levels_of: method with a search 'EL' is not"),
         ({"methods": {"ERM": {}, "a b": {}, "a-b": {}}}, "'a b' and 'a-b' are too alike"),
@@ -451,7 +454,12 @@ def test_other_settings_are_refused(whole: Study) -> None:
         ({"search": {"seeds": [1]}}, "seed 1 is one of the study's"),
         ({"search": {"held_out": 1}}, "held_out must lie between 0 and 1, got 1"),
         ({"training": {"width": 3}}, "width is given by the study itself"),
+        ({"training": {"lr": -1}}, "study: method ERM: lr must be positive, got -1"),
+        ({"methods": {"ERM": {}, "EL": {"search": {"tau": ["much"]}}}}, "search must list numbers for tau"),
+        ({"methods": {"ERM": {}, "A": {"search": {"lr": [0.1, -1]}}}}, "study: method A: lr must be"),
         ({"finetuning": {"settings": {}}}, "finetuning: counts is missing"),
+        ({"finetuning": {"counts": [5], "settings": {"lrr": 1}}}, "finetuning: setting 'lrr' is not"),
+        ({"finetuning": {"counts": [5], "settings": {"method": "l3sp"}}}, "method 'l3sp' is not known"),
     ],
 )  # fmt: skip
 def test_bad_configurations(changes: dict[str, Any], message: str) -> None:
@@ -470,6 +478,11 @@ def test_a_part_of_a_study_has_the_same_trials() -> None:
         whole.only(profiles=["equl"])
     with pytest.raises(ValueError, match=r"study: seeds: 2 is not known; .*'0', '1'"):
         whole.only(seeds=[2])
+
+
+def test_a_bad_evaluation_is_refused_before_any_work() -> None:
+    with pytest.raises(TypeError, match="setting 'atacks' is not known; did you mean 'attacks'"):
+        StudyConfig.read(TINY | {"robustness": {"atacks": []}})
 
 
 def test_what_cannot_be_opened_is_said_before_any_training(tmp_path: Path) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ...data.shifts import concept_shares
+from ...evaluation.config import evaluation_config
 from ...robust import HRRLConfig
 from ...spec import not_known
 from ...training import TrainingConfig
+from ..finetuning import read_method
 
 ALL = "all"
 """The count that takes every example of a target."""
@@ -130,8 +132,18 @@ class StudyConfig:
             raise ValueError(f"study: a target cannot be named {SOURCE!r}; choose another name")
         _check_files("profiles", self.profiles)
         self._check_search()
+        for name, method in self.methods.items():
+            settings = {**self.training, **method.settings}
+            for value in method.grid or (None,):
+                level = {} if method.level is None else {method.level: value}
+                _check_values(f"method {name}", settings | level)
+        if self.robustness is not None:
+            evaluation_config(**{"preset": "quick", **self.robustness})
         if self.finetuning is not None:
             _check_counts("finetuning: counts", self.finetuning.counts)
+            settings = {k: v for k, v in self.finetuning.settings.items() if k != "method"}
+            _check_values("finetuning", _trainer_settings("study: finetuning", settings))
+            read_method(self.finetuning.settings.get("method", "plain"))
 
     def only(
         self,
@@ -210,8 +222,9 @@ def _read_method(name: str, entry: Any) -> MethodSpec:
         raise ValueError(f"{where}: search must be of one setting, got {', '.join(search)}")
     level, grid = next(iter(search.items()), (None, ()))
     if level is not None:
-        if not isinstance(grid, list | tuple) or not grid:
-            raise ValueError(f"{where}: search must list values of {level}, got {grid!r}")
+        is_list = isinstance(grid, list | tuple) and len(grid) > 0
+        if not is_list or not all(isinstance(value, int | float) for value in grid):
+            raise ValueError(f"{where}: search must list numbers for {level}, got {grid!r}")
         _trainer_settings(f"{where}: search", {level: None})
     own = {**_NO_LEVELS, **_trainer_settings(where, settings)}
     return MethodSpec(settings=own, level=level, grid=tuple(grid), levels_of=tuple(levels_of))
@@ -250,6 +263,16 @@ def _trainer_settings(where: str, settings: Any) -> Mapping[str, Any]:
         if name not in known:
             raise ValueError(f"{where}: setting {not_known(name, known)}")
     return settings
+
+
+def _check_values(where: str, settings: Mapping[str, Any]) -> None:
+    """By the dataclasses that will take them, before hours of work."""
+    try:
+        for kind in (HRRLConfig, TrainingConfig):
+            known = {f.name for f in fields(kind)}
+            kind(**{name: value for name, value in settings.items() if name in known})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"study: {where}: {error}") from None
 
 
 def located(source: Any, folder: str) -> Any:

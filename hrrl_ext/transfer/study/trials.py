@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -95,11 +96,14 @@ def train(
         progress="off",
         **options,
     )
+    done, worked = len(trainer.history), time.process_time()
     try:
         history = trainer.fit().history
     except FloatingPointError as error:
         return {"failed": str(error)}
-    last = history[-1]
+    last, epochs_now = history[-1], len(history) - done
+    on_cpu = trainer.device.type == "cpu" and epochs_now > 0
+    worked = time.process_time() - worked
     return {
         "images": len(images),
         "concept_count": dict(
@@ -111,6 +115,7 @@ def train(
         "effective_concepts": last["effective_concepts"],
         "epochs": len(history),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in history),
+        "processor_seconds_per_epoch": worked / epochs_now if on_cpu else None,
         "threads": torch.get_num_threads(),
     }
 
