@@ -162,9 +162,11 @@ class _Measured:
         return all(self.parts.read(m.name, m.of) is not None for m in self.measures())
 
     def run(self, report: Report) -> None:
-        training = self.parts.keep("training", self.of, self._train)
+        training = self.parts.read("training", self.of)
+        if training is None:
+            training = self.parts.keep("training", self.of, self._train)
+            report(f"{self.trial}: training: {_in_short(training)}")
         keep_model_alone(self.folder / "run")
-        report(f"{self.trial}: training: {_in_short(training)}")
         if "failed" in training:
             return
         for name, of, make in self.measures():
