@@ -51,7 +51,7 @@ def plot_study(study: Study, out: str | os.PathLike[str]) -> dict[Path, str]:
 
 
 def _gain(study: Study, rows: Sequence[Row], colours: Mapping[str, str], path: Path) -> Path | None:
-    """A panel per source and target, a line per method."""
+    """A row of panels per source, one for each target; a line per method."""
     config = study.config
     lines: dict[tuple[str, int, str], dict[str, list[tuple[int, Difference]]]] = {}
     for profile, width in _sources(study, rows):
@@ -62,7 +62,7 @@ def _gain(study: Study, rows: Sequence[Row], colours: Mapping[str, str], path: P
                 lines[profile, width, target] = found
     if not lines:
         return None
-    figure, axes = panels_of(len(lines), width=4.2, sharey=False)
+    figure, axes = panels_of(len(lines), width=3.6, sharey=False, across=len(config.targets))
     for ax, ((profile, width, target), of_methods) in zip(axes, lines.items(), strict=True):
         for number, (method, points) in enumerate(of_methods.items()):
             aside = 0.06 * (number - (len(of_methods) - 1) / 2)  # so that bars can be told apart

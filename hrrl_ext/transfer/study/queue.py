@@ -84,6 +84,7 @@ class Study:
                     elif not job.is_done():  # by another, meanwhile
                         job.run(report)
                         worked = True
+                        break  # meanwhile others may have made what comes first possible
             if not worked and not busy:
                 return
             if not worked:
