@@ -16,13 +16,14 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from ..spec import nearest
-from . import clustering, evaluation, show, training, transfer
+from . import clustering, evaluation, show, study, training, transfer
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
     training.COMMANDS
     | transfer.COMMANDS
     | evaluation.COMMANDS
+    | study.COMMANDS
     | clustering.COMMANDS
     | show.COMMANDS
 )

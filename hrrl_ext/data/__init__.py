@@ -3,7 +3,7 @@
 from .batches import Augmentation, Batches
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
-from .shifts import imbalance, lower_resolution
+from .shifts import concept_shares, few_per_class, imbalance, lower_resolution
 from .sources import (
     ArrayImages,
     CsvImages,
@@ -25,7 +25,9 @@ __all__ = [
     "ImageSet",
     "ProductImages",
     "Source",
+    "concept_shares",
     "concepts_of",
+    "few_per_class",
     "imbalance",
     "load_images",
     "lower_resolution",

@@ -11,7 +11,7 @@ from .._tables import one_line
 
 History = Sequence[Mapping[str, Any]]
 
-_ACROSS = 4  # panels beside each other
+_ACROSS = 4  # panels beside each other, where nothing else is said
 _LETTERS = 48  # of a name
 
 
@@ -26,14 +26,16 @@ def shown(name: object) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def panels_of(count: int, width: float = 5.0, *, sharey: bool = True) -> tuple[Any, list[Any]]:
-    """A figure and its ``count`` axes, at most four beside each other."""
+def panels_of(
+    count: int, width: float = 5.0, *, sharey: bool = True, across: int = _ACROSS
+) -> tuple[Any, list[Any]]:
+    """A figure and its ``count`` axes, at most ``across`` beside each other."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'hrrl_ext[plots]'") from error
-    columns = min(count, _ACROSS)
+    columns = min(count, across)
     rows = -(-count // columns)
     figure = Figure(figsize=(width * columns, 3.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)  # no window, no global state

@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 import torch
 
-from hrrl_ext.data import ArrayImages, ConceptMap, ImageSet, imbalance, lower_resolution
+from hrrl_ext.data import (
+    ArrayImages,
+    ConceptMap,
+    ImageSet,
+    concept_shares,
+    few_per_class,
+    imbalance,
+    load_images,
+    lower_resolution,
+)
+from hrrl_ext.data.concept_tables import imagenet_table
 
 
 def random_images(n=5, side=8, dtype=torch.uint8) -> ArrayImages:
@@ -130,3 +140,86 @@ def test_imbalance_keeps_classes():
 def test_imbalance_refusals(concept, keep, error, message):
     with pytest.raises(error, match=message):
         imbalance(numbered(), concept, keep, 0)
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        ("equal", [100, 100, 100, 100, 100]),
+        ("linear:10", [100, 77.5, 55, 32.5, 10]),
+        ("tail:16", [100, 50, 25, 12.5, 6.25]),
+        (
+            "imagenet",
+            [100, 112.5 / 1.29, 100 / 1.29, 63 / 1.29, 56 / 1.29],
+        ),  # at 0, 2.5, 5, 7.5, 10
+    ],
+)
+def test_profiles_by_hand(profile, expected):
+    shares = concept_shares(profile, [100] * 5)
+    assert [100 * share for share in shares] == pytest.approx(expected)
+
+
+def test_imagenet_s_profile_is_its_table_s():
+    counts = np.unique(list(imagenet_table().values()), return_counts=True)[1]
+    shares = concept_shares("imagenet", [1] * 11)
+    assert shares == pytest.approx(sorted(counts / counts.max(), reverse=True))
+
+
+@pytest.mark.parametrize("profile", ["equal", "linear:3", "tail:100", "imagenet"])
+def test_the_scarcest_concept_keeps_all_of_its_images(profile):
+    count = [50, 400, 90, 1000]
+    sizes = [share * n for share, n in zip(concept_shares(profile, count), count, strict=True)]
+    flat = concept_shares(profile, [1] * 4)
+    assert [size / sizes[0] for size in sizes] == pytest.approx(flat)  # whatever there was
+    assert max(concept_shares(profile, count)) == 1.0
+
+
+def test_a_seed_draws_who_gets_which_place():
+    drawn = {tuple(concept_shares("linear:10", [9] * 4, seed=seed)) for seed in range(12)}
+    assert len(drawn) > 4
+    assert {tuple(sorted(shares)) for shares in drawn} == {
+        tuple(sorted(concept_shares("linear:10", [9] * 4)))
+    }
+    one = [concept_shares("tail:10", [9] * 4, seed=3) for _ in range(2)]
+    assert one[0] == one[1]
+    assert concept_shares("tail:10", [7], seed=3) == [1.0]  # of one concept all
+
+
+@pytest.mark.parametrize(
+    ("profile", "count", "message"),
+    [
+        ("liner:10", [1, 1], "did you mean 'linear'"),
+        ("linear", [1, 1], "ratio is missing; expected linear:10"),
+        ("tail:0.5", [1, 1], "at least 1"),
+        ("tail:many", [1, 1], "ratio must be a finite number"),
+        ("equal:2", [1, 1], "it takes no setting"),
+        ("equal", [1, 0], r"at least 1, got \[1, 0\]"),
+        ("equal", [], r"got \[\]"),
+    ],
+)
+def test_profile_refusals(profile, count, message):
+    with pytest.raises(ValueError, match=message):
+        concept_shares(profile, count)
+
+
+def test_few_per_class_is_nested_and_of_the_seed():
+    digits = load_images("digits")
+    five, twenty = (few_per_class(digits, count, 3) for count in (5, 20))
+    assert digits.target[five].bincount().tolist() == [5] * 10
+    assert set(five.tolist()) < set(twenty.tolist())
+    assert five.tolist() == sorted(five.tolist()) == few_per_class(digits, 5, 3).tolist()
+    assert five.tolist() != few_per_class(digits, 5, 4).tolist()
+    # What is drawn of a class does not depend on the others.
+    some = digits.subset((digits.target != 0).nonzero().flatten())
+    drawn = few_per_class(some, 5, 3)
+    others = digits.images[five][digits.target[five] != 0]
+    assert torch.equal(some.images[drawn], others)
+
+
+def test_too_few_per_class():
+    with pytest.raises(
+        ValueError, match="class '0' of digits-train has 134 images, fewer than 135"
+    ):
+        few_per_class(load_images("digits"), 135, 0)
+    with pytest.raises(ValueError, match="count must be at least 1, got 0"):
+        few_per_class(load_images("digits"), 0, 0)

@@ -1,0 +1,60 @@
+"""A network with a linear SVM in its last layer's place, to be attacked or shown corrupted images."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import find_head, layer_name
+from .probe import LinearProbe
+
+
+class _SVM(nn.Module):
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray, *, unit: bool) -> None:
+        super().__init__()
+        self.unit = unit
+        self.register_buffer("weight", torch.from_numpy(weight).to(torch.float32))
+        self.register_buffer("bias", torch.from_numpy(bias).to(torch.float32))
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return F.linear(F.normalize(feature) if self.unit else feature, self.weight, self.bias)
+
+
+def frozen_classifier(
+    model: nn.Module, probe: LinearProbe, *, classifier: str | nn.Module | None = None
+) -> nn.Module:
+    """A copy of ``model`` whose logits are the decisions of ``probe``, fitted on its features.
+
+    probe       a fitted :class:`LinearProbe` of labels 0 .. C-1, each of them seen
+    classifier  the layer that it replaces, or its name; None: the last nn.Linear
+
+    From images to decisions in one differentiable module: corruptions, perturbations and attacks
+    reach the features through it. The features stay as they were learned. Two classes have the logits
+    (-d/2, d/2). Raises ValueError where a class is missing.
+    """
+    classes = np.asarray(probe.classes_)
+    if not np.array_equal(classes, np.arange(len(classes))):
+        raise ValueError(
+            f"frozen_classifier: the probe must have seen the classes 0 .. C-1, got {classes.tolist()}"
+        )
+    weight, bias = probe.coef_.astype(np.float64), np.atleast_1d(probe.intercept_)
+    if probe.normalise == "standard":
+        scaler = probe.pipeline_[0]
+        weight = weight / scaler.scale_
+        bias = bias - weight @ scaler.mean_
+    if len(classes) == 2:
+        weight, bias = (np.concatenate([-x, x]) / 2 for x in (weight, bias))
+    copied = copy.deepcopy(model)
+    name = layer_name(model, find_head(model, classifier, "frozen_classifier: classifier"))
+    parent, _, child = name.rpartition(".")
+    head = _SVM(weight, bias, unit=probe.normalise == "l2")
+    like = copied.get_submodule(name)
+    setattr(copied.get_submodule(parent), child, head.to(next(like.parameters())))
+    return copied.eval()

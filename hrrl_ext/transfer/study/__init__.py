@@ -1,0 +1,22 @@
+"""When does a level pay, and what does it cost: many trainings, paired by seed, on many targets.
+
+:class:`Study` works through a :class:`StudyConfig`; :func:`study_rows` and :func:`study_page` say what
+has been found. See docs/study.md.
+"""
+
+from .analysis import Difference, difference, missing_trials, paired, study_rows
+from .config import StudyConfig
+from .page import study_page
+from .queue import STAGES, Study
+
+__all__ = [
+    "STAGES",
+    "Difference",
+    "Study",
+    "StudyConfig",
+    "difference",
+    "missing_trials",
+    "paired",
+    "study_page",
+    "study_rows",
+]

@@ -1,0 +1,104 @@
+"""The images of a study, opened when they are needed and then kept."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data import (
+    ArrayImages,
+    ImageSet,
+    concept_shares,
+    few_per_class,
+    imbalance,
+    load_images,
+    lower_resolution,
+    resolve_concepts,
+)
+from ..table import Target
+from .config import ALL, StudyConfig, located
+
+
+class StudyImages:
+    """Sources by profile and seed, targets by name."""
+
+    def __init__(self, config: StudyConfig) -> None:
+        self.config = config
+        self.target = cache(self._target)
+        self.source_test = cache(self._source_test)
+        self._whole = cache(self._open_source)
+
+    def open_all(self) -> None:
+        """Opens the source and every target, and draws the first source of each profile."""
+        self.source_test()
+        for profile in self.config.profiles:
+            self.source(profile, self.config.seeds[0])
+        for target in self.config.targets:
+            self.target(target)
+
+    def source(self, profile: str, seed: int) -> ImageSet:
+        """Images to train on: the seed draws which concept has which size, and which images stay."""
+        images, concept = self._whole()
+        count = torch.bincount(concept).tolist()
+        shares = concept_shares(profile, count, seed=seed)
+        return imbalance(images, concept, shares, seed)
+
+    def split(self, profile: str, seed: int) -> tuple[ImageSet, ImageSet]:
+        """Of the source's training images, those that a search trains on and those it measures on."""
+        search = self.config.search
+        images = self.source(profile, seed)
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(images), generator=generator)[: search.images]
+        drawn = images.subset(order.sort().values)
+        concept, _ = resolve_concepts(self.config.source.concepts, drawn)
+        held = _held_out(concept, search.held_out, generator)
+        return drawn.subset((~held).nonzero().flatten()), drawn.subset(held.nonzero().flatten())
+
+    def few(self, target: str, count: int | str, seed: int) -> Tensor:
+        """Rows of the target's training images, the same for every method of a seed; nested."""
+        train = self.target(target).train
+        if count == ALL:
+            return torch.arange(len(train))
+        return few_per_class(train, int(count), seed)
+
+    def _open_source(self) -> tuple[ImageSet, Tensor]:
+        spec = self.config.source
+        images = self._open(spec.train, "train")
+        concept, _ = resolve_concepts(spec.concepts, images)
+        return images, concept
+
+    def _source_test(self) -> ImageSet:
+        return self._open(self.config.source.test, "test")
+
+    def _target(self, name: str) -> Target:
+        spec = self.config.targets[name]
+        train, test = self._open(spec.train, "train"), self._open(spec.test, "test")
+        if spec.lower != 1:
+            train, test = (_lowered(name, images, spec.lower) for images in (train, test))
+        return Target(name, train, test)
+
+    def _open(self, source: Any, split: str) -> ImageSet:
+        size = self.config.source.image_size
+        return load_images(located(source, self.config.folder), split=split, image_size=size)
+
+
+def _lowered(name: str, images: ImageSet, factor: int) -> ImageSet:
+    if not isinstance(images, ArrayImages):
+        raise TypeError(
+            f"study: target {name}: lower is for images in memory, such as an .npz archive, got "
+            f"{type(images).__name__}"
+        )
+    return lower_resolution(images, factor)
+
+
+def _held_out(concept: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Mask [N]: ``share`` of each concept, at least one and not all of it."""
+    held = torch.zeros(len(concept), dtype=torch.bool)
+    for k in concept.unique().tolist():
+        members = (concept == k).nonzero().flatten()
+        count = min(len(members) - 1, max(1, round(share * len(members))))
+        held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return held
