@@ -83,12 +83,8 @@ class HRRL(Recipe):
 
     def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> Tensor:
         """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]."""
-        concept_loss = move(
-            self.losses, *batch
-        )  # lines 9, 10: θ_{t+1} by Eq. 5; ĝ of the whole batch
-        self.objective.update(
-            concept_loss
-        )  # line 11: q_{t+1} by Eq. 6, still with the losses at θ_t
+        concept_loss = move(self.losses, *batch)  # lines 9, 10: θ_{t+1}, and ĝ of the whole batch
+        self.objective.update(concept_loss)  # line 11: q_{t+1}, with the losses at θ_t
         self.tally.add_step(concept_loss)
         self._concept_loss = concept_loss
         return concept_loss

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from hrrl_ext.data import load_images
+from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.pretrained import weights_digest
 from hrrl_ext.robust.recipe import HRRL
 from hrrl_ext.transfer.study import (
@@ -86,7 +86,7 @@ def test_every_number_is_there(whole: Study) -> None:
 def test_methods_of_a_seed_are_paired(whole: Study) -> None:
     """The same source, sizes and target examples; another seed has others."""
     counts = {
-        trial: whole.training(Trial("tail:10", 4, *trial))["concept_count"]  # type: ignore[index]
+        trial: whole.training(Trial("tail:10", 4, *trial))["concept_count"]
         for trial in (("ERM", 0), ("EL", 0), ("ERM", 1))
     }
     assert counts["ERM", 0] == counts["EL", 0] != counts["ERM", 1]
@@ -297,6 +297,7 @@ def test_the_rule_for_levels(
     assert "mean of the average and the worst concept" in kept["rule"]
     # On images of the source alone, some to train on and others to measure on.
     source = mine.images.source("tail:10", 1000)
+    assert isinstance(source, ArrayImages)
     for images, held_out in seen:
         assert len(images) + len(held_out) == 200
         assert held_out.target.unique().tolist() == list(range(10))
@@ -511,7 +512,7 @@ def test_sources_in_lists_are_located(tmp_path: Path) -> None:
     digits = load_images("digits").subset(range(300))
     for part in range(2):
         rows = range(150 * part, 150 * (part + 1))
-        image, label = digits.images[rows].numpy(), digits.target[rows].numpy()  # type: ignore[attr-defined]
+        image, label = digits.images[rows].numpy(), digits.target[rows].numpy()
         names = np.array(digits.classes)
         np.savez(tmp_path / f"{part}.npz", image=image, label=label, class_names=names)
     source = {"train": ["0.npz", "1.npz"], "test": "0.npz", "concepts": "classes"}
