@@ -109,15 +109,17 @@ class StoredDirections:
     def put(self, rows: Tensor, grad: Tensor, shown: Tensor) -> None:
         """The directions of gradients [B, C, H, W], for rows [B] that all differ.
 
-        Each is of norm 1 over the pixels that are ``shown`` [B, 1, H, W]; the others keep what they have.
-        So does a row whose gradient is zero, or holds an Inf or NaN.
+        Each is of norm 1 over the pixels that are ``shown`` [B, 1, H, W]; the others, where a gradient
+        must be 0, keep what they have. So does a row whose gradient is zero, or holds an Inf or NaN.
         """
-        shown = shown.expand_as(grad).flatten(1)
-        z, usable = _unit_rows(torch.where(shown, grad.flatten(1), 0.0))
-        values, scale = self.values[rows], self.scale[rows]
-        new_values, new_scale = self._code.write(z, shown, values, scale)
-        self.values.index_copy_(0, rows, torch.where(usable[:, None], new_values, values))
-        self.scale.index_copy_(0, rows, torch.where(usable, new_scale, scale))
+        g = grad.flatten(1)
+        largest = g.abs().amax(1)  # NaN, where there is one
+        usable = (largest > 0) & torch.isfinite(largest)
+        z = g / torch.where(usable, largest, 1.0)[:, None]  # whose squares stay in range
+        new = (shown & usable.view(-1, 1, 1, 1)).expand_as(grad).flatten(1)
+        values, scale = self._code.write(z, new, usable, self.values[rows], self.scale[rows])
+        self.values.index_copy_(0, rows, values)
+        self.scale.index_copy_(0, rows, scale)
         self._mine.index_fill_(0, rows, True)
 
     def exchange(self, processes: Processes) -> None:
@@ -150,15 +152,6 @@ class StoredDirections:
             tensor.copy_(state[name])
 
 
-def _unit_rows(g: Tensor) -> tuple[Tensor, Tensor]:
-    """g [B, P] → rows of norm 1, and which of them [B] have a direction; the others are zeros."""
-    largest = g.abs().amax(1, keepdim=True)
-    usable = (largest > 0) & torch.isfinite(largest)
-    z = torch.where(usable, g, 0.0) / torch.where(usable, largest, 1.0)  # squares stay in range
-    norm = torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    return z / torch.where(usable, norm, 1.0), usable.squeeze(1)
-
-
 class _Code:
     """How rows of ``length`` values are kept. What is read is in units of the row's scale."""
 
@@ -172,9 +165,13 @@ class _Code:
         raise NotImplementedError
 
     def write(
-        self, z: Tensor, shown: Tensor, values: Tensor, scale: Tensor
+        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The values and scale of z [B, P] where it is ``shown``, else of what they have been."""
+        """The values and scale [B] of rows that are z/‖z‖ [B, P] where ``new``, else as they have been.
+
+        z is 1 at its largest and 0 where it is not shown. A row that is not ``usable`` [B] has nothing
+        new, and keeps its bits whatever z is.
+        """
         raise NotImplementedError
 
 
@@ -186,12 +183,16 @@ class _Bytes(_Code):
         return values.to(dtype)
 
     def write(
-        self, z: Tensor, shown: Tensor, values: Tensor, scale: Tensor
+        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        z = torch.where(shown, z, values.to(z.dtype) * scale[:, None])
-        unit = z.abs().amax(1).to(scale.dtype) / 127
-        steps = z / torch.where(unit > 0, unit, 1.0)[:, None]
-        return steps.round().to(torch.int8), unit
+        per_norm = 1 / torch.linalg.vector_norm(z, dim=1)
+        kept = values.masked_fill(new, 0).abs().amax(1) * scale  # the largest of what stays
+        unit = torch.maximum(per_norm.to(scale.dtype), kept) / 127
+        unit = torch.where(usable, unit, scale)
+        per_unit = 1 / torch.where(unit > 0, unit, 1.0)
+        old = values.to(z.dtype) * (scale * per_unit)[:, None]
+        steps = torch.where(new, z * (per_norm * per_unit)[:, None], old)
+        return steps.round_().to(torch.int8), unit
 
 
 class _Signs(_Code):
@@ -204,12 +205,12 @@ class _Signs(_Code):
         return self._bits(values).to(dtype) * 2 - 1
 
     def write(
-        self, z: Tensor, shown: Tensor, values: Tensor, scale: Tensor
+        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        bits = torch.where(shown & (z != 0), z > 0, self._bits(values))
+        bits = torch.where(new & (z != 0), z > 0, self._bits(values))
         bits = F.pad(bits, (0, 8 * values.shape[1] - self.length))
         eights = bits.view(*values.shape, 8) * self._places(values)
-        return eights.sum(2, dtype=torch.uint8), torch.ones_like(scale)
+        return eights.sum(2, dtype=torch.uint8), torch.where(usable, 1.0, scale)
 
     def _bits(self, values: Tensor) -> Tensor:
         bits = values[:, :, None] & self._places(values)

@@ -113,11 +113,10 @@ def test_pixels_out_of_view_keep_what_they_have() -> None:
     kept.put(row, old, everything(old))
     shown = torch.zeros(1, 1, *SHAPE[1:], dtype=torch.bool)
     shown[..., 1:, 2:] = True
-    new[~shown.expand_as(new)] = math.nan  # whatever stands there is not looked at
+    new = torch.where(shown, new, 0.0)
     before = kept.take(row)
     kept.put(row, new, shown)
-    visible = torch.where(shown, new, 0.0)
-    want = torch.where(shown, unit(visible), before)
+    want = torch.where(shown, unit(new), before)
     got = kept.take(row)
     assert (got - want).abs().max() <= want.abs().max() / 254 * (1 + 1e-4)
     assert (got - before)[..., 0, :].abs().max() <= want.abs().max() / 254 * (1 + 1e-4)
@@ -127,6 +126,7 @@ def test_signs_that_are_not_known_alternate_until_they_are() -> None:
     kept, row, grad = directions(bits=1), torch.tensor([3]), gradients(1)
     shown = torch.zeros(1, 1, *SHAPE[1:], dtype=torch.bool)
     shown[..., 2:, :] = True
+    grad = torch.where(shown, grad, 0.0)
     grad[0, 1, 4] = 0.0  # in view, and no direction
     kept.put(row, grad, shown)
     found = kept.take(row)
@@ -170,9 +170,11 @@ class Exact(stored._Code):
         return values.to(dtype)
 
     def write(
-        self, z: Tensor, shown: Tensor, values: Tensor, scale: Tensor
+        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return torch.where(shown, z, values), torch.ones_like(scale)
+        return torch.where(new, z / z.norm(dim=1, keepdim=True), values), torch.where(
+            usable, 1.0, scale
+        )
 
 
 class Plain:
