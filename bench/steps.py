@@ -17,8 +17,12 @@ from hrrl_ext.data import Augmentation
 from hrrl_ext.models import resnet18
 from hrrl_ext.ops import ConceptLoss, reference
 from hrrl_ext.processes import Processes
-from hrrl_ext.robust import ExamplePerturbation, HRRLObjective
-from hrrl_ext.robust.stored import StoredDirections, StoredPerturbation
+from hrrl_ext.robust import (
+    ExamplePerturbation,
+    HRRLObjective,
+    StoredDirections,
+    StoredPerturbation,
+)
 
 Step = Callable[[], Tensor]
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]

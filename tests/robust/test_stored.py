@@ -19,8 +19,7 @@ import hrrl_ext
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.ops import reference
-from hrrl_ext.robust import stored
-from hrrl_ext.robust.stored import StoredDirections
+from hrrl_ext.robust import StoredDirections, stored
 from hrrl_ext.transfer import L2SP, Similarity
 
 CPU = torch.device("cpu")
