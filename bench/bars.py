@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 STEP_BAR = 1.75
 """HRRL's training step over ERM's; the floor is 5/3."""
+STORED_BAR = 1.05
+"""The step with stored directions over ERM's, which it adds the first layer's gradient to."""
 MEMORY_BAR = 1.1
 """Its peak memory over ERM's."""
 LOOP_BAR = 1.05

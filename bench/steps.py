@@ -13,9 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrrl_ext.data import Augmentation
 from hrrl_ext.models import resnet18
 from hrrl_ext.ops import ConceptLoss, reference
-from hrrl_ext.robust import HRRLObjective
+from hrrl_ext.processes import Processes
+from hrrl_ext.robust import (
+    ExamplePerturbation,
+    HRRLObjective,
+    StoredDirections,
+    StoredPerturbation,
+)
 
 Step = Callable[[], Tensor]
 Compiler = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -134,6 +141,36 @@ def hrrl_step(here: Setting, compiler: Compiler = as_it_is) -> Step:
     return step
 
 
+def stored_step(here: Setting) -> Step:
+    """Both levels with example_level="stored": directions of 8 bits, as many images as a batch.
+
+    They begin as those of Algorithm 1, so that the first loss is at the same x̃. All of an image is in its
+    view, some are flipped; how it is moved takes the same time wherever it goes.
+    """
+    device, count = here.x.device, len(here.x)
+    objective = HRRLObjective([500] * CONCEPTS, tau=0.0, lam=LAM).to(device)
+    augment, row = Augmentation(4), torch.arange(count, device=device)
+    view = augment.draw(count, torch.Generator().manual_seed(0))
+    view[:, :2] = augment.crop_padding
+    view = view.to(device)
+    directions = StoredDirections(count, here.x.shape[1:], 8, device)
+    stored = StoredPerturbation(TAU, directions, augment, Processes())
+    grad = ExamplePerturbation(TAU).input_gradient(here.model, here.x, here.target)
+    directions.put(row, augment.undo(grad, view), augment.shown(view, *grad.shape[2:]))
+
+    def step() -> Tensor:
+        with here.autocast():
+            x = stored.perturb(here.x, row, view)
+            logits = here.model(x)
+        out: ConceptLoss = objective(logits, here.target, here.concept)
+        here.descend(out.loss)
+        objective.update(out.concept_loss)
+        stored.learn()
+        return out.loss.detach()
+
+    return step
+
+
 def by_hand_step(here: Setting) -> Step:
     """The example level as it is often written: loss.backward() for the gradient of the input.
 
@@ -175,6 +212,7 @@ def bare_passes(here: Setting) -> Step:
 STEPS: dict[str, Callable[[Setting, Compiler], Step]] = {
     "erm": lambda here, _: erm_step(here),
     "ours": lambda here, _: hrrl_step(here),
+    "stored": lambda here, _: stored_step(here),
     "by_hand": lambda here, _: by_hand_step(here),
     "passes": lambda here, _: bare_passes(here),
     "erm_compile": erm_step,

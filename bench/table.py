@@ -22,6 +22,7 @@ from bars import (
     LOOP_BAR,
     MEMORY_BAR,
     STEP_BAR,
+    STORED_BAR,
     TRANSFER_BARS,
     by_wall_clock,
     least_ratio,
@@ -209,6 +210,7 @@ def step_table(cases: list[Case]) -> str:
         row += [
             _at_most(_over(case.seconds["ours"], case.seconds.get("erm")), STEP_BAR),
             _ratio(_over(case.seconds.get("passes"), case.seconds.get("erm"))),
+            _at_most(_over(case.seconds.get("stored"), case.seconds.get("erm")), STORED_BAR),
             _at_most(memory, MEMORY_BAR),
             _ratio(case.ratio("by_hand")),
             _ratio(_over(case.seconds["ours"], case.seconds.get("compile"))),
@@ -223,13 +225,15 @@ def step_table(cases: list[Case]) -> str:
         "IQR",
         "HRRL / ERM",
         "its passes / ERM",
+        "stored / ERM",
         "memory / ERM",
     ]
     columns += ["EL by hand / HRRL", "HRRL / HRRL compiled", "HRRL / ERM, both compiled"]
     return (
         f"HRRL / ERM has its floor at 5/3 and its bar at {STEP_BAR}, its peak memory the bar "
-        f"{MEMORY_BAR}; above is **bold**. Its passes alone, with nothing between them, are the floor "
-        "where a forward pass takes more than a third of ERM's step.\n\n" + markdown(columns, rows)
+        f"{MEMORY_BAR}, the step with stored directions {STORED_BAR}; above is **bold**. Its passes "
+        "alone, with nothing between them, are the floor where a forward pass takes more than a third "
+        "of ERM's step.\n\n" + markdown(columns, rows)
     )
 
 

@@ -124,11 +124,22 @@ def test_the_step_is_held_to_its_bar(ours: float, shown: str) -> None:
             benchmark("training_step", "net", "ours", ours),
             benchmark("training_step", "net", "by_hand", 2 * ours),
             benchmark("training_step", "net", "passes", 0.168),
+            benchmark("training_step", "net", "stored", 0.106),
         ),
         "min",
     )
     (row,) = rows(text, "Training step")
-    assert row[3:] == [f"{1e3 * ours:.1f}", "25 %", shown, "1.68", "–", "2.00", "–", "–"]
+    assert row[3:] == [
+        f"{1e3 * ours:.1f}",
+        "25 %",
+        shown,
+        "1.68",
+        "**1.06**",
+        "–",
+        "2.00",
+        "–",
+        "–",
+    ]
     assert "## Summary" not in text
 
 
@@ -140,7 +151,7 @@ def test_the_memory_of_a_step_and_what_compiling_gains() -> None:
     step[0]["extra_info"]["peak_bytes"] = 1000
     step[1]["extra_info"]["peak_bytes"] = 1101
     (row,) = rows(report(results(*step), "min"), "Training step")
-    assert row[5:] == ["1.70", "–", "**1.10**", "–", "1.89", "1.80"]
+    assert row[5:] == ["1.70", "–", "–", "**1.10**", "–", "1.89", "1.80"]
 
 
 @pytest.mark.parametrize(("ours", "shown"), [(1.049, "1.049"), (1.051, "**1.051**")])
@@ -195,7 +206,7 @@ def test_partial_runs_and_nothing_lost() -> None:
     )
     assert "peer only" not in text
     assert rows(text, "call")[0][4] == "2.00"  # the median
-    assert rows(text, "Training step")[0][5:] == ["–"] * 6
+    assert rows(text, "Training step")[0][5:] == ["–"] * 7
     assert "Nowhere in this run." in text
 
 

@@ -52,25 +52,65 @@ class Augmentation:
         generator lives on the CPU, so one seed gives the same images on every device. ``part`` says
         which images of a batch of size ``of`` these are: they look as they would in the whole of it.
         """
-        pad, (b, channels, height, width) = self.crop_padding, images.shape
+        return self.apply(images, self.draw(len(images), generator, part, of))
+
+    def draw(
+        self,
+        count: int,
+        generator: torch.Generator,
+        part: range | None = None,
+        of: int | None = None,
+    ) -> Tensor:
+        """The views [B, 3] of so many images: top and left of the crop in the padded image, and whether
+        it is flipped then, 0 or 1. Arguments as above."""
         here = slice(part.start, part.stop) if part is not None else slice(None)
-        drawn = b if of is None else of
+        drawn = count if of is None else of
         # All is drawn whatever the settings: switching the flip off leaves the crops in place.
-        top, left = torch.randint(2 * pad + 1, (2, drawn), generator=generator)[:, here]
-        flip = torch.randint(2, (drawn,), generator=generator)[here].bool() & self.flip
-        column = torch.arange(width)
-        rows = top[:, None] + torch.arange(height)  # [B, H] in the padded image
-        columns = left[:, None] + torch.where(flip[:, None], width - 1 - column, column)  # [B, W]
+        top, left = torch.randint(2 * self.crop_padding + 1, (2, drawn), generator=generator)
+        flip = torch.randint(2, (drawn,), generator=generator) * self.flip
+        return torch.stack([top, left, flip], 1)[here]
+
+    def apply(self, images: Tensor, view: Tensor) -> Tensor:
+        """images [B, C, H, W] as views [B, 3] show them; outside of an image there are zeros."""
+        pad, (b, channels, height, width) = self.crop_padding, images.shape
+        rows, columns = _looked_at(view.to(images.device), height, width)
         # One gather over flattened pixels: several times faster than cropping image by image.
         pixel = rows[:, :, None] * (width + 2 * pad) + columns[:, None, :]  # [B, H, W]
-        pixel = pixel.view(b, 1, height * width).to(images.device).expand(b, channels, -1)
+        pixel = pixel.view(b, 1, height * width).expand(b, channels, -1)
         return F.pad(images, (pad,) * 4).flatten(2).gather(2, pixel).view_as(images)
+
+    def undo(self, images: Tensor, view: Tensor) -> Tensor:
+        """What ``apply`` has moved [B, C, H, W], back where it was; zeros where the view did not look."""
+        return self.apply(images, self._inverse(view))
+
+    def shown(self, view: Tensor, height: int, width: int) -> Tensor:
+        """[B, 1, H, W] which pixels of the images are in their views."""
+        pad = self.crop_padding
+        rows, columns = _looked_at(self._inverse(view), height, width)
+        rows = (rows >= pad) & (rows < pad + height)
+        columns = (columns >= pad) & (columns < pad + width)
+        return rows[:, None, :, None] & columns[:, None, None, :]
+
+    def _inverse(self, view: Tensor) -> Tensor:
+        """Undoing is a view, too: its crop lies at the other side, unless the image is flipped."""
+        top, left, flip = view.unbind(1)
+        other = 2 * self.crop_padding
+        return torch.stack([other - top, torch.where(flip > 0, left, other - left), flip], 1)
+
+
+def _looked_at(view: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Rows [B, H] and columns [B, W] of the padded image that views [B, 3] show."""
+    top, left, flip = view[:, :, None].unbind(1)  # [B, 1] each
+    row, column = (torch.arange(n, device=view.device) for n in (height, width))
+    return top + row, left + torch.where(flip > 0, width - 1 - column, column)
 
 
 class Batches:
     """Epochs of mini-batches on one device.
 
-    A batch is x [B, 3, H, W] float32 in [0, 1], target [B] int64, concept [B] int64.
+    A batch is x [B, 3, H, W] float32 in [0, 1], target [B] int64, concept [B] int64; with ``views`` also
+    the numbers of its images, row [B] int64, and how each is augmented, view [B, 3] int64
+    (:meth:`Augmentation.draw`).
     The order of the examples is a function of (seed, epoch), the augmentation of (seed, epoch,
     batch number): starting at any epoch gives the same bits as getting there, with any num_workers.
     No global random state is read or changed. Every example comes exactly once per epoch, so the
@@ -101,6 +141,7 @@ class Batches:
         num_workers: int = 0,
         keep_gib: float = 0.0,
         processes: Processes = Processes(),  # noqa: B008  (frozen)
+        views: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
@@ -118,6 +159,7 @@ class Batches:
         self.num_workers = num_workers
         self.keep_gib = keep_gib
         self.processes = processes
+        self.views = views
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
             raise ValueError(
@@ -134,13 +176,13 @@ class Batches:
         """Batches per epoch."""
         return len(self.sizes)
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """The batches of one epoch, epoch >= 0, from number ``start`` on."""
         if epoch < 0:
             raise ValueError(f"Batches: epoch must be at least 0, got {epoch}")
         return self._generate(epoch, start)
 
-    def _generate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    def _generate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         order = torch.arange(len(self.images))
         if self.shuffle:
             order = torch.randperm(len(order), generator=random_stream(self.seed, epoch, "order"))
@@ -152,15 +194,14 @@ class Batches:
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
             x = next(images).to(self.device, non_blocking=True)
+            view = torch.zeros(len(indices), 3, dtype=torch.int64)
             if self.augment is not None:
                 generator = random_stream(self.seed, epoch, number)
-                x = self.augment(x, generator, part, self.sizes[number])
-            target, concept = self.images.target[indices], self.concept[indices]
-            yield (
-                as_float(x),
-                target.to(self.device, non_blocking=True),
-                concept.to(self.device, non_blocking=True),
-            )
+                view = self.augment.draw(len(indices), generator, part, self.sizes[number])
+                x = self.augment.apply(x, view)
+            others = [self.images.target[indices], self.concept[indices]]
+            others += [indices, view] if self.views else []
+            yield as_float(x), *(t.to(self.device, non_blocking=True) for t in others)
 
     @cached_property  # not before the first epoch: for images in files it opens one
     def _kept(self) -> KeptImages | None:

@@ -2,6 +2,7 @@
 
 ================================== ==============================================================
 :class:`ExamplePerturbation`       example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
+:class:`StoredPerturbation`        the same with the ∇ℓ of the last epoch, in StoredDirections
 :class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
 :class:`HRRLObjective`             both, for a training loop of one's own
 :class:`GroupDRO`, :class:`CVaR`   other adversaries over the concepts, to compare with
@@ -16,6 +17,7 @@ from .concepts import ConceptDistribution, ConceptWeights, slow_phase_divisor, v
 from .config import HRRLConfig
 from .objective import HRRLObjective
 from .recipe import HRRL
+from .stored import StoredDirections, StoredPerturbation
 from .trainer import HRRLTrainer
 
 __all__ = [
@@ -28,6 +30,8 @@ __all__ = [
     "HRRLConfig",
     "HRRLObjective",
     "HRRLTrainer",
+    "StoredDirections",
+    "StoredPerturbation",
     "slow_phase_divisor",
     "variance_gain",
 ]

@@ -11,6 +11,8 @@ from ..training.config import require_not_negative, require_one_of, require_posi
 
 Adversary = Literal["hrrl", "group_dro", "cvar"]
 Selection = Literal["average", "worst_concept"]
+ExampleLevel = Literal["exact", "stored"]
+StoredBits = Literal[8, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +21,11 @@ class HRRLConfig:
 
     tau: float = 0.03
     """Example level: length of the perturbation of one image, in [0, 1] pixel units; 0 is without."""
+    example_level: ExampleLevel = "exact"
+    """Where the direction of an image comes from: exact, a pass of its own; or stored, the image's last
+    backward pass, an epoch ago, for about the time of plain training."""
+    stored_bits: StoredBits = 8
+    """Of a value of a stored direction: 8, or 1, which keeps signs."""
     lam: float | None = 10.0
     """Concept level: λ, how strongly q is held at q0, in units of the loss; None is without."""
     s: int = 1000
@@ -53,7 +60,24 @@ class HRRLConfig:
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
         require_positive(self, "width")
         require_not_negative(self, "crop_padding")
-        require_one_of(self, adversary=Adversary, select=Selection)
+        require_one_of(
+            self,
+            adversary=Adversary,
+            select=Selection,
+            example_level=ExampleLevel,
+            stored_bits=StoredBits,
+        )
+        if self.stored and self.batch_norm == "running":
+            raise ValueError(
+                "batch_norm='running' is of the input-gradient pass, and example_level='stored' has "
+                "none: its directions come from training itself; leave batch_norm out, or take "
+                "example_level='exact'"
+            )
+
+    @property
+    def stored(self) -> bool:
+        """Whether directions are kept."""
+        return self.example_level == "stored" and self.tau > 0
 
     @property
     def chosen(self) -> str:

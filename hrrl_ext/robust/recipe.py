@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import Discovery
+from ..data import Augmentation, Batches
 from ..evaluation import accuracy
 from ..perturbation import example_loss
 from ..processes import Processes
@@ -26,6 +27,7 @@ from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
 from .objective import HRRLObjective
 from .sets import Sets
+from .stored import StoredDirections, StoredPerturbation
 from .tally import Tally
 
 _CALIBRATION_BATCHES = 8
@@ -71,6 +73,10 @@ class HRRL(Recipe):
             label_smoothing=config.label_smoothing,
             loss_scale=loss_scale,
         ).to(sets.batches.device)
+        self.stored: StoredPerturbation | None = None
+        if config.stored:
+            _check_penalty(self.penalty, self.penalty_name)
+            self.stored = _stored(config, sets.batches)
         self.discovery: Discovery | None = None
         if sets.found is not None:
             loss = partial(example_loss, label_smoothing=config.label_smoothing)
@@ -85,15 +91,20 @@ class HRRL(Recipe):
         """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]."""
         concept_loss = move(self.losses, *batch)  # lines 9, 10: θ_{t+1}, and ĝ of the whole batch
         self.objective.update(concept_loss)  # line 11: q_{t+1}, with the losses at θ_t
+        if self.stored is not None:
+            self.stored.learn()  # the z of the next epoch
         self.tally.add_step(concept_loss)
         self._concept_loss = concept_loss
         return concept_loss
 
     def losses(
-        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor
+        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *row_and_view: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples."""
-        x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
+        if self.stored is None:
+            x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
+        else:
+            x = self.stored.perturb(x, *row_and_view)  # with the ∇ℓ of the last epoch
         logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
@@ -103,6 +114,8 @@ class HRRL(Recipe):
 
     def before(self, epoch: int, move: Move, progress: Progress) -> bool:
         """Finds concepts, where they are to be found, and measures c="auto"."""
+        if self.stored is not None:
+            self.stored.exchange()
         found = self.discovery is not None and self.discovery.due(epoch)
         if self.discovery is not None and found:
             self.discovery.find(self.sets.images, lambda text: progress.work("clustering", text))
@@ -132,7 +145,7 @@ class HRRL(Recipe):
         losses = []
         with evaluating(self.model):  # leaves no trace in the running statistics
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
-            for (x, target, concept), size in itertools.islice(batches, _CALIBRATION_BATCHES):
+            for (x, target, concept, *_), size in itertools.islice(batches, _CALIBRATION_BATCHES):
                 with move.autocast():
                     logits = self.model(x)
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
@@ -260,6 +273,8 @@ class HRRL(Recipe):
         }
         if self.penalty is not None:
             state["penalty"] = self.penalty.state_dict()
+        if self.stored is not None:
+            state["directions"] = self.stored.state_dict()
         if self.discovery is not None:
             state["clustering"] = self.discovery.clustering.state_dict()
             if self.sets.validation is not None:
@@ -269,6 +284,8 @@ class HRRL(Recipe):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self.penalty is not None:
             self.penalty.load_state_dict(state["penalty"])
+        if self.stored is not None:
+            self.stored.load_state_dict(state["directions"])
         if self.discovery is not None:
             self.discovery.clustering.load_state_dict(state["clustering"])
             self._take_clusters(self.discovery)
@@ -282,6 +299,25 @@ def _by_name(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
     """NaN (a concept without a validation example) is None, which JSON knows."""
     numbers = (None if math.isnan(value) else value for value in values.tolist())
     return dict(zip(names, numbers, strict=True))
+
+
+def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
+    images = batches.images
+    directions = StoredDirections(
+        len(images), images.image_shape, config.stored_bits, batches.device
+    )
+    augment = batches.augment or Augmentation(0, flip=False)
+    return StoredPerturbation(config.tau, directions, augment, batches.processes)
+
+
+def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
+    """The backward pass of training gives the gradient of its whole loss: all of it must be ℓ's."""
+    if penalty is not None and not getattr(penalty, "of_weights", False):
+        raise ValueError(
+            f"example_level='stored' takes z from the backward pass of training, and the penalty {name} "
+            "may have a gradient in x, which belongs to no example's loss; take example_level='exact', "
+            "or, for a penalty of the weights alone, give its module of_weights = True"
+        )
 
 
 def _adversary(config: HRRLConfig, count: Tensor) -> ConceptWeights:

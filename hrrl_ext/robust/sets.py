@@ -64,6 +64,7 @@ def open_sets(
             processes=processes,
             num_workers=num_workers,
             keep_gib=keep_gib,
+            views=shuffle and method.stored,
         )
 
     images, concepts = open_images(data, "train"), read_concepts(concepts)

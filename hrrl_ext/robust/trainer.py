@@ -77,7 +77,8 @@ class HRRLTrainer:
         penalty: called once, with the model as the run begins; makes a module that takes (model, x) and
             returns model(x) and a number [] to add to the loss of these examples, such as
             :class:`hrrl_ext.transfer.L2SP`. The module's tensors are in the checkpoints, and ``str`` of
-            what made it is among the settings that a run is continued with.
+            what made it is among the settings that a run is continued with. With
+            example_level="stored" it must not depend on x, and says so: ``of_weights = True``.
         model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, where that is a module; then
             :func:`load_model` can build it again.
         **config: the fields of :class:`HRRLConfig` (tau, lam, s, c, ...) and of
@@ -181,15 +182,26 @@ class HRRLTrainer:
         return self.loop.fit()
 
     def train_step(
-        self, x: Tensor, target: Tensor, concept: Tensor, *, batch: int | None = None
+        self,
+        x: Tensor,
+        target: Tensor,
+        concept: Tensor,
+        *row_and_view: Tensor,
+        batch: int | None = None,
     ) -> Tensor:
         """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]. Never waits for the device.
 
         The arguments are this process's part of a mini-batch of ``batch`` examples (all of it, if not
-        given), taken in ``accumulate`` parts one after the other.
+        given), taken in ``accumulate`` parts one after the other: what ``batches`` yields, which with
+        example_level="stored" is also the number of each image, and its view.
         """
+        if self.recipe.stored is not None and len(row_and_view) != 2:
+            raise ValueError(
+                "train_step: example_level='stored' needs the numbers of the images and their views, as "
+                f"batches yields them after concept; got {len(row_and_view)} of these 2 tensors"
+            )
         move = self.loop.move.of(len(x) if batch is None else batch)
-        return self.recipe.step((x, target, concept), move)
+        return self.recipe.step((x, target, concept, *row_and_view), move)
 
     def _after_step(self, step: int) -> None:
         if self.after_step is not None:

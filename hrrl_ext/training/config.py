@@ -96,7 +96,8 @@ def require_not_negative(config: object, *names: str) -> None:
 
 
 def require_one_of(config: object, **known: object) -> None:
-    """That each field is one of the words of a Literal."""
-    for name, words in known.items():
-        if (value := getattr(config, name)) not in get_args(words):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(words))}, got {value!r}")
+    """That each field is one of the values of a Literal."""
+    for name, literal in known.items():
+        if (value := getattr(config, name)) not in get_args(literal):
+            values = ", ".join(map(str, get_args(literal)))
+            raise ValueError(f"{name} must be one of {values}, got {value!r}")

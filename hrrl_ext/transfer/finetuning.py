@@ -54,6 +54,8 @@ class L2SP:
 
 
 class _L2SPPenalty(nn.Module):
+    of_weights = True  # alone: it has no gradient in x
+
     def __init__(self, settings: L2SP, model: nn.Module) -> None:
         super().__init__()
         self.settings = settings

@@ -110,6 +110,44 @@ def test_crop_padding(pad, error):
         Augmentation(pad)
 
 
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (1, 1), (1, 5), (4, 1)])
+@pytest.mark.parametrize(("pad", "flip"), [(0, False), (0, True), (1, False), (2, True), (9, True)])
+def test_a_view_can_be_undone(pad, flip, height, width):
+    """Pixel by pixel: what a view shows of an image is back in its place, and the rest is 0."""
+    augment = Augmentation(pad, flip)
+    images = torch.arange(1, 40 * 2 * height * width + 1).view(40, 2, height, width)
+    view = augment.draw(40, generator())
+    seen = augment.apply(images, view)
+    want, shown = torch.zeros_like(images), torch.zeros(40, 1, height, width, dtype=torch.bool)
+    for n, (top, left, flipped) in enumerate(view.tolist()):
+        for i in range(height):
+            for j in range(width):
+                row = top + i - pad
+                column = left + (width - 1 - j if flipped else j) - pad
+                if 0 <= row < height and 0 <= column < width:
+                    assert torch.equal(seen[n, :, i, j], images[n, :, row, column])
+                    want[n, :, row, column] = images[n, :, row, column]
+                    shown[n, 0, row, column] = True
+                else:
+                    assert not seen[n, :, i, j].any()
+    assert torch.equal(augment.undo(seen, view), want)
+    assert torch.equal(augment.shown(view, height, width), shown)
+
+
+def test_batches_tell_which_images_they_have_and_how_they_show_them():
+    images, augment = image_set(), Augmentation(2)
+    plain, told = batches(images), batches(images, views=True)
+    rows = []
+    for got, (x, target, concept, row, view) in zip(plain.epoch(1), told.epoch(1), strict=True):
+        assert same([got], [(x, target, concept)])
+        assert torch.equal(target, images.target[row])
+        assert torch.equal(x, augment.apply(images.images[row], view).float() / 255)
+        rows += row.tolist()
+    assert sorted(rows) == list(range(N))
+    for x, _, _, row, view in batches(images, augment=None, views=True).epoch(0):
+        assert torch.equal(x, Augmentation(0).apply(images.images[row], view).float() / 255)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_bits_on_a_gpu():
@@ -256,7 +294,7 @@ def test_processes_share_every_batch(size: int, batch_size: int) -> None:
     def batches(processes: Processes) -> Batches:
         return Batches(
             images, torch.arange(size) % 2, batch_size, shuffle=True, augment=Augmentation(2),
-            processes=processes,
+            processes=processes, views=True,
         )  # fmt: skip
 
     parts = [batches(Processes(rank, 3)) for rank in range(3)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 
@@ -12,8 +13,16 @@ from hrrl_ext.data import load_images
 
 @pytest.mark.parametrize("adversary", ["hrrl", "group_dro", "cvar"])
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "example_level",
+    [{}, {"example_level": "stored"}, {"example_level": "stored", "stored_bits": 1}],
+    ids=["exact", "stored", "signs"],
+)
 def test_a_step_asks_for_no_value(
-    adversary: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
+    adversary: str,
+    accumulate: int,
+    example_level: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tensors on "meta" have shapes and no values: item(), nonzero() or an if on one raise."""
     trainer = HRRLTrainer(
@@ -25,10 +34,11 @@ def test_a_step_asks_for_no_value(
         accumulate=accumulate,
         device="meta",
         progress="off",
+        **example_level,
     )
     monkeypatch.setattr(trainer.loop.move, "autocast", nullcontext)  # which knows no such device
-    x, target, concept = next(trainer.batches.epoch(0))
-    concept_loss = trainer.train_step(x, target, concept)
+    for batch in trainer.batches.epoch(0):
+        concept_loss = trainer.train_step(*batch)
     assert concept_loss.is_meta and concept_loss.shape == (10,)
     with pytest.raises(RuntimeError, match="meta"):
         concept_loss.sum().item()
