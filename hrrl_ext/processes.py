@@ -69,8 +69,16 @@ class Processes:
         do so: one that is ending by then aborts the process ("terminate called without an active
         exception"). They come to it while this thread sleeps.
         """
+        self.wait()
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Until the threads of gloo have let go of the last sums, so that this process may fork.
+
+        For that they need the interpreter: a process forked meanwhile can inherit a lock of it that
+        nobody in there will ever open, and hangs as it begins.
+        """
         if self.size > 1:
-            dist.barrier()
             time.sleep(_SETTLING_SECONDS)
 
 

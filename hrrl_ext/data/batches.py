@@ -224,6 +224,7 @@ class Batches:
     def _fetched(self, rows: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
         if self.num_workers == 0 or not rows:
             return (self.images.__getitems__(indices) for indices in rows)
+        self.processes.let_go()
         loader = DataLoader(
             self.images,
             batch_sampler=rows,
