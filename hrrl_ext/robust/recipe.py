@@ -19,6 +19,7 @@ from ..evaluation import accuracy
 from ..perturbation import example_loss
 from ..processes import Processes
 from ..training import Move, Recipe
+from ..training.loop import FIRST_STEPS
 from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
@@ -31,7 +32,6 @@ from .stored import StoredDirections, StoredPerturbation
 from .tally import Tally
 
 _CALIBRATION_BATCHES = 8
-_FIRST_STEPS = 5  # of q, which are looked at as they come
 
 
 class HRRL(Recipe):
@@ -179,7 +179,7 @@ class HRRL(Recipe):
         k = int(distribution.q.argmax())
         mean_loss = self.tally.concept_loss / self.tally.steps
         advised = len(distribution.q) * mean_loss.std(correction=0).item()
-        if distribution.t <= min(_FIRST_STEPS, distribution.s):
+        if distribution.t <= min(FIRST_STEPS, distribution.s):
             advised /= distribution.c.item()  # these steps are c times shorter
         warnings.warn(
             f"in {where} q has concentrated on {here:.1f} of {there:.1f} "

@@ -23,7 +23,7 @@ from .schedule import Schedule, default_milestones, in_steps, is_in_steps
 from .stopping import Stopping
 
 _LOOK_EVERY = 20  # steps between two looks at the numbers, each of which waits for the device
-_FIRST_STEPS = 5  # of something new, each looked at: what is thrown off there stays so
+FIRST_STEPS = 5  # of something new, each looked at: what is thrown off there stays so
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class Loop:
             self.recipe.step(batch, self.move.of(self.sizes[number - 1]))
             self.step += 1
             last = number == self.per_epoch or self.step == self.steps
-            look = number % _LOOK_EVERY == 0 or last or (new and number <= _FIRST_STEPS)
+            look = number % _LOOK_EVERY == 0 or last or (new and number <= FIRST_STEPS)
             if look:
                 self._look(epoch, number)
                 text = f"{self.recipe.running()}  {clock.speed(number):.0f} img/s"
