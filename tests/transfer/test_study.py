@@ -34,7 +34,7 @@ from hrrl_ext.transfer.study import levels as levels_module
 from hrrl_ext.transfer.study import measures as measures_module
 from hrrl_ext.transfer.study import queue as queue_module
 from hrrl_ext.transfer.study.analysis import SECONDS, over_targets
-from hrrl_ext.transfer.study.levels import score
+from hrrl_ext.transfer.study.levels import score, worst_quarter
 from hrrl_ext.transfer.study.queue import claimed
 from hrrl_ext.transfer.study.trials import Trial, trained_model
 
@@ -268,7 +268,7 @@ def fake_training(scores: dict[float, Any], seen: list[Any]) -> Callable[..., An
         found = scores[settings["lam"]]
         if found is None:
             return {"failed": "the loss is not finite"}
-        return {"accuracy": found[0], "worst_concept_accuracy": found[1]}
+        return {"accuracy": found[0], "concept_accuracy": {"a": found[1], "b": 1.0}}
 
     return train
 
@@ -294,7 +294,7 @@ def test_the_rule_for_levels(
     mine.work("levels")
     assert mine.levels.settings("tail:10", "CL") == {"tau": 0.0, "lam": chosen}
     kept = json.loads((tmp_path / "levels/tail-10-CL.json").read_text())
-    assert "mean of the average and the worst concept" in kept["rule"]
+    assert "mean of the average accuracy and that of the worst quarter" in kept["rule"]
     # On images of the source alone, some to train on and others to measure on.
     source = mine.images.source("tail:10", 1000)
     assert isinstance(source, ArrayImages)
@@ -321,7 +321,9 @@ def test_a_level_serves_those_that_take_it(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_scores_are_means_over_search_seeds() -> None:
-    parts = [{"accuracy": a, "worst_concept_accuracy": w} for a, w in ((0.5, 0.1), (0.7, 0.3))]
+    concepts = {"a": 0.1, "b": 0.9, "c": None, "d": 0.3, "e": 0.8, "f": 0.5}  # 5 known: the worst 2
+    assert worst_quarter(concepts) == pytest.approx(0.2)
+    parts = [{"accuracy": a, "concept_accuracy": concepts} for a in (0.5, 0.7)]
     assert score(parts) == pytest.approx(0.4)
     assert score([parts[0], {"failed": "why"}]) is None
 
