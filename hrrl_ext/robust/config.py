@@ -50,7 +50,7 @@ class HRRLConfig:
     label_smoothing: float = 0.0
     """ε of the cross-entropy."""
     focal: float = 0.0
-    """γ of the focal loss (Lin et al., 2017) in place of the cross-entropy, which is 0."""
+    """γ of the focal loss (Lin et al., 2017); 0 is the cross-entropy."""
     logit_adjustment: float = 0.0
     """Power of the class shares by which logits are adjusted in training (Menon et al., 2021, their τ); 0
     is without."""

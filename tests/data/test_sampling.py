@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from hrrl_ext._streams import random_stream
-from hrrl_ext.data import ArrayImages, Augmentation, Batches
+from hrrl_ext.data import ArrayImages, Augmentation, Batches, GroupSampling
 from hrrl_ext.data.image_sets import ImageSet
-from hrrl_ext.data.sampling import GroupSampling
 from hrrl_ext.processes import Processes
 
 GROUP = torch.tensor([2, 0, 0, 2, 3, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0])
