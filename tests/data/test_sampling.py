@@ -59,6 +59,13 @@ def test_the_ends_of_the_unit_interval(group: list[int], monkeypatch: Any) -> No
             assert order.tolist() == [row] * len(group)
 
 
+def test_a_draw_at_the_border_is_of_the_next_group(monkeypatch: Any) -> None:
+    half = torch.full((2, 3), 0.5, dtype=torch.float64)
+    monkeypatch.setattr(torch, "rand", lambda *a, **k: half)
+    order = GroupSampling(torch.tensor([0, 0, 2])).order(torch.Generator())
+    assert order.tolist() == [2, 2, 2]  # not of group 1, which is empty, nor of 0, which ends there
+
+
 def test_no_examples() -> None:
     sampling = GroupSampling(torch.zeros(0, dtype=torch.int64))
     assert len(sampling.order(torch.Generator())) == len(sampling.draws) == 0

@@ -95,17 +95,17 @@ def test_a_run_is_that_of_plain_code(settings: dict[str, Any], loss: Any) -> Non
     assert (weights(ours.model) - fresh).norm() > 0.05 * fresh.norm()
 
 
+@pytest.mark.parametrize("balance", [1.0, 0.5])
 @pytest.mark.parametrize("sampling", ["class", "concept"])
-def test_shares_of_the_draws_stand_for_those_of_the_data(sampling: str) -> None:
-    made = trainer(sampling=sampling, lam=5.0)
+def test_shares_of_the_draws_stand_for_those_of_the_data(sampling: str, balance: float) -> None:
+    made = trainer(sampling=sampling, balance=balance, lam=5.0)
     distribution = made.objective.distribution
     group = TARGET if sampling == "class" else CONCEPT
+    weight = [(group == g).sum().item() ** (1 - balance) for g in group.unique()]
+    within = [[(CONCEPT[group == g] == k).double().mean() for g in group.unique()] for k in (0, 1)]
     share = [
-        sum(
-            (CONCEPT[group == g] == k).double().mean().item() / len(group.unique())
-            for g in group.unique()
-        )
-        for k in (0, 1)
+        sum(w * part.item() for w, part in zip(weight, parts, strict=True)) / sum(weight)
+        for parts in within
     ]
     assert distribution.q0.tolist() == pytest.approx(share, rel=1e-12)
     assert distribution.concept_count.tolist() == pytest.approx([60 * s for s in share], rel=1e-12)
