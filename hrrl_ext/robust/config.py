@@ -76,7 +76,7 @@ class HRRLConfig:
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
         require_positive(self, "width", "example_steps")
         require_not_negative(self, "crop_padding", "logit_adjustment")
-        # Says which of them do not go together.
+        # For its errors, before any work.
         ClassificationLoss(label_smoothing=self.label_smoothing, focal=self.focal)
         require_one_of(
             self,
