@@ -23,7 +23,7 @@ METHODS = {"robust"}
 FLOOR = {
     **dict.fromkeys(
         (
-            *("ops", "norms", "perturbation", "spec", "storage", "processes"),
+            *("ops", "norms", "losses", "perturbation", "spec", "storage", "processes"),
             *("models", "pretrained"),
         ),
         0,

@@ -3,6 +3,7 @@
 from .batches import Augmentation, Batches
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
+from .sampling import GroupSampling
 from .shifts import concept_shares, few_per_class, imbalance, lower_resolution
 from .sources import (
     ArrayImages,
@@ -22,6 +23,7 @@ __all__ = [
     "Concepts",
     "CsvImages",
     "FolderImages",
+    "GroupSampling",
     "ImageSet",
     "ProductImages",
     "Source",

@@ -1,6 +1,7 @@
 """HRRL: the two players of the game that it solves, the objective that joins them, and its training.
 
 ================================== ==============================================================
+:class:`ClassificationLoss`        ℓ: cross-entropy, focal loss, logit adjustment
 :class:`ExamplePerturbation`       example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
 :class:`StoredPerturbation`        the same with the ∇ℓ of the last epoch, in StoredDirections
 :class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
@@ -11,6 +12,7 @@
 ================================== ==============================================================
 """
 
+from ..losses import ClassificationLoss
 from ..perturbation import ExamplePerturbation
 from .baselines import CVaR, GroupDRO
 from .concepts import ConceptDistribution, ConceptWeights, slow_phase_divisor, variance_gain
@@ -23,6 +25,7 @@ from .trainer import HRRLTrainer
 __all__ = [
     "HRRL",
     "CVaR",
+    "ClassificationLoss",
     "ConceptDistribution",
     "ConceptWeights",
     "ExamplePerturbation",

@@ -6,7 +6,6 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import Discovery
-from ..data import Augmentation, Batches
+from ..data import Augmentation, Batches, ImageSet
 from ..evaluation import accuracy
-from ..perturbation import example_loss
+from ..losses import ClassificationLoss
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
@@ -64,14 +63,14 @@ class HRRL(Recipe):
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
         self.penalty = None if penalty is None else penalty(model)
         self.penalty_name = None if penalty is None else str(penalty)
-        count = torch.bincount(sets.batches.concept, minlength=len(sets.concept_names))
         self.objective = HRRLObjective(
             tau=config.tau,
             lam=None,
-            distribution=_adversary(config, count),
+            distribution=_adversary(config, sets.batches, len(sets.concept_names)),
             batch_norm=config.batch_norm,
-            label_smoothing=config.label_smoothing,
             loss_scale=loss_scale,
+            steps=config.example_steps,
+            loss=_loss(config, sets.images),
         ).to(sets.batches.device)
         self.stored: StoredPerturbation | None = None
         if config.stored:
@@ -79,7 +78,7 @@ class HRRL(Recipe):
             self.stored = _stored(config, sets.batches)
         self.discovery: Discovery | None = None
         if sets.found is not None:
-            loss = partial(example_loss, label_smoothing=config.label_smoothing)
+            loss = self.objective.loss
             self.discovery = Discovery(sets.found, model, batch_size=at_once, loss=loss)
         self.tally = self._empty_tally()
         self._concept_loss = torch.zeros_like(self.objective.distribution.q)  # of the last step
@@ -131,8 +130,8 @@ class HRRL(Recipe):
     def _take_clusters(self, discovery: Discovery) -> None:
         """They are the concepts from here on, of an adversary that begins anew."""
         self.sets.concept_names, self.batches.concept = discovery.names, discovery.concept
-        count = torch.bincount(self.batches.concept)
-        self.objective.distribution = _adversary(self.config, count).to(self.batches.device)
+        adversary = _adversary(self.config, self.batches, len(discovery.names))
+        self.objective.distribution = adversary.to(self.batches.device)
         self.tally = self._empty_tally()
 
     def _calibrate(self, move: Move) -> None:
@@ -210,7 +209,7 @@ class HRRL(Recipe):
             row["penalty"] = penalty / self._seen
         row |= measured
         if self.discovery is not None:
-            row["concept_count"] = _by_name(names, distribution.concept_count.long())
+            row["concept_count"] = _by_name(names, torch.bincount(self.batches.concept))
         row |= {
             "concept_loss": _by_name(names, self.tally.concept_loss / self.tally.steps),
             "q": _by_name(names, distribution.q),
@@ -320,7 +319,18 @@ def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
         )
 
 
-def _adversary(config: HRRLConfig, count: Tensor) -> ConceptWeights:
+def _loss(config: HRRLConfig, images: ImageSet) -> ClassificationLoss:
+    return ClassificationLoss(
+        label_smoothing=config.label_smoothing,
+        focal=config.focal,
+        logit_adjustment=config.logit_adjustment,
+        class_count=torch.bincount(images.target, minlength=images.num_classes),
+    )
+
+
+def _adversary(config: HRRLConfig, batches: Batches, num_concepts: int) -> ConceptWeights:
+    """Over the concepts as they are drawn: N_k, where every example comes once."""
+    count = torch.bincount(batches.concept, batches.draws, num_concepts)
     match config.adversary:
         case "group_dro":
             return GroupDRO(count, eta_q=config.eta_q, q0=config.q0)
