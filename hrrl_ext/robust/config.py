@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..data.augmix import AugMix
 from ..perturbation import BatchNormStatistics
 from ..training.config import require_not_negative, require_one_of, require_positive
 
@@ -48,6 +49,11 @@ class HRRLConfig:
     """Random crop after padding by so many pixels; 0 is without."""
     flip: bool = True
     """Random horizontal flip."""
+    augmix: float = 0.0
+    """AugMix after crop and flip: its severity, 0.1 to 10; 0 is without."""
+    jsd: float = 0.0
+    """AugMix: weight of the Jensen-Shannon divergence between an image and two mixtures of it. With 0 one
+    mixture is trained on in place of the image."""
     image_size: int | None = None
     """Side that images are resized to; their own if not given."""
     width: int = 64
@@ -59,7 +65,7 @@ class HRRLConfig:
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
         require_positive(self, "width")
-        require_not_negative(self, "crop_padding")
+        require_not_negative(self, "crop_padding", "jsd")
         require_one_of(
             self,
             adversary=Adversary,
@@ -73,6 +79,25 @@ class HRRLConfig:
                 "none: its directions come from training itself; leave batch_norm out, or take "
                 "example_level='exact'"
             )
+        self._check_augmix()
+
+    def _check_augmix(self) -> None:
+        if self.mixing is None and self.jsd > 0:
+            raise ValueError(
+                "jsd compares an image with mixtures of it, which augmix makes; give its severity too, "
+                "such as augmix=3 for images of 32 pixels, or leave jsd out"
+            )
+        if self.mixing is not None and self.stored:
+            raise ValueError(
+                "example_level='stored' keeps directions in the image's own coordinates, and a mixture "
+                "of augmix has none of these: it cannot be undone; leave augmix out, or take "
+                "example_level='exact'"
+            )
+
+    @property
+    def mixing(self) -> AugMix | None:
+        """What augmix asks for."""
+        return AugMix(self.augmix) if self.augmix else None
 
     @property
     def stored(self) -> bool:

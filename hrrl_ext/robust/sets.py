@@ -65,6 +65,8 @@ def open_sets(
             num_workers=num_workers,
             keep_gib=keep_gib,
             views=shuffle and method.stored,
+            augmix=method.mixing if shuffle else None,
+            mixtures=2 if shuffle and method.jsd > 0 else 0,
         )
 
     images, concepts = open_images(data, "train"), read_concepts(concepts)
