@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from . import operations
 
 _LOW, _HIGH = 0.1, 10.0  # levels
-_AT_ONCE = 2**16  # values of an operation on the CPU, so that what it works on stays in the cache
+_AT_ONCE = 2**17  # values of an operation on the CPU, so that what it works on stays in the cache
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,13 @@ class AugMix:
     def apply(self, images: Tensor, chains: Chains) -> Tensor:
         """images [B, C, H, W] as their chains mix them. The bits of one do not depend on the others."""
         _check(images)
+        if len(images) == 0:
+            return images.clone()
         kind = torch.promote_types(images.dtype, torch.float32)
         top = 255 if images.dtype == torch.uint8 else 1
-        levels = images if top == 255 else (images * 255).round().clamp(0, 255).to(torch.uint8)
+        levels = (
+            images if top == 255 else (images.to(kind) * 255).round().clamp(0, 255).to(torch.uint8)
+        )
         original = (1 - chains.mix).to(images.device, kind)
         shares = (chains.mix * chains.weight.T * (top / 255)).to(images.device, kind)  # [W, B]
         mixed = images * original[:, None, None, None]
@@ -137,47 +142,57 @@ def _check(images: Tensor) -> None:
 
 def _made(levels: Tensor, chains: Chains) -> Tensor:
     """levels [B, C, H, W] → [W, B, C, H, W], what each chain makes of its image."""
-    width, depth = chains.operation.shape[1:]
-    made = levels.expand(width, *levels.shape).flatten(0, 1).clone()  # [W B, C, H, W]
-    operation, level = (t.permute(2, 1, 0).flatten(1) for t in (chains.operation, chains.level))
-    at_once = max(1, _AT_ONCE // levels[0].numel() if levels.device.type == "cpu" else len(made))
-    for step in range(depth):
-        for function, numbers in _TOGETHER.items():
-            rows, parameter = _having(numbers, operation[step], level[step], levels)
-            for start in range(0, len(rows), at_once):
-                few = rows[start : start + at_once]
-                theirs = (p[start : start + at_once] for p in parameter)
-                made.index_copy_(0, few, function(made[few], *theirs))
+    width, device = chains.weight.shape[1], levels.device
+    made = levels.expand(width, *levels.shape).flatten(0, 1)  # [W B, C, H, W]
+    values = max(1, math.prod(levels.shape[1:]))
+    at_once = max(1, _AT_ONCE // values if device.type == "cpu" else len(made))
+    for work in _steps(chains, levels.shape[2:]):
+        rows, parts = [], []
+        for function, found in work.items():
+            having, *parameters = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+            rows.append(having)
+            theirs = [t.to(device, non_blocking=True).split(at_once) for t in (having, *parameters)]
+            for few, *parameter in zip(*theirs, strict=True):
+                parts.append(function(made.index_select(0, few), *parameter))
+        # index_select copies whole rows, which is far cheaper than putting them in their places.
+        back = torch.cat(rows).argsort().to(device, non_blocking=True)
+        made = torch.cat(parts).index_select(0, back)
     return made.view(width, *levels.shape)
 
 
-def _having(
-    numbers: list[int], operation: Tensor, level: Tensor, levels: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Which of operation [N] are among these numbers, and their parameters, if they have any.
-
-    It is found on the CPU, and sent to the device that ``levels`` are on: nothing waits for that.
-    """
-    rows, parameters = [], []
-    for number in numbers:
-        rows.append((operation == number).nonzero()[:, 0])
-        parameter = _OPERATIONS[number].parameter
-        if parameter is not None:
-            parameters.append(parameter(level[rows[-1]], *levels.shape[2:]))
-    found = [torch.cat(rows), *([torch.cat(parameters)] if parameters else [])]
-    device_rows, *rest = (t.to(levels.device, non_blocking=True) for t in found)
-    return device_rows, rest
+def _steps(chains: Chains, size: torch.Size) -> list[_Step]:
+    """For each step along the chains: every function, with the rows [n] of the W B chains that have it,
+    and its parameters. All of it on the CPU: nothing waits for a device that the images are on."""
+    operation, level = (t.permute(2, 1, 0).flatten(1) for t in (chains.operation, chains.level))
+    steps: list[_Step] = [{} for _ in operation]
+    for number, one in enumerate((_ENDED, *OPERATIONS), -1):
+        step, row = (operation == number).nonzero(as_tuple=True)
+        drawn = [row] if one.parameter is None else [row, one.parameter(level[step, row], *size)]
+        counts = step.bincount(minlength=len(steps)).tolist()
+        by_step = zip(*(t.split(counts) for t in drawn), strict=True)
+        for work, few in zip(steps, by_step, strict=True):
+            if len(few[0]):
+                work.setdefault(one.function, []).append(few)
+    return steps
 
 
 # --- the operations, and what they make of a level
 
 
+_Parameter: TypeAlias = Callable[[Tensor, int, int], Tensor]  # of level [n], height, width
+
+
 @dataclass(frozen=True)
-class _Operation:
+class Operation:
+    """One that is drawn, by its number in OPERATIONS."""
+
     name: str
     function: Callable[..., Tensor]
-    parameter: Callable[[Tensor, int, int], Tensor] | None = None
-    """(level [n], height, width) → what the function takes after the images"""
+    parameter: _Parameter | None = None
+    """what the function takes after the images"""
+
+
+_Step: TypeAlias = dict[Callable[..., Tensor], list[tuple[Tensor, ...]]]
 
 
 def _whole(level: Tensor, most: float) -> Tensor:
@@ -185,10 +200,11 @@ def _whole(level: Tensor, most: float) -> Tensor:
     return (level * most / _HIGH).trunc()
 
 
-def _matrix(*entries: Tensor | float) -> Tensor:
-    """Six numbers, or one for each image, → [n, 6]."""
-    columns = [torch.as_tensor(entry, dtype=torch.float64) for entry in entries]
-    return torch.stack(torch.broadcast_tensors(*columns), -1)
+def _matrix(level: Tensor, **entries: Tensor) -> Tensor:
+    """[n, 6], the identity's but for these entries [n], a to f."""
+    one, zero = torch.ones_like(level), torch.zeros_like(level)
+    identity = {"a": one, "b": zero, "c": zero, "d": zero, "e": one, "f": zero}
+    return torch.stack(list((identity | entries).values()), 1)
 
 
 def _rotation(level: Tensor, height: int, width: int) -> Tensor:
@@ -196,48 +212,36 @@ def _rotation(level: Tensor, height: int, width: int) -> Tensor:
     angle = torch.deg2rad(_whole(level, 30))
     cos, sin = angle.cos(), angle.sin()
     x, y = width / 2, height / 2
-    return _matrix(cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos)
+    c, f = x - x * cos + y * sin, y - x * sin - y * cos
+    return _matrix(level, a=cos, b=-sin, c=c, d=sin, e=cos, f=f)
 
 
-def _shear(level: Tensor) -> Tensor:
-    return level * 0.3 / _HIGH
+def _shear(entry: str) -> _Parameter:
+    return lambda level, height, width: _matrix(level, **{entry: level * 0.3 / _HIGH})
 
 
 def _factor(level: Tensor, height: int, width: int) -> Tensor:
     return level.abs() * 1.8 / _HIGH + 0.1
 
 
-_OPERATIONS = (
-    _Operation("autocontrast", operations.autocontrast),
-    _Operation("equalize", operations.equalize),
-    _Operation("posterize", operations.posterize, lambda level, h, w: 4 - _whole(level.abs(), 4)),
-    _Operation("rotate", operations.affine, _rotation),
-    _Operation("solarize", operations.solarize, lambda level, h, w: 256 - _whole(level.abs(), 256)),
-    _Operation(
-        "shear_x", operations.affine, lambda level, h, w: _matrix(1, _shear(level), 0, 0, 1, 0)
+OPERATIONS = (  # those from color on with all_ops alone
+    Operation("autocontrast", operations.autocontrast),
+    Operation("equalize", operations.equalize),
+    Operation("posterize", operations.posterize, lambda level, *_: 4 - _whole(level.abs(), 4)),
+    Operation("rotate", operations.affine, _rotation),
+    Operation("solarize", operations.solarize, lambda level, *_: 256 - _whole(level.abs(), 256)),
+    Operation("shear_x", operations.affine, _shear("b")),
+    Operation("shear_y", operations.affine, _shear("d")),
+    Operation(
+        "translate_x", operations.affine, lambda level, _, w: _matrix(level, c=_whole(level, w / 3))
     ),
-    _Operation(
-        "shear_y", operations.affine, lambda level, h, w: _matrix(1, 0, 0, _shear(level), 1, 0)
+    Operation(
+        "translate_y", operations.affine, lambda level, h, _: _matrix(level, f=_whole(level, h / 3))
     ),
-    _Operation(
-        "translate_x",
-        operations.affine,
-        lambda level, h, w: _matrix(1, 0, _whole(level, w / 3), 0, 1, 0),
-    ),
-    _Operation(
-        "translate_y",
-        operations.affine,
-        lambda level, h, w: _matrix(1, 0, 0, 0, 1, _whole(level, h / 3)),
-    ),
-    _Operation("color", operations.color, _factor),
-    _Operation("contrast", operations.contrast, _factor),
-    _Operation("brightness", operations.brightness, _factor),
-    _Operation("sharpness", operations.sharpness, _factor),
+    Operation("color", operations.color, _factor),
+    Operation("contrast", operations.contrast, _factor),
+    Operation("brightness", operations.brightness, _factor),
+    Operation("sharpness", operations.sharpness, _factor),
 )
 _OF_PAPER = 9  # the first ones
-_TOGETHER = {
-    function: [n for n, one in enumerate(_OPERATIONS) if one.function == function]
-    for function in dict.fromkeys(one.function for one in _OPERATIONS)
-}
-OPERATIONS = tuple(one.name for one in _OPERATIONS)
-"""By number; those from color on are drawn with ``all_ops`` alone."""
+_ENDED = Operation("none", lambda images: images)

@@ -9,7 +9,10 @@ depend neither on the batch nor on the device. Nothing waits for it.
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # --- tables of 256 levels
@@ -64,37 +67,30 @@ def affine(images: Tensor, matrix: Tensor) -> Tensor:
     pixels go on.
     """
     b, channels, height, width = images.shape
-    column, row = (
+    x, y = (
         torch.arange(n, dtype=torch.float64, device=images.device) + 0.5 for n in (width, height)
     )
-    to_x, to_y = matrix.view(b, 2, 3, 1, 1).unbind(1)
-    x, y = ((m[:, 0] * column + m[:, 1] * row[:, None]).add_(m[:, 2]) for m in (to_x, to_y))
-    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)  # [B, H, W], as are x and y
-    left, right, dx = _between(x, width)
-    top, bottom, dy = _between(y, height)
-    top, bottom = top.mul_(width), bottom.mul_(width)
-    pixels = images.flatten(2).float()
+    of_x, of_y, of_one = matrix.view(b, 2, 3, 1, 1).transpose(0, 1).unbind(2)  # [2, B, 1, 1] each
+    place = (of_x * x + of_y * y[:, None]).add_(of_one)  # [2, B, H, W], x and y of the old image
+    near = torch.empty_like(place)  # the same, or at the edge where that is outside
+    for axis, size in enumerate((width, height)):
+        torch.clamp(place[axis], 0, math.nextafter(size, 0), out=near[axis])
+    inside = (near[0] == place[0]) & (near[1] == place[1])
+    # With an edge of one pixel around the image: the centre of pixel i is at i + 1.
+    first = near.add_(0.5).floor()  # of the four pixels around a place
+    to_right, to_below = near.sub_(first).float()[:, :, None]  # [B, 1, H, W]
+    index = first[1].mul_(width + 2).add_(first[0]).long().flatten(1)[:, None]
+    index = index.expand(-1, channels, -1)
+    pixels = F.pad(images.float(), (1, 1, 1, 1), mode="replicate").flatten(2)
 
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        index = (row + column).view(b, 1, -1).expand(-1, channels, -1)
-        return pixels.gather(2, index).view_as(images)
+    def at(row: int, column: int) -> Tensor:
+        return pixels[:, :, row * (width + 2) + column :].gather(2, index).view_as(images)
 
-    upper, lower = at(top, left), at(bottom, left)
-    upper += (at(top, right) - upper) * dx
-    lower += (at(bottom, right) - lower) * dx
-    upper += lower.sub_(upper).mul_(dy)
-    return upper.to(torch.uint8).mul_(inside[:, None])  # cut off, as Pillow does
-
-
-def _between(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The two pixels whose centres lie around places [B, H, W], and the share [B, 1, H, W] of the second.
-    The places are lost."""
-    place -= 0.5
-    first = place.floor()
-    share = place.sub_(first).float()[:, None]
-    first = first.long()
-    second = first + 1
-    return first.clamp_(0, size - 1), second.clamp_(0, size - 1), share
+    above, below = at(0, 0), at(1, 0)
+    above += at(0, 1).sub_(above).mul_(to_right)
+    below += at(1, 1).sub_(below).mul_(to_right)
+    above += below.sub_(above).mul_(to_below)
+    return above.to(torch.uint8).mul_(inside[:, None])  # cut off, as Pillow does
 
 
 # --- enhancement: 0 is the degenerate image, 1 the image itself, more is beyond it
