@@ -104,8 +104,9 @@ def brightness(images: Tensor, factor: Tensor) -> Tensor:
 def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Degenerate: the mean grey, rounded."""
     grey = _grey(images).flatten(1)
-    mean = (grey.sum(1).double() / grey.shape[1] + 0.5).floor().float()
-    return _enhanced(images, mean[:, None, None, None], factor)
+    pixels = grey.shape[1]
+    mean = (2 * grey.sum(1) + pixels) // (2 * pixels)
+    return _enhanced(images, mean.float()[:, None, None, None], factor)
 
 
 def color(images: Tensor, factor: Tensor) -> Tensor:
