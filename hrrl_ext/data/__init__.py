@@ -1,5 +1,6 @@
 """Images, their concepts, and reproducible mini-batches."""
 
+from .augmix import AugMix
 from .batches import Augmentation, Batches
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
@@ -17,6 +18,7 @@ from .sources import (
 
 __all__ = [
     "ArrayImages",
+    "AugMix",
     "Augmentation",
     "Batches",
     "ConceptMap",

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from .._streams import random_stream
 from ..processes import Processes
+from .augmix import AugMix
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 from .memory import KeptImages, keep
@@ -111,7 +112,8 @@ class Batches:
 
     A batch is x [B, 3, H, W] float32 in [0, 1], target [B] int64, concept [B] int64; with ``views`` also
     the numbers of its images, row [B] int64, and how each is augmented, view [B, 3] int64
-    (:meth:`Augmentation.draw`).
+    (:meth:`Augmentation.draw`). With ``augmix`` x is a mixture; or, with ``mixtures``, x is not, and so
+    many mixtures of it come last, each like x.
     The order of the examples is a function of (seed, epoch), the augmentation of (seed, epoch,
     batch number): starting at any epoch gives the same bits as getting there, with any num_workers.
     No global random state is read or changed. Every example comes exactly once per epoch, but see
@@ -149,6 +151,8 @@ class Batches:
         views: bool = False,
         sampling: Sampling = "uniform",
         balance: float = 1.0,
+        augmix: AugMix | None = None,
+        mixtures: int = 0,
     ) -> None:
         if sampling not in get_args(Sampling):
             raise ValueError(
@@ -180,6 +184,12 @@ class Batches:
         self.views = views
         self.sampling = sampling
         self.balance = balance
+        self.augmix, self.mixtures = augmix, mixtures
+        if mixtures < 0 or (mixtures and augmix is None):
+            raise ValueError(
+                f"Batches: mixtures must be a number of them, and needs augmix, which makes them; got "
+                f"mixtures={mixtures} and augmix={augmix}"
+            )
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
             raise ValueError(
@@ -212,14 +222,25 @@ class Batches:
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
             x = next(images).to(self.device, non_blocking=True)
-            view = torch.zeros(len(indices), 3, dtype=torch.int64)
-            if self.augment is not None:
-                generator = random_stream(self.seed, epoch, number)
-                view = self.augment.draw(len(indices), generator, part, self.sizes[number])
-                x = self.augment.apply(x, view)
+            x, view, mixtures = self._augmented(x, part, epoch, number)
             others = [self.images.target[indices], self.concept[indices]]
             others += [indices, view] if self.views else []
-            yield as_float(x), *(t.to(self.device, non_blocking=True) for t in others)
+            yield x, *(t.to(self.device, non_blocking=True) for t in others), *mixtures
+
+    def _augmented(
+        self, x: Tensor, part: range, epoch: int, number: int
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Images [B, 3, H, W] → what is trained on, float; their views [B, 3]; their mixtures."""
+        generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
+        view = torch.zeros(len(x), 3, dtype=torch.int64)
+        if self.augment is not None:
+            view = self.augment.draw(len(x), generator, part, of)
+            x = self.augment.apply(x, view)
+        x = as_float(x)
+        if self.augmix is None:
+            return x, view, []
+        mixtures = [self.augmix(x, generator, part, of) for _ in range(self.mixtures or 1)]
+        return (x, view, mixtures) if self.mixtures else (mixtures[0], view, [])
 
     @property
     def draws(self) -> Tensor:

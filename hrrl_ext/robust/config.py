@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from ..data.augmix import AugMix
 from ..data.sampling import Sampling
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
@@ -64,6 +65,11 @@ class HRRLConfig:
     """Random crop after padding by so many pixels; 0 is without."""
     flip: bool = True
     """Random horizontal flip."""
+    augmix: float = 0.0
+    """AugMix after crop and flip: its severity, 0.1 to 10; 0 is without."""
+    jsd: float = 0.0
+    """AugMix: weight of the Jensen-Shannon divergence between an image and two mixtures of it. With 0 one
+    mixture is trained on in place of the image."""
     image_size: int | None = None
     """Side that images are resized to; their own if not given."""
     width: int = 64
@@ -75,7 +81,7 @@ class HRRLConfig:
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
         require_positive(self, "width", "example_steps")
-        require_not_negative(self, "crop_padding", "logit_adjustment")
+        require_not_negative(self, "crop_padding", "logit_adjustment", "jsd")
         # For its errors, before any work.
         ClassificationLoss(label_smoothing=self.label_smoothing, focal=self.focal)
         require_one_of(
@@ -98,6 +104,7 @@ class HRRLConfig:
                 "has none; leave example_steps at 1, or take example_level='exact'"
             )
         self._check_sampling()
+        self._check_augmix()
 
     def _check_sampling(self) -> None:
         if not 0 <= self.balance <= 1:
@@ -115,6 +122,24 @@ class HRRLConfig:
                 f"sampling={self.sampling!r} changes the shares of the classes that logit_adjustment="
                 f"{self.logit_adjustment:g} is for; take sampling='uniform', or logit_adjustment=0"
             )
+
+    def _check_augmix(self) -> None:
+        if self.mixing is None and self.jsd > 0:
+            raise ValueError(
+                "jsd compares an image with mixtures of it, which augmix makes; give its severity too, "
+                "such as augmix=3 for images of 32 pixels, or leave jsd out"
+            )
+        if self.mixing is not None and self.stored:
+            raise ValueError(
+                "example_level='stored' keeps directions in the image's own coordinates, and a mixture "
+                "of augmix has none of these: it cannot be undone; leave augmix out, or take "
+                "example_level='exact'"
+            )
+
+    @property
+    def mixing(self) -> AugMix | None:
+        """What augmix asks for."""
+        return AugMix(self.augmix) if self.augmix else None
 
     @property
     def stored(self) -> bool:

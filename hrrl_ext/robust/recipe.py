@@ -25,6 +25,7 @@ from . import report
 from .baselines import CVaR, GroupDRO
 from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
+from .consistency import JensenShannon
 from .objective import HRRLObjective
 from .sets import Sets
 from .stored import StoredDirections, StoredPerturbation
@@ -61,7 +62,7 @@ class HRRL(Recipe):
     ) -> None:
         self.model, self.batches, self.sets, self.config = model, sets.batches, sets, config
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
-        self.penalty = None if penalty is None else penalty(model)
+        self.penalty = _penalty(penalty, model, config)
         self.penalty_name = None if penalty is None else str(penalty)
         self.objective = HRRLObjective(
             tau=config.tau,
@@ -97,14 +98,19 @@ class HRRL(Recipe):
         return concept_loss
 
     def losses(
-        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *row_and_view: Tensor
+        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *more: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples."""
+        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples.
+
+        ``more``: with stored directions rows and views, else mixtures of x, of which jsd has two.
+        """
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
         else:
-            x = self.stored.perturb(x, *row_and_view)  # with the ∇ℓ of the last epoch
-        logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
+            x, more = self.stored.perturb(x, *more), ()  # with the ∇ℓ of the last epoch
+        logits, penalty = (
+            (model(x), None) if self.penalty is None else self.penalty(model, x, *more)
+        )
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
         return out.loss if penalty is None else out.loss + penalty, out.concept_loss
@@ -307,6 +313,19 @@ def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
     )
     augment = batches.augment or Augmentation(0, flip=False)
     return StoredPerturbation(config.tau, directions, augment, batches.processes)
+
+
+def _penalty(
+    penalty: Callable[[nn.Module], nn.Module] | None, model: nn.Module, config: HRRLConfig
+) -> nn.Module | None:
+    """What is added to the loss, besides Eq. 5."""
+    if config.jsd == 0:
+        return None if penalty is None else penalty(model)
+    if penalty is not None:
+        raise ValueError(
+            f"jsd and penalty {penalty} each want the forward pass for themselves; give one of the two"
+        )
+    return JensenShannon(config.jsd)
 
 
 def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:

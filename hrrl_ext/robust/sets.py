@@ -67,6 +67,8 @@ def open_sets(
             views=shuffle and method.stored,
             sampling=method.sampling if shuffle else "uniform",
             balance=method.balance,
+            augmix=method.mixing if shuffle else None,
+            mixtures=2 if shuffle and method.jsd > 0 else 0,
         )
 
     images, concepts = open_images(data, "train"), read_concepts(concepts)

@@ -21,8 +21,9 @@ from hrrl_ext.data import load_images
         {"example_level": "stored", "stored_bits": 1},
         {"focal": 2.0, "example_steps": 2},
         {"logit_adjustment": 1.0},
+        {"augmix": 3, "jsd": 12.0},
     ],
-    ids=["exact", "stored", "signs", "focal, PGD", "adjusted"],
+    ids=["exact", "stored", "signs", "focal, PGD", "adjusted", "augmix"],
 )
 def test_a_step_asks_for_no_value(
     adversary: str,

@@ -505,7 +505,9 @@ def test_a_part_of_a_study_has_the_same_trials() -> None:
     methods = SEARCHED["methods"] | {"HRRL": {"levels_of": ["CL"]}, "EL": {"tau": 0.1}}
     some = StudyConfig.read(TINY | {"methods": methods}).only(methods=["HRRL"])
     assert list(some.methods) == ["ERM", "CL", "HRRL"]
-    with pytest.raises(ValueError, match="study: methods: 'HRRLL' is not known; did you mean 'HRRL'"):
+    with pytest.raises(
+        ValueError, match="study: methods: 'HRRLL' is not known; did you mean 'HRRL'"
+    ):
         some.only(methods=["HRRLL"])
     with pytest.raises(ValueError, match="study: profiles: 'equl' is not known"):
         whole.only(profiles=["equl"])
