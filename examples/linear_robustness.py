@@ -2,10 +2,10 @@
 
     python examples/linear_robustness.py --out docs/results/linear --page docs/results/linear.md
 
-Linear classifiers of normal noise that a random hyperplane labels, in d = 100 dimensions without a bias, by all
-optimisers, regularisers, learning rates and λ of Table B.1, three seeds and six ratios d/n. How large a
-perturbation each withstands is computed from its margin, and measured by attack with bisection; eps* is
-that of an exact solver. Table 5.4a and b sweep the radius of adversarial training, and λ.
+Linear classifiers of normal noise that a random hyperplane labels, in d = 100 dimensions without a bias,
+by all optimisers, regularisers, learning rates and λ of Table B.1, three seeds and six ratios d/n. How
+large a perturbation each withstands is computed from its margin, and measured by attack with bisection;
+eps* is that of an exact solver. Fig. 5.4a and b sweep the radius of adversarial training, and λ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from hrrl_ext.linear import (
     shrink,
     train_adversarially,
 )
-from hrrl_ext.norms import vector_norm
 from hrrl_ext.plots.figures import panels_of, save
 from hrrl_ext.storage import write_csv, write_text
 
@@ -143,7 +142,7 @@ class Problem:
         self.clock = clock
 
     def classifiers(self, steps: int, course: list[Row]) -> Iterator[tuple[str, str, Tensor]]:
-        """What each method comes to, as a name, the attack it should withstand, w [seeds, settings, d]."""
+        """Of each method its name, the attack that it should withstand, w [seeds, settings, d]."""
         for norm, attack in NORMS.items():
             yield f"exact, {norm}", attack, self.exact[norm]
         for name, norm, rule in (
@@ -176,8 +175,8 @@ class Problem:
         else:
             start, risk = self.rows.new_zeros(len(self.seeds), self.d), linear_risk(self.rows)
         went = descend(
-            risk, start, "l2" if norm == "fourier-l1" else norm, lr=LONGEST if rule == "armijo" else RATES,
-            steps=steps, rule=rule, record=record, margin_norm=norm,
+            risk, start, "l2" if norm == "fourier-l1" else norm, steps=steps, rule=rule,
+            lr=LONGEST if rule == "armijo" else RATES, record=record, margin_norm=norm,
         )  # fmt: skip
         shares = (went.margins / self.best[NORMS[norm]]).nan_to_num(nan=-torch.inf)
         for step, share in zip(went.recorded, shares.amax(-1), strict=True):
@@ -199,7 +198,8 @@ class Problem:
                 yield {
                     "attack": attack, "d/n": self.ratio, "seed": seed, "method": name,
                     "matches": int(matches == attack), "setting": place[s].item(),
-                    "eps": f"{radii[s, place[s]].item():.6g}", "eps_by_attack": f"{attacked[s, 0].item():.6g}",
+                    "eps": f"{radii[s, place[s]].item():.6g}",
+                    "eps_by_attack": f"{attacked[s, 0].item():.6g}",
                     "eps_star": f"{best:.6g}", "share": f"{radii[s, place[s]].item() / best:.5f}",
                 }  # fmt: skip
 
@@ -212,9 +212,8 @@ class Problem:
                 ).w
                 share = radius(w, rows[None], attack)[0] / eps
                 for k, one in zip(SWEPT, share.tolist(), strict=True):
-                    yield {
-                        "figure": "a", "attack": attack, "seed": seed, "loss": "exponential", "value": k, "share": f"{one:.5f}",
-                    }  # fmt: skip
+                    known = {"figure": "a", "attack": attack, "seed": seed, "loss": "exponential"}
+                    yield {**known, "value": k, "share": f"{one:.5f}"}
 
     def swept_lam(self) -> Iterator[Row]:
         """Fig. 5.4b: regularisation."""
@@ -227,9 +226,8 @@ class Problem:
                 share = radius(w, self.rows, attack) / self.best[attack]
                 for s, seed in enumerate(self.seeds):
                     for lam, one in zip(lams, share[s].tolist(), strict=True):
-                        yield {
-                            "figure": "b", "attack": attack, "seed": seed, "loss": loss, "value": f"{lam:.4g}", "share": f"{one:.5f}",
-                        }  # fmt: skip
+                        known = {"figure": "b", "attack": attack, "seed": seed, "loss": loss}
+                        yield {**known, "value": f"{lam:.4g}", "share": f"{one:.5f}"}
 
 
 def exactly(X: np.ndarray, y: np.ndarray, norm: str) -> MaxMarginClassifier:

@@ -1,15 +1,17 @@
-"""Adversarial training of a linear classifier, its inner maximum in closed form (Faghri's thesis, Eq. 5.2).
+"""Adversarial training, its inner maximum in closed form (Faghri's thesis, Eq. 5.2).
 
     min_w mean_i max_{‖δ‖ ≤ ε} ζ(y_i w·(x_i + δ))  =  min_w mean_i ζ(w·a_i - ε ‖w‖*)
 
-For the exponential loss the attack is a factor that all examples share, so that in the log domain adversarial
-training with radius ε is explicit regularisation with λ = ε, in the dual of the attack norm:
+For the exponential loss the attack is a factor that all examples share, so that in the log domain
+adversarial training with radius ε is explicit regularisation with λ = ε, in the dual of the attack
+norm:
 
     log mean_i exp(-(w·a_i - ε ‖w‖*))  =  log mean_i exp(-w·a_i) + ε ‖w‖*
 
 A prox step takes the second term, at whose kinks the steps of a subgradient stall. The problem has no
-minimum for ε < ε*: w grows in directions that withstand ε, of which there are many while ε is less than ε*,
-and one as it reaches it. For ε > ε* there is a minimum at finite w, which is no separator of largest margin.
+minimum for ε < ε*: w grows in directions that withstand ε, of which there are many while ε is less than
+ε*, and one as it reaches it. For ε > ε* there is a minimum at finite w, which is no separator of
+largest margin.
 """
 
 from __future__ import annotations
@@ -41,8 +43,8 @@ def train_adversarially(
         y: [n] ±1, for a bias.
         steps: w grows as their square.
 
-    Returns w [P, R, d] with its bias; w = 0 where the radius is so large that nothing pays. The gap is NaN,
-    since there is no minimum to be near to. For another loss, or other steps, :func:`descend` on
+    Returns w [P, R, d] with its bias; w = 0 where the radius is so large that nothing pays. The gap is
+    NaN, since there is no minimum to be near to. For another loss, or other steps, :func:`descend` on
     ``linear_risk(rows, "logistic", attack=..., eps=...)`` follows the subgradient.
     """
     dual = vector_norm(attack).dual

@@ -81,8 +81,8 @@ def initial_filters(d: int, layers: int, *, scale: float = 1.0, seed: int = 0) -
 class ConvolutionRisk:
     """mean_i ζ(φ(a_i; θ)), θ [P, R, L d] the filters one after the other; for :func:`descend`.
 
-    The gradient, in the Fourier domain: with F(w) = Π_l h_l, h_L = F(w_L) and h_l = conj(F(w_l)) before it,
-    that of h_l is F(∇_w f) Π_{k≠l} conj(h_k), and that of F(w_l) its conjugate where h_l is one.
+    The gradient, in the Fourier domain: with F(w) = Π_l h_l, h_L = F(w_L) and h_l = conj(F(w_l)) before
+    it, that of h_l is F(∇_w f) Π_{k≠l} conj(h_k), and that of F(w_l) its conjugate where h_l is one.
     """
 
     rows: Tensor

@@ -1,8 +1,8 @@
 """Losses of a margin m = y φ(x): exponential and logistic in the log domain, and the hinge.
 
-Descent towards the largest margin drives every exp(-m) to 0, and a bad step drives it to infinity: in float64
-both are out of range beyond |m| = 745. So the two losses with a tail give log f, f = mean_i ζ(m_i), and the
-share of each example in -∇ log f, which stay in range for any margin.
+Descent towards the largest margin drives every exp(-m) to 0, and a bad step drives it to infinity: in
+float64 both are out of range beyond |m| = 745. So the two losses with a tail give log f, f = mean_i
+ζ(m_i), and the share of each example in -∇ log f, which stay in range for any margin.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Exponential(TailLoss):
 
 
 class Logistic(TailLoss):
-    """ζ(m) = log(1 + exp(-m)), which for large m is exp(-m), also where that is below the smallest float."""
+    """ζ(m) = log(1 + exp(-m)): for large m exp(-m), also where that is below the smallest float."""
 
     name = "logistic"
 
@@ -90,8 +90,8 @@ class FreeExponential(TailLoss):
     """min_b mean_i exp(-m_i - y_i b): the exponential loss with a bias that no norm sees.
 
     The best b has a closed form, b = ½ (log S₊ - log S₋) with S± = Σ_{y_i = ±1} exp(-m_i), which leaves
-    f = 2 √(S₊ S₋) / n. So descent on it stays descent in the norm of w alone, and is biased to the largest
-    sum of the two classes' margins: the maximally robust classifier with an unpenalised bias.
+    f = 2 √(S₊ S₋) / n. So descent on it stays descent in the norm of w alone, and is biased to the
+    largest sum of the two classes' margins: the maximally robust classifier with an unpenalised bias.
 
     Args:
         y: [n] ±1, both of them there.

@@ -1,10 +1,10 @@
-"""Explicit regularisation: min_w mean_i ζ(w·a_i) + λ ‖w‖, the norm not squared (Faghri's thesis, section 5.4).
+"""Explicit regularisation: min_w mean_i ζ(w·a_i) + λ ‖w‖, the norm not squared (Faghri's thesis, 5.4).
 
-As λ → 0, w/‖w‖ tends to the maximally robust classifier for perturbations of the dual norm (Theorem 5.4.1,
-Corollary 3). How soon depends on the loss. With a tail as exp(-m) the margins of the support examples keep a
-spread of the order 1/log(1/λ). The hinge is an exact penalty: in the form min_w ‖w‖ + C Σ_i (1 - w·a_i)₊,
-C = 1/(nλ), the multipliers α of the constraints w·a_i ≥ 1 are bounded by C, and wherever the bound does not
-bind the solution is that of the constrained problem,
+As λ → 0, w/‖w‖ tends to the maximally robust classifier for perturbations of the dual norm (Theorem
+5.4.1, Corollary 3). How soon depends on the loss. With a tail as exp(-m) the margins of the support
+examples keep a spread of the order 1/log(1/λ). The hinge is an exact penalty: in the form min_w ‖w‖ + C
+Σ_i (1 - w·a_i)₊, C = 1/(nλ), the multipliers α of the constraints w·a_i ≥ 1 are bounded by C, and
+wherever the bound does not bind the solution is that of the constrained problem,
 
     for every λ ≤ 1/(n max_i α_i),  of which λ ≤ ε*/n is a case, since Σ_i α_i = 1/ε*.
 """
@@ -24,6 +24,8 @@ from .steepest import LinearFit
 
 _CHECK = 40
 """Steps between two looks at convergence; each waits for the device."""
+_ENOUGH, _LONG = 0.5, 0.36
+"""PDHG restarts when the gap has fallen to half, or after so large a part of all steps."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ def shrink(
 ) -> Regularised:
     """FISTA with restart and a step size that is searched for, for all problems and λ in one loop.
 
-    v = w + β (w - w₋),  w₊ = prox_{tλ‖·‖}(v - t ∇f(v)); t is halved where f(w₊) is above its quadratic model at
-    v, and grows by a tenth where it is not: near the limit f is as flat as λ. The momentum starts anew when
-    it points uphill (O'Donoghue & Candès, 2015).
+    v = w + β (w - w₋),  w₊ = prox_{tλ‖·‖}(v - t ∇f(v)); t is halved where f(w₊) is above its quadratic
+    model at v, and grows by a tenth where it is not: near the limit f is as flat as λ. The momentum
+    starts anew when it points uphill (O'Donoghue & Candès, 2015).
 
     Args:
         rows: [n, d] or [P, n, d] signed rows y_i x_i.
@@ -107,9 +109,9 @@ def primal_dual(
 ) -> Regularised:
     """The hinge: min_w max_{0 ≤ α ≤ C} ‖w‖ + Σ_i α_i (1 - w·a_i), C = 1/(nλ), by restarted PDHG.
 
-    w₊ = prox_{τ‖·‖}(w + τ Aᵀα),  α₊ = clip(α + σ (1 - A(2w₊ - w)), 0, C),  τσ‖A‖² < 1 (Chambolle & Pock, 2011).
-    As in PDLP (Applegate et al., 2021) it restarts from the better of the average and the last point, and
-    the ratio of σ and τ follows how far either has moved since the last restart.
+    w₊ = prox_{τ‖·‖}(w + τ Aᵀα),  α₊ = clip(α + σ (1 - A(2w₊ - w)), 0, C),  τσ‖A‖² < 1 (Chambolle &
+    Pock, 2011). As in PDLP (Applegate et al., 2021) it restarts from the better of the average and the
+    last point, and the ratio of σ and τ follows how far either has moved since the last restart.
 
     Arguments as for :func:`shrink`; tol is the relative duality gap, measured at w for the hinge and at
     w / min_i w·a_i for the constraints, whichever is less. The gap bounds how far the margin is from that
@@ -118,34 +120,33 @@ def primal_dual(
     norm = vector_norm(norm)
     problem, hinge = _Problem.of("primal_dual", rows, norm, lam, y), Hinge()
     size = 0.99 / torch.linalg.matrix_norm(problem.rows, 2).clamp(min=1e-300)[:, None, None]
-    w, alpha = problem.zero(), problem.column(0.0) * problem.rows[:, None, :, 0]
-    start, weight = (w, alpha), problem.column(1.0)
-    total, since, best, step = (w * 0, alpha * 0), problem.column(0.0), problem.column(torch.inf), 0
-    gap = best
+    d, ratio = problem.rows.shape[2], problem.column(1.0)
+    z = torch.cat([problem.zero(), problem.column(0.0).expand(-1, -1, problem.rows.shape[1])], -1)
+    start, total, since, best, step = z, z, problem.column(0.0), problem.column(torch.inf), 0
     for step in range(1, max_steps + 1):
-        new = problem.prox(w + size / weight * (alpha @ problem.rows), size / weight)
-        alpha = alpha + size * weight * (1 - (2 * new - w) @ problem.rows.mT)
-        w, alpha = new, alpha.clamp(min=0).minimum(problem.bound)
-        total, since = (total[0] + w, total[1] + alpha), since + 1
+        w, alpha = z[..., :d], z[..., d:]
+        new = problem.prox(w + size / ratio * (alpha @ problem.rows), size / ratio)
+        alpha = alpha + size * ratio * (1 - (2 * new - w) @ problem.rows.mT)
+        z = torch.cat([new, alpha.clamp(min=0).minimum(problem.bound)], -1)
+        total, since = total + z, since + 1
         if step % _CHECK:
             continue
-        average = total[0] / since, total[1] / since
-        gaps = [problem.gap(*pair, hinge).unsqueeze(-1) for pair in (average, (w, alpha))]
-        gap, averaged = torch.minimum(*gaps), gaps[0] < gaps[1]
-        anew = (gap <= 0.5 * best) | (since >= 0.36 * step)
-        at = [torch.where(averaged, a, b) for a, b in zip(average, (w, alpha), strict=True)]
+        gaps = [problem.gap(p[..., :d], p[..., d:], hinge)[..., None] for p in (total / since, z)]
+        gap = torch.minimum(*gaps)
+        better = torch.where(gaps[0] < gaps[1], total / since, z)
         if (gap <= tol).all():
-            w, alpha = at
+            z = better
             break
-        moved = [(a - s).norm(dim=-1, keepdim=True) for a, s in zip(at, start, strict=True)]
-        balanced = (weight * moved[1] / moved[0].clamp(min=1e-300)).sqrt().clamp(1e-6, 1e6)
-        far = (moved[0] > 1e-12) & (moved[1] > 1e-12)
-        weight = torch.where(anew & far, balanced, weight)
-        w, alpha = (torch.where(anew, a, b) for a, b in zip(at, (w, alpha), strict=True))
-        start = tuple(torch.where(anew, a, s) for a, s in zip((w, alpha), start, strict=True))
-        total = tuple(torch.where(anew, 0.0, part) for part in total)
+        anew = (gap <= _ENOUGH * best) | (since >= _LONG * step)
+        moved = (better - start).split([d, z.shape[-1] - d], -1)
+        moved_w, moved_alpha = (part.norm(dim=-1, keepdim=True) for part in moved)
+        far = anew & (moved_w > 1e-12) & (moved_alpha > 1e-12)
+        balanced = (ratio * moved_alpha / moved_w).sqrt().clamp(1e-6, 1e6)
+        ratio, z = torch.where(far, balanced, ratio), torch.where(anew, better, z)
+        start, total = torch.where(anew, z, start), torch.where(anew, 0.0, total)
         since, best = torch.where(anew, 0.0, since), torch.where(anew, gap, best)
-    return Regularised(*problem.parted(w), alpha, gap.squeeze(-1), step)
+    w, alpha = z[..., :d], z[..., d:]
+    return Regularised(*problem.parted(w), alpha, problem.gap(w, alpha, hinge), step)
 
 
 def fit_proximal(
@@ -162,8 +163,8 @@ def fit_proximal(
 ) -> LinearFit:
     """min_{w,b} mean_i ζ(y_i (w·x_i + b)) + lam ‖w‖ of one problem: X [n, d], y [n] ±1.
 
-    ``loss`` is "hinge" (:func:`primal_dual`), "logistic" or "exponential" (:func:`shrink`). The intercept as
-    in :func:`fit_steepest`. Returns w, b and the multipliers.
+    ``loss`` is "hinge" (:func:`primal_dual`), "logistic" or "exponential" (:func:`shrink`). The
+    intercept as in :func:`fit_steepest`. Returns w, b and the multipliers.
     """
     free = fit_intercept and not penalise_intercept
     middle = X.mean(0) if free else torch.zeros_like(X[0])

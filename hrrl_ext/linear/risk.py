@@ -1,4 +1,4 @@
-"""What descent goes down: the risk of a linear classifier on clean or attacked examples, in the log domain.
+"""What descent goes down: the risk of a linear classifier on clean or attacked examples, its logarithm.
 
 Examples come as signed rows a_i = y_i x_i, so that the margin of w is w·a_i. Attacked ones have the inner
 maximum of adversarial training in closed form,
@@ -127,9 +127,9 @@ def radius_by_attack(
 ) -> Tensor:
     """:func:`radius` measured from outside: the largest ε whose attack leaves every decision as it is.
 
-    By doubling, then bisection to a relative width of tol: each ε is attacked, and the attacked examples are
-    classified. w: [P, R, d], rows: [P, n, d]. Returns [P, R]: 0 where an example is misclassified to begin
-    with, NaN for w = 0.
+    By doubling, then bisection to a relative width of tol: each ε is attacked, and the attacked
+    examples are classified. w: [P, R, d], rows: [P, n, d]. Returns [P, R]: 0 where an example is
+    misclassified to begin with, NaN for w = 0.
     """
     w = w / w.abs().amax(-1, keepdim=True)  # its decisions do not depend on the scale
 

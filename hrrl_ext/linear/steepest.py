@@ -85,8 +85,8 @@ def descend(
         record: the steps after which the margin is taken, besides the last.
         margin_norm: ‖·‖ of the recorded margins, if not ``norm``.
 
-    Deterministic; computed in the dtype of θ, float64 to be near the limit. A run that diverges ends as NaN
-    and leaves the others alone. ValueError for settings that are out of range.
+    Deterministic; computed in the dtype of θ, float64 to be near the limit. A run that diverges ends as
+    NaN and leaves the others alone. ValueError for settings that are out of range.
     """
     norm = vector_norm(norm)
     measure = norm if margin_norm is None else vector_norm(margin_norm)
@@ -97,7 +97,8 @@ def descend(
     if theta.ndim == 2:
         theta = theta.unsqueeze(1).expand(-1, len(rates), -1)
     length = rates.expand(theta.shape[:2])
-    recorded, margins = sorted({*record, steps}), []
+    recorded = sorted({*record, steps})
+    margins: list[Tensor] = []
     log_f, rise = risk(theta)
     for step in range(1, steps + 1):
         push, slope = norm.steepest(rise), norm.dual.size(rise)
@@ -160,7 +161,8 @@ def fit_steepest(
         norm: that of the step, which the limit has least of.
         fit_intercept: whether there is a b; it counts in the norm if ``penalise_intercept``, as one more
             weight of a constant feature 1, and else is its best at every step (:class:`FreeExponential`).
-        lr: lengths of a step, of which the one that ends with the largest margin counts. None: from 0.01 to
+        lr: lengths of a step, of which the one that ends with the largest margin counts. None: from
+        0.01 to
             10 in the units of 1/R, R = max_i ‖x_i‖* (of centred x_i where b is free).
 
     On data that are not separable the smallest margin stays negative. Deterministic.

@@ -1,4 +1,4 @@
-"""TRADES for networks: predictions that stay where they are when the image moves (Zhang et al., ICML 2019)."""
+"""TRADES for networks: predictions that stay when the image moves (Zhang et al., ICML 2019)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from ..norms import Ball
 class Trades:
     """The penalty beta max_{‖x' - x‖ ≤ eps} KL(p(x) ‖ p(x')), for ``penalty`` of HRRLTrainer.
 
-    With tau = 0 the task loss is that of clean images, and the sum is TRADES. x' begins a thousandth of the
-    radius away from x, along normal noise, where the KL has a gradient, and takes ``steps`` steepest
-    steps, each projected on the ball and on [0, 1]; the model is in eval mode meanwhile. The mean is
-    over the images that a process has in one pass. A step of training costs ``steps`` passes forward and
-    backward more, and two forward.
+    With tau = 0 the task loss is that of clean images, and the sum is TRADES. x' begins a thousandth of
+    the radius away from x, along normal noise, where the KL has a gradient, and takes ``steps``
+    steepest steps, each projected on the ball and on [0, 1]; the model is in eval mode meanwhile. The
+    mean is over the images that a process has in one pass. A step of training costs ``steps`` passes
+    forward and backward more, and two forward.
 
     Args:
         beta: the weight, 1/λ of the paper, which takes 1 to 6.
