@@ -244,8 +244,8 @@ class _Problem:
         if self.y is not None:  # Σ y α = 0 belongs to a bias: the heavier class is made lighter
             sums = [alpha[..., self.y > 0].sum(-1), alpha[..., self.y < 0].sum(-1)]
             light = torch.minimum(*sums)
-            share = [(light / s.clamp(min=1e-300)).unsqueeze(-1) for s in sums]
-            alpha = alpha * torch.where(self.y > 0, *share)
+            plus, minus = ((light / s.clamp(min=1e-300)).unsqueeze(-1) for s in sums)
+            alpha = alpha * torch.where(self.y > 0, plus, minus)
         pull = self.norm.dual.size(self.parted(alpha @ self.rows)[0]).clamp(min=1)
         lower = loss.dual(self.lam * alpha / pull.unsqueeze(-1))
         return (upper - lower) / upper
