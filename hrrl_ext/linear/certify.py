@@ -127,7 +127,7 @@ class Linear:
         place = order[np.searchsorted(self.classes, y, sorter=order).clip(max=len(order) - 1)]
         if (unknown := y[self.classes[place] != y]).size:
             raise ValueError(
-                f"certify: the head does not know the label {unknown[0]!r}; its classes are "
+                f"certify: the head does not know the label {str(unknown[0])!r}; its classes are "
                 f"{self.classes.tolist()[:10]}"
             )
         return place

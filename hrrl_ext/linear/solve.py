@@ -73,7 +73,7 @@ def solve(
         return settled(problem, *_EXACT[solver](problem))
     tol = _GAP if tol is None else tol
     dtype = torch.float32 if tol >= _SINGLE else torch.float64
-    X = torch.from_numpy(problem.X).to(device, dtype)
+    X = torch.from_numpy(np.require(problem.X, requirements="W")).to(device, dtype)
     sign = torch.from_numpy(problem.sign).to(device)
     if problem.C is None:
         found = fit_hard(
