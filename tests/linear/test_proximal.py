@@ -119,6 +119,8 @@ def test_problems_that_share_a_loop_are_those_of_their_own(solve: object) -> Non
     rows = torch.stack([noise_rows(5, 8, seed) for seed in range(3)])
     together = solve(rows, "l2", [1e-3, 0.1])  # type: ignore[operator]
     assert together.w.shape == (3, 2, 8) and together.multipliers.shape == (3, 2, 5)
+    lams = torch.tensor([1e-3, 0.1]).expand(3, 2)
+    assert_close(solve(rows, "l2", lams).w, together.w)  # type: ignore[operator]
     for p in range(3):
         for r, lam in enumerate([1e-3, 0.1]):
             alone = solve(rows[p], "l2", lam)  # type: ignore[operator]

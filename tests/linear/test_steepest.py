@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -242,3 +243,14 @@ def test_rows_that_are_not_separable_have_a_negative_margin() -> None:
     rows = torch.tensor([[1.0, 2.0], [-1.0, -2.0]], dtype=torch.float64)
     went = descend(linear_risk(rows), torch.ones(1, 2, dtype=torch.float64), "l2", steps=100)
     assert went.margins[-1] < 0
+
+
+@pytest.mark.parametrize("fit", [fit_steepest, lambda X, y, norm: fit_proximal(X, y, norm, 0.1)])
+def test_labels_that_are_none(fit: Callable[..., object]) -> None:
+    X = noise_rows(3, 4)
+    with pytest.raises(ValueError, match=r"y \[n\] of ±1, got \[3, 4\] and \[3\] with \[0, 1\]"):
+        fit(X, torch.tensor([0, 1, 1]), "l2")
+    with pytest.raises(ValueError, match=r"got \[3, 4\] and \[2\]"):
+        fit(X, torch.tensor([1, -1]), "l2")
+    with pytest.raises(ValueError, match="one class alone"):
+        fit(X, torch.ones(3), "l2")
