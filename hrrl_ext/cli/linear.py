@@ -36,7 +36,9 @@ def _robust_arguments(parser: CommandParser) -> None:
         default="l2",
         help="of the weights: l1, l2, linf or fourier-l1, against attacks in linf, l2, l1, Fourier-linf",
     )
-    parser.add_argument("--solver", default="auto", help="auto, lp, nnls, socp or first-order")
+    parser.add_argument(
+        "--solver", default="auto", help="auto, lp, nnls, socp, first-order, steepest or prox"
+    )
     parser.add_argument("--C", type=float, help="cost of slack, for data that is not separable")
     parser.add_argument("--tol", type=float, help="gap at which first-order ends; 1e-3")
     parser.add_argument("--eps", nargs="+", type=float, help="sizes of attack in the table")

@@ -18,9 +18,8 @@ from ..spec import not_known
 from .certify import Certificate, Linear, certify
 from .duality import NotSeparableError, Problem, Solution, size
 from .labels import named, not_separable, signs
-from .solve import Solver, solve
+from .solve import NORMS, Solver, solve
 
-NORMS = ("l1", "l2", "linf", "fourier-l1")
 _PATH = 16  # values of lam, over five decades
 _DECADES = 5
 
@@ -44,14 +43,16 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     norm         of w: "l1" (robust to linf attacks), "l2" (l2), "linf" (l1), "fourier-l1" (Fourier-linf)
     solver       "lp" (l1, linf; HiGHS), "nnls" (l2), "socp" (l2, fourier-l1; needs Clarabel, the extra
                  `solvers`): to rounding; "first-order" (all norms; on the device of X, where X is a
-                 tensor): to `tol`; "auto": the exact one where it takes seconds, else first-order
+                 tensor): to `tol`; "auto": the exact one where it takes seconds, else first-order.
+                 To see what they come to: "steepest", `max_iter` steps of steepest descent in the norm
+                 on the exponential loss; "prox", hinge and the norm, at a lam that is small enough
     fit_intercept, penalise_intercept
                  whether there is a b, and whether it counts in the norm as one more weight, as it does
                  when a column of ones is appended: that is another problem, with another ε*
     C            None: separable data only. A number: + C Σ max(0, 1 - y_i (w·x_i + b)), for any data
                  (Eq. B.2). From C = max α on, it is the separable solution, exactly
-    tol          of the first-order solver: relative duality gap; None: 1e-3
-    max_iter     of the first-order solver
+    tol          relative duality gap of "first-order", None: 1e-3; tolerance of "prox"
+    max_iter     steps of "first-order", "steepest" and "prox"
 
     X is [n, d], y [n] of any labels; of more than two classes each is fitted against the others. Sparse
     X is refused. Tensors in, tensors out.
@@ -183,7 +184,7 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             return self._solution(problem, device)
         except NotSeparableError as error:
-            detail = str(error) if self.solver == "first-order" else ""
+            detail = str(error) if self.solver in ("first-order", "prox") else ""
             names = named(self.classes_, number)
             raise NotSeparableError(not_separable(problem, names, detail)) from None
 

@@ -53,7 +53,7 @@ def test_digits(norm: str, text: str) -> None:
 
 ROUTES = [
     ("l1", "lp", "first-order"), ("linf", "lp", "first-order"), ("l2", "nnls", "first-order"),
-    ("l2", "nnls", "socp"), ("fourier-l1", "socp", "first-order"),
+    ("l2", "nnls", "socp"), ("fourier-l1", "socp", "first-order"), ("l1", "lp", "prox"), ("linf", "lp", "prox"),
 ]  # fmt: skip
 
 
@@ -71,12 +71,24 @@ def test_two_routes_agree(norm: str, one: str, other: str, n: int, d: int, inter
     assert a.robust_radius_ == pytest.approx(b.robust_radius_, rel=1e-7)
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_steepest_descent_comes_near_from_below(norm: str) -> None:
+    X, y = synthetic(12, 1)
+    exact = fitted(norm, X, y)
+    near = MaxMarginClassifier(norm, solver="steepest", max_iter=2000).fit(X, y)
+    assert 1e-9 < 1 - near.robust_radius_ / exact.robust_radius_ < 0.01
+    assert (
+        1 - near.robust_radius_ / exact.robust_radius_ <= near.gap_
+    )  # which the data give, not lp
+
+
+@pytest.mark.parametrize("solver", ["first-order", "prox"])
 @pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
-def test_two_routes_agree_on_the_soft_problem(norm: str) -> None:
+def test_two_routes_agree_on_the_soft_problem(norm: str, solver: str) -> None:
     pytest.importorskip("clarabel")
     X, y = overlapping()
     exact = MaxMarginClassifier(norm, C=0.3).fit(X, y)
-    other = MaxMarginClassifier(norm, C=0.3, solver="first-order", tol=1e-9).fit(X, y)
+    other = MaxMarginClassifier(norm, C=0.3, solver=solver, tol=1e-9).fit(X, y)
     np.testing.assert_allclose(
         other.coef_, exact.coef_, atol=1e-4
     )  # a flat optimum: 1e-9 of its value
@@ -196,7 +208,7 @@ def test_a_tiny_c_leaves_nothing() -> None:
 # --- what cannot be separated
 
 
-@pytest.mark.parametrize("solver", ["lp", "nnls", "socp", "first-order"])
+@pytest.mark.parametrize("solver", ["lp", "nnls", "socp", "first-order", "steepest", "prox"])
 def test_what_is_not_separable_says_so(solver: str) -> None:
     if solver == "socp":
         pytest.importorskip("clarabel")
@@ -205,7 +217,7 @@ def test_what_is_not_separable_says_so(solver: str) -> None:
     with pytest.raises(
         NotSeparableError, match=r"classes 0 and 1; the least slack .* is (\d\S*)"
     ) as told:
-        MaxMarginClassifier(norm, solver=solver).fit(X, y)
+        MaxMarginClassifier(norm, solver=solver, max_iter=3000).fit(X, y)
     assert "give C" in str(told.value)
 
 
