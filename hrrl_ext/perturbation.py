@@ -64,11 +64,10 @@ class ExamplePerturbation(nn.Module):
         """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
         if self.tau == 0:
             return x
-        if not x.is_floating_point():
-            raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
-        with _frozen_statistics(model, self.batch_norm):
-            grad = self.input_gradient(model, x.detach(), target)
-        return ops.perturb(x.detach(), grad, self.tau)[0]
+        x = checked_image(x)
+        with frozen_statistics(model, self.batch_norm):
+            grad = self.input_gradient(model, x, target)
+        return ops.perturb(x, grad, self.tau)[0]
 
     def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """∇_x Σ_i ℓ(x_i, y_i; θ) [B, ...], detached, in the modes that ``model`` is in."""
@@ -89,6 +88,13 @@ class ExamplePerturbation(nn.Module):
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}"
 
 
+def checked_image(x: Tensor) -> Tensor:
+    """``x``, detached, which must be floating point."""
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
+    return x.detach()
+
+
 def example_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """ℓ(x_i, y_i; θ), [B] in float32 at least: what both players play for.
 
@@ -100,7 +106,7 @@ def example_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -
 
 
 @contextmanager
-def _frozen_statistics(model: nn.Module, use: BatchNormStatistics) -> Iterator[None]:
+def frozen_statistics(model: nn.Module, use: BatchNormStatistics) -> Iterator[None]:
     """Within, no normalisation layer updates its running statistics; afterwards all is as before."""
     layers = [
         m

@@ -3,6 +3,7 @@
 ================================== ==============================================================
 :class:`ExamplePerturbation`       example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
 :class:`StoredPerturbation`        the same with the ∇ℓ of the last epoch, in StoredDirections
+:class:`Theorem2Perturbation`      the same with a length per example, m ∇ℓ/(3 L_x)
 :class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
 :class:`HRRLObjective`             both, for a training loop of one's own
 :class:`GroupDRO`, :class:`CVaR`   other adversaries over the concepts, to compare with
@@ -18,6 +19,7 @@ from .config import HRRLConfig
 from .objective import HRRLObjective
 from .recipe import HRRL
 from .stored import StoredDirections, StoredPerturbation
+from .theorem2 import Theorem2Perturbation
 from .trainer import HRRLTrainer
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "HRRLTrainer",
     "StoredDirections",
     "StoredPerturbation",
+    "Theorem2Perturbation",
     "slow_phase_divisor",
     "variance_gain",
 ]

@@ -19,8 +19,11 @@ StoredBits = Literal[8, 1]
 class HRRLConfig:
     """Settings of the method. The defaults are the paper's (section 4) where it prints them."""
 
-    tau: float = 0.03
-    """Example level: length of the perturbation of one image, in [0, 1] pixel units; 0 is without."""
+    tau: float | Literal["theorem2"] = 0.03
+    """Example level: length of the perturbation of one image, in [0, 1] pixel units; 0 is without;
+    theorem2 is a length per image, gradient/(3 L_x), which fades as the loss does."""
+    tau_multiple: float = 1.0
+    """How many times that of theorem2."""
     example_level: ExampleLevel = "exact"
     """Where the direction of an image comes from: exact, a pass of its own; or stored, the image's last
     backward pass, an epoch ago, for about the time of plain training."""
@@ -67,6 +70,12 @@ class HRRLConfig:
             example_level=ExampleLevel,
             stored_bits=StoredBits,
         )
+        require_positive(self, "tau_multiple")
+        if self.tau == "theorem2" and self.example_level == "stored":
+            raise ValueError(
+                "tau='theorem2' needs the length of the gradient at θ_t, and example_level='stored' keeps "
+                "directions; give tau as a number, or take example_level='exact'"
+            )
         if self.stored and self.batch_norm == "running":
             raise ValueError(
                 "batch_norm='running' is of the input-gradient pass, and example_level='stored' has "
@@ -77,7 +86,7 @@ class HRRLConfig:
     @property
     def stored(self) -> bool:
         """Whether directions are kept."""
-        return self.example_level == "stored" and self.tau > 0
+        return self.example_level == "stored" and self.tau != 0
 
     @property
     def chosen(self) -> str:

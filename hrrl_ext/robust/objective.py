@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..perturbation import BatchNormStatistics, ExamplePerturbation
+from ..processes import Processes
 from .concepts import ConceptDistribution, ConceptWeights
+from .theorem2 import Theorem2Perturbation
 
 
 class HRRLObjective(nn.Module):
@@ -39,18 +41,20 @@ class HRRLObjective(nn.Module):
 
     Args:
         concept_count: [K] training examples per concept; None is one concept, for tau alone.
-        tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`.
+        tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`; "theorem2", with
+            ``tau_multiple``, is :class:`Theorem2Perturbation`.
         lam, s, c, q0: see :class:`ConceptDistribution`.
         distribution: another adversary in its place, such as :class:`GroupDRO` or :class:`CVaR`, to
             which concept_count, lam (pass None), s, c and q0 do not apply.
         label_smoothing: of the loss, in both passes.
+        processes: that share each batch, which tau="theorem2" must know.
     """
 
     def __init__(
         self,
         concept_count: Tensor | Sequence[int] | None = None,
         *,
-        tau: float,
+        tau: float | Literal["theorem2"],
         lam: float | None,
         s: int = 1000,
         c: float | Literal["auto"] = 10.0,
@@ -59,12 +63,24 @@ class HRRLObjective(nn.Module):
         label_smoothing: float = 0.0,
         loss_scale: float = 1.0,
         distribution: ConceptWeights | None = None,
+        tau_multiple: float = 1.0,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__()
         self.label_smoothing = label_smoothing
-        self.perturbation = ExamplePerturbation(
-            tau, batch_norm=batch_norm, label_smoothing=label_smoothing, loss_scale=loss_scale
-        )
+        self.perturbation: ExamplePerturbation
+        if tau == "theorem2":
+            self.perturbation = Theorem2Perturbation(
+                tau_multiple,
+                processes=processes,
+                batch_norm=batch_norm,
+                label_smoothing=label_smoothing,
+                loss_scale=loss_scale,
+            )
+        else:
+            self.perturbation = ExamplePerturbation(
+                tau, batch_norm=batch_norm, label_smoothing=label_smoothing, loss_scale=loss_scale
+            )
         if distribution is None:
             count = [1] if concept_count is None else concept_count
             distribution = ConceptDistribution(count, lam=lam, s=s, c=c, q0=q0)
@@ -100,3 +116,5 @@ class HRRLObjective(nn.Module):
     def update(self, concept_loss: Tensor) -> None:
         """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""
         self.distribution.update(concept_loss)
+        if isinstance(self.perturbation, Theorem2Perturbation):
+            self.perturbation.update()

@@ -30,6 +30,7 @@ from .objective import HRRLObjective
 from .sets import Sets
 from .stored import StoredDirections, StoredPerturbation
 from .tally import Tally
+from .theorem2 import Theorem2Perturbation
 
 _CALIBRATION_BATCHES = 8
 
@@ -72,6 +73,8 @@ class HRRL(Recipe):
             batch_norm=config.batch_norm,
             label_smoothing=config.label_smoothing,
             loss_scale=loss_scale,
+            tau_multiple=config.tau_multiple,
+            processes=processes,
         ).to(sets.batches.device)
         self.stored: StoredPerturbation | None = None
         if config.stored:
@@ -103,6 +106,8 @@ class HRRL(Recipe):
         """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples."""
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
+            if isinstance(self.objective.perturbation, Theorem2Perturbation):
+                self.tally.length += self.objective.perturbation.lengths.sum()
         else:
             x = self.stored.perturb(x, *row_and_view)  # with the ∇ℓ of the last epoch
         logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
@@ -191,7 +196,7 @@ class HRRL(Recipe):
         )
 
     def running(self) -> str:
-        loss, correct, _ = self.tally.total(self.processes)
+        loss, correct, *_ = self.tally.total(self.processes)
         seen, names = self._seen, self.sets.concept_names
         distribution = self.objective.distribution
         return report.running(
@@ -204,7 +209,7 @@ class HRRL(Recipe):
 
     def row(self, measured: Row) -> dict[str, Any]:
         distribution, names = self.objective.distribution, self.sets.concept_names
-        loss, correct, penalty = self.tally.total(self.processes)
+        loss, correct, penalty, length = self.tally.total(self.processes)
         row: dict[str, Any] = {"loss": loss / self._seen, "train_accuracy": correct / self._seen}
         if self.penalty is not None:
             row["penalty"] = penalty / self._seen
@@ -220,6 +225,8 @@ class HRRL(Recipe):
         }
         if isinstance(distribution, ConceptDistribution) and distribution.lam is not None:
             row |= {"lam": distribution.lam, "s": distribution.s, "c": distribution.c.item()}
+        if isinstance(self.objective.perturbation, Theorem2Perturbation):
+            row |= {"mean_tau": length / self._seen, "l_x": self.objective.perturbation.l_x.item()}
         self.tally = self._empty_tally()
         return row
 
@@ -307,7 +314,7 @@ def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
         len(images), images.image_shape, config.stored_bits, batches.device
     )
     augment = batches.augment or Augmentation(0, flip=False)
-    return StoredPerturbation(config.tau, directions, augment, batches.processes)
+    return StoredPerturbation(float(config.tau), directions, augment, batches.processes)
 
 
 def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
