@@ -72,9 +72,10 @@ def _write_page(study: Study, page: Path) -> None:
     beside = page.with_suffix("")
     pictures = {}
     if importlib.util.find_spec("matplotlib"):
+        from ..plots.paper import plot_paper
         from ..plots.study import plot_study
 
-        drawn = plot_study(study, beside)
+        drawn = plot_study(study, beside) | plot_paper(study, beside)
         pictures = {os.path.relpath(path, page.parent): text for path, text in drawn.items()}
     write_csv(beside / "rows.csv", (*KEYS, "value"), study_rows(study), line_end="\n")
     write_text(page, study_page(study, pictures))
