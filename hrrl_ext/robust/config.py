@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from ..perturbation import BatchNormStatistics
+from ..spec import not_known
 from ..training.config import require_not_negative, require_one_of, require_positive
 
 Adversary = Literal["hrrl", "group_dro", "cvar"]
 Selection = Literal["average", "worst_concept"]
 ExampleLevel = Literal["exact", "stored"]
 StoredBits = Literal[8, 1]
+Levels = Literal["given", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,8 @@ class HRRLConfig:
         require_positive(self, "tau_multiple")
         if self.tau == "theorem2" and self.example_level == "stored":
             raise ValueError(
-                "tau='theorem2' needs the length of the gradient at θ_t, and example_level='stored' keeps "
-                "directions; give tau as a number, or take example_level='exact'"
+                "tau='theorem2' needs the length of the gradient at θ_t, and example_level='stored' "
+                "keeps directions alone; give tau as a number, or take example_level='exact'"
             )
         if self.stored and self.batch_norm == "running":
             raise ValueError(
@@ -92,3 +94,26 @@ class HRRLConfig:
     def chosen(self) -> str:
         """The column of a run's metrics that ``select`` stands for."""
         return "accuracy" if self.select == "average" else "worst_concept_accuracy"
+
+
+def with_levels(levels: Levels, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """``settings`` of :class:`HRRLConfig` and, for "auto", the levels that are not among them; and a line
+    that says which, if any. What is given stays as it is."""
+    if levels not in get_args(Levels):
+        raise ValueError(f"levels: {not_known(levels, get_args(Levels))}")
+    given, lines = dict(settings), []
+    if levels == "given":
+        return given, None
+    if "tau" not in given:
+        given = {"tau": "theorem2"} | given
+        multiple = given.get("tau_multiple", HRRLConfig.tau_multiple)
+        lines.append(
+            f"tau=theorem2, tau_multiple={multiple:g}: an image moves by its own gradient, as far as the "
+            "smoothness of the loss allows"
+        )
+    if "lam" not in given and given.get("adversary", "chi_square") == "chi_square":
+        given = {"adversary": "chi_square", "lam": 1.0} | given
+        lines.append(
+            "adversary=chi_square, lam=1: a concept weighs by how many nats its loss is above the mean"
+        )
+    return given, f"levels=auto: {'; '.join(lines)}" if lines else None

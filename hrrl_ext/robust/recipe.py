@@ -45,6 +45,7 @@ class HRRL(Recipe):
         at_once: examples that a process has in one pass through the model, at most.
         penalty: see :class:`HRRLTrainer`.
         model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, if it does.
+        first_line: said as the first epoch begins.
     """
 
     advice = "Lower lr or tau, or raise lam."
@@ -60,7 +61,9 @@ class HRRL(Recipe):
         at_once: int,
         penalty: Callable[[nn.Module], nn.Module] | None = None,
         model_name: str | None = None,
+        first_line: str | None = None,
     ) -> None:
+        self.first_line = first_line
         self.model, self.batches, self.sets, self.config = model, sets.batches, sets, config
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
         self.penalty = None if penalty is None else penalty(model)
@@ -119,6 +122,8 @@ class HRRL(Recipe):
 
     def before(self, epoch: int, move: Move, progress: Progress) -> bool:
         """Finds concepts, where they are to be found, and measures c="auto"."""
+        if epoch == 0 and self.first_line is not None:
+            progress.line(self.first_line)
         if self.stored is not None:
             self.stored.exchange()
         found = self.discovery is not None and self.discovery.due(epoch)

@@ -17,7 +17,9 @@ from ..perturbation import (
 )
 from ..processes import Processes
 
-_EVERY = 32  # steps from one estimate to the next: one more gradient pass, 2/5 of a step, is 1.3 % of them
+_EVERY = (
+    32  # steps from one estimate to the next: one more gradient pass, 2/5 of a step, costs 1.3 %
+)
 _NEW = 0.5  # share of a new estimate in the running one
 _DISTANCE = 1 / (8 * 255)  # of an estimate, in each value of an image
 
@@ -115,8 +117,8 @@ class Theorem2Perturbation(ExamplePerturbation):
             self._sums.zero_()
         self.set_extra_state(self._step + 1)
 
-    def get_extra_state(self) -> int:
-        return self._step
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(self._step)
 
     def set_extra_state(self, state: Any) -> None:
         self._step = int(state)

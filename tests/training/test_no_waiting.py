@@ -15,8 +15,13 @@ from hrrl_ext.data import load_images
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "example_level",
-    [{}, {"example_level": "stored"}, {"example_level": "stored", "stored_bits": 1}],
-    ids=["exact", "stored", "signs"],
+    [
+        {},
+        {"tau": "theorem2"},
+        {"example_level": "stored"},
+        {"example_level": "stored", "stored_bits": 1},
+    ],
+    ids=["exact", "theorem2", "stored", "signs"],
 )
 def test_a_step_asks_for_no_value(
     adversary: str,
