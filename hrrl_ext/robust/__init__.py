@@ -6,6 +6,7 @@
 :class:`Theorem2Perturbation`      the same with a length per example, m ∇ℓ/(3 L_x)
 :class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
 :class:`HRRLObjective`             both, for a training loop of one's own
+:class:`ChiSquare`                 concept level, another distance: λ in nats, a ball, a cap
 :class:`GroupDRO`, :class:`CVaR`   other adversaries over the concepts, to compare with
 :class:`HRRL`                      Algorithm 1 as a recipe of :class:`hrrl_ext.training.Loop`
 :class:`HRRLTrainer`               all of it in one call
@@ -14,6 +15,7 @@
 
 from ..perturbation import ExamplePerturbation
 from .baselines import CVaR, GroupDRO
+from .chi_square import ChiSquare
 from .concepts import ConceptDistribution, ConceptWeights, slow_phase_divisor, variance_gain
 from .config import HRRLConfig
 from .objective import HRRLObjective
@@ -25,6 +27,7 @@ from .trainer import HRRLTrainer
 __all__ = [
     "HRRL",
     "CVaR",
+    "ChiSquare",
     "ConceptDistribution",
     "ConceptWeights",
     "ExamplePerturbation",

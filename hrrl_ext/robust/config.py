@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args
 from ..perturbation import BatchNormStatistics
 from ..spec import not_known
 from ..training.config import require_not_negative, require_one_of, require_positive
+from .chi_square import require_regularised
 
-Adversary = Literal["hrrl", "group_dro", "cvar"]
+Adversary = Literal["hrrl", "chi_square", "group_dro", "cvar"]
 Selection = Literal["average", "worst_concept"]
 ExampleLevel = Literal["exact", "stored"]
 StoredBits = Literal[8, 1]
@@ -40,7 +41,12 @@ class HRRLConfig:
     q0: Sequence[float] | None = None
     """Reference distribution over the concepts; N_k/N if not given."""
     adversary: Adversary = "hrrl"
-    """Who moves q: hrrl, or a baseline: group_dro (Sagawa et al., 2020) or cvar."""
+    """Who moves q: hrrl; chi_square, where lam is in nats, whatever the number and the sizes of the
+    concepts (begin with 1); or a baseline: group_dro (Sagawa et al., 2020) or cvar."""
+    rho: float | None = None
+    """Radius of chi_square's ball, Σ (q - q0)²/q0 at most its square; None is without."""
+    max_weight: float | None = 4.0
+    """The most that an example counts with chi_square; None is without."""
     eta_q: float = 0.01
     """Step size of group_dro."""
     alpha: float = 0.2
@@ -77,6 +83,13 @@ class HRRLConfig:
             raise ValueError(
                 "tau='theorem2' needs the length of the gradient at θ_t, and example_level='stored' "
                 "keeps directions alone; give tau as a number, or take example_level='exact'"
+            )
+        if self.adversary == "chi_square" and self.lam is not None:
+            require_regularised(self.lam, self.rho, self.max_weight)
+        elif self.rho is not None:
+            raise ValueError(
+                "rho is the radius of adversary='chi_square', whose lam is a number; got "
+                f"rho={self.rho:g} with adversary={self.adversary!r} and lam={self.lam}"
             )
         if self.stored and self.batch_norm == "running":
             raise ValueError(

@@ -44,7 +44,7 @@ class HRRLObjective(nn.Module):
         tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`; "theorem2", with
             ``tau_multiple``, is :class:`Theorem2Perturbation`.
         lam, s, c, q0: see :class:`ConceptDistribution`.
-        distribution: another adversary in its place, such as :class:`GroupDRO` or :class:`CVaR`, to
+        distribution: another adversary in its place, such as :class:`ChiSquare` or :class:`CVaR`, to
             which concept_count, lam (pass None), s, c and q0 do not apply.
         label_smoothing: of the loss, in both passes.
         processes: that share each batch, which tau="theorem2" must know.
@@ -113,8 +113,9 @@ class HRRLObjective(nn.Module):
             label_smoothing=self.label_smoothing,
         )
 
-    def update(self, concept_loss: Tensor) -> None:
-        """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""
-        self.distribution.update(concept_loss)
+    def update(self, concept_loss: Tensor, *seen: Tensor) -> None:
+        """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None. ``seen``
+        is what :meth:`ConceptWeights.seen` says of the batch, for an adversary that wants it."""
+        self.distribution.update(concept_loss, *seen)
         if isinstance(self.perturbation, Theorem2Perturbation):
             self.perturbation.update()

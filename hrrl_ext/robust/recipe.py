@@ -24,6 +24,7 @@ from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
 from .baselines import CVaR, GroupDRO
+from .chi_square import ChiSquare
 from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
 from .objective import HRRLObjective
@@ -72,7 +73,7 @@ class HRRL(Recipe):
         self.objective = HRRLObjective(
             tau=config.tau,
             lam=None,
-            distribution=_adversary(config, count),
+            distribution=_adversary(config, count, len(sets.batches)),
             batch_norm=config.batch_norm,
             label_smoothing=config.label_smoothing,
             loss_scale=loss_scale,
@@ -95,8 +96,9 @@ class HRRL(Recipe):
 
     def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> Tensor:
         """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]."""
-        concept_loss = move(self.losses, *batch)  # lines 9, 10: θ_{t+1}, and ĝ of the whole batch
-        self.objective.update(concept_loss)  # line 11: q_{t+1}, with the losses at θ_t
+        means = move(self.losses, *batch)  # lines 9, 10: θ_{t+1}, and ĝ of the whole batch
+        concept_loss, *seen = means.view(-1, len(self.sets.concept_names))
+        self.objective.update(concept_loss, *seen)  # line 11: q_{t+1}, with the losses at θ_t
         if self.stored is not None:
             self.stored.learn()  # the z of the next epoch
         self.tally.add_step(concept_loss)
@@ -106,7 +108,8 @@ class HRRL(Recipe):
     def losses(
         self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *row_and_view: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples."""
+        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples; behind ĝ, for an
+        adversary that wants it, how often each concept was seen."""
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
             if isinstance(self.objective.perturbation, Theorem2Perturbation):
@@ -116,7 +119,10 @@ class HRRL(Recipe):
         logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
-        return out.loss if penalty is None else out.loss + penalty, out.concept_loss
+        means, distribution = out.concept_loss, self.objective.distribution
+        if distribution.wants_seen:
+            means = torch.cat([means, distribution.seen(concept)])
+        return out.loss if penalty is None else out.loss + penalty, means
 
     # --- as an epoch begins
 
@@ -142,7 +148,8 @@ class HRRL(Recipe):
         """They are the concepts from here on, of an adversary that begins anew."""
         self.sets.concept_names, self.batches.concept = discovery.names, discovery.concept
         count = torch.bincount(self.batches.concept)
-        self.objective.distribution = _adversary(self.config, count).to(self.batches.device)
+        adversary = _adversary(self.config, count, len(self.batches))
+        self.objective.distribution = adversary.to(self.batches.device)
         self.tally = self._empty_tally()
 
     def _calibrate(self, move: Move) -> None:
@@ -176,27 +183,28 @@ class HRRL(Recipe):
     def _check_distribution(self, where: str) -> None:
         """Warns once when q runs into a corner of the simplex, and says what lam would avoid it."""
         distribution = self.objective.distribution
-        if (
-            self._warned
-            or not isinstance(distribution, ConceptDistribution)
-            or not distribution.lam
-        ):
+        if self._warned or not isinstance(distribution, (ConceptDistribution, ChiSquare)):
+            return
+        if distribution.lam is None:
             return
         here, there = (effective_number(q).item() for q in (distribution.q, distribution.q0))
         if here > there / 2:
             return
         self._warned = True
         k = int(distribution.q.argmax())
-        mean_loss = self.tally.concept_loss / self.tally.steps
-        advised = len(distribution.q) * mean_loss.std(correction=0).item()
-        if distribution.t <= min(FIRST_STEPS, distribution.s):
-            advised /= distribution.c.item()  # these steps are c times shorter
+        if isinstance(distribution, ChiSquare):
+            advised, or_else = distribution.spread.item(), ", or lower rho or max_weight"
+        else:
+            mean_loss = self.tally.concept_loss / self.tally.steps
+            advised, or_else = len(distribution.q) * mean_loss.std(correction=0).item(), ""
+            if distribution.t <= min(FIRST_STEPS, distribution.s):
+                advised /= distribution.c.item()  # these steps are c times shorter
         warnings.warn(
             f"in {where} q has concentrated on {here:.1f} of {there:.1f} "
             f"concepts: {self.sets.concept_names[k]!r} has q = {distribution.q[k].item():.2f}, each of "
             f"its examples counts {distribution.weight[k].item():.0f}-fold. Training can collapse. "
             f"Raise lam (now {distribution.lam:g}); the spread of the concepts' losses asks for "
-            f"{advised:.2g}",
+            f"{advised:.2g}{or_else}",
             stacklevel=4,
         )
 
@@ -232,6 +240,8 @@ class HRRL(Recipe):
             row |= {"lam": distribution.lam, "s": distribution.s, "c": distribution.c.item()}
         if isinstance(self.objective.perturbation, Theorem2Perturbation):
             row |= {"mean_tau": length / self._seen, "l_x": self.objective.perturbation.l_x.item()}
+        if isinstance(distribution, ChiSquare):
+            row |= {"lam": distribution.lam, "distance": distribution.distance.item()}
         self.tally = self._empty_tally()
         return row
 
@@ -332,8 +342,18 @@ def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
         )
 
 
-def _adversary(config: HRRLConfig, count: Tensor) -> ConceptWeights:
+def _adversary(config: HRRLConfig, count: Tensor, steps: int) -> ConceptWeights:
+    """``steps`` are those of an epoch."""
     match config.adversary:
+        case "chi_square" if config.lam is not None:
+            return ChiSquare(
+                count,
+                lam=config.lam,
+                rho=config.rho,
+                max_weight=config.max_weight,
+                horizon=steps,
+                q0=config.q0,
+            )
         case "group_dro":
             return GroupDRO(count, eta_q=config.eta_q, q0=config.q0)
         case "cvar":
