@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def _tune_arguments(parser: CommandParser) -> None:
     from ..robust import HRRLConfig
     from ..training import TrainingConfig
-    from ..transfer.tuning import GRID, OF_TUNE
+    from ..transfer.tuning import OF_TUNE
 
     parser.add_config()
     parser.add_argument("--model", default="resnet18", help="name of the model")
@@ -26,8 +26,8 @@ def _tune_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--grid",
         nargs="+",
-        default=list(GRID),
-        help="settings with the values to try, the weakest first: tau=0.01,0.03 lam=30,10",
+        help="settings with the values to try, the weakest first: tau=0.01,0.03 lam=30,10; if not given "
+        "four lengths, and as many strengths of the adversary",
     )
     parser.add_argument(
         "--held_out", type=float, default=0.2, help="share of each concept that is measured on"

@@ -30,8 +30,15 @@ from .tuning_table import level_row, levels_table
 Grid = Mapping[str, Sequence[float]]
 Report = Callable[[str], None]
 
-GRID = ("tau=0.01,0.03,0.1,0.3", "lam=100,30,10,3")
-"""What is tried where no grid is given, the weakest first."""
+TAU = ("tau=0.01,0.03,0.1,0.3", "tau_multiple=0.3,1,3")
+"""What is tried where no grid is given, the weakest first: with tau as a number, and as theorem2."""
+BY_ADVERSARY = {
+    "hrrl": "lam=100,30,10,3",
+    "chi_square": "lam=3,1,0.3",
+    "group_dro": "eta_q=0.0003,0.001,0.003,0.01",
+    "cvar": "alpha=0.9,0.7,0.5",
+}
+"""The same of the concept level."""
 
 _NO_LEVELS: Mapping[str, Any] = {"tau": 0.0, "lam": None}
 OF_TUNE = ("evaluate_every", "max_steps", "patience")
@@ -40,6 +47,8 @@ _NEEDS: Mapping[str, tuple[str, str]] = {
     "tau_multiple": ("tau", "theorem2"),
     "eta_q": ("adversary", "group_dro"),
     "alpha": ("adversary", "cvar"),
+    "max_weight": ("adversary", "chi_square"),
+    "rho": ("adversary", "chi_square"),
 }
 _ERRORS = 3.0
 
@@ -62,7 +71,7 @@ def tune(
     data: Source,
     out: str | os.PathLike[str],
     concepts: Concepts = None,
-    grid: Grid | Sequence[str] = GRID,
+    grid: Grid | Sequence[str] | None = None,
     held_out: float = 0.2,
     images: int | None = None,
     root: str | None = None,
@@ -92,7 +101,8 @@ def tune(
             --config``) there. The same call goes on after any end, to the same table; a larger grid adds
             to it.
         grid: values by setting, the weakest first, as a mapping or as text: "tau=0.01,0.03". Any setting
-            of :class:`hrrl_ext.robust.HRRLConfig` that may be a fraction can be searched.
+            of :class:`hrrl_ext.robust.HRRLConfig` that may be a fraction can be searched. ``TAU`` and
+            ``BY_ADVERSARY`` if not given.
         held_out: share of each concept that is measured on.
         images: of ``data``, drawn; all if None.
         report: is told of each training in a line.
@@ -108,7 +118,7 @@ def tune(
     if not 0 < held_out < 1:
         raise ValueError(f"tune: held_out must lie between 0 and 1, got {held_out}")
     base = _base(settings)
-    grid = read_grid(grid, base)
+    grid = read_grid(default_grid(base) if grid is None else grid, base)
     its_root = root if takes_root(data) else None
     whole = load_images(data, split="train", image_size=base.get("image_size"), root=its_root)
     concept, names = resolve_concepts(concepts, whole)
@@ -143,6 +153,10 @@ def tune(
     return _written(search)
 
 
+def default_grid(base: Mapping[str, Any]) -> list[str]:
+    return [TAU[base["tau"] == "theorem2"], BY_ADVERSARY[base.get("adversary", "hrrl")]]
+
+
 def read_grid(grid: Grid | Sequence[str], base: Mapping[str, Any]) -> dict[str, list[float]]:
     """Numbers by setting, each of which can stand beside ``base``."""
     if isinstance(grid, str):
@@ -167,7 +181,7 @@ def read_grid(grid: Grid | Sequence[str], base: Mapping[str, Any]) -> dict[str, 
         for value in values:
             _check({**base, name: value}, f"tune: grid: {name}={value:g}")
     if not grid:
-        raise ValueError(f"tune: grid is empty; give settings with values, such as {GRID[0]}")
+        raise ValueError(f"tune: grid is empty; give settings with values, such as {TAU[0]}")
     return {name: list(values) for name, values in grid.items()}
 
 
@@ -176,7 +190,7 @@ def _numbers(name: str, values: str) -> list[float]:
         return [NUMBER.read(value.strip()) for value in values.split(",")]
     except ValueError:
         raise ValueError(
-            f"tune: grid: {name} must list finite numbers, such as {GRID[0]!r}, got {values!r}"
+            f"tune: grid: {name} must list finite numbers, such as {TAU[0]!r}, got {values!r}"
         ) from None
 
 

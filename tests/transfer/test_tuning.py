@@ -6,13 +6,14 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from hrrl_ext import HRRLTrainer, tune
 from hrrl_ext.data import load_images
+from hrrl_ext.robust.config import Adversary
 from hrrl_ext.robust.recipe import HRRL
 from hrrl_ext.transfer import tuning
 from hrrl_ext.transfer.study.images import split_rows
@@ -131,6 +132,28 @@ def test_the_error_of_a_score() -> None:
     simulated = ((right.mean(1) + right[:, 0]) / 2).std().item()
     assert simulated * 0.99 < standard_error(part) < simulated * 1.25
     assert standard_error(part | {"accuracy": 1.0, "concept_accuracy": {"a": 1.0}}) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid"),
+    [
+        ({}, {"tau": [0.01, 0.03, 0.1, 0.3], "lam": [100, 30, 10, 3]}),
+        (
+            {"tau": "theorem2", "adversary": "chi_square"},
+            {"tau_multiple": [0.3, 1, 3], "lam": [3, 1, 0.3]},
+        ),
+        (
+            {"tau": 0.1, "adversary": "cvar"},
+            {"tau": [0.01, 0.03, 0.1, 0.3], "alpha": [0.9, 0.7, 0.5]},
+        ),
+    ],
+    ids=str,
+)
+def test_the_grid_where_none_is_given(settings: dict[str, Any], grid: dict[str, Any]) -> None:
+    """It fits what is trained, and all of it can be trained."""
+    base = {"tau": 0.0, "lam": None} | settings
+    assert tuning.read_grid(tuning.default_grid(base), base) == grid
+    assert set(tuning.BY_ADVERSARY) == set(get_args(Adversary))
 
 
 # --- real trainings
