@@ -23,11 +23,12 @@ class ChiSquare(ConceptWeights):
     λ' is λ, or above it where the ball of radius ρ binds. So an example of a concept whose loss is λ
     above the mean counts one more time, whatever K is; the pressure fades with the losses, and no
     example counts more than W-fold. Every step is the best response to m, not a step towards it: no
-    step size, no slow first steps, and nothing that one bad batch could throw into a corner for good.
+    step size, and nothing that one bad batch could throw into a corner for good.
 
     m_k is the ratio of two running sums over about ``horizon`` steps, of the losses of concept k and of
-    its examples, so that how often the concept was drawn is not taken for how hard it is. A concept that
-    has not been seen yet has the mean of the others.
+    its examples, so that how often the concept was drawn is not taken for how hard it is. What is yet to
+    come of the first ``horizon`` steps counts as the mean of all concepts: the first batches, noisy as
+    they are, move q little.
 
     Args:
         concept_count: [K] N_k.
@@ -66,9 +67,12 @@ class ChiSquare(ConceptWeights):
 
     @property
     def mean_loss(self) -> Tensor:
-        """[K] m, the running mean of every concept's loss; 0 before the first step."""
-        mean = (self.q0 @ self.loss_sum) / (self.q0 @ self.seen_sum).clamp(min=_TINY)
-        return torch.where(self.seen_sum > 0, self.loss_sum / self.seen_sum, mean)
+        """[K] m; 0 before the first step."""
+        share = self.concept_count / self.concept_count.sum()
+        begun = share @ self.seen_sum  # 1 - (1 - 1/horizon)^t
+        mean = share @ self.loss_sum / begun.clamp(min=_TINY)
+        own = torch.where(self.seen_sum > 0, self.loss_sum / self.seen_sum, mean)
+        return mean + begun * (own - mean)
 
     @property
     def spread(self) -> Tensor:

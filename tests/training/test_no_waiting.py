@@ -11,7 +11,7 @@ from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 
 
-@pytest.mark.parametrize("adversary", ["hrrl", "group_dro", "cvar"])
+@pytest.mark.parametrize("adversary", ["hrrl", "chi_square", "group_dro", "cvar"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "example_level",
