@@ -79,6 +79,10 @@ class HRRLConfig:
             stored_bits=StoredBits,
         )
         require_positive(self, "tau_multiple")
+        if isinstance(self.tau, str) and self.tau != "theorem2":
+            raise ValueError(
+                f"tau must be a number, or theorem2: {not_known(self.tau, ['theorem2'])}"
+            )
         if self.tau == "theorem2" and self.example_level == "stored":
             raise ValueError(
                 "tau='theorem2' needs the length of the gradient at θ_t, and example_level='stored' "

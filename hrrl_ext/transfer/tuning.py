@@ -40,7 +40,6 @@ BY_ADVERSARY = {
 }
 """The same of the concept level."""
 
-_NO_LEVELS: Mapping[str, Any] = {"tau": 0.0, "lam": None}
 OF_TUNE = ("evaluate_every", "max_steps", "patience")
 """Settings of a training that the search gives."""
 _NEEDS: Mapping[str, tuple[str, str]] = {
@@ -50,6 +49,8 @@ _NEEDS: Mapping[str, tuple[str, str]] = {
     "max_weight": ("adversary", "chi_square"),
     "rho": ("adversary", "chi_square"),
 }
+"""What a setting is without effect without."""
+_NO_LEVELS: Mapping[str, Any] = {"tau": 0.0, "lam": None}
 _ERRORS = 3.0
 
 
@@ -154,6 +155,7 @@ def tune(
 
 
 def default_grid(base: Mapping[str, Any]) -> list[str]:
+    """Of the lengths and the adversary that there are in ``base``."""
     return [TAU[base["tau"] == "theorem2"], BY_ADVERSARY[base.get("adversary", "hrrl")]]
 
 
@@ -179,7 +181,10 @@ def read_grid(grid: Grid | Sequence[str], base: Mapping[str, Any]) -> dict[str, 
                 f"tune: grid: {name} is without effect but for {other}={needed!r}; give it"
             )
         for value in values:
-            _check({**base, name: value}, f"tune: grid: {name}={value:g}")
+            where = f"tune: grid: {name}={value:g}"
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{where}: a level is positive; none is tried in any case")
+            _check({**base, name: value}, where)
     if not grid:
         raise ValueError(f"tune: grid is empty; give settings with values, such as {TAU[0]}")
     return {name: list(values) for name, values in grid.items()}
@@ -196,13 +201,9 @@ def _numbers(name: str, values: str) -> list[float]:
 
 def _base(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Of every training: plain, but for what is given."""
-    for name in OF_TUNE:
+    for name in (*OF_TUNE, "levels"):
         if name in settings:
-            raise ValueError(
-                f"tune: {name} is set by the search, where levels are compared; leave it out"
-            )
-    if settings.get("levels") == "auto":
-        raise ValueError("tune: levels='auto' leaves nothing to search; leave it out")
+            raise ValueError(f"tune: {name} is set by the search; leave it out")
     base = {**_NO_LEVELS, **settings}
     _check(base, "tune")
     return base

@@ -219,9 +219,16 @@ def test_a_level_is_trained_as_a_run_of_its_own(tmp_path: Path) -> None:
         ({"grid": ["width=4,8"]}, "'width' is not known"),
         ({"grid": ["alpha=0.5"]}, "alpha is without effect but for adversary='cvar'"),
         ({"grid": ["tau_multiple=1,3"]}, "tau_multiple is without effect but for tau='theorem2'"),
-        ({"grid": ["tau_multiple=0"], "tau": "theorem2"}, "tau_multiple=0: .* must be positive"),
+        ({"grid": ["tau_multiple=0"], "tau": "theorem2"}, "tau_multiple=0: a level is positive"),
+        ({"grid": ["lam=30,-1"]}, "lam=-1: a level is positive"),
+        (
+            {"grid": {"label_smoothing": [0.1], "tau": [float("nan")]}},
+            "tau=nan: a level is positive",
+        ),
         ({"held_out": 1.0}, "held_out must lie between 0 and 1"),
         ({"patience": 3}, "patience is set by the search"),
+        ({"levels": "auto"}, "levels is set by the search"),
+        ({"tau": "theorm2"}, "tune: tau must be .* did you mean 'theorem2'"),
         ({"precision": "half"}, "tune: precision must be one of"),
     ],
 )
