@@ -61,6 +61,11 @@ def test_an_objective_changes_its_levels_alone(recipe, objective):
     }
 
 
+def test_the_ball_and_the_cap_are_options():
+    args = parsed("--adversary", "chi_square", "--lam", "0", "--rho", "0.5", "--max_weight", "null")
+    assert (args.adversary, args.lam, args.rho, args.max_weight) == ("chi_square", 0.0, 0.5, None)
+
+
 def test_imagenet_is_the_paper_s():
     args = parsed(*with_configs(CONFIGS / "imagenet.yaml"))
     assert (args.epochs, args.batch_size, args.milestones) == (90, 256, [30, 60])

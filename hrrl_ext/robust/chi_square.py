@@ -12,6 +12,9 @@ from torch import Tensor
 from .. import ops
 from .concepts import ConceptWeights
 
+LEAST_HORIZON = 100
+"""Steps that a small set's few of an epoch are too short for: docs/tuning.md has what came of 3 and 12."""
+
 
 class ChiSquare(ConceptWeights):
     """The game of Eq. 4 with the distance that knows how large a concept is.
@@ -35,7 +38,8 @@ class ChiSquare(ConceptWeights):
         lam: λ ≥ 0, in units of the loss; 0 needs a ball or a cap.
         rho: ρ > 0, or None: no ball.
         max_weight: W > 1, or None: no cap.
-        horizon: steps, ≥ 1. The trainer takes those of an epoch, in which every example is seen once.
+        horizon: steps, ≥ 1. The trainer takes those of an epoch, in which every example is seen once,
+            and no fewer than 100: a response that is faster than the model learns chases its own tail.
         q0: [K] the reference distribution; N_k/N by default.
 
     State: ``loss_sum`` and ``seen_sum`` [K] float64 besides that of :class:`ConceptWeights`. Nothing here
@@ -53,7 +57,7 @@ class ChiSquare(ConceptWeights):
         lam: float,
         rho: float | None = None,
         max_weight: float | None = 4.0,
-        horizon: int = 100,
+        horizon: int = LEAST_HORIZON,
         q0: Tensor | Sequence[float] | None = None,
     ) -> None:
         super().__init__(concept_count, q0)

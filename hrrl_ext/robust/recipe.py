@@ -24,7 +24,7 @@ from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
 from .baselines import CVaR, GroupDRO
-from .chi_square import ChiSquare
+from .chi_square import LEAST_HORIZON, ChiSquare
 from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
 from .objective import HRRLObjective
@@ -351,7 +351,7 @@ def _adversary(config: HRRLConfig, count: Tensor, steps: int) -> ConceptWeights:
                 lam=config.lam,
                 rho=config.rho,
                 max_weight=config.max_weight,
-                horizon=steps,
+                horizon=max(steps, LEAST_HORIZON),
                 q0=config.q0,
             )
         case "group_dro":
