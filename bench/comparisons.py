@@ -15,7 +15,7 @@ from typing import Any
 import peers
 import torch
 import torch._functorch.config
-from shapes import Images, Logits, Rows, Vector
+from shapes import Game, Images, Logits, Rows, Vector
 from torch import Tensor
 
 from hrrl_ext import ops
@@ -294,6 +294,40 @@ def update_distribution(case: Vector, device: str) -> Comparison:
             "ours": plain(lambda: ops.update_distribution(*arguments)),
             "eager": plain(lambda: peers.sort_update(*arguments, rank)),
             "entmax": entmax,
+            "compile": compiled,
+        },
+    )
+
+
+# --- chi_square_response
+
+
+@lru_cache(maxsize=1)
+def chi_square_response(case: Game, device: str) -> Comparison:
+    """Losses about 2, shares that differ up to a hundredfold, in float64 as the adversary has them."""
+    g, (lam, rho, cap) = generator(device), case.limits
+    loss = 2 + torch.randn(case.size, generator=g, device=device, dtype=torch.float64)
+    q0 = 10 ** (2 * torch.rand(case.size, generator=g, device=device, dtype=torch.float64))
+    q0 = q0 / q0.sum()
+    limits = {"rho": rho if rho < math.inf else None, "max_weight": cap if cap < math.inf else None}
+    expected = reference.chi_square_response(loss, q0, lam, **limits)
+    eager, arguments = (
+        (peers.sort_response, (loss, q0, lam))
+        if case.held_by == "penalty"
+        else (peers.bisect_response, (loss, q0, lam, rho, cap))
+    )
+
+    def compiled(compiler: Compiler) -> Call:
+        function = compiler(eager)
+        return lambda: function(*arguments)
+
+    return Comparison(
+        op="chi_square_response",
+        case=case,
+        check=lambda actual: agree([actual], [expected], 1e-9),
+        ways={
+            "ours": plain(lambda: ops.chi_square_response(loss, q0, lam, **limits)),
+            "eager": plain(lambda: eager(*arguments)),
             "compile": compiled,
         },
     )

@@ -5,6 +5,7 @@ Everything that does not change from step to step (N/N_k, ranks) is prepared out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 import torch
@@ -93,6 +94,42 @@ def sort_update(
     q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float, lam: float, rank: Tensor
 ) -> Tensor:
     return sort_project(ascend(q, concept_loss, q0, eta, lam), rank)
+
+
+# --- chi_square_response
+
+
+def bisect_response(
+    loss: Tensor, q0: Tensor, lam: float, rho: float, max_weight: float, rounds: int = 48
+) -> Tensor:
+    """Bisection for η, within one for λ' where there is a ball, on tensors that are never read back."""
+
+    def weights(mu: Tensor) -> Tensor:
+        low, high = loss.min() - mu * max_weight, loss.max() + mu
+        for _ in range(rounds):
+            eta = (low + high) / 2
+            too_much = q0 @ (1 + (loss - eta) / mu).clamp(0, max_weight) > 1
+            low, high = torch.where(too_much, eta, low), torch.where(too_much, high, eta)
+        return (1 + (loss - (low + high) / 2) / mu).clamp(0, max_weight)
+
+    mu = torch.full_like(loss[0], lam)
+    if rho < math.inf:
+        low, high = mu, mu + (q0 @ (loss - q0 @ loss) ** 2).sqrt() / rho
+        for _ in range(rounds):
+            middle = (low + high) / 2
+            too_far = q0 @ (weights(middle) - 1) ** 2 > rho**2
+            low, high = torch.where(too_far, middle, low), torch.where(too_far, high, middle)
+        mu = high
+    return q0 * weights(mu)
+
+
+def sort_response(loss: Tensor, q0: Tensor, lam: float) -> Tensor:
+    """Without ball and cap: the threshold among the sorted losses, by sums of those above."""
+    falling, order = loss.sort(descending=True)
+    mass = q0[order].cumsum(0)
+    eta = ((q0[order] * falling).cumsum(0) - lam * (1 - mass)) / mass  # if so many were above it
+    support = (1 + (falling - eta) / lam > 0).sum(0, keepdim=True)
+    return q0 * (1 + (loss - eta.gather(0, support - 1)) / lam).clamp(min=0)
 
 
 # --- rank1_dot and rank1_argmin

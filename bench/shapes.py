@@ -74,6 +74,30 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class Game:
+    """A chi-square game: the penalty alone, a cap beside it, or a ball and a cap."""
+
+    size: int
+    held_by: str = "penalty"
+
+    def __str__(self) -> str:
+        return f"K{self.size}-{self.held_by}"
+
+    @property
+    def limits(self) -> tuple[float, float, float]:
+        """lam, rho and max_weight"""
+        return {
+            "penalty": (0.5, math.inf, math.inf),
+            "cap": (0.2, math.inf, 4.0),
+            "ball": (0.0, 0.7, 4.0),
+        }[self.held_by]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"shape": (self.size,), "dtype": "fp64", "layout": self.held_by}
+
+
+@dataclass(frozen=True)
 class Rows:
     """Many vectors at once, of normal entries."""
 
@@ -160,4 +184,4 @@ class Layer3x3:
         return {"shape": (self.batch, self.clusters), "dtype": "fp32", "kind": self.kind}
 
 
-Shape = Images | Logits | Vector | Rows | Products | Centres | Perceptron | Layer3x3
+Shape = Images | Logits | Vector | Game | Rows | Products | Centres | Perceptron | Layer3x3

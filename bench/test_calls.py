@@ -16,7 +16,7 @@ pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
 
 OPS = (
     *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
-    *("rank1_dot", "rank1_argmin"),
+    *("chi_square_response", "rank1_dot", "rank1_argmin"),
 )
 
 
@@ -50,6 +50,11 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
         "update_distribution": (
             lambda: ops.update_distribution(one, zero, one, 0.1, 2.0),
             lambda: peers.sort_update(one, zero, one, 0.1, 2.0, one),
+            1.0,
+        ),
+        "chi_square_response": (
+            lambda: ops.chi_square_response(wide, wide, 1.0),
+            lambda: peers.sort_response(wide, wide, 1.0),
             1.0,
         ),
         "rank1_dot": (

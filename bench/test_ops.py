@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from comparisons import (
     LARGE,
+    chi_square_response,
     concept_cross_entropy,
     concept_cross_entropy_forward,
     perturb,
@@ -17,7 +18,7 @@ from comparisons import (
 from measurement import Measurement
 from places import Place
 from rank1_comparisons import rank1_argmin, rank1_dot
-from shapes import Centres, Images, Logits, Products, Vector
+from shapes import Centres, Game, Images, Logits, Products, Vector
 
 # A round is half a millisecond at least, so that neither the clock nor one call's jitter shows.
 pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
@@ -109,6 +110,23 @@ def test_update_distribution(
     case: Vector, provider: str, place: Place, measure: Measurement
 ) -> None:
     measure.compare(update_distribution(case, place.device), provider)
+
+
+GAMES = [
+    *(Game(size, held_by) for size in (11, 1000) for held_by in ("penalty", "cap")),
+    *(Game(size) for size in (10_000, 100_000)),
+]
+
+
+BALLS = [Game(size, "ball") for size in (11, 1000)]  # a bisection within one is not unrolled
+
+
+@pytest.mark.parametrize(
+    ("case", "provider"),
+    [*product(GAMES, "ours", "eager", "compile"), *product(BALLS, "ours", "eager")],
+)
+def test_chi_square_response(case: Game, provider: str, place: Place, measure: Measurement) -> None:
+    measure.compare(chi_square_response(case, place.device), provider)
 
 
 PRODUCTS = [

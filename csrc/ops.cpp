@@ -24,6 +24,12 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "update_distribution(Tensor q, Tensor concept_loss, Tensor q0, float eta, float lam, Tensor? eta_scale=None) "
       "-> Tensor");
 
+  // concept_loss, q0 [K] -> q, the best response with the penalty lam/2 sum (q - q0)^2/q0, in the ball that this sum is
+  // at most rho^2 and below max_weight q0; infinite where there is none
+  m.def(
+      "chi_square_response(Tensor concept_loss, Tensor q0, float lam, float rho, float max_weight) "
+      "-> Tensor");
+
   // p, q [B, G, K, M] -> cross[b, k] += sum over g and m of p q; cross [B, K] double, contiguous, is written to
   m.def("rank1_dot(Tensor(a!) cross, Tensor p, Tensor q) -> ()");
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # what __getattr__ below gives, for type checkers and editors
     from .transfer import LinearProbe as LinearProbe
     from .transfer import extract_features as extract_features
     from .transfer import finetune as finetune
+    from .transfer import tune as tune
 
 __version__ = "0.1.0"
 
@@ -54,6 +55,7 @@ _LAZY = {
     "extract_features": "transfer",
     "finetune": "transfer",
     "load_model": "training",
+    "tune": "transfer",
 }
 _MODULES = (
     *("clustering", "data", "evaluation", "linear", "models"),

@@ -73,10 +73,8 @@ class ExamplePerturbation(nn.Module):
         """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
         if self.tau == 0:
             return x
-        if not x.is_floating_point():
-            raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
-        x = x.detach()
-        with _frozen_statistics(model, self.batch_norm):
+        x = checked_image(x)
+        with frozen_statistics(model, self.batch_norm):
             if self.steps > 1:
                 return self._ascended(model, x, target)
             grad = self.input_gradient(model, x, target)
@@ -112,8 +110,15 @@ class ExamplePerturbation(nn.Module):
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}, steps={self.steps}"
 
 
+def checked_image(x: Tensor) -> Tensor:
+    """``x``, detached, which must be floating point."""
+    if not x.is_floating_point():
+        raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
+    return x.detach()
+
+
 @contextmanager
-def _frozen_statistics(model: nn.Module, use: BatchNormStatistics) -> Iterator[None]:
+def frozen_statistics(model: nn.Module, use: BatchNormStatistics) -> Iterator[None]:
     """Within, no normalisation layer updates its running statistics; afterwards all is as before."""
     layers = [
         m

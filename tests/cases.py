@@ -178,6 +178,64 @@ POINT_CASES = [
 ]
 
 
+@dataclass(frozen=True)
+class ResponseCase:
+    """A game for chi_square_response: losses about 2, shares that differ up to a hundredfold."""
+
+    lam: float
+    rho: float | None = None
+    max_weight: float | None = None
+
+    def __str__(self) -> str:
+        name = f"lam{self.lam:g}" + (f"-rho{self.rho:g}" if self.rho is not None else "")
+        return name + (f"-cap{self.max_weight:g}" if self.max_weight is not None else "")
+
+    @property
+    def settings(self) -> dict[str, float | None]:
+        return {"lam": self.lam, "rho": self.rho, "max_weight": self.max_weight}
+
+    @staticmethod
+    def draw(concepts: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """concept_loss and q0"""
+        g = generator(1000 * concepts + seed)
+        loss = 2 + torch.randn(concepts, generator=g, dtype=torch.float64)
+        q0 = 10 ** (2 * torch.rand(concepts, generator=g, dtype=torch.float64))
+        return loss, q0 / q0.sum()
+
+    def check(self, loss: Tensor, q0: Tensor, q: Tensor) -> None:
+        """The conditions of a maximum, to 1e-10 of the range of the losses: q is feasible; with one η and
+        one μ ≥ λ, which is λ where the ball has room, ℓ_k - μ (w_k - 1) is η for the free concepts, at
+        most η for those of weight 0 and at least η for those at the cap."""
+        weight, most = q / q0, torch.inf if self.max_weight is None else self.max_weight
+        below = weight < most * (1 - 1e-12)
+        assert (q.sum() - q0.sum()).abs() <= 1e-13 * q0.sum()
+        assert (weight >= 0).all() and (weight <= most * (1 + 1e-14)).all()
+        mu = self.lam
+        if self.rho is not None:
+            distance = ((q - q0).square() / q0).sum().item()
+            assert distance <= self.rho**2 * (1 + 1e-11)
+            free = (weight > 0) & below
+            centred = weight[free] - weight[free].mean()
+            if distance > self.rho**2 * (1 - 1e-9):
+                if not (centred.abs() > 1e-6).any():
+                    return  # which μ it is the free concepts do not tell
+                mu = (centred @ loss[free] / centred.square().sum()).item()
+                assert mu >= self.lam * (1 - 1e-9)
+        slope = loss - mu * (weight - 1)
+        at_most = slope[weight > 0].min()  # η is not above these
+        at_least = torch.where(below, slope, -torch.inf).max()  # nor below those
+        assert at_least - at_most <= 1e-10 * (loss.max() - loss.min() + 1e-300)
+
+
+RESPONSE_CASES = [
+    ResponseCase(lam, rho, max_weight)
+    for lam in (0.0, 0.3, 2.0)
+    for rho in (None, 0.05, 0.7)
+    for max_weight in (None, 1.3, 4.0)
+    if lam > 0 or rho is not None or max_weight is not None
+]
+
+
 def images(batch: int, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     return torch.rand(batch, *shape, generator=generator(seed)).to(dtype)
 

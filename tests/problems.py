@@ -305,6 +305,62 @@ ascents = st.builds(
 
 
 @dataclass(frozen=True)
+class Response:
+    """Arguments of chi_square_response. lam is in units of ``scale``."""
+
+    concepts: int
+    shares: str
+    losses: str
+    loss_dtype: torch.dtype
+    q0_dtype: torch.dtype
+    scale: float
+    layout: str
+    lam: float
+    rho: float | None
+    max_weight: float | None
+    seed: int
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, float]:
+        """concept_loss, q0 and lam"""
+        g = generator(self.seed)
+        q0 = torch.rand(self.concepts, generator=g, dtype=torch.float64)
+        if self.shares == "wide":
+            q0 = 10 ** (6 * q0)
+        elif self.shares == "with zeros":
+            q0[torch.rand(self.concepts, generator=g) < 0.3] = 0.0
+            q0[self.seed % self.concepts] = 0.5
+        loss = torch.randn(self.concepts, generator=g, dtype=torch.float64)
+        match self.losses:
+            case "ties":
+                loss = loss.round()
+            case "one stands out":
+                loss[self.seed % self.concepts] = 40.0
+            case "close together":
+                loss = 1 + 1e-9 * loss
+        return (
+            place(cast(self.scale * (3 + loss), self.loss_dtype), self.layout, device),
+            place((q0 / q0.sum()).to(self.q0_dtype), "every second", device),
+            self.scale * self.lam,
+        )
+
+
+responses = st.builds(
+    Response,
+    concepts=st.sampled_from([*SIZES[1:], 130, 1009]),
+    shares=st.sampled_from(["random", "wide", "with zeros"]),
+    losses=st.sampled_from(["normal", "ties", "one stands out", "close together"]),
+    loss_dtype=dtypes,
+    q0_dtype=st.sampled_from([torch.float32, torch.float64]),
+    scale=st.sampled_from([1e-3, 1.0, 300.0]),
+    layout=st.sampled_from(["contiguous", "every second", "offset", "expanded rows"]),
+    lam=st.sampled_from([0.0, 1e-9, 0.1, 1.0, 30.0]),
+    rho=st.sampled_from([None, None, 1e-3, 0.5, 3.0]),
+    max_weight=st.sampled_from([None, 1.0, 1.25, 4.0, 50.0]),
+    seed=seeds,
+)
+
+
+@dataclass(frozen=True)
 class Products:
     """Arguments of rank1_dot."""
 

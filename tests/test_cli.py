@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -76,6 +77,48 @@ def test_train_extract_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         capsys, *TRAIN, "--out", out, "--tau", "0.1", "--lam", "5", "--resume", "--progress", "off"
     )
     assert (status, stdout) == (0, f"saved {out}\n")
+
+
+def test_levels_that_set_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is given keeps, also where it is the default, on the line or in a file."""
+    config = tmp_path / "config.yaml"
+    config.write_text("lam: 10.0\n")
+    options = [*TRAIN, "--levels", "auto", "--progress", "off", "--max_steps", "2"]
+    for name, more in (("all", []), ("tau", ["--tau", "0.03"]), ("lam", ["--config", config])):
+        status, _, stderr = run(capsys, *options, "--out", tmp_path / name, *more)
+        assert status == 0, stderr
+        found = json.loads((tmp_path / name / "config.json").read_text())["training"]
+        levels = [found[key] for key in ("tau", "adversary", "lam")]
+        assert (
+            levels
+            == {
+                "all": ["theorem2", "chi_square", 1.0],
+                "tau": [0.03, "chi_square", 1.0],
+                "lam": ["theorem2", "hrrl", 10.0],
+            }[name]
+        )
+
+
+def test_tune_and_train_with_what_it_chose(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*TRAIN[1:], "--images", "100", "--grid", "lam=30"]
+    status, stdout, stderr = run(capsys, "tune", *options, "--out", tmp_path / "a b")
+    assert status == 0, stderr
+    assert stdout.startswith("as given, epoch 1: average ")
+    assert "| lam=30 | 1 | " in stdout
+    *_, last = stdout.splitlines()
+    assert last.startswith(f"hrrl train --config '{tmp_path}/a b/chosen.yaml' --data digits ")
+    status, _, stderr = run(capsys, *shlex.split(last)[1:], "--progress", "off")
+    assert status == 0, stderr
+    found = json.loads((tmp_path / "a b/run/config.json").read_text())["training"]
+    chosen = json.loads((tmp_path / "a b/chosen.yaml").read_text())
+    assert {key: found[key] for key in chosen} == chosen
+    assert (chosen["tau"], chosen["epochs"], chosen["width"]) == (0.0, 1, 4)
+    status, again, _ = run(capsys, "tune", *options, "--out", tmp_path / "a b")
+    assert (status, again) == (0, stdout[stdout.index("\n|") :])  # nothing is trained again
+    status, _, stderr = run(capsys, "tune", *options, "--out", tmp_path / "b", "--patience", "3")
+    assert status == 2 and "there is no option '--patience'" in stderr
 
 
 def test_concepts_that_are_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from hrrl_ext.cli import command_parser, main
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
-# What each objective leaves of a recipe's tau and lam, and who moves q.
+# What each objective leaves of a recipe's tau and lam (or the lam that it has), and who moves q.
 LEVELS = {
     "erm": (False, False, "hrrl"),
     "el": (True, False, "hrrl"),
@@ -28,6 +28,7 @@ LEVELS = {
     "hrrl": (True, True, "hrrl"),
     "group_dro": (False, True, "group_dro"),
     "cvar": (False, True, "cvar"),
+    "chi_square": (False, 1.0, "chi_square"),
 }
 SMALL = "--epochs 1 --milestones null --image_size 32 --crop_padding 4 --width 4 --batch_size 16 --num_workers 2 --device cpu --progress off"
 
@@ -52,12 +53,17 @@ def test_an_objective_changes_its_levels_alone(recipe, objective):
     args = parsed(*with_configs(CONFIGS / f"{recipe}.yaml", objective))
     example, concept, adversary = LEVELS[objective.stem]
     assert args.tau == (plain.tau if example else 0)
-    assert args.lam == (plain.lam if concept else None)
+    assert args.lam == (plain.lam if concept is True else concept or None)
     assert args.adversary == adversary
     ours = ("tau", "lam", "adversary", "eta_q", "alpha", "config")
     assert {k: v for k, v in args.items() if k not in ours} == {
         k: v for k, v in plain.items() if k not in ours
     }
+
+
+def test_the_ball_and_the_cap_are_options():
+    args = parsed("--adversary", "chi_square", "--lam", "0", "--rho", "0.5", "--max_weight", "null")
+    assert (args.adversary, args.lam, args.rho, args.max_weight) == ("chi_square", 0.0, 0.5, None)
 
 
 def test_imagenet_is_the_paper_s():

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from shapes import Centres, Images, Layer3x3, Logits, Perceptron, Products, Rows, Shape, Vector
+from shapes import (
+    Centres,
+    Game,
+    Images,
+    Layer3x3,
+    Logits,
+    Perceptron,
+    Products,
+    Rows,
+    Shape,
+    Vector,
+)
 
 
 class Measured(NamedTuple):
@@ -45,6 +56,7 @@ CALL_A: dict[str, list[Measured]] = {
     "simplex": [
         *_each("update_distribution",
                [Vector(size, "near") for size in (11, 1000, 10_000, 100_000, 1_000_000)], *_EAGER),
+        *_each("chi_square_response", [Game(20), Game(1000), Game(100_000)], *_EAGER),
         *_each("project_simplex", [Vector(1000), Vector(1_000_000)], *_EAGER),
         *_each(_BACKWARD, [Rows(16_384, 1024)], "ours", "copy", "eager"),
         *_each("project_simplex", [Rows(16_384, 1024)], *_EAGER),
@@ -92,6 +104,7 @@ _DRY: dict[str, list[Shape]] = {
     "concept_cross_entropy": [Logits(16, 10)],
     _FORWARD: [Logits(16, 10)],
     "update_distribution": [Vector(11, "near")],
+    "chi_square_response": [Game(11)],
     "project_simplex": [Vector(11), Rows(4, 11)],
     _BACKWARD: [Rows(4, 11)],
     "rank1_assign": [Perceptron(8, 6, (20, 16, 5)), Layer3x3(8, 4, 5, 6)],
@@ -115,6 +128,7 @@ SANITISED: list[tuple[str, Shape]] = [
     *(("perturb", Images((3, 1, 1, size))) for size in (64, 2048, 9410, 40_009, 150_528)),
     *((_FORWARD, Logits(70, classes)) for classes in (10, 200, 1500)),
     *(("update_distribution", Vector(size, "near")) for size in (100, 5003, 20_011, 200_003)),
+    *(("chi_square_response", Game(size, "ball")) for size in (100, 6200)),
     *(("rank1_dot", Products(5, 7, terms)) for terms in (1, 37, 300, 1500)),
     *(("rank1_argmin", Centres(9, clusters)) for clusters in (5, 100, 1100)),
 ]

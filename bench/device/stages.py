@@ -16,7 +16,7 @@ Batch = list[Stage]
 TESTS_OF = {
     "perturb": ("perturb", "channels_last"),
     "concept_cross_entropy": ("concept_cross_entropy", "logits", "labels"),
-    "simplex": ("simplex", "many_rows", "update_distribution"),
+    "simplex": ("simplex", "many_rows", "update_distribution", "response"),
     "rank1": ("rank1", "bad_numbers"),
 }
 TOGETHER = "together"

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "common/chi_square.h"
 #include "common/dtype_id.h"
 
 namespace hrrl::cpu {
@@ -53,6 +54,17 @@ struct UpdateArgs {
   double eta, lam;
 };
 
+// out_k = q0_k w_k, the best response (common/chi_square.h); [K], q0 and out float or double
+struct ChiSquareArgs {
+  const void *concept_loss, *q0;
+  void* out;
+  Dtype concept_loss_type, q0_type;
+  int64_t size;
+  chi_square::Game game;
+};
+constexpr int64_t kChiSquareLanes = 8;  // doubles of the widest vector
+inline int64_t chi_square_scratch(int64_t size) { return 2 * (size + kChiSquareLanes - 1); }
+
 // cross_bk += sum over g and m of p_bgkm q_bgkm for the examples b in [begin, end).
 struct Rank1DotArgs {
   const void *p, *q;               // [B, G, K, M] float or double
@@ -82,6 +94,7 @@ struct Kernels {
   void (*project_simplex)(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);
   // ascended: `size` doubles; may be out where that is double
   void (*update_distribution)(const UpdateArgs&, double* ascended, double* block_max);
+  void (*chi_square_response)(const ChiSquareArgs&, double* scratch);         // chi_square_scratch() doubles
   void (*rank1_dot)(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);  // kFloat, kDouble
   void (*rank1_argmin)(const Rank1ArgminArgs&, int64_t begin, int64_t end);
 };
@@ -92,6 +105,7 @@ struct Kernels {
   bool concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
   void project_simplex(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);   \
   void update_distribution(const UpdateArgs&, double* ascended, double* block_max);                        \
+  void chi_square_response(const ChiSquareArgs&, double* scratch);                                         \
   void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \
   void rank1_argmin(const Rank1ArgminArgs&, int64_t begin, int64_t end);                                   \
   }

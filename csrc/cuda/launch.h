@@ -11,6 +11,7 @@
 
 #include <cstdint>
 
+#include "common/chi_square.h"
 #include "common/dtype_id.h"
 
 struct CUstream_st;  // cudaStream_t is a pointer to it
@@ -80,6 +81,17 @@ struct UpdateDistributionParams {
   double* workspace;  // simplex_workspace(1, K) doubles, uninitialised
 };
 void launch_update_distribution(const UpdateDistributionParams& params, CUstream_st* stream);
+
+// out = the best response (common/chi_square.h)
+struct ChiSquareParams {
+  Reals concept_loss, q0;  // [K]
+  MutableReals out;        // [K]
+  int64_t size;            // K
+  chi_square::Game game;
+  double* workspace;  // chi_square_workspace() doubles, uninitialised
+};
+int64_t chi_square_workspace(int64_t size);
+void launch_chi_square_response(const ChiSquareParams& params, CUstream_st* stream);
 
 // cross_bk += sum over g and m of p_bgkm q_bgkm; dtype is kFloat or kDouble, and no size is 0
 struct Rank1DotParams {

@@ -16,11 +16,12 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from ..spec import nearest
-from . import clustering, evaluation, linear, show, study, training, transfer
+from . import clustering, evaluation, linear, show, study, training, transfer, tuning
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
     training.COMMANDS
+    | tuning.COMMANDS
     | transfer.COMMANDS
     | evaluation.COMMANDS
     | study.COMMANDS

@@ -24,6 +24,7 @@ class CommandParser:
         self._parser = _Parser(prog=program, description=description, allow_abbrev=True)
         self.options = ["--help"]
         self._positionals: list[str] = []
+        self._left_out: list[str] = []
 
     def add_argument(self, *names: str, **settings: Any) -> None:
         action = self._parser.add_argument(*names, **settings)
@@ -47,13 +48,23 @@ class CommandParser:
     def set_defaults(self, **defaults: Any) -> None:
         self._parser.set_defaults(**defaults)
 
+    def leave_out(self, *names: str) -> None:
+        """Of what is parsed, where they are not given: their default is that of whoever takes them."""
+        self._left_out += names
+
     def parse(self, words: Sequence[str]) -> jsonargparse.Namespace:
         for option, value in _options(words):
             if not _is_known(option, self.options):
                 self._parser.error(f"there is no option {nearest([option], self.options)}")
             if option == "--config" and value is not None:
                 self._check_keys(Path(value))
-        return self._parser.parse_args(words)
+        args = self._parser.parse_args(words)
+        if self._left_out:
+            given = self._parser.parse_args(words, defaults=False)
+            for name in self._left_out:
+                if name not in given:
+                    args.pop(name)
+        return args
 
     def _check_keys(self, config: Path) -> None:
         known = [option.removeprefix("--") for option in self.options] + self._positionals

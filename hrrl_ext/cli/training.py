@@ -39,9 +39,15 @@ def _train_arguments(parser: CommandParser) -> None:
         help="weights that a new run on the same classes begins with: a file or a folder (for another "
         "task: hrrl finetune)",
     )
+    parser.add_argument(
+        "--levels",
+        default="given",
+        help="auto sets those of tau and lam that are not given, without a search",
+    )
     run_arguments(parser)
     parser.add_class_arguments(HRRLConfig)
     parser.add_class_arguments(TrainingConfig)
+    parser.leave_out("tau", "tau_multiple", "lam", "adversary")
 
 
 def _train(args: Namespace) -> None:

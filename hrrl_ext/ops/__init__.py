@@ -4,6 +4,7 @@
 :func:`perturb`                x̃ = x + τ g/‖g‖_F, per example
 :func:`concept_cross_entropy`  Σ_i (N/N_k) q_k ℓ_i / B, and the losses per concept
 :func:`update_distribution`    q ← P_Δ(q + η_q (ĝ - λ (q - q0)))
+:func:`chi_square_response`    argmax_q Σ q_k ℓ_k - (λ/2) Σ (q_k - q0_k)²/q0_k, in a ball, below a cap
 :func:`project_simplex`        the projection P_Δ itself, batched and differentiable
 :func:`rank1_assign`           a_i = argmin_k N_k Σ_l ‖C_kl - G_il‖², gradients by their factors
 :func:`rank1_products`         Σ_l ⟨C_k, G_i⟩ and Σ_l ‖G_i‖², what those distances are made of
@@ -16,6 +17,7 @@
 
 from . import reference
 from ._types import ConceptLoss, Convolution, LayerGradient, NearestCentre, Rank1Centre
+from .chi_square_response import chi_square_response
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
@@ -31,6 +33,7 @@ __all__ = [
     "Rank1Products",
     "centre_products",
     "check_labels",
+    "chi_square_response",
     "concept_cross_entropy",
     "perturb",
     "project_simplex",

@@ -6,7 +6,8 @@ functions; a user may read them to learn what the kernels compute.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +73,54 @@ def update_distribution(
     """See :func:`hrrl_ext.ops.update_distribution`."""
     ascended = q.double() + eta * (concept_loss.double() - lam * (q.double() - q0.double()))
     return project_simplex(ascended).to(q.dtype)
+
+
+def chi_square_response(
+    concept_loss: Tensor,
+    q0: Tensor,
+    lam: float,
+    *,
+    rho: float | None = None,
+    max_weight: float | None = None,
+) -> Tensor:
+    """See :func:`hrrl_ext.ops.chi_square_response`. Sorts, bisects, and carries no gradient either."""
+    with torch.no_grad():
+        loss, p, mass = concept_loss.double() / 2, q0.double(), q0.double().sum()
+        if not (loss.isfinite().all() and (p >= 0).all() and 0 < mass < torch.inf):
+            return torch.full_like(q0, torch.nan)
+        given = p > 0
+        cap = mass / p[given].min() if max_weight is None else mass.new_tensor(max_weight)
+        # Weights are b where the loss is t, the lowest that the cap alone would give to.
+        falling = loss[given].sort(descending=True)
+        reached = cap * p[given][falling.indices].cumsum(0) >= mass * (1 - 1e-15)
+        x = torch.where(given, loss - falling.values[reached][:1], 0.0)
+        scale = x.abs().max().item() or 1.0
+        x, lam = x / scale, lam / 2 / scale
+
+        def weights(lam: float) -> Tensor:
+            def clipped(b: float) -> Tensor:
+                return (x / lam + b).clamp(min=0).minimum(cap)
+
+            if lam == 0:
+                above, level = x > 0, given & (x == 0)
+                left = (mass - cap * p[above].sum()) / p[level].sum()
+                return cap * above + left * level
+            return clipped(_bisect(lambda b: p @ clipped(b) >= mass, 0.0, cap.item()))
+
+        def too_far(lam: float) -> bool:
+            return rho is not None and bool(p @ (weights(lam) - 1) ** 2 > rho**2)
+
+        if rho is not None and too_far(lam):
+            spread = (p @ (x - p @ x / mass) ** 2).sqrt().item()  # there nothing needs clipping
+            lam = torch.inf if rho == 0 else -_bisect(lambda v: too_far(-v), -spread / rho, -lam)
+        return (p * weights(lam)).to(q0.dtype)
+
+
+def _bisect(holds: Callable[[float], Any], low: float, high: float) -> float:
+    """The largest number below which a monotone condition does not hold yet."""
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return low
 
 
 def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:

@@ -54,7 +54,7 @@ class GroupDRO(ConceptWeights):
         self.register_buffer("log_q", self.q0.log())
 
     @torch.no_grad()
-    def update(self, concept_loss: Tensor) -> None:
+    def update(self, concept_loss: Tensor, seen: Tensor | None = None) -> None:
         """One step with ĝ [K]. Losses that are not finite leave q as it is."""
         gain = concept_loss.to(self.q) + self.adjustment / self.concept_count.sqrt()
         log_q = torch.log_softmax(self.log_q + self.eta_q * gain, 0)
@@ -101,7 +101,7 @@ class CVaR(ConceptWeights):
         self.register_buffer("t", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
-    def update(self, concept_loss: Tensor) -> None:
+    def update(self, concept_loss: Tensor, seen: Tensor | None = None) -> None:
         """One step with ĝ [K]. Losses that are not finite leave q as it is."""
         loss = concept_loss.to(self.q)
         usable = torch.isfinite(loss).all()

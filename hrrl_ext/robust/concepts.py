@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class ConceptWeights(nn.Module):
     State (buffers): ``q``, ``q0`` and ``concept_count``, all [K] float64.
     """
 
+    wants_seen: ClassVar[bool] = False
+    """Whether :meth:`update` makes use of ``seen``."""
     concept_count: Tensor
     q0: Tensor
     q: Tensor
@@ -73,8 +75,15 @@ class ConceptWeights(nn.Module):
         """[] exp of the entropy of q: K where q is uniform, 1 where one concept has everything."""
         return effective_number(self.q)
 
-    def update(self, concept_loss: Tensor) -> None:
-        """One step of q with ĝ [K], the ``concept_loss`` of the loss that also moves the model."""
+    def seen(self, concept: Tensor) -> Tensor:
+        """[K] how often a batch, ``concept`` [B], has each concept, over how often it is expected to:
+        N B_k / (N_k B). It is ĝ of losses of 1, so as ĝ it is averaged over parts of a batch."""
+        count = self.q.new_zeros(len(self.q)).index_add_(0, concept, self.q.new_ones(len(concept)))
+        return count / (self.concept_count / self.concept_count.sum()) / max(len(concept), 1)
+
+    def update(self, concept_loss: Tensor, seen: Tensor | None = None) -> None:
+        """One step of q with ĝ [K], the ``concept_loss`` of the loss that also moves the model, and
+        where ``wants_seen`` what :meth:`seen` says of the same batch."""
         raise NotImplementedError
 
 
@@ -130,7 +139,7 @@ class ConceptDistribution(ConceptWeights):
         self.register_load_state_dict_post_hook(_note_calibration)
 
     @torch.no_grad()
-    def update(self, concept_loss: Tensor) -> None:
+    def update(self, concept_loss: Tensor, seen: Tensor | None = None) -> None:
         """One ascent step with ĝ [K], the ``concept_loss`` of the loss that also moves the model.
 
         Losses that are not finite (one overflow would throw q into a corner for good) leave q as it

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from ..data.augmix import AugMix
 from ..data.sampling import Sampling
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
+from ..spec import not_known
 from ..training.config import require_not_negative, require_one_of, require_positive
+from .chi_square import require_regularised
 
-Adversary = Literal["hrrl", "group_dro", "cvar"]
+Adversary = Literal["hrrl", "chi_square", "group_dro", "cvar"]
 Selection = Literal["average", "worst_concept"]
 ExampleLevel = Literal["exact", "stored"]
 StoredBits = Literal[8, 1]
+Levels = Literal["given", "auto"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class HRRLConfig:
     """Settings of the method. The defaults are the paper's (section 4) where it prints them."""
 
-    tau: float = 0.03
-    """Example level: length of the perturbation of one image, in [0, 1] pixel units; 0 is without."""
+    tau: float | Literal["theorem2"] = 0.03
+    """Example level: length of the perturbation of one image, in [0, 1] pixel units; 0 is without;
+    theorem2 is a length per image, gradient/(3 L_x), which fades as the loss does."""
+    tau_multiple: float = 1.0
+    """How many times that of theorem2."""
     example_level: ExampleLevel = "exact"
     """Where the direction of an image comes from: exact, a pass of its own; or stored, the image's last
     backward pass, an epoch ago, for about the time of plain training."""
@@ -41,7 +47,12 @@ class HRRLConfig:
     q0: Sequence[float] | None = None
     """Reference distribution over the concepts; N_k/N if not given."""
     adversary: Adversary = "hrrl"
-    """Who moves q: hrrl, or a baseline: group_dro (Sagawa et al., 2020) or cvar."""
+    """Who moves q: hrrl; chi_square, where lam is in nats, whatever the number and the sizes of the
+    concepts (begin with 1); or a baseline: group_dro (Sagawa et al., 2020) or cvar."""
+    rho: float | None = None
+    """Radius of chi_square's ball, Σ (q - q0)²/q0 at most its square; None is without."""
+    max_weight: float | None = 4.0
+    """The most that an example counts with chi_square; None is without."""
     eta_q: float = 0.01
     """Step size of group_dro."""
     alpha: float = 0.2
@@ -80,7 +91,7 @@ class HRRLConfig:
     def __post_init__(self) -> None:
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
-        require_positive(self, "width", "example_steps")
+        require_positive(self, "width", "example_steps", "tau_multiple")
         require_not_negative(self, "crop_padding", "logit_adjustment", "jsd")
         # For its errors, before any work.
         ClassificationLoss(label_smoothing=self.label_smoothing, focal=self.focal)
@@ -92,6 +103,26 @@ class HRRLConfig:
             example_level=ExampleLevel,
             stored_bits=StoredBits,
         )
+        self._check_example_level()
+        self._check_concept_level()
+        self._check_sampling()
+        self._check_augmix()
+
+    def _check_example_level(self) -> None:
+        if isinstance(self.tau, str) and self.tau != "theorem2":
+            raise ValueError(
+                f"tau must be a number, or theorem2: {not_known(self.tau, ['theorem2'])}"
+            )
+        if self.tau == "theorem2" and self.example_steps > 1:
+            raise ValueError(
+                f"tau='theorem2' is one step along the gradient, got example_steps={self.example_steps}; "
+                "give tau as a number, or leave example_steps at 1"
+            )
+        if self.tau == "theorem2" and self.example_level == "stored":
+            raise ValueError(
+                "tau='theorem2' needs the length of the gradient at θ_t, and example_level='stored' "
+                "keeps directions alone; give tau as a number, or take example_level='exact'"
+            )
         if self.stored and self.batch_norm == "running":
             raise ValueError(
                 "batch_norm='running' is of the input-gradient pass, and example_level='stored' has "
@@ -103,8 +134,15 @@ class HRRLConfig:
                 f"example_steps={self.example_steps} are passes of their own, and example_level='stored' "
                 "has none; leave example_steps at 1, or take example_level='exact'"
             )
-        self._check_sampling()
-        self._check_augmix()
+
+    def _check_concept_level(self) -> None:
+        if self.adversary == "chi_square" and self.lam is not None:
+            require_regularised(self.lam, self.rho, self.max_weight)
+        elif self.rho is not None:
+            raise ValueError(
+                "rho is the radius of adversary='chi_square', whose lam is a number; got "
+                f"rho={self.rho:g} with adversary={self.adversary!r} and lam={self.lam}"
+            )
 
     def _check_sampling(self) -> None:
         if not 0 <= self.balance <= 1:
@@ -144,9 +182,32 @@ class HRRLConfig:
     @property
     def stored(self) -> bool:
         """Whether directions are kept."""
-        return self.example_level == "stored" and self.tau > 0
+        return self.example_level == "stored" and self.tau != 0
 
     @property
     def chosen(self) -> str:
         """The column of a run's metrics that ``select`` stands for."""
         return "accuracy" if self.select == "average" else "worst_concept_accuracy"
+
+
+def with_levels(levels: Levels, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """``settings`` of :class:`HRRLConfig` and, for "auto", the levels that are not among them; and a line
+    that says which, if any. What is given stays as it is."""
+    if levels not in get_args(Levels):
+        raise ValueError(f"levels: {not_known(levels, get_args(Levels))}")
+    given, lines = dict(settings), []
+    if levels == "given":
+        return given, None
+    if "tau" not in given:
+        given = {"tau": "theorem2"} | given
+        multiple = given.get("tau_multiple", HRRLConfig.tau_multiple)
+        lines.append(
+            f"tau=theorem2, tau_multiple={multiple:g}: an image moves by its own gradient, as far as the "
+            "smoothness of the loss allows"
+        )
+    if "lam" not in given and given.get("adversary", "chi_square") == "chi_square":
+        given = {"adversary": "chi_square", "lam": 1.0} | given
+        lines.append(
+            "adversary=chi_square, lam=1: a concept weighs by how many nats its loss is above the mean"
+        )
+    return given, f"levels=auto: {'; '.join(lines)}" if lines else None

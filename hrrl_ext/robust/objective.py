@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from .. import ops
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics, ExamplePerturbation
+from ..processes import Processes
 from .concepts import ConceptDistribution, ConceptWeights
+from .theorem2 import Theorem2Perturbation
 
 
 class HRRLObjective(nn.Module):
@@ -40,20 +42,22 @@ class HRRLObjective(nn.Module):
 
     Args:
         concept_count: [K] training examples per concept; None is one concept, for tau alone.
-        tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`.
+        tau, batch_norm, loss_scale: see :class:`ExamplePerturbation`; "theorem2", with
+            ``tau_multiple``, is :class:`Theorem2Perturbation`.
         lam, s, c, q0: see :class:`ConceptDistribution`.
-        distribution: another adversary in its place, such as :class:`GroupDRO` or :class:`CVaR`, to
+        distribution: another adversary in its place, such as :class:`ChiSquare` or :class:`CVaR`, to
             which concept_count, lam (pass None), s, c and q0 do not apply.
         label_smoothing: of the loss, in both passes.
         steps: see :class:`ExamplePerturbation`.
         loss: another ℓ than the cross-entropy, for both players, which has its own label_smoothing.
+        processes: that share each batch, which tau="theorem2" must know.
     """
 
     def __init__(
         self,
         concept_count: Tensor | Sequence[int] | None = None,
         *,
-        tau: float,
+        tau: float | Literal["theorem2"],
         lam: float | None,
         s: int = 1000,
         c: float | Literal["auto"] = 10.0,
@@ -64,12 +68,21 @@ class HRRLObjective(nn.Module):
         distribution: ConceptWeights | None = None,
         steps: int = 1,
         loss: ClassificationLoss | None = None,
+        tau_multiple: float = 1.0,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__()
         self.loss = ClassificationLoss.given(loss, label_smoothing)
-        self.perturbation = ExamplePerturbation(
-            tau, batch_norm=batch_norm, loss_scale=loss_scale, steps=steps, loss=self.loss
-        )
+        self.perturbation: ExamplePerturbation
+        of_both: dict[str, Any] = {
+            "batch_norm": batch_norm,
+            "loss_scale": loss_scale,
+            "loss": self.loss,
+        }
+        if tau == "theorem2":
+            self.perturbation = Theorem2Perturbation(tau_multiple, processes=processes, **of_both)
+        else:
+            self.perturbation = ExamplePerturbation(tau, steps=steps, **of_both)
         if distribution is None:
             count = [1] if concept_count is None else concept_count
             distribution = ConceptDistribution(count, lam=lam, s=s, c=c, q0=q0)
@@ -96,6 +109,9 @@ class HRRLObjective(nn.Module):
         q, count = self.distribution.q, self.distribution.concept_count
         return self.loss.weighted(logits, target, concept, q, count)
 
-    def update(self, concept_loss: Tensor) -> None:
-        """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""
-        self.distribution.update(concept_loss)
+    def update(self, concept_loss: Tensor, *seen: Tensor) -> None:
+        """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None. ``seen``
+        is what :meth:`ConceptWeights.seen` says of the batch, for an adversary that wants it."""
+        self.distribution.update(concept_loss, *seen)
+        if isinstance(self.perturbation, Theorem2Perturbation):
+            self.perturbation.update()

@@ -23,6 +23,7 @@ from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
 from .baselines import CVaR, GroupDRO
+from .chi_square import LEAST_HORIZON, ChiSquare
 from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
 from .consistency import JensenShannon
@@ -30,6 +31,7 @@ from .objective import HRRLObjective
 from .sets import Sets
 from .stored import StoredDirections, StoredPerturbation
 from .tally import Tally
+from .theorem2 import Theorem2Perturbation
 
 _CALIBRATION_BATCHES = 8
 
@@ -44,6 +46,7 @@ class HRRL(Recipe):
         at_once: examples that a process has in one pass through the model, at most.
         penalty: see :class:`HRRLTrainer`.
         model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, if it does.
+        first_line: said as the first epoch begins.
     """
 
     advice = "Lower lr or tau, or raise lam."
@@ -59,7 +62,9 @@ class HRRL(Recipe):
         at_once: int,
         penalty: Callable[[nn.Module], nn.Module] | None = None,
         model_name: str | None = None,
+        first_line: str | None = None,
     ) -> None:
+        self.first_line = first_line
         self.model, self.batches, self.sets, self.config = model, sets.batches, sets, config
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
         self.penalty = _penalty(penalty, model, config)
@@ -72,6 +77,8 @@ class HRRL(Recipe):
             loss_scale=loss_scale,
             steps=config.example_steps,
             loss=_loss(config, sets.images),
+            tau_multiple=config.tau_multiple,
+            processes=processes,
         ).to(sets.batches.device)
         self.stored: StoredPerturbation | None = None
         if config.stored:
@@ -89,8 +96,9 @@ class HRRL(Recipe):
 
     def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> Tensor:
         """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]."""
-        concept_loss = move(self.losses, *batch)  # lines 9, 10: θ_{t+1}, and ĝ of the whole batch
-        self.objective.update(concept_loss)  # line 11: q_{t+1}, with the losses at θ_t
+        means = move(self.losses, *batch)  # lines 9, 10: θ_{t+1}, and ĝ of the whole batch
+        concept_loss, *seen = means.view(-1, len(self.sets.concept_names))
+        self.objective.update(concept_loss, *seen)  # line 11: q_{t+1}, with the losses at θ_t
         if self.stored is not None:
             self.stored.learn()  # the z of the next epoch
         self.tally.add_step(concept_loss)
@@ -100,12 +108,15 @@ class HRRL(Recipe):
     def losses(
         self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *more: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples.
+        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples; behind ĝ, for an
+        adversary that wants it, how often each concept was seen.
 
         ``more``: with stored directions rows and views, else mixtures of x, of which jsd has two.
         """
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
+            if isinstance(self.objective.perturbation, Theorem2Perturbation):
+                self.tally.length += self.objective.perturbation.lengths.sum()
         else:
             x, more = self.stored.perturb(x, *more), ()  # with the ∇ℓ of the last epoch
         logits, penalty = (
@@ -113,12 +124,17 @@ class HRRL(Recipe):
         )
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
-        return out.loss if penalty is None else out.loss + penalty, out.concept_loss
+        means, distribution = out.concept_loss, self.objective.distribution
+        if distribution.wants_seen:
+            means = torch.cat([means, distribution.seen(concept)])
+        return out.loss if penalty is None else out.loss + penalty, means
 
     # --- as an epoch begins
 
     def before(self, epoch: int, move: Move, progress: Progress) -> bool:
         """Finds concepts, where they are to be found, and measures c="auto"."""
+        if epoch == 0 and self.first_line is not None:
+            progress.line(self.first_line)
         if self.stored is not None:
             self.stored.exchange()
         found = self.discovery is not None and self.discovery.due(epoch)
@@ -171,32 +187,33 @@ class HRRL(Recipe):
     def _check_distribution(self, where: str) -> None:
         """Warns once when q runs into a corner of the simplex, and says what lam would avoid it."""
         distribution = self.objective.distribution
-        if (
-            self._warned
-            or not isinstance(distribution, ConceptDistribution)
-            or not distribution.lam
-        ):
+        if self._warned or not isinstance(distribution, (ConceptDistribution, ChiSquare)):
+            return
+        if distribution.lam is None:
             return
         here, there = (effective_number(q).item() for q in (distribution.q, distribution.q0))
         if here > there / 2:
             return
         self._warned = True
         k = int(distribution.q.argmax())
-        mean_loss = self.tally.concept_loss / self.tally.steps
-        advised = len(distribution.q) * mean_loss.std(correction=0).item()
-        if distribution.t <= min(FIRST_STEPS, distribution.s):
-            advised /= distribution.c.item()  # these steps are c times shorter
+        if isinstance(distribution, ChiSquare):
+            advised, or_else = distribution.spread.item(), ", or lower rho or max_weight"
+        else:
+            mean_loss = self.tally.concept_loss / self.tally.steps
+            advised, or_else = len(distribution.q) * mean_loss.std(correction=0).item(), ""
+            if distribution.t <= min(FIRST_STEPS, distribution.s):
+                advised /= distribution.c.item()  # these steps are c times shorter
         warnings.warn(
             f"in {where} q has concentrated on {here:.1f} of {there:.1f} "
             f"concepts: {self.sets.concept_names[k]!r} has q = {distribution.q[k].item():.2f}, each of "
             f"its examples counts {distribution.weight[k].item():.0f}-fold. Training can collapse. "
             f"Raise lam (now {distribution.lam:g}); the spread of the concepts' losses asks for "
-            f"{advised:.2g}",
+            f"{advised:.2g}{or_else}",
             stacklevel=4,
         )
 
     def running(self) -> str:
-        loss, correct, _ = self.tally.total(self.processes)
+        loss, correct, *_ = self.tally.total(self.processes)
         seen, names = self._seen, self.sets.concept_names
         distribution = self.objective.distribution
         return report.running(
@@ -209,7 +226,7 @@ class HRRL(Recipe):
 
     def row(self, measured: Row) -> dict[str, Any]:
         distribution, names = self.objective.distribution, self.sets.concept_names
-        loss, correct, penalty = self.tally.total(self.processes)
+        loss, correct, penalty, length = self.tally.total(self.processes)
         row: dict[str, Any] = {"loss": loss / self._seen, "train_accuracy": correct / self._seen}
         if self.penalty is not None:
             row["penalty"] = penalty / self._seen
@@ -225,6 +242,10 @@ class HRRL(Recipe):
         }
         if isinstance(distribution, ConceptDistribution) and distribution.lam is not None:
             row |= {"lam": distribution.lam, "s": distribution.s, "c": distribution.c.item()}
+        if isinstance(self.objective.perturbation, Theorem2Perturbation):
+            row |= {"mean_tau": length / self._seen, "l_x": self.objective.perturbation.l_x.item()}
+        if isinstance(distribution, ChiSquare):
+            row |= {"lam": distribution.lam, "distance": distribution.distance.item()}
         self.tally = self._empty_tally()
         return row
 
@@ -312,7 +333,7 @@ def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
         len(images), images.image_shape, config.stored_bits, batches.device
     )
     augment = batches.augment or Augmentation(0, flip=False)
-    return StoredPerturbation(config.tau, directions, augment, batches.processes)
+    return StoredPerturbation(float(config.tau), directions, augment, batches.processes)
 
 
 def _penalty(
@@ -351,6 +372,15 @@ def _adversary(config: HRRLConfig, batches: Batches, num_concepts: int) -> Conce
     """Over the concepts as they are drawn: N_k, where every example comes once."""
     count = torch.bincount(batches.concept, batches.draws, num_concepts)
     match config.adversary:
+        case "chi_square" if config.lam is not None:
+            return ChiSquare(
+                count,
+                lam=config.lam,
+                rho=config.rho,
+                max_weight=config.max_weight,
+                horizon=max(len(batches), LEAST_HORIZON),
+                q0=config.q0,
+            )
         case "group_dro":
             return GroupDRO(count, eta_q=config.eta_q, q0=config.q0)
         case "cvar":

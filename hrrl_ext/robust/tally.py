@@ -26,12 +26,14 @@ class Tally:
     """[] sum of ‖ĝ‖² over the steps; the same in every process"""
     penalty: Tensor
     """[] what was added to the loss, times the examples it was added for"""
+    length: Tensor
+    """[] sum of the examples' ‖x̃ - x‖, where each has its own"""
 
     @classmethod
     def empty(cls, num_concepts: int, device: torch.device) -> Tally:
         zero = torch.zeros((), dtype=torch.float64, device=device)
-        correct, square, penalty = (zero.clone() for _ in range(3))
-        return cls(0, zero, correct, zero.new_zeros(num_concepts), square, penalty)
+        correct, square, penalty, length = (zero.clone() for _ in range(4))
+        return cls(0, zero, correct, zero.new_zeros(num_concepts), square, penalty, length)
 
     def add(
         self, logits: Tensor, target: Tensor, out: ConceptLoss, penalty: Tensor | None = None
@@ -48,11 +50,11 @@ class Tally:
         self.concept_square += concept_loss.double().square().sum()
         self.steps += 1
 
-    def total(self, processes: Processes) -> tuple[float, float, float]:
-        """Loss, correct and penalty over all processes; waits for them."""
-        sums = processes.sum(torch.stack([self.loss, self.correct, self.penalty]))
-        loss, correct, penalty = sums.tolist()
-        return loss, correct, penalty
+    def total(self, processes: Processes) -> tuple[float, float, float, float]:
+        """Loss, correct, penalty and length over all processes; waits for them."""
+        sums = processes.sum(torch.stack([self.loss, self.correct, self.penalty, self.length]))
+        loss, correct, penalty, length = sums.tolist()
+        return loss, correct, penalty, length
 
     def state_dict(self) -> dict[str, Tensor | int]:
         return dict(vars(self))

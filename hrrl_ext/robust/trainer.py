@@ -25,7 +25,7 @@ from ..spec import not_known
 from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
 from ..training.progress import ProgressStyle
 from ..training.scalars import require_tensorboard
-from .config import HRRLConfig
+from .config import HRRLConfig, Levels, with_levels
 from .objective import HRRLObjective
 from .recipe import HRRL
 from .sets import open_sets
@@ -79,6 +79,8 @@ class HRRLTrainer:
             :class:`hrrl_ext.transfer.L2SP`. The module's tensors are in the checkpoints, and ``str`` of
             what made it is among the settings that a run is continued with. With
             example_level="stored" it must not depend on x, and says so: ``of_weights = True``.
+        levels: "auto" sets those of tau and lam that are not given, without a search: tau="theorem2", and
+            adversary="chi_square" with lam=1. The run says so in a line, and keeps them as its settings.
         model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, where that is a module; then
             :func:`load_model` can build it again.
         **config: the fields of :class:`HRRLConfig` (tau, lam, s, c, ...) and of
@@ -118,9 +120,11 @@ class HRRLTrainer:
         tensorboard: bool = False,
         after_step: Callable[[HRRLTrainer, int], object] | None = None,
         penalty: Callable[[nn.Module], nn.Module] | None = None,
+        levels: Levels = "given",
         model_name: str | None = None,
         **config: Any,
     ) -> None:
+        config, levels_line = with_levels(levels, config)
         training, method = _split(config)
         self.after_step = after_step
         processes, device_ = start_processes(device)
@@ -162,6 +166,7 @@ class HRRLTrainer:
             at_once=math.ceil(training.batch_size / (processes.size * training.accumulate)),
             penalty=penalty,
             model_name=model if isinstance(model, str) else model_name,
+            first_line=levels_line,
         )
         self.loop = Loop(
             self.recipe,
@@ -177,9 +182,13 @@ class HRRLTrainer:
             after_step=self._after_step,
         )
 
-    def fit(self) -> TrainingResult:
-        """Trains what is left of ``epochs`` and returns the model of the last iterate."""
-        return self.loop.fit()
+    def fit(self, until: int | None = None) -> TrainingResult:
+        """Trains what is left of ``epochs`` and returns the model of the last iterate.
+
+        With ``until`` no further than to the end of that epoch; another call goes on from there, as does
+        a run that is resumed.
+        """
+        return self.loop.fit(until)
 
     def train_step(
         self,

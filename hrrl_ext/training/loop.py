@@ -100,8 +100,8 @@ class Loop:
 
     # --- from the first step to the last
 
-    def fit(self) -> TrainingResult:
-        """Trains what is left of the run."""
+    def fit(self, until: int | None = None) -> TrainingResult:
+        """Trains what is left of the run, or of its first ``until`` epochs: its schedule is the same."""
         if self.run is not None and self.processes.main:
             self.run.begin(self.description(), str(self.device), self.processes.size)
         with (
@@ -109,7 +109,7 @@ class Loop:
             Stopping(self.processes, self.max_minutes) as stopping,
             Scalars(self.tensorboard, len(self.history) * self.per_epoch + 1) as scalars,
         ):
-            while not self.over:
+            while not self.over and (until is None or len(self.history) < until):
                 if stopping.asked(everywhere=True) or not self._epoch(progress, stopping):
                     stopping.leave(self._saved)
                     break

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .probe import LinearProbe, ProbeResult
     from .similarity import Similarity, similarity_loss
     from .table import Target, TransferTable, transfer_table
+    from .tuning import Tuning, tune
 
 __all__ = [
     "L2SP",
@@ -33,6 +34,7 @@ __all__ = [
     "Similarity",
     "Target",
     "TransferTable",
+    "Tuning",
     "error_curve",
     "extract_features",
     "find_classifier",
@@ -42,6 +44,7 @@ __all__ = [
     "similarity_loss",
     "stream_features",
     "transfer_table",
+    "tune",
 ]
 
 # The function probe.probe is not offered here: the module of that name would replace it.
@@ -57,6 +60,8 @@ _LAZY = {
     "finetune": "finetuning",
     "similarity_loss": "similarity",
     "transfer_table": "table",
+    "Tuning": "tuning",
+    "tune": "tuning",
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
+import math
 import os
 import subprocess
 from collections.abc import Iterator
@@ -253,6 +254,25 @@ class Emulation:
             ),
             *(scale, out),
             *(ctypes.c_int64(len(q)), ctypes.c_double(eta), ctypes.c_double(lam)),
+        )
+        return out.values
+
+    def chi_square_response(
+        self,
+        concept_loss: Tensor,
+        q0: Tensor,
+        lam: float,
+        rho: float = math.inf,
+        max_weight: float = math.inf,
+    ) -> Tensor:
+        inputs, out = [Array(concept_loss), Array(q0)], Array.output(len(q0), dtype=q0.dtype)
+        self._call(
+            "chi_square_response",
+            "emulate_chi_square_response",
+            inputs,
+            *(*dtyped(concept_loss, inputs[0]), *dtyped(q0, inputs[1]), out),
+            ctypes.c_int64(len(q0)),
+            *(ctypes.c_double(value) for value in (lam, rho, max_weight)),
         )
         return out.values
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import kernel_cases as kc
 import pytest
 import torch
-from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase
+from cases import EPS, FLOATS, RESPONSE_CASES, ConceptCase, PointCase, ProductCase, ResponseCase
 from kernel_cases import NAN, ConceptResult
 from torch import Tensor
 
@@ -174,6 +174,19 @@ def test_update_distribution(size: int) -> None:
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=2e4 * EPS[torch.float64])
 
 
+@pytest.mark.parametrize("size", [1, 11, 1000, 6144, 6145, 100_003])
+def test_chi_square_response(size: int) -> None:
+    """On both sides of what shared memory holds. Sums of K terms in another order than the CPU's."""
+    loss, q0 = ResponseCase.draw(size)
+    moved = loss.to(DEVICE), q0.to(DEVICE)
+    for case in RESPONSE_CASES:
+        with no_synchronisation():
+            got = ops.chi_square_response(*moved, **case.settings)
+        case.check(loss, q0, got.cpu())
+        expected = ops.chi_square_response(loss, q0, **case.settings)
+        torch.testing.assert_close(got.cpu(), expected, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -241,8 +254,8 @@ def test_empty() -> None:
 def iteration(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Callable[[], list[Tensor]], list[Tensor]]:
-    """perturb, concept_cross_entropy and update_distribution on fixed inputs, and the operators of
-    gradient clustering; and those inputs."""
+    """perturb, concept_cross_entropy and both steps of q on fixed inputs, and the operators of gradient
+    clustering; and those inputs."""
     g = torch.Generator().manual_seed(5)
     x = torch.rand(40, 3, 80, 80, generator=g).to(dtype).to(DEVICE)
     grad = torch.randn(40, 3, 80, 80, generator=g).to(dtype).to(DEVICE)
@@ -256,11 +269,12 @@ def iteration(
         moved = kernels.perturb(x, grad, 0.3)
         losses = kernels.concept_cross_entropy(*arguments.values(), 0.1, True)
         new_q = kernels.update_distribution(arguments["q"], losses[1], q0, 2.0, 0.1)
+        response = kernels.chi_square_response(losses[1], q0, 0.1, 0.5, 3.0)
         projected = kernels.project_simplex(arguments["logits"], 1.0)
         cross = products["cross"].clone()
         kernels.rank1_dot(cross, p, q)
         nearest = kernels.rank1_argmin(*points.values(), 1e-6)
-        return [*moved, *losses, new_q, projected, cross, *nearest]
+        return [*moved, *losses, new_q, response, projected, cross, *nearest]
 
     return run, [x, grad, *arguments.values()]
 
@@ -344,6 +358,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(kernels.concept_cross_entropy.default, (*arguments.values(), 0.1, True))
     torch.library.opcheck(kernels.project_simplex.default, (x.clone().requires_grad_(), 1.0))
     torch.library.opcheck(kernels.update_distribution.default, (q, gain, q0, 1.0, 0.1, tau[:1]))
+    torch.library.opcheck(kernels.chi_square_response.default, (gain, q0, 1.0, 0.5, 4.0))
     products = on_device(ProductCase(3, 2, 5, 7).arguments())
     torch.library.opcheck(kernels.rank1_dot.default, tuple(products.values()))
     points = on_device(PointCase(3, 5).arguments())

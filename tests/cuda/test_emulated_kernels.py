@@ -13,7 +13,7 @@ from pathlib import Path
 import kernel_cases as kc
 import pytest
 import torch
-from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase
+from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase
 from emulated import Device, Emulation, EmulationError, build, same_bits
 from kernel_cases import NAN, ConceptResult
 from torch import Tensor
@@ -47,6 +47,8 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         results += [emulation.project_simplex(v), emulation.project_simplex(v.bfloat16())]
         q, gain, q0 = kc.simplex_input(3, size, torch.float64).softmax(1)
         results += [emulation.update_distribution(q, gain, q0, 3.0, 0.1)]
+        if size < 10000:
+            results += [emulation.chi_square_response(gain, q0, 0.0, 0.5, 3.0)]
     for size in (1, 30, 700, 5000):
         product = ProductCase(4, 2, 30, size, whole=False)
         results += [emulation.rank1_dot(**product.arguments())]
@@ -83,6 +85,9 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
             kc.close(got, want, rounding + 40 * error, atol=40 * error)
         v = kc.simplex_input(4, 50, dtype)
         kc.close(emulation.project_simplex(v, 2.0), cpu.project_simplex(v, 2.0), rtol, atol=1e-14)
+    loss, q0 = ResponseCase.draw(77)
+    want = cpu.chi_square_response(loss, q0, 0.1, 0.7, 4.0)
+    kc.close(emulation.chi_square_response(loss, q0, 0.1, 0.7, 4.0), want, rtol=1e-12, atol=0)
     q, gain, q0 = kc.simplex_input(3, 50, torch.float64).softmax(1)
     for size in (1, 77, 1111):
         a = ProductCase(3, 2, 5, size, whole=False).arguments()
@@ -130,6 +135,25 @@ def check_project_simplex(emulation: Emulation) -> None:
         kc.check_simplex(v, 1.0, emulation.project_simplex(v))
 
 
+def check_chi_square_response(emulation: Emulation) -> None:
+    for size in (11, 300, 6200):
+        loss, q0 = ResponseCase.draw(size)
+        for case in (ResponseCase(0.1), ResponseCase(0.0, 0.7, 3.0), ResponseCase(0.0, None, 2.5)):
+            rho, cap = (torch.inf if v is None else v for v in (case.rho, case.max_weight))
+            case.check(loss, q0, emulation.chi_square_response(loss, q0, case.lam, rho, cap))
+    # Differences far below the range, a ball with room for those that tie, and no share for 1.7e308
+    loss, q0 = torch.tensor([0.0, 1.0, 1.0 + 1e-12, 9.0, 99.0]).double(), torch.ones(5).double() / 4
+    q0[4] = 0.0
+    loss[2] = 1.0 + 2.0**-40
+    q = emulation.chi_square_response(loss, q0, 2.0**-41, torch.inf, 2.0)
+    kc.close(q, torch.tensor([0.0, 0.0, 0.5, 0.5, 0.0]), rtol=0, atol=1e-15)
+    tied = torch.tensor([1.0, 1.5, 1.5, 1.5, 1.7e308], dtype=torch.float64)
+    q = emulation.chi_square_response(tied, q0, 0.0, 5.0, torch.inf)
+    kc.close(q, torch.tensor([0.0, 1, 1, 1, 0.0]).double() / 3, rtol=0, atol=1e-15)
+    q0[3] = -0.25
+    assert emulation.chi_square_response(tied, q0, 1.0).isnan().all()
+
+
 def check_rank1(emulation: Emulation) -> None:
     for shape in ((3, 3, 100, 1), (5, 2, 7, 30), (2, 2, 5, 68), (1, 3, 2, 700)):
         product = ProductCase(*shape)
@@ -158,12 +182,15 @@ CHECKS = {
     "perturb": check_perturb,
     "concept_cross_entropy": check_concept_cross_entropy,
     "project_simplex": check_project_simplex,
+    "chi_square_response": check_chi_square_response,
     "rank1": check_rank1,
 }
 REDUCE, BLOCKS = ("reduce.cuh", "concept_cross_entropy"), ("blocks.cuh", "project_simplex")
 PERTURB = ("perturb.cu", "perturb")
 CONCEPTS = ("concept_cross_entropy.cu", "concept_cross_entropy")
 SIMPLEX = ("project_simplex.cu", "project_simplex")
+CHI = ("chi_square_response.cu", "chi_square_response")
+GAME = ("../common/chi_square.h", "chi_square_response")
 RANK1 = ("rank1.cu", "rank1")
 BARRIER = "__syncthreads();\n"
 DEVICE_P, DEVICE_S, DEVICE_C = (
@@ -239,6 +266,56 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
         "cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel),"
         " cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shape.shared_bytes));",
     ),
+    "sums of one thread": (
+        CHI,
+        "return BlockTeam::reduce(s, Sum{});\n  }\n\n  __device__ chi",
+        "return s;\n  }\n\n  __device__ chi",
+    ),
+    "masses of one thread": (CHI, "return BlockTeam::reduce(c, Sum{});", "return c;"),
+    "scatter of one thread": (
+        CHI,
+        "BlockTeam::reduce(s, Sum{});\n  }\n\n  __device__ static",
+        "s;\n  }\n\n  __device__ static",
+    ),
+    "q0 over the losses": (CHI, "q0_(entries + a.size)", "q0_(entries)"),
+    "entries that no thread visits": (
+        CHI,
+        "k < size_; k += blockDim.x) f(",
+        "k + 1 < size_; k += blockDim.x) f(",
+    ),
+    "concepts without a share": (
+        CHI,
+        "q0_[k] > 0.0 ? (x_[k] - t) / length : 0.0",
+        "(x_[k] - t) / length",
+    ),
+    "negative shares": (CHI, "&& q0 >= 0.0 ", ""),
+    "the largest loss for the reference": (
+        GAME,
+        "low < high) {\n    double p",
+        "false) {\n    double p",
+    ),
+    "losses that the cap leaves nothing for": (
+        GAME,
+        "cap * cut.mass >= range.mass",
+        "cap * cut.mass >= 0.9 * range.mass",
+    ),
+    "a step of Newton alone": (GAME, "if (next == w.b ||", "if (true ||"),
+    "a step to the ball alone": (
+        GAME,
+        "    sides = balance(concepts, range.mass, w);\n  }",
+        "    sides = balance(concepts, range.mass, w);\n    return w;\n  }",
+    ),
+    "a bracket that does not shrink": (
+        GAME,
+        "next = low + (high - low) / 2;\n    if",
+        "{}\n    if",
+    ),
+    "the ball without those at the edges": (
+        GAME,
+        "game.rho * game.rho - scatter.others",
+        "game.rho * game.rho",
+    ),
+    "free weights about 1": (GAME, "sides.mass * (mean - 1.0)", "sides.mass * (mean - mean)"),
     "threads beyond the last sum": (RANK1, "i >= a.batch * clusters", "i > a.batch * clusters"),
     "teams beyond the last sum": (RANK1, "row >= a.batch", "row > a.batch"),
     "teams beyond the last example": (RANK1, "b >= a.batch", "b > a.batch"),

@@ -334,6 +334,53 @@ def test_limits_of_the_adversary(device: str, problem: p.Ascent) -> None:
         assert_within(got, q0, 2e-13 * len(q) + atol)
 
 
+# --- chi_square_response
+
+
+def distance(q: Tensor, q0: Tensor) -> float:
+    off = (q.double() - q0.double()).square() / q0.double()
+    return torch.where(q0 > 0, off, 0.0).sum().item()
+
+
+@repeatable(300)
+@given(problem=p.responses)
+def test_chi_square_response(device: str, problem: p.Response) -> None:
+    """Sums of K terms that add up to 1 round by K eps, and so does q. A ball gives λ' by the root of what
+    is left of it, so where it just fits q is known to the root of a rounding alone, while what it is
+    worth is known as well as ever."""
+    loss, q0, lam = problem.tensors(device)
+    limits = {"rho": problem.rho, "max_weight": problem.max_weight}
+    with borrowed(loss, q0):
+        got = ops.chi_square_response(loss, q0, lam, **limits)
+    exact = reference.chi_square_response(loss, q0.double(), lam, **limits)
+    rounding = p.rounding(q0.dtype)
+    atol = 64 * len(q0) * DOUBLE_EPS
+    close = atol if problem.rho is None else 1e-6
+    assert_within(got, exact, rounding * exact + close)
+    assert got.dtype == q0.dtype
+    wide = q0.double()
+    assert got.double().sum().item() == pytest.approx(wide.sum().item(), abs=2 * rounding + atol)
+    if problem.max_weight is not None:
+        assert (got.double() <= problem.max_weight * wide * (1 + 2 * rounding + atol)).all()
+    if problem.rho is not None and q0.dtype == torch.float64:
+        assert distance(got, q0) <= problem.rho**2 * (1 + 1e-10)
+        gain = loss.double() - loss.double().min()
+        worth = [(q @ gain - lam / 2 * distance(q, q0)).item() for q in (got, exact)]
+        assert worth[0] >= worth[1] - 1e-11 * (gain.max().item() + abs(worth[1]))
+
+
+@repeatable(150)
+@given(problem=p.responses)
+def test_relabelling_the_concepts(device: str, problem: p.Response) -> None:
+    loss, q0, lam = problem.tensors(device)
+    limits = {"rho": problem.rho, "max_weight": problem.max_weight}
+    order = torch.randperm(len(q0), generator=cases.generator(problem.seed)).to(device)
+    got = ops.chi_square_response(loss[order], q0[order], lam, **limits)
+    plain = ops.chi_square_response(loss, q0, lam, **limits)[order]
+    close = 64 * len(q0) * DOUBLE_EPS if problem.rho is None else 1e-6
+    assert_within(got, plain.double(), 2 * p.rounding(q0.dtype) * plain.double() + close)
+
+
 # --- rank1_dot and rank1_argmin
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import subprocess
 import sys
@@ -50,6 +51,11 @@ def ascent_calls(gain: Tensor) -> list[tuple[Any, ...]]:
     return [(q, gain, q, 0.1, 1.0), (q.double(), gain, q.to(gain.dtype), 1.0, 2.0, eta)]
 
 
+def response_calls(loss: Tensor) -> list[tuple[Any, ...]]:
+    q0 = torch.full(loss.shape, 1 / len(loss), device=loss.device)
+    return [(loss, q0, 1.0, math.inf, 4.0), (loss, q0.double(), 0.0, 0.5, math.inf)]
+
+
 def product_calls(p: Tensor) -> list[tuple[Any, ...]]:
     p = p if p.dtype in (torch.float32, torch.float64) else p.float()
     cross = torch.ones(p.shape[0], p.shape[2], dtype=torch.float64, device=p.device)
@@ -68,6 +74,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "concept_cross_entropy": ([(6, 5)], cross_entropy_calls),
     "project_simplex": ([(3, 2, 4, 5), (6,)], projection_calls),
     "update_distribution": ([(4,)], ascent_calls),
+    "chi_square_response": ([(4,)], response_calls),
     "rank1_dot": ([(3, 2, 4, 5), (3, 2, 5, 1)], product_calls),
     "rank1_argmin": ([(6, 5)], nearest_calls),
 }
@@ -135,6 +142,7 @@ def test_compiles_as_one_graph() -> None:
         x, norm = ops.perturb(x, grad, 0.1)
         out = ops.concept_cross_entropy(x @ weight, target, concept, q, count)
         q = ops.update_distribution(q, out.concept_loss, q, 0.5, 2.0)
+        q = ops.chi_square_response(out.concept_loss, q, 1.0, rho=0.5)
         cross = torch.zeros(6, 7, dtype=torch.float64)
         ops.rank1_dot(cross, x[:, None, :, None], grad[:, None, :, None])
         square = norm.double().square()

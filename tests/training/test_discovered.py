@@ -19,7 +19,7 @@ from hrrl_ext.clustering import DiscoveredConcepts, GradientClustering
 from hrrl_ext.clustering.discovered import Discovery
 from hrrl_ext.data import ArrayImages, load_images, resolve_concepts
 from hrrl_ext.plots import plot_histories
-from hrrl_ext.robust import ConceptDistribution, GroupDRO
+from hrrl_ext.robust import ChiSquare, ConceptDistribution, GroupDRO
 
 DIGITS = load_images("digits", split="train").subset(range(120))
 OTHERS = load_images("digits", split="test").subset(range(70))
@@ -108,7 +108,7 @@ def test_once_by_default() -> None:
     assert [seen["t"] for seen in trainer.seen] == [0, 4, 8, 12, 16]  # one adversary, all along
 
 
-@pytest.mark.parametrize("adversary", ["hrrl", "group_dro"])
+@pytest.mark.parametrize("adversary", ["hrrl", "chi_square", "group_dro"])
 def test_the_adversary_begins_anew(adversary: str) -> None:
     """With the counts of the new clusters, at its q0, and as many slow steps as at first."""
     settings = SMALL | {"c": "auto", "s": 6, "adversary": adversary, "lam": 0.5}
@@ -125,7 +125,7 @@ def test_the_adversary_begins_anew(adversary: str) -> None:
             assert seen["t"] == (0 if new else 4)
             assert d.c.isfinite()  # measured for each
         else:
-            assert isinstance(d, GroupDRO)
+            assert isinstance(d, (GroupDRO, ChiSquare))
     adversaries = [seen["adversary"] for seen in trainer.seen]
     assert adversaries[0] is adversaries[1] is not adversaries[2]
     if adversary == "hrrl":

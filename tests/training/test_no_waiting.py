@@ -11,19 +11,20 @@ from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 
 
-@pytest.mark.parametrize("adversary", ["hrrl", "group_dro", "cvar"])
+@pytest.mark.parametrize("adversary", ["hrrl", "chi_square", "group_dro", "cvar"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     "settings",
     [
         {},
+        {"tau": "theorem2"},
         {"example_level": "stored"},
         {"example_level": "stored", "stored_bits": 1},
         {"focal": 2.0, "example_steps": 2},
         {"logit_adjustment": 1.0},
         {"augmix": 3, "jsd": 12.0},
     ],
-    ids=["exact", "stored", "signs", "focal, PGD", "adjusted", "augmix"],
+    ids=["exact", "theorem2", "stored", "signs", "focal, PGD", "adjusted", "augmix"],
 )
 def test_a_step_asks_for_no_value(
     adversary: str,

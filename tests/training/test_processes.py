@@ -47,10 +47,12 @@ stop_processes()
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tau", ["0.1", "'theorem2'"])
+def test_two_processes_train_what_one_does(tmp_path: Path, tau: str) -> None:
     """56 steps with a last batch of 21. Sums over the batch are taken in another order: rounding of
     float32, which training amplifies."""
-    (one,), (first, second) = (tensors_of(size, SCRIPT, tmp_path) for size in (1, 2))
+    script = SCRIPT.replace("tau=0.1", f"tau={tau}")
+    (one,), (first, second) = (tensors_of(size, script, tmp_path) for size in (1, 2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert (one["q"] - 0.1).abs().max() > 1e-3  # q has moved
@@ -63,13 +65,14 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 10))
 
 
+@pytest.mark.parametrize("tau", [0.1, "theorem2"])
 @pytest.mark.parametrize("parts", [3, 64])
-def test_a_batch_in_parts_is_the_same_step(parts: int) -> None:
+def test_a_batch_in_parts_is_the_same_step(parts: int, tau: Any) -> None:
     """In float64 to rounding, also where there are more parts than examples."""
 
     def trained(accumulate: int) -> HRRLTrainer:
         trainer = HRRLTrainer(
-            model(), data=DIGITS, concepts="classes", tau=0.1, lam=20.0, epochs=2, batch_size=32,
+            model(), data=DIGITS, concepts="classes", tau=tau, lam=20.0, epochs=2, batch_size=32,
             lr=0.1, crop_padding=1, accumulate=accumulate, device="cpu", progress="off",
         )  # fmt: skip
         trainer.fit()

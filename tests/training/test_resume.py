@@ -66,6 +66,8 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"precision": "fp16", "accumulate": 2},
         {"c": "auto", "channels_last": True},
         {"concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2", "c": "auto"},
+        {"tau": "theorem2", "precision": "bf16", "accumulate": 2},
+        {"adversary": "chi_square", "lam": 0.3, "rho": 0.5, "accumulate": 2},
         {"example_level": "stored", "c": "auto", "channels_last": True},
         {"example_level": "stored", "stored_bits": 1, "precision": "fp16", "accumulate": 2},
         {"augmix": 3, "tau": 0.0},
@@ -159,6 +161,7 @@ WAYS = {
     "fp16": Way({"precision": "fp16", "accumulate": 2}),
     "clusters": Way({"concepts": "clusters:6,every=2,rounds=3,refresh_rounds=1"}),
     "two processes, workers, bf16": Way({"num_workers": 2, "precision": "bf16"}, 2),
+    "two processes, chi-square": Way({"adversary": "chi_square", "lam": 0.3}, 2),
     "two processes, stored": Way({"example_level": "stored"}, 2),
     "two processes, balanced": Way({"sampling": "concept"}, 2),
 }
@@ -173,7 +176,7 @@ def final(out: Path) -> dict[str, Any]:
     weights = load_file(newest / "model.safetensors")
     return {
         "weights": {name: value.tolist() for name, value in weights.items()},
-        "q": state["objective"]["distribution.q"].tolist(),
+        "adversary": {name: t.tolist() for name, t in state["objective"].items()},
         "rng": [rng.tolist() for rng in state["rng"]],
         "history": state["history"],
         "directions": {name: t.tolist() for name, t in state.get("directions", {}).items()},

@@ -469,6 +469,7 @@ def test_other_settings_are_refused(whole: Study) -> None:
         ({"targets": {"a": {"train": "x", "tset": "y"}}}, "target a: 'tset' is not known"),
         ({"base": "EMR"}, "study: base 'EMR' is not known; did you mean 'ERM'"),
         ({"methods": {"ERM": {"taw": 1}}}, "method ERM: setting 'taw' is not known"),
+        ({"methods": {"ERM": {"levels": "atuo"}}}, "method ERM: levels: 'atuo' is not known"),
         ({"methods": {"ERM": {"seed": 1}}}, "seed is given by the study itself"),
         ({"methods": {"ERM": {"search": {"tau": []}}}}, "search must list numbers for tau"),
         ({"methods": {"ERM": {"search": {"tau": [1], "lam": [1]}}}}, "of one setting, got tau, lam"),
@@ -513,6 +514,15 @@ def test_a_part_of_a_study_has_the_same_trials() -> None:
         whole.only(profiles=["equl"])
     with pytest.raises(ValueError, match=r"study: seeds: 2 is not known; .*'0', '1'"):
         whole.only(seeds=[2])
+
+
+def test_levels_that_are_not_searched(tmp_path: Path) -> None:
+    """A method is plain but for what it says; levels="auto" says both, and leaves them to the trainer."""
+    methods = {"ERM": {}, "Auto": {"levels": "auto"}, "T2": {"tau": "theorem2", "lam": 3.0}}
+    levels = study(tmp_path, methods=methods).levels
+    assert levels.settings("tail:10", "ERM") == {"tau": 0.0, "lam": None}
+    assert levels.settings("tail:10", "Auto") == {"levels": "auto"}
+    assert levels.settings("tail:10", "T2") == {"tau": "theorem2", "lam": 3.0}
 
 
 def test_a_bad_evaluation_is_refused_before_any_work() -> None:

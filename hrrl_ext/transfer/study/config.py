@@ -12,6 +12,7 @@ from typing import Any
 from ...data.shifts import concept_shares
 from ...evaluation.config import evaluation_config
 from ...robust import HRRLConfig
+from ...robust.config import with_levels
 from ...spec import not_known
 from ...training import TrainingConfig
 from ..finetuning import read_method
@@ -253,7 +254,8 @@ def _read_method(name: str, entry: Any) -> MethodSpec:
         if not is_list or not all(isinstance(value, int | float) for value in grid):
             raise ValueError(f"{where}: search must list numbers for {level}, got {grid!r}")
         _trainer_settings(f"{where}: search", {level: None})
-    own = {**_NO_LEVELS, **_trainer_settings(where, settings)}
+    none = {} if settings.get("levels") == "auto" else _NO_LEVELS
+    own = {**none, **_trainer_settings(where, settings)}
     return MethodSpec(settings=own, level=level, grid=tuple(grid), levels_of=tuple(levels_of))
 
 
@@ -283,7 +285,7 @@ def _mapping(where: str, entry: Any) -> Mapping[str, Any]:
 
 
 def _trainer_settings(where: str, settings: Any) -> Mapping[str, Any]:
-    known = [f.name for kind in (HRRLConfig, TrainingConfig) for f in fields(kind)]
+    known = [f.name for kind in (HRRLConfig, TrainingConfig) for f in fields(kind)] + ["levels"]
     for name in _mapping(where, settings):
         if name in _OF_A_TRIAL:
             raise ValueError(f"{where}: {name} is given by the study itself; leave it out")
@@ -295,6 +297,7 @@ def _trainer_settings(where: str, settings: Any) -> Mapping[str, Any]:
 def _check_values(where: str, settings: Mapping[str, Any]) -> None:
     """By the dataclasses that will take them, before hours of work."""
     try:
+        settings, _ = with_levels(settings.get("levels", "given"), settings)
         for kind in (HRRLConfig, TrainingConfig):
             known = {f.name for f in fields(kind)}
             kind(**{name: value for name, value in settings.items() if name in known})

@@ -48,14 +48,10 @@ class StudyImages:
 
     def split(self, profile: str, seed: int) -> tuple[ImageSet, ImageSet]:
         """Of the source's training images, those that a search trains on and those it measures on."""
-        search = self.config.search
-        images = self.source(profile, seed)
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(images), generator=generator)[: search.images]
-        drawn = images.subset(order.sort().values)
-        concept, _ = resolve_concepts(self.config.source.concepts, drawn)
-        held = _held_out(concept, search.held_out, generator)
-        return drawn.subset((~held).nonzero().flatten()), drawn.subset(held.nonzero().flatten())
+        search, images = self.config.search, self.source(profile, seed)
+        concept, _ = resolve_concepts(self.config.source.concepts, images)
+        train, held = split_rows(concept, search.held_out, seed, search.images)
+        return images.subset(train), images.subset(held)
 
     def few(self, target: str, count: int | str, seed: int) -> Tensor:
         """Rows of the target's training images, the same for every method of a seed; nested."""
@@ -94,11 +90,16 @@ def _lowered(name: str, images: ImageSet, factor: int) -> ImageSet:
     return lower_resolution(images, factor)
 
 
-def _held_out(concept: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Mask [N]: ``share`` of each concept, at least one and not all of it."""
-    held = torch.zeros(len(concept), dtype=torch.bool)
-    for k in concept.unique().tolist():
-        members = (concept == k).nonzero().flatten()
-        count = min(len(members) - 1, max(1, round(share * len(members))))
+def split_rows(
+    concept: Tensor, held_out: float, seed: int, images: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Rows to train on and rows to measure on, of so many ``images`` drawn (all, if None): the share
+    ``held_out`` of each concept, at least one and not all of it."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(concept), generator=generator)[:images].sort().values
+    held = torch.zeros(len(rows), dtype=torch.bool)
+    for k in concept[rows].unique().tolist():
+        members = (concept[rows] == k).nonzero().flatten()
+        count = min(len(members) - 1, max(1, round(held_out * len(members))))
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return held
+    return rows[~held], rows[held]
