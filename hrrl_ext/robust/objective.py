@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics, ExamplePerturbation
 from ..processes import Processes
 from .concepts import ConceptDistribution, ConceptWeights
@@ -48,6 +49,8 @@ class HRRLObjective(nn.Module):
             which concept_count, lam (pass None), s, c and q0 do not apply.
         label_smoothing: of the loss, in both passes.
         processes: that share each batch, which tau="theorem2" must know.
+        steps: see :class:`ExamplePerturbation`.
+        loss: another ℓ than the cross-entropy, for both players, which has its own label_smoothing.
     """
 
     def __init__(
@@ -65,21 +68,23 @@ class HRRLObjective(nn.Module):
         distribution: ConceptWeights | None = None,
         tau_multiple: float = 1.0,
         processes: Processes | None = None,
+        steps: int = 1,
+        loss: ClassificationLoss | None = None,
     ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.loss = ClassificationLoss.given(loss, label_smoothing)
         self.perturbation: ExamplePerturbation
         if tau == "theorem2":
             self.perturbation = Theorem2Perturbation(
                 tau_multiple,
                 processes=processes,
                 batch_norm=batch_norm,
-                label_smoothing=label_smoothing,
                 loss_scale=loss_scale,
+                loss=self.loss,
             )
         else:
             self.perturbation = ExamplePerturbation(
-                tau, batch_norm=batch_norm, label_smoothing=label_smoothing, loss_scale=loss_scale
+                tau, batch_norm=batch_norm, loss_scale=loss_scale, steps=steps, loss=self.loss
             )
         if distribution is None:
             count = [1] if concept_count is None else concept_count
@@ -104,14 +109,8 @@ class HRRLObjective(nn.Module):
                     f"concept is needed: there are {len(self.distribution.q)} concepts"
                 )
             concept = torch.zeros_like(target)
-        return ops.concept_cross_entropy(
-            logits,
-            target,
-            concept,
-            self.distribution.q,
-            self.distribution.concept_count,
-            label_smoothing=self.label_smoothing,
-        )
+        q, count = self.distribution.q, self.distribution.concept_count
+        return self.loss.weighted(logits, target, concept, q, count)
 
     def update(self, concept_loss: Tensor, *seen: Tensor) -> None:
         """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None. ``seen``

@@ -6,7 +6,6 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import Discovery
-from ..data import Augmentation, Batches
+from ..data import Augmentation, Batches, ImageSet
 from ..evaluation import accuracy
-from ..perturbation import example_loss
+from ..losses import ClassificationLoss
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
@@ -27,6 +26,7 @@ from .baselines import CVaR, GroupDRO
 from .chi_square import LEAST_HORIZON, ChiSquare
 from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
+from .consistency import JensenShannon
 from .objective import HRRLObjective
 from .sets import Sets
 from .stored import StoredDirections, StoredPerturbation
@@ -67,18 +67,18 @@ class HRRL(Recipe):
         self.first_line = first_line
         self.model, self.batches, self.sets, self.config = model, sets.batches, sets, config
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
-        self.penalty = None if penalty is None else penalty(model)
+        self.penalty = _penalty(penalty, model, config)
         self.penalty_name = None if penalty is None else str(penalty)
-        count = torch.bincount(sets.batches.concept, minlength=len(sets.concept_names))
         self.objective = HRRLObjective(
             tau=config.tau,
             lam=None,
-            distribution=_adversary(config, count, len(sets.batches)),
+            distribution=_adversary(config, sets.batches, len(sets.concept_names)),
             batch_norm=config.batch_norm,
-            label_smoothing=config.label_smoothing,
             loss_scale=loss_scale,
             tau_multiple=config.tau_multiple,
             processes=processes,
+            steps=config.example_steps,
+            loss=_loss(config, sets.images),
         ).to(sets.batches.device)
         self.stored: StoredPerturbation | None = None
         if config.stored:
@@ -86,7 +86,7 @@ class HRRL(Recipe):
             self.stored = _stored(config, sets.batches)
         self.discovery: Discovery | None = None
         if sets.found is not None:
-            loss = partial(example_loss, label_smoothing=config.label_smoothing)
+            loss = self.objective.loss
             self.discovery = Discovery(sets.found, model, batch_size=at_once, loss=loss)
         self.tally = self._empty_tally()
         self._concept_loss = torch.zeros_like(self.objective.distribution.q)  # of the last step
@@ -106,17 +106,22 @@ class HRRL(Recipe):
         return concept_loss
 
     def losses(
-        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *row_and_view: Tensor
+        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *more: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples; behind ĝ, for an
-        adversary that wants it, how often each concept was seen."""
+        adversary that wants it, how often each concept was seen.
+
+        ``more``: with stored directions rows and views, else mixtures of x, of which jsd has two.
+        """
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
             if isinstance(self.objective.perturbation, Theorem2Perturbation):
                 self.tally.length += self.objective.perturbation.lengths.sum()
         else:
-            x = self.stored.perturb(x, *row_and_view)  # with the ∇ℓ of the last epoch
-        logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
+            x, more = self.stored.perturb(x, *more), ()  # with the ∇ℓ of the last epoch
+        logits, penalty = (
+            (model(x), None) if self.penalty is None else self.penalty(model, x, *more)
+        )
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
         means, distribution = out.concept_loss, self.objective.distribution
@@ -147,8 +152,7 @@ class HRRL(Recipe):
     def _take_clusters(self, discovery: Discovery) -> None:
         """They are the concepts from here on, of an adversary that begins anew."""
         self.sets.concept_names, self.batches.concept = discovery.names, discovery.concept
-        count = torch.bincount(self.batches.concept)
-        adversary = _adversary(self.config, count, len(self.batches))
+        adversary = _adversary(self.config, self.batches, len(discovery.names))
         self.objective.distribution = adversary.to(self.batches.device)
         self.tally = self._empty_tally()
 
@@ -228,7 +232,7 @@ class HRRL(Recipe):
             row["penalty"] = penalty / self._seen
         row |= measured
         if self.discovery is not None:
-            row["concept_count"] = _by_name(names, distribution.concept_count.long())
+            row["concept_count"] = _by_name(names, torch.bincount(self.batches.concept))
         row |= {
             "concept_loss": _by_name(names, self.tally.concept_loss / self.tally.steps),
             "q": _by_name(names, distribution.q),
@@ -332,6 +336,19 @@ def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
     return StoredPerturbation(float(config.tau), directions, augment, batches.processes)
 
 
+def _penalty(
+    penalty: Callable[[nn.Module], nn.Module] | None, model: nn.Module, config: HRRLConfig
+) -> nn.Module | None:
+    """What is added to the loss, besides Eq. 5."""
+    if config.jsd == 0:
+        return None if penalty is None else penalty(model)
+    if penalty is not None:
+        raise ValueError(
+            f"jsd and penalty {penalty} each want the forward pass for themselves; give one of the two"
+        )
+    return JensenShannon(config.jsd)
+
+
 def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
     """The backward pass of training gives the gradient of its whole loss: all of it must be ℓ's."""
     if penalty is not None and not getattr(penalty, "of_weights", False):
@@ -342,8 +359,18 @@ def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
         )
 
 
-def _adversary(config: HRRLConfig, count: Tensor, steps: int) -> ConceptWeights:
-    """``steps`` are those of an epoch."""
+def _loss(config: HRRLConfig, images: ImageSet) -> ClassificationLoss:
+    return ClassificationLoss(
+        label_smoothing=config.label_smoothing,
+        focal=config.focal,
+        logit_adjustment=config.logit_adjustment,
+        class_count=torch.bincount(images.target, minlength=images.num_classes),
+    )
+
+
+def _adversary(config: HRRLConfig, batches: Batches, num_concepts: int) -> ConceptWeights:
+    """Over the concepts as they are drawn: N_k, where every example comes once."""
+    count = torch.bincount(batches.concept, batches.draws, num_concepts)
     match config.adversary:
         case "chi_square" if config.lam is not None:
             return ChiSquare(
@@ -351,7 +378,7 @@ def _adversary(config: HRRLConfig, count: Tensor, steps: int) -> ConceptWeights:
                 lam=config.lam,
                 rho=config.rho,
                 max_weight=config.max_weight,
-                horizon=max(steps, LEAST_HORIZON),
+                horizon=max(len(batches), LEAST_HORIZON),
                 q0=config.q0,
             )
         case "group_dro":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..losses import ClassificationLoss
 from ..perturbation import (
     BatchNormStatistics,
     ExamplePerturbation,
@@ -49,7 +50,7 @@ class Theorem2Perturbation(ExamplePerturbation):
     Args:
         multiple: m.
         processes: that share each batch.
-        batch_norm, label_smoothing, loss_scale: see :class:`ExamplePerturbation`.
+        batch_norm, label_smoothing, loss_scale, loss: see :class:`ExamplePerturbation`.
     """
 
     l_x: Tensor
@@ -66,6 +67,7 @@ class Theorem2Perturbation(ExamplePerturbation):
         batch_norm: BatchNormStatistics = "batch",
         label_smoothing: float = 0.0,
         loss_scale: float = 1.0,
+        loss: ClassificationLoss | None = None,
     ) -> None:
         if not (math.isfinite(multiple) and multiple > 0):
             raise ValueError(f"tau_multiple must be finite and positive, got {multiple}")
@@ -74,6 +76,7 @@ class Theorem2Perturbation(ExamplePerturbation):
             batch_norm=batch_norm,
             label_smoothing=label_smoothing,
             loss_scale=loss_scale,
+            loss=loss,
         )
         self.multiple = float(multiple)
         self.processes = Processes() if processes is None else processes

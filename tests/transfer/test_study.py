@@ -503,6 +503,13 @@ def test_a_part_of_a_study_has_the_same_trials() -> None:
     assert (part.widths, part.seeds, part.profiles) == ([8], [1], ["tail:10"])
     assert part.search == whole.search
     assert part.search.width == 4
+    methods = SEARCHED["methods"] | {"HRRL": {"levels_of": ["CL"]}, "EL": {"tau": 0.1}}
+    some = StudyConfig.read(TINY | {"methods": methods}).only(methods=["HRRL"])
+    assert list(some.methods) == ["ERM", "CL", "HRRL"]
+    with pytest.raises(
+        ValueError, match="study: methods: 'HRRLL' is not known; did you mean 'HRRL'"
+    ):
+        some.only(methods=["HRRLL"])
     with pytest.raises(ValueError, match="study: profiles: 'equl' is not known"):
         whole.only(profiles=["equl"])
     with pytest.raises(ValueError, match=r"study: seeds: 2 is not known; .*'0', '1'"):

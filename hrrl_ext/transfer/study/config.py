@@ -168,14 +168,25 @@ class StudyConfig:
         profiles: Sequence[str] | None = None,
         widths: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
+        methods: Sequence[str] | None = None,
     ) -> StudyConfig:
-        """A part of the study, whose trials are the same. ValueError: it has no such."""
-        asked: dict[str, Any] = {"profiles": profiles, "widths": widths, "seeds": seeds}
+        """A part of the study, whose trials are the same; the base is in it, and the methods whose levels
+        those asked for take. ValueError: it has no such."""
+        asked: dict[str, Any] = {
+            "profiles": profiles,
+            "widths": widths,
+            "seeds": seeds,
+            "methods": methods,
+        }
         given = {name: values for name, values in asked.items() if values is not None}
         for name, values in given.items():
             for value in values:
                 if value not in (known := getattr(self, name)):
                     raise ValueError(f"study: {name}: {not_known(value, map(str, known))}")
+        if methods is not None:
+            asked_for = {self.base, *methods}
+            asked_for |= {name for m in methods for name in self.methods[m].levels_of}
+            given["methods"] = {m: self.methods[m] for m in self.methods if m in asked_for}
         return replace(self, **given)
 
     def _check_search(self) -> None:
