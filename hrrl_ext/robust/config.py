@@ -115,8 +115,8 @@ class HRRLConfig:
             )
         if self.tau == "theorem2" and self.example_steps > 1:
             raise ValueError(
-                f"tau='theorem2' is one step along the gradient, got example_steps={self.example_steps}; "
-                "give tau as a number, or leave example_steps at 1"
+                f"example_steps={self.example_steps} go to a ball of radius tau, and tau='theorem2' "
+                "is one step; give tau as a number, or leave example_steps at 1"
             )
         if self.tau == "theorem2" and self.example_level == "stored":
             raise ValueError(

@@ -175,6 +175,8 @@ def test_bad_input() -> None:
         HRRLConfig(tau="theorem2", tau_multiple=0)
     with pytest.raises(ValueError, match=r"theorem2.*example_level='stored' keeps directions"):
         HRRLConfig(tau="theorem2", example_level="stored")
+    with pytest.raises(ValueError, match=r"example_steps=3 .* tau=.theorem2. is one step"):
+        HRRLConfig(tau="theorem2", example_steps=3)
 
 
 # --- in training
