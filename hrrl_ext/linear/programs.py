@@ -31,6 +31,11 @@ def solve_lp(problem: Problem) -> Answer:
     """A vertex, by the dual simplex method: what is zero is exactly zero."""
     if problem.C is None and problem.X.size > _WHOLE:
         return _by_parts(problem)
+    return solve_whole(problem)
+
+
+def solve_whole(problem: Problem) -> Answer:
+    """The program of all examples and weights, with slack where there is a C."""
     G = problem.sign[:, None] * problem.X.astype(np.float64)
     w, _, b, alpha, n_iter = _program(problem, G, problem.sign, None)
     return Answer(w, b, alpha, n_iter)
