@@ -1,14 +1,15 @@
 """Maximally robust linear classifiers beside scikit-learn and cvxpy: processor time, and margin.
 
     pip install clarabel cvxpy
-    OMP_NUM_THREADS=1 python bench/margins.py [--cifar cifar10-train.npz] [--large] > margins.md
+    OMP_NUM_THREADS=1 python bench/margins.py [--cifar cifar10-train.npz] [--whole] [--large] > margins.md
 
 On each problem every classifier's margin min y (w·x + b)/‖w‖ in the norm that it minimises is compared
 with the best that any solver proved (an upper bound from the multipliers): 1 is the maximally robust
 classifier, a number below 0 one that does not separate the training examples, which here are separable.
 Seconds are of the processor, of the fit alone, with its conversions; so other work on the machine
-counts little, and with one thread they are what an idle core needs. --large is 100,000 examples of
-1,000 numbers, with the peak memory of the process.
+counts little, and with one thread they are what an idle core needs. --whole also gives HiGHS the linear
+programs as they are, minutes for CIFAR-10. --large is 100,000 examples of 1,000 numbers, with the peak
+memory of the process.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
 from hrrl_ext._tables import markdown
-from hrrl_ext.linear import MaxMarginClassifier
+from hrrl_ext.linear import MaxMarginClassifier, duality, programs
 from hrrl_ext.norms import vector_norm
 
 C = 1e6  # of the SVMs, to come near the separable problem
@@ -82,8 +83,18 @@ def by_cvxpy(norm: str) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, 
     return solve
 
 
-def fits(norm: str, large: bool) -> dict[str, Callable[[np.ndarray, np.ndarray], Any]]:
-    """By name; ``large``: those that such a problem is for."""
+def whole_program(norm: str) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, float]]:
+    """HiGHS on all examples and weights, however many there are."""
+
+    def solve(X: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, float]:
+        found = programs.solve_whole(duality.Problem(X, y, vector_norm(norm)))
+        return found.w, found.b
+
+    return solve
+
+
+def fits(norm: str, large: bool, whole: bool) -> dict[str, Callable[[np.ndarray, np.ndarray], Any]]:
+    """By name; ``large``: those that take minutes at most there."""
     solvers = {"l1": ["lp"], "linf": ["lp"], "l2": ["nnls", "socp"], "fourier-l1": ["socp"]}[norm]
     found: dict[str, Any] = (
         {} if large and norm == "fourier-l1" else {s: ours(s, norm) for s in solvers}
@@ -92,7 +103,9 @@ def fits(norm: str, large: bool) -> dict[str, Callable[[np.ndarray, np.ndarray],
     if norm == "l2":
         found["LinearSVC"] = lambda X, y: LinearSVC(C=C, loss="hinge", max_iter=100_000).fit(X, y)
         found["SVC"] = lambda X, y: SVC(kernel="linear", C=C, max_iter=ITERATIONS).fit(X, y)
-    if norm != "fourier-l1" and not large:
+    if norm in ("l1", "linf") and whole:
+        found["HiGHS, whole"] = whole_program(norm)
+    if norm != "fourier-l1":
         found["cvxpy, Clarabel"] = by_cvxpy(norm)
     return found
 
@@ -147,13 +160,14 @@ def large() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar", help="an archive of CIFAR-10: image, label")
+    parser.add_argument("--whole", action="store_true", help="HiGHS on whole programs as well")
     parser.add_argument("--large", action="store_true", help="100,000 examples as well")
     parser.add_argument("--norms", nargs="+", default=["l1", "l2", "linf", "fourier-l1"])
     args = parser.parse_args()
     lines = []
     for problem in problems(args.cifar):
         for norm in args.norms:
-            for name, fit in fits(norm, large=problem[1].size > 1_000_000).items():
+            for name, fit in fits(norm, problem[1].size > 1_000_000, args.whole).items():
                 lines.append(measured(problem, norm, name, fit))
                 print(lines[-1], file=sys.stderr)
     print(table(lines))

@@ -132,10 +132,10 @@ def agreement(rows: list[Row]) -> str:
     off = [
         abs(float(r["eps_by_attack"]) / float(r["eps"]) - 1) for r in rows if float(r["eps"]) > 0
     ]
-    above = max(float(r["share"]) for r in rows) - 1
+    most = max(float(r["share"]) for r in rows)
     return (
         f"Of {len(off)} radii the one by attack is at most {max(off):.1e} (relative) from the one by "
-        f"margin. The largest share is 1 {above:+.1e}."
+        f"margin. The largest share is {most:.5f}."
     )
 
 

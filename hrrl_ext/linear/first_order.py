@@ -17,17 +17,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import ops
 from ..norms import VectorNorm
+from .duality import NotSeparableError
 from .saddle import Found, solve_saddle
 
 _SMALL = 4000  # examples of which no working set is made
 _WORST = 500  # examples at least that a class adds to it
 _PATIENCE = 20  # rounds after which nothing leaves it, so that it cannot go round in circles
+SINGLE = 1e-4  # gaps down to here are sought in float32
 _OVERLAP = 32.0  # rounding errors of the largest ‖x‖*: hulls as near as this are not told apart
 
 
@@ -76,6 +79,20 @@ def fit_hard(
         found.w, b, found.p, found.lower, found.upper, found.n_iter, found.within(tol),
         separable=found.lower > 0 or found.upper > game.nothing,
     )  # fmt: skip
+
+
+def fit_separable(
+    X: Tensor, sign: Tensor, norm: VectorNorm, *, tol: float = 1e-3, **settings: Any
+) -> FirstOrder:
+    """`fit_hard` in float32, where that can tell ``tol``; NotSeparableError where the hulls overlap.
+
+    An overlap that float32 reports may be a margin too small for it, and is looked at in float64.
+    """
+    for dtype in [torch.float32] * (tol >= SINGLE) + [torch.float64]:
+        found = fit_hard(X.to(dtype), sign, norm, tol=tol, **settings)
+        if found.separable:
+            return found
+    raise NotSeparableError("the convex hulls of the classes meet")
 
 
 def _on_working_sets(game: _Game, w: Tensor, p: Tensor, tol: float, max_iter: int) -> Found:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .duality import Problem
-from .exact import least_slack
+from .programs import least_slack
 
 _COUNTED = 2_000_000  # entries of X up to which the least slack is worked out: seconds
 

@@ -43,6 +43,7 @@ class Regularised:
     steps: int
 
 
+@torch.no_grad()
 def shrink(
     rows: Tensor,
     norm: str | VectorNorm,
@@ -98,6 +99,7 @@ def shrink(
     return Regularised(*problem.parted(w), multipliers, gap, step)
 
 
+@torch.no_grad()
 def primal_dual(
     rows: Tensor,
     norm: str | VectorNorm,

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..spec import not_known
 from .cone import solve_socp
 from .duality import NotSeparableError, Problem, Solution, settled
-from .exact import Answer, solve_lp, solve_nnls
-from .first_order import fit_hard, fit_soft
+from .exact import Answer, solve_nnls
+from .first_order import SINGLE, fit_separable, fit_soft
+from .programs import solve_lp
 from .proximal import fit_proximal
 from .steepest import LinearFit, fit_steepest
 
@@ -36,10 +37,10 @@ _EXACT: dict[str, Callable[[Problem], Answer]] = {
     "nnls": solve_nnls,
     "socp": solve_socp,
 }
-_LARGEST = {"lp": 500_000, "nnls": 5_000_000, "socp": 200_000}
-"""Entries of X up to which each takes seconds, not minutes (docs/linear.md)."""
+_LARGEST = {"nnls": 5_000_000, "socp": 200_000, "soft lp": 200_000}
+_NARROW = 600
+"""Entries of X, and for a hard "lp" its lesser side, up to which each takes seconds, not minutes."""
 _GAP = 1e-3  # of the first-order solver, where no tol is given
-_SINGLE = 1e-4  # gaps down to here are sought in float32
 _SMALLEST = 1e-9  # lam that is tried, in units of the largest
 
 
@@ -49,8 +50,7 @@ def choose(problem: Problem, solver: str) -> str:
     if solver == "auto":
         exact = "nnls" if norm == "l2" and not soft else "socp"
         exact = "lp" if norm in _NORMS_OF["lp"] else exact
-        there = exact != "socp" or importlib.util.find_spec("clarabel") is not None
-        return exact if there and problem.X.size <= _LARGEST[exact] else "first-order"
+        return exact if _is_quick(problem, exact) else "first-order"
     if solver not in _NORMS_OF:
         raise ValueError(f"MaxMarginClassifier: solver {not_known(solver, ['auto', *_NORMS_OF])}")
     if norm not in _NORMS_OF[solver]:
@@ -66,6 +66,14 @@ def choose(problem: Problem, solver: str) -> str:
     return solver
 
 
+def _is_quick(problem: Problem, exact: str) -> bool:
+    if exact == "lp" and problem.C is None:
+        return min(problem.X.shape) <= _NARROW
+    if exact == "socp" and importlib.util.find_spec("clarabel") is None:
+        return False
+    return problem.X.size <= _LARGEST["soft lp" if exact == "lp" else exact]
+
+
 def solve(
     problem: Problem,
     solver: str,
@@ -79,11 +87,11 @@ def solve(
     if solver in _EXACT:
         return settled(problem, *_EXACT[solver](problem))
     tol = _GAP if tol is None else tol
-    dtype = torch.float32 if tol >= _SINGLE and solver == "first-order" else torch.float64
-    X = torch.from_numpy(np.require(problem.X, requirements="W")).to(device, dtype)
-    sign = torch.from_numpy(problem.sign).to(X)
+    X = torch.from_numpy(np.require(problem.X, requirements="W")).to(device)
+    sign = torch.from_numpy(problem.sign).to(device)
     if solver == "first-order":
         return _first_order(problem, X, sign, tol, max_iter)
+    X = X.double()
     if solver == "steepest":
         fit = fit_steepest(X, sign, problem.norm, fit_intercept=problem.intercept, steps=max_iter)
         return _settled(problem, fit, max_iter)
@@ -95,16 +103,15 @@ def _first_order(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter
         "intercept": problem.intercept, "tol": tol, "max_iter": max_iter
     }  # fmt: skip
     if problem.C is None:
-        found = fit_hard(X, sign, problem.norm, **of)
-        if not found.separable:
-            raise NotSeparableError("the convex hulls of the classes meet")
+        found = fit_separable(X, sign, problem.norm, **of)
         if not found.lower > 0:
             raise NotSeparableError(
                 f"in {found.n_iter} iterations no separating hyperplane was found, though there may be "
                 f"one with a margin of up to {found.upper:.3g}; raise max_iter"
             )
     else:
-        found = fit_soft(X, sign, problem.norm, problem.C, **of)
+        dtype = torch.float32 if tol >= SINGLE else torch.float64
+        found = fit_soft(X.to(dtype), sign, problem.norm, problem.C, **of)
     solution = settled(problem, _wide(found.w), found.b, _wide(found.p), found.n_iter)
     if not found.met:
         warnings.warn(

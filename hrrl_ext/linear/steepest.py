@@ -57,6 +57,7 @@ class Descent:
     """[len(recorded), P, R] min_i w·a_i / ‖w‖, on clean examples; NaN where a run diverged, or w = 0"""
 
 
+@torch.no_grad()
 def descend(
     risk: Risk,
     theta: Tensor,

@@ -127,4 +127,4 @@ def test_the_prox_goes_where_subgradients_go() -> None:
 @pytest.mark.parametrize("eps", [-0.1, math.inf, math.nan, "0.1"])
 def test_a_radius_that_is_none(eps: object) -> None:
     with pytest.raises(ValueError, match="eps must be at least 0 and finite"):
-        linear_risk(noise_rows(2, 3), eps=eps)  # type: ignore[arg-type]
+        linear_risk(noise_rows(2, 3), eps=eps)

@@ -111,7 +111,7 @@ def test_it_trains_a_network_by_name() -> None:
 )
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SteepestDescent([nn.Parameter(torch.zeros(1))], **settings)  # type: ignore[arg-type]
+        SteepestDescent([nn.Parameter(torch.zeros(1))], **settings)
 
 
 def test_sparse_gradients_are_refused() -> None:

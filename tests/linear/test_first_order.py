@@ -65,6 +65,16 @@ def test_overlap_is_told_from_a_small_margin(dtype: torch.dtype) -> None:
     assert found.separable and found.lower == pytest.approx(1e-3, rel=2e-3)
 
 
+def test_a_margin_below_float32_is_found_in_float64() -> None:
+    """Two parallel segments, so near that in float32 they are one."""
+    side = np.array([[0.1, 0.3], [0.9, 0.7]])
+    normal = np.array([-0.4, 0.8]) / np.hypot(0.4, 0.8)
+    X, y = np.concatenate([side, side + 2e-8 * normal]), np.array([-1.0, -1.0, 1.0, 1.0])
+    assert not fit_hard(*tensors(X, y, torch.float32), vector_norm("l2")).separable
+    model = MaxMarginClassifier("l2", solver="first-order").fit(X, y)
+    assert model.robust_radius_ == pytest.approx(1e-8, rel=2e-3)
+
+
 def test_the_soft_bounds_close_and_hold() -> None:
     X, y = overlapping()
     for norm in NORMS:

@@ -41,6 +41,7 @@ def test_the_data_are_the_thesis() -> None:
     assert (len(example.RATES), len(example.LAMS)) == (19, 15)
 
 
+@pytest.mark.slow
 def test_every_method_is_measured_by_every_attack(out: Path) -> None:
     rows = read(out / "trials.csv")
     assert len(rows) == METHODS * 4 * 2
@@ -57,11 +58,13 @@ def test_every_method_is_measured_by_every_attack(out: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_the_page_gets_its_tables(out: Path) -> None:
     text = (out / "page.md").read_text()
     assert text.count("| coordinate descent |") >= 3 and "Of " in text and "| all |" in text
 
 
+@pytest.mark.slow
 def test_the_sweeps_know_where_they_turn(out: Path) -> None:
     sweep = [r for r in read(out / "sweep.csv") if r["share"]]
     trained = {float(r["value"]): float(r["share"]) for r in sweep if r["figure"] == "a"}

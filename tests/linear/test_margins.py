@@ -12,7 +12,7 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
-from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError
+from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, programs
 from hrrl_ext.linear.duality import Problem
 from hrrl_ext.linear.solve import solve
 from hrrl_ext.norms import vector_norm
@@ -169,6 +169,32 @@ def test_an_appended_one_is_another_problem(norm: str) -> None:
         np.r_[inside.coef_[0], inside.intercept_], appended.coef_[0], atol=1e-9
     )
     assert inside.robust_radius_ < fitted(norm, X, y).robust_radius_ * (1 - 1e-6)
+
+
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("norm", ["l1", "linf"])
+@pytest.mark.parametrize(("n", "d"), [(300, 9), (30, 200), (120, 120)])
+def test_a_program_by_parts_is_the_whole_one(
+    norm: str, n: int, d: int, intercept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the guess is poor, and where parts that are left out have to join."""
+    X, y = synthetic(n, 6, d)
+    problem = Problem(X, y, vector_norm(norm), intercept)
+    whole = solve(problem, "lp")
+    monkeypatch.setattr(programs, "_WHOLE", 0)
+    for guess, join in ((1e-3, 200), (0.5, 2)):
+        monkeypatch.setattr(programs, "_GUESS", guess)
+        monkeypatch.setattr(programs, "_JOIN", join)
+        parts = solve(problem, "lp")
+        assert parts.gap <= 1e-9
+        assert parts.primal == pytest.approx(whole.primal, rel=1e-9)
+
+
+def test_a_program_by_parts_notices_an_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_WHOLE", 0)
+    X, y = overlapping()
+    with pytest.raises(NotSeparableError, match="least slack"):
+        MaxMarginClassifier("linf").fit(X, y)
 
 
 # --- lam, C and the multipliers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -10,7 +11,14 @@ from problems_linear import DUALS, largest_radius, noise_rows
 from torch import Tensor
 from torch.testing import assert_close
 
-from hrrl_ext.linear import MaxMarginClassifier, fit_proximal, primal_dual, radius, shrink
+from hrrl_ext.linear import (
+    MaxMarginClassifier,
+    Regularised,
+    fit_proximal,
+    primal_dual,
+    radius,
+    shrink,
+)
 from hrrl_ext.linear.losses import TAIL_LOSSES
 from hrrl_ext.norms import vector_norm
 
@@ -34,7 +42,7 @@ def test_the_hinge_is_exact_up_to_a_finite_lam_and_not_beyond(norm: str, n: int)
     rows = noise_rows(n)
     y = torch.where(torch.arange(n) % 2 == 0, 1.0, -1.0)
     exact = MaxMarginClassifier(norm, fit_intercept=False, tol=1e-9).fit(y[:, None] * rows, y)
-    found = primal_dual(rows, norm, [f * exact.lam_exact_ for f in (1e-3, 0.999, 1.1)])
+    found = primal_dual(rows, norm, [f * float(exact.lam_exact_) for f in (1e-3, 0.999, 1.1)])
     shares = share(found.w, rows, norm)
     # the gap of 1e-8 is of ‖w‖; what is left of the smallest margin is of the same order
     assert_close(shares[:2], torch.ones(2, dtype=torch.float64), rtol=0, atol=1e-6)
@@ -105,25 +113,27 @@ def test_the_margin_rises_as_lam_falls(norm: str) -> None:
 
 @pytest.mark.parametrize("solve", [shrink, primal_dual])
 @pytest.mark.parametrize("norm", NAMES)
-def test_above_the_largest_lam_w_is_zero(norm: str, solve: object) -> None:
+def test_above_the_largest_lam_w_is_zero(norm: str, solve: Callable[..., Regularised]) -> None:
     """λ ≥ ‖∇f(0)‖*: no radius, which is not an infinite one."""
     rows = noise_rows(6, 9)
     slope = vector_norm(norm).dual.size(rows.mean(0)).item() * (0.5 if solve is shrink else 1)
-    found = solve(rows, norm, [1.01 * slope, 0.9 * slope])  # type: ignore[operator]
+    found = solve(rows, norm, [1.01 * slope, 0.9 * slope])
     assert not found.w[0, 0].any() and found.w[0, 1].any()
     assert radius(found.w, rows[None], DUALS[norm])[0, 0].isnan()
 
 
 @pytest.mark.parametrize("solve", [shrink, primal_dual])
-def test_problems_that_share_a_loop_are_those_of_their_own(solve: object) -> None:
+def test_problems_that_share_a_loop_are_those_of_their_own(
+    solve: Callable[..., Regularised],
+) -> None:
     rows = torch.stack([noise_rows(5, 8, seed) for seed in range(3)])
-    together = solve(rows, "l2", [1e-3, 0.1])  # type: ignore[operator]
+    together = solve(rows, "l2", [1e-3, 0.1])
     assert together.w.shape == (3, 2, 8) and together.multipliers.shape == (3, 2, 5)
     lams = torch.tensor([1e-3, 0.1]).expand(3, 2)
-    assert_close(solve(rows, "l2", lams).w, together.w)  # type: ignore[operator]
+    assert_close(solve(rows, "l2", lams).w, together.w)
     for p in range(3):
         for r, lam in enumerate([1e-3, 0.1]):
-            alone = solve(rows[p], "l2", lam)  # type: ignore[operator]
+            alone = solve(rows[p], "l2", lam)
             # each stops at its gap: w is as exact as the root of it, where the loss is flat
             assert_close(together.w[p, r], alone.w[0, 0], rtol=2e-3, atol=1e-4)
 
@@ -154,7 +164,7 @@ def test_constant_features_and_one_dimension() -> None:
 @pytest.mark.parametrize("lam", [0.0, -1.0, math.inf, [0.1, math.nan]])
 def test_a_lam_that_is_none(lam: object) -> None:
     with pytest.raises(ValueError, match="lam must be positive and finite"):
-        primal_dual(noise_rows(3, 4), "l2", lam)  # type: ignore[arg-type]
+        primal_dual(noise_rows(3, 4), "l2", lam)
 
 
 def test_a_loss_that_is_not_smooth_has_another_solver() -> None:

@@ -221,7 +221,7 @@ def test_an_intercept_is_the_exact_solvers(norm: str, penalise: bool) -> None:
 def test_bad_settings(settings: dict[str, object], message: str) -> None:
     rows = noise_rows(3, 4)
     with pytest.raises(ValueError, match=message):
-        descend(linear_risk(rows), zeros(rows), **({"norm": "l2", "steps": 10} | settings))  # type: ignore[arg-type]
+        descend(linear_risk(rows), zeros(rows), **({"norm": "l2", "steps": 10} | settings))
 
 
 @pytest.mark.parametrize(

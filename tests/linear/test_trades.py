@@ -132,6 +132,6 @@ def test_it_is_a_penalty_of_training(tmp_path: Path) -> None:
 def test_bad_settings(settings: dict[str, float]) -> None:
     (name,) = settings
     with pytest.raises(ValueError, match=f"Trades: {name} must be"):
-        Trades(**settings)  # type: ignore[arg-type]
+        Trades(**settings)
     with pytest.raises(ValueError, match="'linff' is not known"):
         Trades(norm="linff")
