@@ -19,6 +19,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from linear_page import (
+    NORMS,
+    Row,
+    agreement,
+    draw,
+    draw_sweep,
+    panels,
+    shares,
+    speeds,
+)
 from result_page import with_tables
 from torch import Tensor
 
@@ -34,7 +44,6 @@ from hrrl_ext.linear import (
     shrink,
     train_adversarially,
 )
-from hrrl_ext.plots.figures import panels_of, save
 from hrrl_ext.storage import write_csv, write_text
 
 RATES = [
@@ -46,12 +55,11 @@ LAMS = [
     *(1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 5e-3, 1e-2, 3e-2, 5e-2),
     *(1e-1, 3e-1, 5e-1, 1.0, 10.0),
 ]
-NORMS = {"l1": "linf", "l2": "l2", "linf": "l1", "fourier-l1": "fourier-linf"}
-"""The norm of w that is least, and the attack that the classifier is robust to."""
 TRAINED = 0.99  # radius of adversarial training, in the units of eps*
-SWEPT = [round(0.05 * k, 2) for k in range(1, 51)]  # of Fig. 5.4a, in the same
+TRAINING_STEPS = 2500
+SWEPT = [*(0.05 * k for k in range(1, 20)), 0.99, *(0.05 * k for k in range(20, 33))]
+"""Radii of Fig. 5.4a, in the same."""
 COURSE = [1000, 3000]  # steps after which descent is looked at, besides the last
-Row = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -79,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, table in (("trials", rows), ("course", course), ("sweep", sweep)):
         write_csv(args.out / f"{name}.csv", list(table[0]), table, line_end="\n")
     draw(rows, args.out)
-    draw_sweep(sweep, problem, args.out)
+    draw_sweep(sweep, problem.lam_exact, args.out)
     tables = {
         "panels": panels(rows), "shares": shares(rows), "course": speeds(course),
         "agreement": agreement(rows), "times": clock.table(),
@@ -160,11 +168,8 @@ class Problem:
             yield f"{norm}, hinge", attack, hinge
         for attack in NORMS.values():
             with self.clock("adversarial training"):
-                trained = [
-                    train_adversarially(rows, attack, TRAINED * eps.item(), steps=steps).w[0]
-                    for rows, eps in zip(self.rows, self.best[attack], strict=True)
-                ]
-            yield f"adversarial, {attack}", attack, torch.stack(trained)
+                trained = self.trained(attack, [TRAINED], steps)
+            yield f"adversarial, {attack}", attack, trained
 
     def descended(self, name: str, norm: str, rule: Any, steps: int, course: list[Row]) -> Tensor:
         record = [step for step in COURSE if step < steps]
@@ -185,7 +190,7 @@ class Problem:
         return went.w
 
     def measured(self, name: str, matches: str, w: Tensor, clock: Clock) -> Iterator[Row]:
-        """What it withstands of every attack, with the setting that is best there, by margin and by attack.
+        """What it withstands of every attack with the setting that is best there, measured twice.
 
         ``share_own`` is that of the setting which is best for the attack that it should withstand.
         """
@@ -208,22 +213,23 @@ class Problem:
                     "share_own": f"{at_own:.5f}",
                 }  # fmt: skip
 
+    def trained(self, attack: str, factors: list[float], steps: int) -> Tensor:
+        eps = self.best[attack] * torch.tensor(factors, dtype=torch.float64)
+        return train_adversarially(self.rows, attack, eps, steps=min(steps, TRAINING_STEPS)).w
+
     def swept_radius(self, steps: int) -> Iterator[Row]:
         """Fig. 5.4a: adversarial training with radii around eps*."""
         for attack, best in self.best.items():
-            for seed, rows, eps in zip(self.seeds, self.rows, best, strict=True):
-                w = train_adversarially(
-                    rows, attack, [k * eps.item() for k in SWEPT], steps=steps
-                ).w
-                share = radius(w, rows[None], attack)[0] / eps
-                for k, one in zip(SWEPT, share.tolist(), strict=True):
+            shares = radius(self.trained(attack, SWEPT, steps), self.rows, attack) / best
+            for seed, own in zip(self.seeds, shares.tolist(), strict=True):
+                for k, share in zip(SWEPT, own, strict=True):
                     known = {"figure": "a", "attack": attack, "seed": seed, "loss": "exponential"}
-                    yield {**known, "value": k, "share": f"{one:.5f}"}
+                    yield {**known, "value": f"{k:.2f}", "share": f"{share:.5f}"}
 
     def swept_lam(self) -> Iterator[Row]:
         """Fig. 5.4b: regularisation."""
         for norm, attack in NORMS.items():
-            lams = np.geomspace(1e-7, 10, 49).tolist()
+            lams = np.geomspace(1e-7, 100, 55).tolist()
             for loss, w in (
                 ("logistic", shrink(self.rows, norm, lams).w),
                 ("hinge", primal_dual(self.rows, norm, lams).w),
@@ -239,188 +245,6 @@ def exactly(rows: np.ndarray, norm: str) -> MaxMarginClassifier:
     """Of signed rows: without a bias (x, y) and (-x, -y) are the same, and any signs will do."""
     y = np.where(np.arange(len(rows)) % 2, 1.0, -1.0)
     return MaxMarginClassifier(norm, fit_intercept=False, tol=1e-9).fit(y[:, None] * rows, y)
-
-
-# --- tables
-
-
-def share_of(rows: list[Row], attack: str, method: str, ratio: int, column: str = "share") -> float:
-    """The mean over the seeds."""
-    of = (attack, method, ratio)
-    own = [float(r[column]) for r in rows if (r["attack"], r["method"], r["d/n"]) == of]
-    return sum(own) / len(own)
-
-
-def methods_of(rows: list[Row], attack: str, matching: bool) -> list[str]:
-    """Without the exact solvers and adversarial training, which know eps*."""
-    return list(
-        dict.fromkeys(
-            r["method"]
-            for r in rows
-            if r["attack"] == attack
-            and r["matches"] == matching
-            and not r["method"].startswith(("exact", "adversarial"))
-        )
-    )
-
-
-def panels(rows: list[Row]) -> str:
-    """A line per panel and matching method: its least share, the best of the others, and the verdict."""
-    ratios = sorted({r["d/n"] for r in rows})
-    ends = " to ".join(str(q) for q in dict.fromkeys((ratios[0], ratios[-1])))
-    head = [
-        "attack", "matching method", "its least share", f"best other, d/n {ends}", "its share",
-        "best other with settings of its own", "confirmed",
-    ]  # fmt: skip
-    lines = ["| " + " | ".join(head) + " |", "| --- | --- | ---: | --- | ---: | ---: | --- |"]
-    for attack in NORMS.values():
-        others = methods_of(rows, attack, False)
-        kind, strict = (
-            {q: max((share_of(rows, attack, m, q, column), m) for m in others) for q in ratios}
-            for column in ("share", "share_own")
-        )
-        for method in methods_of(rows, attack, True):
-            own = {q: share_of(rows, attack, method, q) for q in ratios}
-            faults = [
-                verdict(own, {q: share for q, (share, _) in of.items()}) for of in (kind, strict)
-            ]
-            said = "yes" if not faults[0] else f"no: {', '.join(faults[0])}"
-            if faults[0] and not faults[1]:
-                said += "; yes with settings of their own"
-            names, most, of_own = (
-                " to ".join(
-                    str(of[q][i]) if i else f"{of[q][0]:.3f}" for q in (ratios[0], ratios[-1])
-                )
-                for of, i in ((kind, 1), (kind, 0), (strict, 0))
-            )
-            lines.append(
-                f"| {attack} | {method} | {min(own.values()):.4f} | {names} | {most} | {of_own} | {said} |"
-            )
-    return "\n".join(lines)
-
-
-def verdict(own: dict[int, float], others: dict[int, float]) -> list[str]:
-    """What is missing to: 0.95 at least, more than any other, by a gap that grows with d/n."""
-    gap = {q: own[q] - others[q] for q in own}
-    return [
-        fault
-        for fault, found in (
-            ("below 0.95", min(own.values()) < 0.95),
-            ("another is as good", min(gap.values()) <= 0),
-            ("the gap does not grow", len(gap) > 1 and gap[max(gap)] <= gap[min(gap)]),
-        )
-        if found
-    ]
-
-
-def shares(rows: list[Row]) -> str:
-    """A table per attack: every method by d/n."""
-    ratios = sorted({r["d/n"] for r in rows})
-    parts = []
-    for attack in NORMS.values():
-        methods = list(dict.fromkeys(r["method"] for r in rows))
-        lines = [
-            f"| {attack} attack | " + " | ".join(f"d/n {q}" for q in ratios) + " |",
-            "| --- |" + " ---: |" * len(ratios),
-        ]
-        for method in methods:
-            cells = [f"{share_of(rows, attack, method, q):.3f}" for q in ratios]
-            bold = any(r["matches"] for r in rows if (r["method"], r["attack"]) == (method, attack))
-            lines.append(f"| {f'**{method}**' if bold else method} | " + " | ".join(cells) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts)
-
-
-def speeds(course: list[Row]) -> str:
-    """The gap to eps* by steps, the worst of the seeds."""
-    steps, ratios = (sorted({r[key] for r in course}) for key in ("steps", "d/n"))
-    lines = [
-        "| method | steps | " + " | ".join(f"d/n {q}" for q in ratios) + " |",
-        "| --- | ---: |" + " ---: |" * len(ratios),
-    ]
-    for method in dict.fromkeys(r["method"] for r in course):
-        for step in steps:
-            cells = [
-                max(
-                    float(r["gap"])
-                    for r in course
-                    if (r["method"], r["steps"], r["d/n"]) == (method, step, q)
-                )
-                for q in ratios
-            ]
-            lines.append(f"| {method} | {step:,} | " + " | ".join(f"{c:.1e}" for c in cells) + " |")
-    return "\n".join(lines)
-
-
-def agreement(rows: list[Row]) -> str:
-    """How far the attack's radius is from the margin's, where that is positive."""
-    off = [
-        abs(float(r["eps_by_attack"]) / float(r["eps"]) - 1) for r in rows if float(r["eps"]) > 0
-    ]
-    above = max(float(r["share"]) for r in rows) - 1
-    return (
-        f"Of {len(off)} radii the one by attack is at most {max(off):.1e} (relative) from the one by "
-        f"margin. The largest share is 1 {above:+.1e}."
-    )
-
-
-# --- pictures
-
-_STYLE = {
-    "coordinate descent": ("C0", "-"), "gradient descent": ("C1", "-"),
-    "gradient descent, line search": ("C1", "-."), "sign descent": ("C2", "-"),
-    "convolutional network": ("C3", "-"), "l1, logistic": ("C0", "--"), "l2, logistic": ("C1", "--"),
-    "linf, logistic": ("C2", "--"), "fourier-l1, logistic": ("C3", "--"), "l1, hinge": ("C0", ":"),
-    "l2, hinge": ("C1", ":"), "linf, hinge": ("C2", ":"), "fourier-l1, hinge": ("C3", ":"),
-}  # fmt: skip
-
-
-def draw(rows: list[Row], out: Path) -> None:
-    """Fig. 5.2, 5.3 by attack, B.1, B.2 by margin, as shares of eps*."""
-    ratios = sorted({r["d/n"] for r in rows})
-    for file, column in (("attack", "eps_by_attack"), ("margin", "eps")):
-        figure, axes = panels_of(4, width=3.6, sharey=True)
-        for ax, attack in zip(axes, NORMS.values(), strict=True):
-            for method, (colour, line) in _STYLE.items():
-                own = [r for r in rows if r["attack"] == attack and r["method"] == method]
-                of = [
-                    [float(r[column]) / float(r["eps_star"]) for r in own if r["d/n"] == q]
-                    for q in ratios
-                ]
-                ax.plot(
-                    ratios, [np.mean(one) for one in of], line, color=colour,
-                    linewidth=2.2 if own[0]["matches"] else 1, label=method, marker=".",
-                )  # fmt: skip
-            ax.axhline(1, color="black", linewidth=0.6)
-            ax.set_xscale("log", base=2)
-            ax.set(title=f"{attack} attack", xlabel="d/n", ylim=(0, 1.05))
-        axes[0].set_ylabel(f"largest eps by {file}, share of eps*")
-        axes[-1].legend(fontsize="xx-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
-        save(figure, out / f"{file}.png")
-
-
-def draw_sweep(sweep: list[Row], problem: Problem, out: Path) -> None:
-    """Fig. 5.4a over the radius of training, 5.4b over λ."""
-    for figure_name, xlabel in (("a", "radius of training / eps*"), ("b", "λ")):
-        figure, axes = panels_of(4, width=3.6, sharey=True)
-        for ax, (norm, attack) in zip(axes, NORMS.items(), strict=True):
-            own = [r for r in sweep if r["figure"] == figure_name and r["attack"] == attack]
-            for loss, seed in dict.fromkeys((r["loss"], r["seed"]) for r in own):
-                line = [r for r in own if (r["loss"], r["seed"]) == (loss, seed)]
-                ax.plot(
-                    [float(r["value"]) for r in line], [float(r["share"]) for r in line],
-                    "--" if loss == "logistic" else "-", color=f"C{problem.seeds.index(seed)}",
-                    label=f"{loss}, seed {seed}",
-                )  # fmt: skip
-            ax.axhline(1, color="black", linewidth=0.6)
-            if figure_name == "b":
-                ax.set_xscale("log")
-                for s, lam in enumerate(problem.lam_exact[norm].tolist()):
-                    ax.axvline(lam, color=f"C{s}", linewidth=0.6)
-            ax.set(title=f"{attack} attack", xlabel=xlabel, ylim=(-0.2, 1.05))
-        axes[0].set_ylabel("largest eps, share of eps*")
-        axes[-1].legend(fontsize="x-small")
-        save(figure, out / f"sweep-{figure_name}.png")
 
 
 if __name__ == "__main__":

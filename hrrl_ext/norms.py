@@ -319,6 +319,12 @@ class _FourierL1(_FourierNorm):
         spectrum = torch.fft.fft(v, norm="ortho")
         return torch.fft.ifft(_onto_l1(spectrum.abs(), radius) * spectrum.sgn(), norm="ortho").real
 
+    def prox(self, v: Tensor, step: Length) -> Tensor:
+        """Frequency by frequency, so that 0 is exactly 0."""
+        spectrum = torch.fft.rfft(v, norm="ortho")
+        left = (1 - step / _positive(spectrum.abs())).clamp(min=0)
+        return torch.fft.irfft(left * spectrum, n=v.shape[-1], norm="ortho")
+
 
 class _FourierLinf(_FourierNorm):
     name = "fourier-linf"

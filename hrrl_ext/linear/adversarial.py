@@ -38,8 +38,8 @@ def train_adversarially(
     Args:
         rows: [n, d] or [P, n, d] signed rows y_i x_i.
         attack: the norm of the perturbations that are trained against.
-        eps: ε > 0, one or R radii, which are trained in one loop; the largest that can be withstood is
-            :func:`hrrl_ext.linear.radius` of the maximally robust classifier.
+        eps: ε > 0, one, R radii or [P, R], which are trained in one loop; the largest that can be
+            withstood is :func:`hrrl_ext.linear.radius` of the maximally robust classifier.
         y: [n] ±1, for a bias.
         steps: w grows as their square.
 

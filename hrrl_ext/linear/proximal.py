@@ -2,9 +2,9 @@
 
 As λ → 0, w/‖w‖ tends to the maximally robust classifier for perturbations of the dual norm (Theorem
 5.4.1, Corollary 3). How soon depends on the loss. With a tail as exp(-m) the margins of the support
-examples keep a spread of the order 1/log(1/λ). The hinge is an exact penalty: in the form min_w ‖w‖ + C
-Σ_i (1 - w·a_i)₊, C = 1/(nλ), the multipliers α of the constraints w·a_i ≥ 1 are bounded by C, and
-wherever the bound does not bind the solution is that of the constrained problem,
+examples keep a spread of the order 1/log(1/λ). The hinge is an exact penalty: in the form
+min_w ‖w‖ + C Σ_i (1 - w·a_i)₊, C = 1/(nλ), the multipliers α of the constraints w·a_i ≥ 1 are bounded
+by C, and wherever the bound does not bind the solution is that of the constrained problem,
 
     for every λ ≤ 1/(n max_i α_i),  of which λ ≤ ε*/n is a case, since Σ_i α_i = 1/ε*.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from ..norms import VectorNorm, vector_norm
 from .losses import Hinge, MarginLoss, tail_loss
 from .risk import checked_rows
-from .steepest import LinearFit
+from .steepest import LinearFit, signed_rows
 
 _CHECK = 40
 """Steps between two looks at convergence; each waits for the device."""
@@ -43,6 +43,7 @@ class Regularised:
     steps: int
 
 
+@torch.no_grad()
 def shrink(
     rows: Tensor,
     norm: str | VectorNorm,
@@ -62,7 +63,7 @@ def shrink(
     Args:
         rows: [n, d] or [P, n, d] signed rows y_i x_i.
         norm: l1, l2, linf, fourier-l1, fourier-linf.
-        lam: λ > 0, one or R of them.
+        lam: λ > 0, one, R of them, or R for each problem as [P, R].
         loss: "logistic" or "exponential"; with "hinge", which is not smooth, use :func:`primal_dual`.
         y: [n] ±1, for a bias that is not in the norm.
         tol: of the relative duality gap, at which it stops; None goes on to ``max_steps``.
@@ -98,6 +99,7 @@ def shrink(
     return Regularised(*problem.parted(w), multipliers, gap, step)
 
 
+@torch.no_grad()
 def primal_dual(
     rows: Tensor,
     norm: str | VectorNorm,
@@ -166,12 +168,8 @@ def fit_proximal(
     ``loss`` is "hinge" (:func:`primal_dual`), "logistic" or "exponential" (:func:`shrink`). The
     intercept as in :func:`fit_steepest`. Returns w, b and the multipliers.
     """
-    free = fit_intercept and not penalise_intercept
-    middle = X.mean(0) if free else torch.zeros_like(X[0])
-    features = X - middle
-    if fit_intercept and penalise_intercept:
-        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
-    rows, bias = y.to(X)[:, None] * features, y if free else None
+    rows, y, middle = signed_rows("fit_proximal", X, y, fit_intercept, penalise_intercept)
+    bias = y if fit_intercept and not penalise_intercept else None
     if loss == "hinge":
         found = primal_dual(rows, norm, lam, y=bias, tol=tol, max_steps=max_steps)
     else:
@@ -202,7 +200,8 @@ class _Problem:
         y: Tensor | None,
     ) -> _Problem:
         rows = checked_rows(where, rows)
-        lam = torch.as_tensor(lam, dtype=rows.dtype, device=rows.device).reshape(1, -1, 1)
+        lam = torch.as_tensor(lam, dtype=rows.dtype, device=rows.device)
+        lam = lam.unsqueeze(-1) if lam.ndim == 2 else lam.reshape(1, -1, 1)
         if not (lam > 0).all() or not lam.isfinite().all():
             raise ValueError(
                 f"{where}: lam must be positive and finite, got {lam.flatten().tolist()}"

@@ -57,6 +57,7 @@ class Descent:
     """[len(recorded), P, R] min_i w·a_i / ‖w‖, on clean examples; NaN where a run diverged, or w = 0"""
 
 
+@torch.no_grad()
 def descend(
     risk: Risk,
     theta: Tensor,
@@ -162,22 +163,17 @@ def fit_steepest(
         fit_intercept: whether there is a b; it counts in the norm if ``penalise_intercept``, as one more
             weight of a constant feature 1, and else is its best at every step (:class:`FreeExponential`).
         lr: lengths of a step, of which the one that ends with the largest margin counts. None: from
-        0.01 to
-            10 in the units of 1/R, R = max_i ‖x_i‖* (of centred x_i where b is free).
+            0.01 to 10 in the units of 1/R, R = max_i ‖x_i‖* (of centred x_i where b is free).
 
-    On data that are not separable the smallest margin stays negative. Deterministic.
+    On data that are not separable the smallest margin stays negative. Deterministic. ValueError for
+    other shapes and labels.
     """
     norm = vector_norm(norm)
     free = fit_intercept and not penalise_intercept
-    middle = X.mean(0) if free else torch.zeros_like(X[0])
-    features = X - middle
-    if fit_intercept and penalise_intercept:
-        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
-    y = y.to(features)
-    rows = y[:, None] * features
+    rows, y, middle = signed_rows("fit_steepest", X, y, fit_intercept, penalise_intercept)
     risk = linear_risk(rows, FreeExponential(y) if free else "exponential")
     if lr is None:
-        reach = norm.dual.size(features).amax().clamp(min=1e-30)
+        reach = norm.dual.size(rows).amax().clamp(min=1e-30)
         lr = (_LENGTHS.to(reach) / reach).tolist()
     went = descend(risk, torch.zeros_like(rows[:1]), norm, lr=lr, steps=steps)
     w = went.w[0]
@@ -189,6 +185,32 @@ def fit_steepest(
     if fit_intercept and penalise_intercept:
         w, b = w[:-1], w[-1]
     return LinearFit(w, b - w @ middle, alpha)
+
+
+def signed_rows(
+    where: str, X: Tensor, y: Tensor, fit_intercept: bool, penalise_intercept: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows y_i x_i, y as floats, and the middle that was taken off x, which a free bias makes up for.
+
+    With a bias that is penalised, x has one feature more, which is 1.
+    """
+    if X.ndim != 2 or y.shape != X.shape[:1] or not ((y == 1) | (y == -1)).all():
+        raise ValueError(
+            f"{where}: X must be [n, d] and y [n] of ±1, got {list(X.shape)} and {list(y.shape)}"
+            + (f" with {y.unique().tolist()[:5]}" if y.shape == X.shape[:1] else "")
+        )
+    free = fit_intercept and not penalise_intercept
+    if free and len(y.unique()) < 2:
+        raise ValueError(
+            f"{where}: y holds one class alone, which a bias separates from nothing; give both, or "
+            "fit_intercept=False"
+        )
+    middle = X.mean(0) if free else torch.zeros_like(X[0])
+    features = X - middle
+    if fit_intercept and penalise_intercept:
+        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
+    y = y.to(features)
+    return y[:, None] * features, y, middle
 
 
 def best_bias(m: Tensor, y: Tensor) -> Tensor:
