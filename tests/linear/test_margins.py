@@ -210,7 +210,7 @@ def test_the_gap_is_honest_whatever_a_solver_answers(
     random = np.random.default_rng(0)
     for _ in range(50):
         w = best.w + 1e-3 * random.standard_normal(8) * np.abs(best.w).max()
-        alpha = random.exponential(size=40) * random.integers(0, 2, 40)
+        alpha = best.alpha * random.uniform(0.7, 1.3, 40) + 0.01 * random.exponential(size=40)
         try:
             found = settled(problem, w, best.b, alpha, 0)
         except NotSeparableError:
