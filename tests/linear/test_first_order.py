@@ -101,6 +101,7 @@ def test_it_draws_nothing_at_random() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("norm", NORMS)
 def test_on_cuda_it_finds_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = tensors(*synthetic(300, 5, 16))
