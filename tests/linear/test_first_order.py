@@ -100,6 +100,19 @@ def test_it_draws_nothing_at_random() -> None:
     assert torch.equal(one.w, other.w) and torch.equal(one.p, other.p)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("norm", NORMS)
+def test_on_cuda_it_finds_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = tensors(*synthetic(300, 5, 16))
+    for small in (4000, 100):
+        monkeypatch.setattr(first_order, "_SMALL", small)
+        here = MaxMarginClassifier(norm, solver="first-order", tol=1e-6).fit(X, y)
+        there = MaxMarginClassifier(norm, solver="first-order", tol=1e-6).fit(X.cuda(), y.cuda())
+        assert there.robust_radius_ == pytest.approx(here.robust_radius_, rel=1e-6)
+        assert there.decision_function(X.cuda()).is_cuda
+
+
 def test_too_few_iterations_warn_or_say_what_is_possible() -> None:
     X, y = synthetic(12, 0)
     with pytest.warns(ConvergenceWarning, match=r"the gap is \S+, wanted 1e-06"):

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, programs
-from hrrl_ext.linear.duality import Problem
+from hrrl_ext.linear.duality import Problem, settled
 from hrrl_ext.linear.solve import solve
 from hrrl_ext.norms import vector_norm
 
@@ -195,6 +195,31 @@ def test_a_program_by_parts_notices_an_overlap(monkeypatch: pytest.MonkeyPatch) 
     X, y = overlapping()
     with pytest.raises(NotSeparableError, match="least slack"):
         MaxMarginClassifier("linf").fit(X, y)
+
+
+@pytest.mark.parametrize("C", [None, 0.2])
+@pytest.mark.parametrize("intercept", [True, False])
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_the_gap_is_honest_whatever_a_solver_answers(
+    norm: str, intercept: bool, C: float | None
+) -> None:
+    """Any w and any α: never a primal below the optimum, nor a dual above it."""
+    X, y = synthetic(40, 3, 8)
+    problem = Problem(X + 3 * intercept, y, vector_norm(norm), intercept, C)
+    best = solve(problem, "first-order", tol=1e-9)
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        w = best.w + 1e-3 * random.standard_normal(8) * np.abs(best.w).max()
+        alpha = best.alpha * random.uniform(0.7, 1.3, 40) + 0.01 * random.exponential(size=40)
+        try:
+            found = settled(problem, w, best.b, alpha, 0)
+        except NotSeparableError:
+            continue
+        assert found.primal >= best.primal * (1 - 1e-8)
+        assert found.dual <= best.dual * (1 + 1e-8) and found.alpha.max() <= (C or np.inf) * (
+            1 + 1e-12
+        )
+        assert 0 <= found.gap <= 1
 
 
 # --- lam, C and the multipliers
