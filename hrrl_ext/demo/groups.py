@@ -2,14 +2,18 @@
 
 Odd digits against even ones, in colour: of the odd 95 % are green and of the even 95 % red. The other
 5 % of each class are the hidden groups; in the validation and the test images half of each class has
-either colour. examples/hidden_groups.py is the whole experiment, with its controls. This is it in small:
-batches of 64 in place of 32, levels of 8 and 32, neither true nor shuffled groups. A network with batch
-normalisation stands beside it, which takes the easy way less often by itself.
+either colour. examples/hidden_groups.py is the whole experiment, with its controls. This is a part of
+it, with the same settings: levels of 8 and 32, since 2 failed there on other seeds; where validation
+likes neither, plain training stays, since a collapse shows there. That was added when both levels had
+collapsed in one of five seeds. A network with batch normalisation stands beside, which takes the easy
+way less often by itself.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +33,15 @@ MINORITY = 0.05
 """Share of each class in the training images that has the other class's colour."""
 CLUSTERS = 16
 LAM_GRID = (8.0, 32.0)
+"""Of these, or plain training, the best by the worst group of the validation images."""
 EPOCHS, WARM_UP = 30, 3
 """In all, and of them plain training before the clustering."""
 WIDTH = 16
 SETTINGS: dict[str, Any] = {
     "tau": 0.0,
-    "s": 50,
-    "batch_size": 64,
-    "lr": 0.1,
+    "s": 100,
+    "batch_size": 32,
+    "lr": 0.05,
     "crop_padding": 0,
     "flip": False,
 }
@@ -113,6 +118,23 @@ def worst_groups(parts: Parts, seed: int) -> Part:
     return parts.keep(f"groups {seed}", of, lambda: _Seed(seed).compare())
 
 
+def make(out: str, seeds: int) -> None:
+    """The parts of the first seeds, on one thread."""
+    with one_thread():
+        for seed in range(seeds):
+            worst_groups(Parts(Path(out) / "parts"), seed)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class _Seed:
     """The networks of one seed."""
 
@@ -120,7 +142,6 @@ class _Seed:
         self.seed, self.sets = seed, coloured_digits(seed)
 
     def compare(self) -> Part:
-        train = self.sets["train"]
         with tempfile.TemporaryDirectory() as folder:
             warm = self.fit(plain_network(WIDTH, self.seed), WARM_UP, milestones=[])
             init = Path(folder) / "warm.safetensors"
@@ -135,14 +156,15 @@ class _Seed:
                 )
                 for lam in LAM_GRID
             ]
-        found = max(runs, key=lambda run: run.history[-1]["worst_concept_accuracy"])
-        cluster = found.batches.concept
+        plain = self.fit(plain_network(WIDTH, self.seed), EPOCHS)
+        validated = [plain, *runs]  # of equal ones the first is taken
+        found = max(validated, key=lambda run: run.history[-1]["worst_concept_accuracy"])
         return {
-            "ERM": self.worst(self.fit(plain_network(WIDTH, self.seed), EPOCHS)),
+            "ERM": self.worst(plain),
             "found": self.worst(found),
             "batch norm": self.worst(self.fit(NETWORK, EPOCHS)),
             "lam": found.recipe.config.lam,
-            "share found": found_share(cluster, train.minority),
+            "share found": found_share(runs[0].batches.concept, self.sets["train"].minority),
         }
 
     def fit(self, network: str | nn.Module, epochs: int, **settings: Any) -> HRRLTrainer:

@@ -80,14 +80,11 @@ MEASURES = {
     "half": "half resolution, SVM",
 }
 PURPOSE = {
-    "CL": ("unequal concepts", ("worst", "rare"), "docs/study.md, docs/results/cifar100.md"),
-    "EL": (
-        "images worse than at home",
-        ("moved", "half"),
-        "docs/study.md, docs/results/robustness.md",
-    ),
+    "EL": ("images worse than at home", ("moved", "half"), "docs/results/robustness.md"),
+    "CL": ("unequal concepts", ("worst", "rare"), "docs/results/cifar100.md"),
+    "HRRL": ("both", ("moved", "half", "worst", "rare"), "docs/study.md"),
 }
-"""Of a level: what it is for, the measures of that, and pages with more."""
+"""Of a method: what it is for, the measures of that, and a page with more."""
 SOURCE = (
     "Digits, some of them rare: 135 images of one down to 5 of another; each seed\n"
     "draws which. ERM is plain training, EL the example level alone, CL the concept\n"
