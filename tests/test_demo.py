@@ -15,8 +15,9 @@ import torch
 import hrrl_ext
 from hrrl_ext.cli import main
 from hrrl_ext.data import few_per_class
-from hrrl_ext.demo import groups, levels, show
+from hrrl_ext.demo import groups, levels, picture, show
 from hrrl_ext.demo.levels import CONFIG, MEASURES, PURPOSE, Levels
+from hrrl_ext.plots.figures import panels_of
 from hrrl_ext.storage import read_json
 from hrrl_ext.transfer.probe import LinearProbe
 from hrrl_ext.transfer.study import Difference, difference
@@ -235,3 +236,18 @@ def test_the_lam_of_hidden_groups_is_the_best_on_validation(
     part = groups.worst_groups(Parts(tmp_path), seed=0)
     assert (part["lam"], part["found"], part["ERM"]) == (lam, found, 0.4)
     assert part["share found"] == pytest.approx(0.5, abs=0.02)  # one of the two minorities
+
+
+@pytest.mark.parametrize("values", [[0.1], [0.1, 0.3]])
+def test_the_picture_has_intervals_where_there_are_several_seeds(
+    values: list[float], tmp_path: Path
+) -> None:
+    one = difference(values)
+    found = {method: dict.fromkeys(MEASURES, one) for method in PURPOSE}
+    _, (axes,) = panels_of(1)
+    picture._levels(axes, found)
+    assert [bars.has_xerr for bars in axes.containers] == len(PURPOSE) * [len(values) > 1]
+    for bars in axes.containers:
+        assert bars.lines[0].get_xdata() == pytest.approx(len(MEASURES) * [100 * one.mean])
+    path = picture.draw(found, dict.fromkeys(groups.WAYS, values), tmp_path / "demo.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
