@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # what __getattr__ below gives, for type checkers and editors
     from . import clustering as clustering
     from . import data as data
     from . import evaluation as evaluation
+    from . import linear as linear
     from . import models as models
     from . import plots as plots
     from . import robust as robust
@@ -54,7 +55,10 @@ _LAZY = {
     "finetune": "transfer",
     "load_model": "training",
 }
-_MODULES = ("clustering", "data", "evaluation", "models", "plots", "robust", "training", "transfer")
+_MODULES = (
+    *("clustering", "data", "evaluation", "linear", "models"),
+    *("plots", "robust", "training", "transfer"),
+)
 
 __all__ = ["__version__", "build_info", "ops", *_LAZY, *_MODULES]
 

@@ -1,11 +1,13 @@
-"""The sets an attack searches: a norm, and the ball around an image cut with the box [0, 1].
+"""Norms: of perturbations of images, in balls cut with the box [0, 1], and of vectors, with their duals.
 
-Perturbations δ are [N, C, H, W] in float32 or wider; every norm is over one example. Shrinking |δ|
-pixel by pixel never raises an lp norm, which is why clamping and rounding towards x stay in the ball.
+The sets an attack searches: perturbations δ are [N, C, H, W] in float32 or wider; every norm is over
+one example. Shrinking |δ| pixel by pixel never raises an lp norm, which is why clamping and rounding
+towards x stay in the ball. Weights of linear classifiers are vectors without a box: `vector_norm`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .spec import not_known
 
 _PIXELS = (1, 2, 3)
 _INSIDE = 1 - 1e-6
@@ -184,3 +187,203 @@ class Ball:
     def image(self, delta: Tensor) -> Tensor:
         """The image x + δ as it is stored: in [0, 1], and in the ball as it was before rounding."""
         return self.norm.image(self.x, delta, self.eps)
+
+
+# --- vectors
+
+
+class VectorNorm(ABC):
+    """‖·‖ on vectors [..., d]: size, dual, steepest direction, projection on its balls and prox."""
+
+    name: str
+
+    @property
+    @abstractmethod
+    def dual(self) -> VectorNorm:
+        """‖g‖* = max ⟨g, v⟩ over ‖v‖ ≤ 1."""
+
+    @abstractmethod
+    def size(self, v: Tensor) -> Tensor:
+        """‖v‖ [...]."""
+
+    @abstractmethod
+    def steepest(self, g: Tensor) -> Tensor:
+        """A v with ‖v‖ ≤ 1 and ⟨g, v⟩ = ‖g‖*; of several places the lowest index; 0 where g is 0."""
+
+    @abstractmethod
+    def project(self, v: Tensor, radius: Length = 1.0) -> Tensor:
+        """The nearest u with ‖u‖ ≤ radius, a number, or [..., 1], not negative."""
+
+    def prox(self, v: Tensor, step: Length) -> Tensor:
+        """argmin_u ½‖u - v‖₂² + step ‖u‖: what is left of v outside the dual ball (Moreau)."""
+        return v - self.dual.project(v, step)
+
+    def __repr__(self) -> str:
+        return f"vector_norm({self.name!r})"
+
+
+class _VectorL1(VectorNorm):
+    name = "l1"
+
+    @property
+    def dual(self) -> VectorNorm:
+        return vector_norm("linf")
+
+    def size(self, v: Tensor) -> Tensor:
+        return v.abs().sum(-1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        first = _lowest_largest(g.abs())
+        return torch.zeros_like(g).scatter(-1, first, g.gather(-1, first).sign())
+
+    def project(self, v: Tensor, radius: Length = 1.0) -> Tensor:
+        return _onto_l1(v.abs(), radius) * v.sign()
+
+
+class _VectorLinf(VectorNorm):
+    name = "linf"
+
+    @property
+    def dual(self) -> VectorNorm:
+        return vector_norm("l1")
+
+    def size(self, v: Tensor) -> Tensor:
+        return v.abs().amax(-1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        return g.sign()
+
+    def project(self, v: Tensor, radius: Length = 1.0) -> Tensor:
+        bound = torch.as_tensor(radius, dtype=v.dtype, device=v.device)
+        return torch.minimum(torch.maximum(v, -bound), bound)
+
+
+@dataclass(frozen=True, repr=False)
+class _VectorLp(VectorNorm):
+    """(Σ_j |v_j|^p)^{1/p}, 1 < p < ∞. Its dual has 1/p + 1/q = 1. Projections: p = 2 alone."""
+
+    p: float
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return f"l{self.p:g}"
+
+    @property
+    def dual(self) -> VectorNorm:
+        return _VectorLp(self.p / (self.p - 1))
+
+    def size(self, v: Tensor) -> Tensor:
+        return torch.linalg.vector_norm(v, self.p, dim=-1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        size = g.abs() / _positive(g.abs().amax(-1, keepdim=True))  # powers of what is ≤ 1
+        v = g.sign() * size ** (self.dual.p - 1)  # type: ignore[attr-defined]
+        return v / _positive(self.size(v).unsqueeze(-1))
+
+    def project(self, v: Tensor, radius: Length = 1.0) -> Tensor:
+        if self.p != 2:
+            raise NotImplementedError(
+                f"the projection on balls of {self.name} has no closed form; l1, l2, linf, "
+                "fourier-l1 and fourier-linf have one"
+            )
+        return v * (radius / _positive(self.size(v).unsqueeze(-1))).clamp(max=1)
+
+
+class _FourierNorm(VectorNorm):
+    """l1 or linf of the moduli of the unitary transform F: both of ±k count, DC and Nyquist once."""
+
+    def moduli(self, v: Tensor) -> Tensor:
+        return torch.fft.fft(v, norm="ortho").abs()
+
+
+class _FourierL1(_FourierNorm):
+    name = "fourier-l1"
+
+    @property
+    def dual(self) -> VectorNorm:
+        return vector_norm("fourier-linf")
+
+    def size(self, v: Tensor) -> Tensor:
+        return self.moduli(v).sum(-1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        """The wave of g's strongest frequency, of modulus 1 in all."""
+        half = torch.fft.rfft(g, norm="ortho")
+        k = _lowest_largest(half.abs())
+        alone = (k == 0) | (2 * k == g.shape[-1])  # DC and Nyquist, which have no partner at -k
+        share = torch.where(alone, 1.0, 0.5) * half.gather(-1, k).sgn()
+        wave = torch.zeros_like(half).scatter(-1, k, share.to(half.dtype))
+        return torch.fft.irfft(wave, n=g.shape[-1], norm="ortho")
+
+    def project(self, v: Tensor, radius: Length = 1.0) -> Tensor:
+        spectrum = torch.fft.fft(v, norm="ortho")
+        return torch.fft.ifft(_onto_l1(spectrum.abs(), radius) * spectrum.sgn(), norm="ortho").real
+
+    def prox(self, v: Tensor, step: Length) -> Tensor:
+        """Frequency by frequency, so that 0 is exactly 0."""
+        spectrum = torch.fft.rfft(v, norm="ortho")
+        left = (1 - step / _positive(spectrum.abs())).clamp(min=0)
+        return torch.fft.irfft(left * spectrum, n=v.shape[-1], norm="ortho")
+
+
+class _FourierLinf(_FourierNorm):
+    name = "fourier-linf"
+
+    @property
+    def dual(self) -> VectorNorm:
+        return vector_norm("fourier-l1")
+
+    def size(self, v: Tensor) -> Tensor:
+        return self.moduli(v).amax(-1)
+
+    def steepest(self, g: Tensor) -> Tensor:
+        return torch.fft.ifft(torch.fft.fft(g, norm="ortho").sgn(), norm="ortho").real
+
+    def project(self, v: Tensor, radius: Length = 1.0) -> Tensor:
+        spectrum = torch.fft.rfft(v, norm="ortho")
+        shrink = (radius / _positive(spectrum.abs())).clamp(max=1)
+        return torch.fft.irfft(spectrum * shrink, n=v.shape[-1], norm="ortho")
+
+
+_VECTOR_NORMS: dict[str, VectorNorm] = {
+    norm.name: norm
+    for norm in (_VectorL1(), _VectorLp(2.0), _VectorLinf(), _FourierL1(), _FourierLinf())
+}
+
+
+def vector_norm(name: str | VectorNorm) -> VectorNorm:
+    """By name: l1, l2, linf, fourier-l1, fourier-linf, or another lp with 1 < p < ∞ such as l1.5."""
+    if isinstance(name, VectorNorm):
+        return name
+    if name in _VECTOR_NORMS:
+        return _VECTOR_NORMS[name]
+    try:
+        p = float(name.removeprefix("l")) if name.startswith("l") else math.nan
+    except ValueError:
+        p = math.nan
+    if 1 < p < math.inf:
+        return _VectorLp(p)
+    raise ValueError(
+        f"norm {not_known(name, _VECTOR_NORMS)}, and lp with a number p above 1, such as l1.5"
+    )
+
+
+def _positive(size: Tensor) -> Tensor:
+    """``size``, and 1 in the place of 0, to divide by."""
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def _lowest_largest(size: Tensor) -> Tensor:
+    """[..., 1] where the largest entry is; of equal ones the first, on every device."""
+    place = torch.arange(size.shape[-1], device=size.device)
+    is_largest = size == size.amax(-1, keepdim=True)
+    return torch.where(is_largest, place, size.shape[-1] - 1).amin(-1, keepdim=True)
+
+
+def _onto_l1(size: Tensor, radius: Length) -> Tensor:
+    """Moduli [..., d] ≥ 0, projected on Σ ≤ radius."""
+    bound = torch.as_tensor(radius, dtype=size.dtype, device=size.device)
+    scale = _positive(bound)
+    inside = size.sum(-1, keepdim=True) <= bound
+    projected = scale * ops.project_simplex(size / scale)
+    return torch.where(inside, size, torch.where(bound > 0, projected, 0.0))

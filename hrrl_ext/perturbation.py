@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from . import ops
+from .losses import ClassificationLoss
 
 BatchNormStatistics = Literal["batch", "running"]
 
@@ -36,6 +36,10 @@ class ExamplePerturbation(nn.Module):
         label_smoothing: of ℓ, as in the training loss.
         loss_scale: multiplies the loss before the pass. The direction does not depend on it; under
             float16 autocast it keeps small gradients from vanishing.
+        steps: of projected gradient ascent on ℓ within the ball ‖x̃ - x‖_F ≤ τ (PGD, Madry et al.,
+            ICLR 2018), a pass each. 1 is line 9. More have a length of 2.5 τ/steps, τ at most, begin at
+            x, and the last iterate is taken. As in line 9 nothing is clipped, and nothing drawn.
+        loss: another ℓ than the cross-entropy, which has its own label_smoothing.
 
     Dropout, if the model has it, draws its own mask in this pass.
     """
@@ -47,6 +51,8 @@ class ExamplePerturbation(nn.Module):
         batch_norm: BatchNormStatistics = "batch",
         label_smoothing: float = 0.0,
         loss_scale: float = 1.0,
+        steps: int = 1,
+        loss: ClassificationLoss | None = None,
     ) -> None:
         super().__init__()
         if not (math.isfinite(tau) and tau >= 0):
@@ -55,10 +61,13 @@ class ExamplePerturbation(nn.Module):
             raise ValueError(f"batch_norm must be 'batch' or 'running', got {batch_norm!r}")
         if not (math.isfinite(loss_scale) and loss_scale > 0):
             raise ValueError(f"loss_scale must be finite and positive, got {loss_scale}")
+        if steps < 1 or steps != int(steps):
+            raise ValueError(f"steps must be a whole number, at least 1, got {steps}")
         self.tau = float(tau)
         self.batch_norm: BatchNormStatistics = batch_norm
-        self.label_smoothing = label_smoothing
+        self.loss = ClassificationLoss.given(loss, label_smoothing)
         self.loss_scale = loss_scale
+        self.steps = steps
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
@@ -66,15 +75,29 @@ class ExamplePerturbation(nn.Module):
             return x
         if not x.is_floating_point():
             raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
+        x = x.detach()
         with _frozen_statistics(model, self.batch_norm):
-            grad = self.input_gradient(model, x.detach(), target)
-        return ops.perturb(x.detach(), grad, self.tau)[0]
+            if self.steps > 1:
+                return self._ascended(model, x, target)
+            grad = self.input_gradient(model, x, target)
+        return ops.perturb(x, grad, self.tau)[0]
+
+    def _ascended(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        length = self.tau * min(1.0, 2.5 / self.steps)
+        pixels = tuple(range(1, x.ndim))
+        delta = torch.zeros_like(x)
+        for _ in range(self.steps):
+            grad = self.input_gradient(model, x + delta, target)
+            delta = ops.perturb(delta, grad, length)[0]
+            norm = torch.linalg.vector_norm(delta, dim=pixels, keepdim=True)
+            delta = delta * (self.tau / norm).clamp(max=1)  # the nearest point of the ball
+        return x + delta
 
     def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
         """∇_x Σ_i ℓ(x_i, y_i; θ) [B, ...], detached, in the modes that ``model`` is in."""
 
         def loss(x: Tensor) -> Tensor:
-            losses = example_loss(model(x), target, self.label_smoothing)
+            losses: Tensor = self.loss(model(x), target)
             return losses.sum() * self.loss_scale
 
         if torch.compiler.is_compiling():  # which traces this form in one graph, and not the other
@@ -86,17 +109,7 @@ class ExamplePerturbation(nn.Module):
         return grad
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, batch_norm={self.batch_norm!r}"
-
-
-def example_loss(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """ℓ(x_i, y_i; θ), [B] in float32 at least: what both players play for.
-
-    Of it the input gradient is taken and gradients are clustered;
-    :func:`hrrl_ext.ops.concept_cross_entropy` weighs and sums the same.
-    """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, target, reduction="none", label_smoothing=label_smoothing)
+        return f"tau={self.tau}, batch_norm={self.batch_norm!r}, steps={self.steps}"
 
 
 @contextmanager

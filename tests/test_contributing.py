@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_house import METHODS
+from test_house import METHODS, WITHOUT_RECIPE
 
 from hrrl_ext import ops
 from hrrl_ext.evaluation import attacks
@@ -160,7 +160,7 @@ class Kind:
 
 KINDS = [
     Kind("A new operator", OPERATOR_STEPS, OPERATORS),
-    Kind("A new recipe", RECIPE_STEPS, sorted(METHODS)),
+    Kind("A new recipe", RECIPE_STEPS, sorted(METHODS - WITHOUT_RECIPE)),
     Kind("A new attack", ATTACK_STEPS, ATTACKS),
     Kind("A new corruption", CORRUPTION_STEPS, [*CORRUPTIONS, *EXTRA_CORRUPTIONS]),
     Kind("A new source of images", SOURCE_STEPS, SOURCES),

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from ..spec import nearest
-from . import clustering, evaluation, show, study, training, transfer
+from . import clustering, evaluation, linear, show, study, training, transfer
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
@@ -25,6 +25,7 @@ _COMMANDS = (
     | evaluation.COMMANDS
     | study.COMMANDS
     | clustering.COMMANDS
+    | linear.COMMANDS
     | show.COMMANDS
 )
 

@@ -33,6 +33,7 @@ def _study_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--widths", nargs="+", type=int, help="the same of its widths")
     parser.add_argument("--seeds", nargs="+", type=int, help="the same of its seeds")
+    parser.add_argument("--methods", nargs="+", help="the same of its methods; the base is in it")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument(
         "--page", help="Markdown file to write at the end, pictures in a folder beside"
@@ -55,7 +56,9 @@ def _study(args: Namespace) -> None:
     file = Path(args.study)
     content = jsonargparse.get_loader("yaml")(file.read_text(encoding="utf-8"))
     config = StudyConfig.read(content, args.data or file.parent)
-    part = config.only(profiles=args.profiles, widths=args.widths, seeds=args.seeds)
+    part = config.only(
+        profiles=args.profiles, widths=args.widths, seeds=args.seeds, methods=args.methods
+    )
     study = Study(part, args.out)
     if args.only != "page":
         study.work(args.only, report=lambda line: print(line, flush=True))
@@ -72,9 +75,10 @@ def _write_page(study: Study, page: Path) -> None:
     beside = page.with_suffix("")
     pictures = {}
     if importlib.util.find_spec("matplotlib"):
+        from ..plots.paper import plot_paper
         from ..plots.study import plot_study
 
-        drawn = plot_study(study, beside)
+        drawn = plot_study(study, beside) | plot_paper(study, beside)
         pictures = {os.path.relpath(path, page.parent): text for path, text in drawn.items()}
     write_csv(beside / "rows.csv", (*KEYS, "value"), study_rows(study), line_end="\n")
     write_text(page, study_page(study, pictures))

@@ -1,8 +1,10 @@
 """Images, their concepts, and reproducible mini-batches."""
 
+from .augmix import AugMix
 from .batches import Augmentation, Batches
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
+from .sampling import GroupSampling
 from .shifts import concept_shares, few_per_class, imbalance, lower_resolution
 from .sources import (
     ArrayImages,
@@ -16,12 +18,14 @@ from .sources import (
 
 __all__ = [
     "ArrayImages",
+    "AugMix",
     "Augmentation",
     "Batches",
     "ConceptMap",
     "Concepts",
     "CsvImages",
     "FolderImages",
+    "GroupSampling",
     "ImageSet",
     "ProductImages",
     "Source",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,11 @@ from torch.utils.data import DataLoader
 
 from .._streams import random_stream
 from ..processes import Processes
+from .augmix import AugMix
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 from .memory import KeptImages, keep
+from .sampling import GroupSampling, Sampling
 
 
 @dataclass(frozen=True)
@@ -110,13 +112,18 @@ class Batches:
 
     A batch is x [B, 3, H, W] float32 in [0, 1], target [B] int64, concept [B] int64; with ``views`` also
     the numbers of its images, row [B] int64, and how each is augmented, view [B, 3] int64
-    (:meth:`Augmentation.draw`).
+    (:meth:`Augmentation.draw`). With ``augmix`` x is a mixture; or, with ``mixtures``, x is not, and so
+    many mixtures of it come last, each like x.
     The order of the examples is a function of (seed, epoch), the augmentation of (seed, epoch,
     batch number): starting at any epoch gives the same bits as getting there, with any num_workers.
-    No global random state is read or changed. Every example comes exactly once per epoch, so the
-    last batch may be smaller; when shuffled (for training), a last one of a single example joins
-    the batch before it, since batch normalisation cannot train on one value. Augmentation and the
-    conversion of uint8 to float run on the device.
+    No global random state is read or changed. Every example comes exactly once per epoch, but see
+    sampling. The last batch may be smaller; when shuffled (for training), a last one of a single
+    example joins the batch before it, since batch normalisation cannot train on one value.
+    Augmentation and the conversion of uint8 to float run on the device.
+
+    sampling: "class" or "concept" draws the N examples of an epoch with replacement, and class or
+    concept k with a probability ∝ N_k^(1 - balance) (:class:`GroupSampling`); for training, that is
+    with shuffle. ``concept`` counts as it is when the epoch begins.
 
     concept: [N] integer ids, one per example; num_workers: processes that fetch images, worthwhile
     for images decoded from files; keep_gib: up to so many GiB of images are kept as they were
@@ -142,7 +149,22 @@ class Batches:
         keep_gib: float = 0.0,
         processes: Processes = Processes(),  # noqa: B008  (frozen)
         views: bool = False,
+        sampling: Sampling = "uniform",
+        balance: float = 1.0,
+        augmix: AugMix | None = None,
+        mixtures: int = 0,
     ) -> None:
+        if sampling not in get_args(Sampling):
+            raise ValueError(
+                f"Batches: sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}"
+            )
+        if sampling != "uniform" and not shuffle:
+            raise ValueError(
+                f"Batches: sampling={sampling!r} draws examples by chance, and shuffle=False is their "
+                "order; leave one of the two out"
+            )
+        if not 0 <= balance <= 1:
+            raise ValueError(f"Batches: balance must lie in [0, 1], got {balance}")
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
         if num_workers < 0:
@@ -160,6 +182,14 @@ class Batches:
         self.keep_gib = keep_gib
         self.processes = processes
         self.views = views
+        self.sampling = sampling
+        self.balance = balance
+        self.augmix, self.mixtures = augmix, mixtures
+        if mixtures < 0 or (mixtures and augmix is None):
+            raise ValueError(
+                f"Batches: mixtures must be a number of them, and needs augmix, which makes them; got "
+                f"mixtures={mixtures} and augmix={augmix}"
+            )
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
             raise ValueError(
@@ -183,9 +213,7 @@ class Batches:
         return self._generate(epoch, start)
 
     def _generate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
-        order = torch.arange(len(self.images))
-        if self.shuffle:
-            order = torch.randperm(len(order), generator=random_stream(self.seed, epoch, "order"))
+        order = self._order(epoch)
         rows = order.split(self.sizes)[start:] if len(order) else ()
         parts = [self.processes.part(len(batch)) for batch in rows]
         mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
@@ -194,14 +222,46 @@ class Batches:
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
             x = next(images).to(self.device, non_blocking=True)
-            view = torch.zeros(len(indices), 3, dtype=torch.int64)
-            if self.augment is not None:
-                generator = random_stream(self.seed, epoch, number)
-                view = self.augment.draw(len(indices), generator, part, self.sizes[number])
-                x = self.augment.apply(x, view)
+            x, view, mixtures = self._augmented(x, part, epoch, number)
             others = [self.images.target[indices], self.concept[indices]]
             others += [indices, view] if self.views else []
-            yield as_float(x), *(t.to(self.device, non_blocking=True) for t in others)
+            yield x, *(t.to(self.device, non_blocking=True) for t in others), *mixtures
+
+    def _augmented(
+        self, x: Tensor, part: range, epoch: int, number: int
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Images [B, 3, H, W] → what is trained on, float; their views [B, 3]; their mixtures."""
+        generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
+        view = torch.zeros(len(x), 3, dtype=torch.int64)
+        if self.augment is not None:
+            view = self.augment.draw(len(x), generator, part, of)
+            x = self.augment.apply(x, view)
+        x = as_float(x)
+        if self.augmix is None:
+            return x, view, []
+        mixtures = [self.augmix(x, generator, part, of) for _ in range(self.mixtures or 1)]
+        return (x, view, mixtures) if self.mixtures else (mixtures[0], view, [])
+
+    @property
+    def draws(self) -> Tensor:
+        """[N] float64: how often each example comes in an epoch, in the mean; 1 where all come once."""
+        by_group = self._by_group
+        return torch.ones(len(self.images)).double() if by_group is None else by_group.draws
+
+    @property
+    def _by_group(self) -> GroupSampling | None:
+        if self.sampling == "uniform":
+            return None
+        group = self.images.target if self.sampling == "class" else self.concept
+        return GroupSampling(group, self.balance)
+
+    def _order(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(len(self.images))
+        generator, by_group = random_stream(self.seed, epoch, "order"), self._by_group
+        if by_group is not None:
+            return by_group.order(generator)
+        return torch.randperm(len(self.images), generator=generator)
 
     @cached_property  # not before the first epoch: for images in files it opens one
     def _kept(self) -> KeptImages | None:
@@ -213,8 +273,7 @@ class Batches:
         if kept is None:
             yield from (x for x, _ in self._fetched([indices.tolist() for indices in rows]))
             return
-        # An example comes once per epoch: what is unknown now is unknown when its batch comes.
-        unknown = [kept.unknown(indices) for indices in rows]
+        unknown = kept.unknown(rows)
         fetched = self._fetched([indices.tolist() for indices in unknown if len(indices)])
         for indices, new in zip(rows, unknown, strict=True):
             if len(new):

@@ -25,9 +25,15 @@ class KeptImages:
             self._pixels = images.images.to(device)
             self._known.fill_(True)
 
-    def unknown(self, rows: Tensor) -> Tensor:
-        """Those of rows [B] that have to be fetched and put."""
-        return rows[~self._known[rows]]
+    def unknown(self, batches: list[Tensor]) -> list[Tensor]:
+        """Those of the rows [B] of each batch that have to be fetched and put: neither known nor in a
+        batch before it, and each once."""
+        met, unknown = self._known.clone(), []
+        for rows in batches:
+            new = rows[~met[rows]].unique()
+            met[new] = True
+            unknown.append(new)
+        return unknown
 
     def put(self, rows: Tensor, images: Tensor) -> None:
         if self._pixels is None:

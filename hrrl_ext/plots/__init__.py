@@ -1,13 +1,16 @@
 """Pictures of a run: the loss, what the adversary did, and what it did to each concept.
 
 They are drawn from the rows of metrics.jsonl, without the model and the data; those of a clustering
-from it and its images, and the noise of gradients from the rows of a VarianceRecorder.
+from it and its images, the noise of gradients from the rows of a VarianceRecorder, and certified
+accuracy from certificates of linear classifiers.
 """
 
+from .certified import plot_certified
 from .gradients import plot_clusters, plot_variances
 from .runs import plot_errors, plot_histories, plot_runs, read_history
 
 __all__ = [
+    "plot_certified",
     "plot_clusters",
     "plot_errors",
     "plot_histories",

@@ -35,7 +35,7 @@ def plot_study(study: Study, out: str | os.PathLike[str]) -> dict[Path, str]:
     rows, out = study_rows(study), Path(out)
     out.mkdir(parents=True, exist_ok=True)
     base = study.config.base
-    colours = {m: f"C{i % 10}" for i, m in enumerate(study.config.methods)}
+    colours = colours_of(study)
     drawn = {
         _gain(study, rows, colours, out / "gain.png"): (
             f"Difference to {base} on each target by the number of training examples of a class"
@@ -50,11 +50,11 @@ def plot_study(study: Study, out: str | os.PathLike[str]) -> dict[Path, str]:
     return {path: caption for path, caption in drawn.items() if path is not None}
 
 
-def _gain(study: Study, rows: Sequence[Row], colours: Mapping[str, str], path: Path) -> Path | None:
+def _gain(study: Study, rows: Sequence[Row], colours: Mapping[str, Any], path: Path) -> Path | None:
     """A row of panels per source, one for each target; a line per method."""
     config = study.config
     lines: dict[tuple[str, int, str], dict[str, list[tuple[int, Difference]]]] = {}
-    for profile, width in _sources(study, rows):
+    for profile, width in sources_of(study, rows):
         for target in config.targets:
             of = {"profile": profile, "width": width, "target": target, "measure": "svm"}
             found = {m: _by_count(study, rows, m, of) for m in _others(study)}
@@ -90,10 +90,10 @@ def _by_count(
 
 
 def _concepts(
-    study: Study, rows: Sequence[Row], colours: Mapping[str, str], path: Path
+    study: Study, rows: Sequence[Row], colours: Mapping[str, Any], path: Path
 ) -> Path | None:
     """A panel per source: each seed a dot, each method's mean a large one."""
-    sources = _sources(study, rows)
+    sources = sources_of(study, rows)
     if not sources:
         return None
     figure, axes = panels_of(len(sources), width=4.2, sharey=False)
@@ -113,11 +113,11 @@ def _concepts(
     return save(figure, path)
 
 
-def _cost(study: Study, rows: Sequence[Row], colours: Mapping[str, str], path: Path) -> Path | None:
+def _cost(study: Study, rows: Sequence[Row], colours: Mapping[str, Any], path: Path) -> Path | None:
     """A panel per source: the gain with the fewest examples, and with the most."""
     counts = list(dict.fromkeys((study.config.counts[0], study.config.counts[-1])))
     points: dict[tuple[str, int], list[tuple[str, int, float, Difference]]] = {}
-    for profile, width in _sources(study, rows):
+    for profile, width in sources_of(study, rows):
         of = {"profile": profile, "width": width}
         for method in _others(study):
             seconds, base = (
@@ -159,7 +159,7 @@ def _mean_gain(
 
 
 def _bars(
-    ax: Any, points: Sequence[tuple[float, Difference]], *, colour: str, label: str, **style: Any
+    ax: Any, points: Sequence[tuple[float, Difference]], *, colour: Any, label: str, **style: Any
 ) -> None:
     """Means, and their intervals where there are several seeds."""
     if not points:
@@ -175,7 +175,17 @@ def _others(study: Study) -> list[str]:
     return [m for m in study.config.methods if m != study.config.base]
 
 
-def _sources(study: Study, rows: Sequence[Row]) -> list[tuple[str, int]]:
+def colours_of(study: Study) -> dict[str, Any]:
+    """Of the methods, in all pictures: the base black, and the others told apart."""
+    from matplotlib import colormaps
+
+    others = _others(study)
+    some = colormaps["tab10" if len(others) <= 10 else "tab20"]
+    colours = {m: some(i % some.N) for i, m in enumerate(others)}
+    return {study.config.base: "black", **colours}
+
+
+def sources_of(study: Study, rows: Sequence[Row]) -> list[tuple[str, int]]:
     """Profile and width, of those that have a number."""
     there = {(r["profile"], r["width"]) for r in rows}
     config = study.config

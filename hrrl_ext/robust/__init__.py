@@ -1,20 +1,24 @@
 """HRRL: the two players of the game that it solves, the objective that joins them, and its training.
 
 ================================== ==============================================================
+:class:`ClassificationLoss`        ℓ: cross-entropy, focal loss, logit adjustment
 :class:`ExamplePerturbation`       example level: x̃ = x + τ ∇ℓ/‖∇ℓ‖_F
 :class:`StoredPerturbation`        the same with the ∇ℓ of the last epoch, in StoredDirections
 :class:`ConceptDistribution`       concept level: q, raised by projected gradient ascent
 :class:`HRRLObjective`             both, for a training loop of one's own
 :class:`GroupDRO`, :class:`CVaR`   other adversaries over the concepts, to compare with
+:func:`jensen_shannon`             the loss of AugMix: views of an image should be classified alike
 :class:`HRRL`                      Algorithm 1 as a recipe of :class:`hrrl_ext.training.Loop`
 :class:`HRRLTrainer`               all of it in one call
 ================================== ==============================================================
 """
 
+from ..losses import ClassificationLoss
 from ..perturbation import ExamplePerturbation
 from .baselines import CVaR, GroupDRO
 from .concepts import ConceptDistribution, ConceptWeights, slow_phase_divisor, variance_gain
 from .config import HRRLConfig
+from .consistency import jensen_shannon
 from .objective import HRRLObjective
 from .recipe import HRRL
 from .stored import StoredDirections, StoredPerturbation
@@ -23,6 +27,7 @@ from .trainer import HRRLTrainer
 __all__ = [
     "HRRL",
     "CVaR",
+    "ClassificationLoss",
     "ConceptDistribution",
     "ConceptWeights",
     "ExamplePerturbation",
@@ -32,6 +37,7 @@ __all__ = [
     "HRRLTrainer",
     "StoredDirections",
     "StoredPerturbation",
+    "jensen_shannon",
     "slow_phase_divisor",
     "variance_gain",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics, ExamplePerturbation
 from .concepts import ConceptDistribution, ConceptWeights
 
@@ -44,6 +45,8 @@ class HRRLObjective(nn.Module):
         distribution: another adversary in its place, such as :class:`GroupDRO` or :class:`CVaR`, to
             which concept_count, lam (pass None), s, c and q0 do not apply.
         label_smoothing: of the loss, in both passes.
+        steps: see :class:`ExamplePerturbation`.
+        loss: another ℓ than the cross-entropy, for both players, which has its own label_smoothing.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class HRRLObjective(nn.Module):
         label_smoothing: float = 0.0,
         loss_scale: float = 1.0,
         distribution: ConceptWeights | None = None,
+        steps: int = 1,
+        loss: ClassificationLoss | None = None,
     ) -> None:
         super().__init__()
-        self.label_smoothing = label_smoothing
+        self.loss = ClassificationLoss.given(loss, label_smoothing)
         self.perturbation = ExamplePerturbation(
-            tau, batch_norm=batch_norm, label_smoothing=label_smoothing, loss_scale=loss_scale
+            tau, batch_norm=batch_norm, loss_scale=loss_scale, steps=steps, loss=self.loss
         )
         if distribution is None:
             count = [1] if concept_count is None else concept_count
@@ -88,14 +93,8 @@ class HRRLObjective(nn.Module):
                     f"concept is needed: there are {len(self.distribution.q)} concepts"
                 )
             concept = torch.zeros_like(target)
-        return ops.concept_cross_entropy(
-            logits,
-            target,
-            concept,
-            self.distribution.q,
-            self.distribution.concept_count,
-            label_smoothing=self.label_smoothing,
-        )
+        q, count = self.distribution.q, self.distribution.concept_count
+        return self.loss.weighted(logits, target, concept, q, count)
 
     def update(self, concept_loss: Tensor) -> None:
         """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None."""

@@ -6,7 +6,6 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import Discovery
-from ..data import Augmentation, Batches
+from ..data import Augmentation, Batches, ImageSet
 from ..evaluation import accuracy
-from ..perturbation import example_loss
+from ..losses import ClassificationLoss
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
@@ -26,6 +25,7 @@ from . import report
 from .baselines import CVaR, GroupDRO
 from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
+from .consistency import JensenShannon
 from .objective import HRRLObjective
 from .sets import Sets
 from .stored import StoredDirections, StoredPerturbation
@@ -62,16 +62,16 @@ class HRRL(Recipe):
     ) -> None:
         self.model, self.batches, self.sets, self.config = model, sets.batches, sets, config
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
-        self.penalty = None if penalty is None else penalty(model)
+        self.penalty = _penalty(penalty, model, config)
         self.penalty_name = None if penalty is None else str(penalty)
-        count = torch.bincount(sets.batches.concept, minlength=len(sets.concept_names))
         self.objective = HRRLObjective(
             tau=config.tau,
             lam=None,
-            distribution=_adversary(config, count),
+            distribution=_adversary(config, sets.batches, len(sets.concept_names)),
             batch_norm=config.batch_norm,
-            label_smoothing=config.label_smoothing,
             loss_scale=loss_scale,
+            steps=config.example_steps,
+            loss=_loss(config, sets.images),
         ).to(sets.batches.device)
         self.stored: StoredPerturbation | None = None
         if config.stored:
@@ -79,7 +79,7 @@ class HRRL(Recipe):
             self.stored = _stored(config, sets.batches)
         self.discovery: Discovery | None = None
         if sets.found is not None:
-            loss = partial(example_loss, label_smoothing=config.label_smoothing)
+            loss = self.objective.loss
             self.discovery = Discovery(sets.found, model, batch_size=at_once, loss=loss)
         self.tally = self._empty_tally()
         self._concept_loss = torch.zeros_like(self.objective.distribution.q)  # of the last step
@@ -98,14 +98,19 @@ class HRRL(Recipe):
         return concept_loss
 
     def losses(
-        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *row_and_view: Tensor
+        self, model: nn.Module, x: Tensor, target: Tensor, concept: Tensor, *more: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples."""
+        """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples.
+
+        ``more``: with stored directions rows and views, else mixtures of x, of which jsd has two.
+        """
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
         else:
-            x = self.stored.perturb(x, *row_and_view)  # with the ∇ℓ of the last epoch
-        logits, penalty = (model(x), None) if self.penalty is None else self.penalty(model, x)
+            x, more = self.stored.perturb(x, *more), ()  # with the ∇ℓ of the last epoch
+        logits, penalty = (
+            (model(x), None) if self.penalty is None else self.penalty(model, x, *more)
+        )
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
         return out.loss if penalty is None else out.loss + penalty, out.concept_loss
@@ -131,8 +136,8 @@ class HRRL(Recipe):
     def _take_clusters(self, discovery: Discovery) -> None:
         """They are the concepts from here on, of an adversary that begins anew."""
         self.sets.concept_names, self.batches.concept = discovery.names, discovery.concept
-        count = torch.bincount(self.batches.concept)
-        self.objective.distribution = _adversary(self.config, count).to(self.batches.device)
+        adversary = _adversary(self.config, self.batches, len(discovery.names))
+        self.objective.distribution = adversary.to(self.batches.device)
         self.tally = self._empty_tally()
 
     def _calibrate(self, move: Move) -> None:
@@ -210,7 +215,7 @@ class HRRL(Recipe):
             row["penalty"] = penalty / self._seen
         row |= measured
         if self.discovery is not None:
-            row["concept_count"] = _by_name(names, distribution.concept_count.long())
+            row["concept_count"] = _by_name(names, torch.bincount(self.batches.concept))
         row |= {
             "concept_loss": _by_name(names, self.tally.concept_loss / self.tally.steps),
             "q": _by_name(names, distribution.q),
@@ -310,6 +315,19 @@ def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
     return StoredPerturbation(config.tau, directions, augment, batches.processes)
 
 
+def _penalty(
+    penalty: Callable[[nn.Module], nn.Module] | None, model: nn.Module, config: HRRLConfig
+) -> nn.Module | None:
+    """What is added to the loss, besides Eq. 5."""
+    if config.jsd == 0:
+        return None if penalty is None else penalty(model)
+    if penalty is not None:
+        raise ValueError(
+            f"jsd and penalty {penalty} each want the forward pass for themselves; give one of the two"
+        )
+    return JensenShannon(config.jsd)
+
+
 def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
     """The backward pass of training gives the gradient of its whole loss: all of it must be ℓ's."""
     if penalty is not None and not getattr(penalty, "of_weights", False):
@@ -320,7 +338,18 @@ def _check_penalty(penalty: nn.Module | None, name: str | None) -> None:
         )
 
 
-def _adversary(config: HRRLConfig, count: Tensor) -> ConceptWeights:
+def _loss(config: HRRLConfig, images: ImageSet) -> ClassificationLoss:
+    return ClassificationLoss(
+        label_smoothing=config.label_smoothing,
+        focal=config.focal,
+        logit_adjustment=config.logit_adjustment,
+        class_count=torch.bincount(images.target, minlength=images.num_classes),
+    )
+
+
+def _adversary(config: HRRLConfig, batches: Batches, num_concepts: int) -> ConceptWeights:
+    """Over the concepts as they are drawn: N_k, where every example comes once."""
+    count = torch.bincount(batches.concept, batches.draws, num_concepts)
     match config.adversary:
         case "group_dro":
             return GroupDRO(count, eta_q=config.eta_q, q0=config.q0)

@@ -65,6 +65,10 @@ def open_sets(
             num_workers=num_workers,
             keep_gib=keep_gib,
             views=shuffle and method.stored,
+            sampling=method.sampling if shuffle else "uniform",
+            balance=method.balance,
+            augmix=method.mixing if shuffle else None,
+            mixtures=2 if shuffle and method.jsd > 0 else 0,
         )
 
     images, concepts = open_images(data, "train"), read_concepts(concepts)
@@ -93,6 +97,11 @@ def _check_concepts(
             raise ValueError(
                 "concepts: there is one concept only, so the concept level has nothing to weigh; "
                 f"give several concepts, or lam=None (got lam={config.lam:g})"
+            )
+        if len(names) == 1 and config.sampling == "concept":
+            raise ValueError(
+                "concepts: there is one concept only, so sampling='concept' has nothing to balance; give "
+                "several concepts, or another sampling"
             )
         return
     if config.q0 is not None:

@@ -187,22 +187,28 @@ class HRRLTrainer:
         x: Tensor,
         target: Tensor,
         concept: Tensor,
-        *row_and_view: Tensor,
+        *more: Tensor,
         batch: int | None = None,
     ) -> Tensor:
         """One iteration of Algorithm 1, lines 9 to 11; returns ĝ [K]. Never waits for the device.
 
         The arguments are this process's part of a mini-batch of ``batch`` examples (all of it, if not
         given), taken in ``accumulate`` parts one after the other: what ``batches`` yields, which with
-        example_level="stored" is also the number of each image, and its view.
+        example_level="stored" is also the number of each image, and its view, and with jsd two mixtures
+        of x.
         """
-        if self.recipe.stored is not None and len(row_and_view) != 2:
+        needed = ""
+        if self.recipe.stored is not None:
+            needed = "example_level='stored' needs the numbers of the images and their views"
+        elif self.recipe.config.jsd > 0:
+            needed = "jsd needs two mixtures of the images"
+        if needed and len(more) != 2:
             raise ValueError(
-                "train_step: example_level='stored' needs the numbers of the images and their views, as "
-                f"batches yields them after concept; got {len(row_and_view)} of these 2 tensors"
+                f"train_step: {needed}, as batches yields them after concept; got {len(more)} of these "
+                "2 tensors"
             )
         move = self.loop.move.of(len(x) if batch is None else batch)
-        return self.recipe.step((x, target, concept, *row_and_view), move)
+        return self.recipe.step((x, target, concept, *more), move)
 
     def _after_step(self, step: int) -> None:
         if self.after_step is not None:

@@ -22,9 +22,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from .._arrays import is_positive, to_numpy
 from ..data import ConceptMap
 from ..spec import not_known
-from .arrays import is_positive, to_numpy
 from .features import Features
 from .neighbours import KNeighbours
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from hrrl_ext.robust import HRRLObjective
+from hrrl_ext.robust import ClassificationLoss, HRRLObjective
 
 X = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TARGET = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -16,8 +17,17 @@ CONCEPT = TARGET % 2
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_norm", ["batch", "running"])
-def test_one_graph_with_the_numbers_of_the_plain_step(batch_norm: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_norm": "batch"},
+        {"batch_norm": "running"},
+        {"steps": 3, "loss": ClassificationLoss(focal=2.0)},
+        {"loss": ClassificationLoss(logit_adjustment=1.0, class_count=[5, 4, 3, 2, 1])},
+    ],
+    ids=str,
+)
+def test_one_graph_with_the_numbers_of_the_plain_step(settings: dict[str, Any]) -> None:
     torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(3, 4, 3),
@@ -29,7 +39,7 @@ def test_one_graph_with_the_numbers_of_the_plain_step(batch_norm: str) -> None:
     found = []
     for compiled in (False, True):
         model = copy.deepcopy(plain)
-        objective = HRRLObjective([3, 4], tau=0.3, lam=2.0, batch_norm=batch_norm)
+        objective = HRRLObjective([3, 4], tau=0.3, lam=2.0, **settings)
 
         def losses(model=model, objective=objective):
             out = objective(model(objective.perturb(model, X, TARGET)), TARGET, CONCEPT)
@@ -46,5 +56,7 @@ def test_one_graph_with_the_numbers_of_the_plain_step(batch_norm: str) -> None:
         found.append([loss, concept_loss, objective.distribution.q, *model.buffers(), *grads])
     # Rounding of float32; a step without the perturbation differs in the second digit.
     torch.testing.assert_close(found[1], found[0], rtol=1e-5, atol=1e-6)
-    unmoved = HRRLObjective([3, 4], tau=0.0, lam=2.0)(plain(X), TARGET, CONCEPT).loss
+    unmoved = HRRLObjective([3, 4], tau=0.0, lam=2.0, loss=settings.get("loss"))(
+        plain(X), TARGET, CONCEPT
+    ).loss
     assert unmoved.item() < 0.99 * found[1][0].item()

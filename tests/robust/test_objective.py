@@ -211,7 +211,7 @@ def test_unbiased_gradient_of_the_model() -> None:
 
 def test_both_passes_use_the_same_smoothing() -> None:
     objective = HRRLObjective(COUNT, tau=0.1, lam=None, label_smoothing=0.2)
-    assert objective.perturbation.label_smoothing == 0.2
+    assert objective.perturbation.loss is objective.loss
     x, target, concept = data()
     logits = network()(x)
     expected = F.cross_entropy(logits, target, label_smoothing=0.2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hrrl_ext import ops
 from hrrl_ext.robust import ExamplePerturbation
 
 
@@ -95,6 +96,86 @@ def test_computes_no_gradient_of_a_weight() -> None:
     assert fired == []
 
 
+class Counted(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.passes = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.model(x)
+
+
+@pytest.mark.parametrize("tau", [0.01, 0.5, 3.0])
+@pytest.mark.parametrize("steps", [2, 3, 7])
+def test_projected_steps(steps: int, tau: float) -> None:
+    """PGD with the definition's lines in float64: steepest steps of 2.5 τ/steps, back into the ball."""
+    model, (x, target) = Counted(network().eval()), batch()
+    moved = ExamplePerturbation(tau, steps=steps)(model, x, target)
+    assert model.passes == steps and not moved.requires_grad
+    oracle, delta = network().eval(), torch.zeros_like(x)
+    for _ in range(steps):
+        leaf = (x + delta).requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(oracle(leaf), target), leaf)
+        grad = grad / grad.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        delta = delta + min(tau, 2.5 * tau / steps) * grad
+        norm = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        delta = torch.where(norm > tau, delta * tau / norm, delta)
+    torch.testing.assert_close(moved, x + delta, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_steps_stay_in_the_ball_and_leave_no_trace(statistics: str) -> None:
+    model, (x, target) = network().float().train(), batch()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for tau in (1e-3, 0.1, 10.0):
+        perturb = ExamplePerturbation(tau, steps=5, batch_norm=statistics)
+        images = x.float().contiguous(memory_format=torch.channels_last)
+        moved = perturb(model, images, target)
+        assert moved.is_contiguous(memory_format=torch.channels_last)
+        length = (moved.double() - x.float().double()).flatten(1).norm(dim=1)
+        # x̃ is rounded once, by 2^-24 of its size, 1 or τ, at most in each of the 192 values.
+        assert length.max() <= tau + 192**0.5 * 2**-24 * max(1.0, tau)
+        assert length.min() > 0.5 * tau
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+
+
+def test_steps_against_a_linear_model() -> None:
+    """Two classes: the gradient has one direction, and all steps end where one does. More classes: the
+    loss is convex in x, and from step to step the ascent gains on a single one."""
+    g = torch.Generator().manual_seed(0)
+    x, target = torch.rand(40, 6, generator=g, dtype=torch.float64), torch.arange(40)
+    for classes in (2, 5):
+        model = nn.Linear(6, classes).double()
+        nn.init.normal_(model.weight, generator=g)
+        label, tau = target % classes, 1.0
+        one, more = (ExamplePerturbation(tau, steps=steps)(model, x, label) for steps in (1, 10))
+        if classes == 2:
+            torch.testing.assert_close(more, one, rtol=0, atol=1e-14)
+            continue
+        there, further = (F.cross_entropy(model(v), label, reduction="none") for v in (one, more))
+        assert (further > there * (1 - 1e-12)).all()
+        assert further.mean() > 1.001 * there.mean()
+
+
+def test_one_step_is_line_9_to_the_bit() -> None:
+    model, (x, target) = network().float().eval(), batch()
+    x, perturb = x.float(), ExamplePerturbation(0.2, steps=1)
+    moved, _ = ops.perturb(x, perturb.input_gradient(model, x, target), 0.2)
+    assert torch.equal(perturb(model, x, target), moved)
+
+
+def test_steps_without_a_gradient() -> None:
+    """An example that is certain stays as it is, to the bit; so does a batch of none."""
+    model = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(model.weight)
+    x = torch.tensor([[1000.0, 0.3], [0.7, 0.3]])
+    moved = ExamplePerturbation(0.5, steps=3)(model, x, torch.zeros(2).long())
+    assert torch.equal(moved[0], x[0]) and not torch.equal(moved[1], x[1])
+    none = ExamplePerturbation(0.5, steps=3)(model, x[:0], torch.zeros(0).long())
+    assert none.shape == (0, 2)
+
+
 def test_tau_zero_costs_nothing() -> None:
     def fails(x: Tensor) -> Tensor:
         raise AssertionError("the model was called")
@@ -133,6 +214,8 @@ def test_loss_scale_keeps_the_direction_in_half_precision() -> None:
         ({"tau": -1.0}, "tau must be finite and not negative, got -1.0"),
         ({"tau": float("inf")}, "tau must be finite"),
         ({"tau": 1.0, "batch_norm": "eval"}, "batch_norm must be 'batch' or 'running', got 'eval'"),
+        ({"tau": 1.0, "steps": 0}, "steps must be a whole number, at least 1, got 0"),
+        ({"tau": 1.0, "steps": 1.5}, "steps must be a whole number, at least 1, got 1.5"),
         ({"tau": 1.0, "loss_scale": 0.0}, "loss_scale must be finite and positive"),
     ],
 )

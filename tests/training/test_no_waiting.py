@@ -14,14 +14,21 @@ from hrrl_ext.data import load_images
 @pytest.mark.parametrize("adversary", ["hrrl", "group_dro", "cvar"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
-    "example_level",
-    [{}, {"example_level": "stored"}, {"example_level": "stored", "stored_bits": 1}],
-    ids=["exact", "stored", "signs"],
+    "settings",
+    [
+        {},
+        {"example_level": "stored"},
+        {"example_level": "stored", "stored_bits": 1},
+        {"focal": 2.0, "example_steps": 2},
+        {"logit_adjustment": 1.0},
+        {"augmix": 3, "jsd": 12.0},
+    ],
+    ids=["exact", "stored", "signs", "focal, PGD", "adjusted", "augmix"],
 )
 def test_a_step_asks_for_no_value(
     adversary: str,
     accumulate: int,
-    example_level: dict[str, Any],
+    settings: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Tensors on "meta" have shapes and no values: item(), nonzero() or an if on one raise."""
@@ -34,7 +41,7 @@ def test_a_step_asks_for_no_value(
         accumulate=accumulate,
         device="meta",
         progress="off",
-        **example_level,
+        **settings,
     )
     monkeypatch.setattr(trainer.loop.move, "autocast", nullcontext)  # which knows no such device
     for batch in trainer.batches.epoch(0):

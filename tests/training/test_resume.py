@@ -68,7 +68,12 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2", "c": "auto"},
         {"example_level": "stored", "c": "auto", "channels_last": True},
         {"example_level": "stored", "stored_bits": 1, "precision": "fp16", "accumulate": 2},
+        {"augmix": 3, "tau": 0.0},
+        {"augmix": 3, "jsd": 12.0, "accumulate": 2},
         {"example_level": "stored", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
+        {"sampling": "class", "balance": 0.5, "focal": 2.0, "example_steps": 2},
+        {"sampling": "concept", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
+        {"logit_adjustment": 1.0, "lam": None},
     ],
     ids=str,
 )
@@ -155,6 +160,7 @@ WAYS = {
     "clusters": Way({"concepts": "clusters:6,every=2,rounds=3,refresh_rounds=1"}),
     "two processes, workers, bf16": Way({"num_workers": 2, "precision": "bf16"}, 2),
     "two processes, stored": Way({"example_level": "stored"}, 2),
+    "two processes, balanced": Way({"sampling": "concept"}, 2),
 }
 
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,10 +113,10 @@ def test_measures_are_added_without_training_again(whole: Study, tmp_path: Path)
     shutil.copytree(whole.out, out)
     robustness = {"corruptions": ["contrast"], "corruption_points": 20, "steps": [0.0, 0.5],
                   "attacks": ["linf:1/255"], "attack_points": 10, "points": 50}  # fmt: skip
-    settings = {"epochs": 1, "batch_size": 16, "crop_padding": 0}
+    settings = {"epochs": 2, "batch_size": 16, "crop_padding": 0, "evaluate_every": 1}
     more = study(
         out, robustness=robustness, counts=[5, "all"], seeds=[0],
-        finetuning={"counts": [5, 135], "settings": settings},
+        finetuning={"counts": [5, 135], "targets": ["half"], "settings": settings},
     )  # fmt: skip
     lines: list[str] = []
     before = {p: p.stat().st_mtime_ns for p in out.rglob("training.json")}
@@ -127,12 +127,36 @@ def test_measures_are_added_without_training_again(whole: Study, tmp_path: Path)
     for target in ("source", "half"):
         for measure in ("clean", "corrupted", "step 0.5", "attack linf:1/255"):
             assert 0 <= of[target, measure] <= 1
-    assert ("half", "fine-tuning") in of
+    assert of["half", "fine-tuning"] == of["half", "fine-tuning epoch 2"]
+    assert ("half", "fine-tuning epoch 1") in of
     page = study_page(more)
     assert "## Corrupted, perturbed, attacked" in page
     lines.clear()
     more.work(report=lines.append)
     assert lines == []
+    check_pictures_of_the_paper(more, of, tmp_path / "pictures")
+
+
+def check_pictures_of_the_paper(of: Study, values: Mapping[Any, float], out: Path) -> None:
+    """The lines that are drawn are those of the rows, by another route."""
+    pytest.importorskip("matplotlib")
+    from hrrl_ext.plots import paper
+
+    names = ["slow-steps.png", "fine-tuning.png", "perturbed.png", "by-concept.png"]
+    drawn = paper.plot_paper(of, out)
+    assert [path.name for path in drawn] == names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+    rows = [row for row in study_rows(of) if row["method"] == "EL"]
+    (steps, accuracy), *_ = paper._perturbed(rows)
+    assert steps == [0.0, 0.5]
+    assert accuracy == [100 * values["source", m] for m in ("clean", "step 0.5")]
+    (_, by_concept), *_ = paper._by_concept(rows)
+    assert by_concept == sorted(by_concept)
+    assert by_concept[0] == 100 * values["source", "worst concept"]
+    (epochs, error), *_ = paper._fine_tuned(rows)
+    assert (epochs, error[1]) == ([1, 2], 100 - 100 * values["half", "fine-tuning"])
+    (s, h), *_ = paper._slow_steps(rows)
+    assert h[0] == pytest.approx(-1) and s[0] == 1  # h(1) = -√λ
 
 
 # --- killed, and shared
@@ -461,6 +485,7 @@ def test_other_settings_are_refused(whole: Study) -> None:
         ({"methods": {"ERM": {}, "EL": {"search": {"tau": ["much"]}}}}, "search must list numbers for tau"),
         ({"methods": {"ERM": {}, "A": {"search": {"lr": [0.1, -1]}}}}, "study: method A: lr must be"),
         ({"finetuning": {"settings": {}}}, "finetuning: counts is missing"),
+        ({"finetuning": {"counts": [5], "targets": ["hlaf"]}}, "finetuning: targets: 'hlaf' is not known"),
         ({"finetuning": {"counts": [5], "settings": {"lrr": 1}}}, "finetuning: setting 'lrr' is not"),
         ({"finetuning": {"counts": [5], "settings": {"method": "l3sp"}}}, "method 'l3sp' is not known"),
     ],
@@ -477,6 +502,13 @@ def test_a_part_of_a_study_has_the_same_trials() -> None:
     assert (part.widths, part.seeds, part.profiles) == ([8], [1], ["tail:10"])
     assert part.search == whole.search
     assert part.search.width == 4
+    methods = SEARCHED["methods"] | {"HRRL": {"levels_of": ["CL"]}, "EL": {"tau": 0.1}}
+    some = StudyConfig.read(TINY | {"methods": methods}).only(methods=["HRRL"])
+    assert list(some.methods) == ["ERM", "CL", "HRRL"]
+    with pytest.raises(
+        ValueError, match="study: methods: 'HRRLL' is not known; did you mean 'HRRL'"
+    ):
+        some.only(methods=["HRRLL"])
     with pytest.raises(ValueError, match="study: profiles: 'equl' is not known"):
         whole.only(profiles=["equl"])
     with pytest.raises(ValueError, match=r"study: seeds: 2 is not known; .*'0', '1'"):

@@ -22,6 +22,9 @@ Row: TypeAlias = dict[str, Any]
 KEYS = ("profile", "width", "method", "seed", "target", "count", "measure")
 WORST = "worst concept"
 SECONDS = "seconds per epoch"
+MU = "mu"
+CONCEPT, STEP, EPOCH = "concept ", "step ", "fine-tuning epoch "
+"""What stands before the name of a concept, the length of a perturbation, the number of an epoch."""
 CONFIDENCE = 0.95
 
 
@@ -29,10 +32,10 @@ def study_rows(study: Study) -> list[Row]:
     """A row per number, with ``KEYS`` and ``value``: of every trial whose training is through.
 
     target is "source" for what is measured on the source's test images, and count is None there.
-    Measures: of the source accuracy, worst concept, concept NAME and seconds per epoch (of the processor
-    on the CPU, which other work hardly touches, else by the clock); of targets, by count, svm, knn and
-    fine-tuning; of the source's classifier, and of an SVM on the frozen features of a target, clean,
-    corrupted, attack SPEC and step LENGTH.
+    Measures: of the source accuracy, worst concept, concept NAME, mu and seconds per epoch (of the
+    processor on the CPU, which other work hardly touches, else by the clock); of targets, by count, svm,
+    knn, fine-tuning and fine-tuning epoch NUMBER; of the source's classifier, and of an SVM on the
+    frozen features of a target, clean, corrupted, attack SPEC and step LENGTH.
     """
     rows: list[Row] = []
     for trial, parts in _measured(study):
@@ -78,8 +81,7 @@ def _part_names(study: Study) -> Iterator[str]:
     config = study.config
     for target in config.targets:
         yield from (f"features {target} {count}" for count in config.counts)
-        if config.finetuning is not None:
-            yield from (f"finetuning {target} {count}" for count in config.finetuning.counts)
+    yield from (f"finetuning {target} {count}" for target, count in config.finetuned)
     if config.robustness is not None:
         yield from (f"robustness {target}" for target in (SOURCE, *config.targets))
 
@@ -92,17 +94,20 @@ def _values(study: Study, parts: Parts) -> Iterator[tuple[str, Any, str, float |
     yield SOURCE, None, WORST, training["worst_concept_accuracy"]
     worked = training["processor_seconds_per_epoch"]
     yield SOURCE, None, SECONDS, worked or training["seconds_per_epoch"]
+    yield SOURCE, None, MU, training.get("mu")
     for concept, accuracy in training["concept_accuracy"].items():
-        yield SOURCE, None, f"concept {concept}", accuracy
+        yield SOURCE, None, f"{CONCEPT}{concept}", accuracy
     for target in config.targets:
         for count in config.counts:
             part = parts.read(f"features {target} {count}") or {}
             for name in CLASSIFIERS:
                 if name in part:
                     yield target, count, name, part[name]["accuracy"]
-        for count in config.finetuning.counts if config.finetuning is not None else ():
-            part = parts.read(f"finetuning {target} {count}") or {}
-            yield target, count, "fine-tuning", part.get("accuracy")
+    for target, count in config.finetuned:
+        part = parts.read(f"finetuning {target} {count}") or {}
+        yield target, count, "fine-tuning", part.get("accuracy")
+        for epoch, accuracy in part.get("by_epoch", {}).items():
+            yield target, count, f"{EPOCH}{epoch}", accuracy
     for target in (SOURCE, *config.targets) if config.robustness is not None else ():
         yield from _robustness(target, parts.read(f"robustness {target}") or {})
 
@@ -112,7 +117,7 @@ def _robustness(target: str, part: Part) -> Iterator[tuple[str, Any, str, float 
     yield target, None, "corrupted", part.get("corrupted")
     for step, accuracy in part.get("steps", {}).items():
         if float(step):  # at 0 it is clean
-            yield target, None, f"step {float(step):.3g}", accuracy
+            yield target, None, f"{STEP}{float(step):.3g}", accuracy
     for spec, accuracy in part.get("attacks", {}).items():
         yield target, None, f"attack {spec}", accuracy
 

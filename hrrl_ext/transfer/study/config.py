@@ -88,6 +88,8 @@ class FinetuningSpec:
     """All weights trained on a target; ``settings`` are those of :func:`hrrl_ext.finetune`."""
 
     counts: Sequence[int | str]
+    targets: Sequence[str] | None = None
+    """all if None"""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -141,9 +143,23 @@ class StudyConfig:
             evaluation_config(**{"preset": "quick", **self.robustness})
         if self.finetuning is not None:
             _check_counts("finetuning: counts", self.finetuning.counts)
-            settings = {k: v for k, v in self.finetuning.settings.items() if k != "method"}
+            for target in self.finetuning.targets or ():
+                if target not in self.targets:
+                    known = not_known(target, self.targets)
+                    raise ValueError(f"study: finetuning: targets: {known}")
+            own = ("method", "evaluate_every")
+            settings = {k: v for k, v in self.finetuning.settings.items() if k not in own}
             _check_values("finetuning", _trainer_settings("study: finetuning", settings))
             read_method(self.finetuning.settings.get("method", "plain"))
+
+    @property
+    def finetuned(self) -> list[tuple[str, int | str]]:
+        """Targets and counts that all weights are trained on."""
+        spec = self.finetuning
+        if spec is None:
+            return []
+        targets = self.targets if spec.targets is None else spec.targets
+        return [(target, count) for target in targets for count in spec.counts]
 
     def only(
         self,
@@ -151,14 +167,25 @@ class StudyConfig:
         profiles: Sequence[str] | None = None,
         widths: Sequence[int] | None = None,
         seeds: Sequence[int] | None = None,
+        methods: Sequence[str] | None = None,
     ) -> StudyConfig:
-        """A part of the study, whose trials are the same. ValueError: it has no such."""
-        asked: dict[str, Any] = {"profiles": profiles, "widths": widths, "seeds": seeds}
+        """A part of the study, whose trials are the same; the base is in it, and the methods whose levels
+        those asked for take. ValueError: it has no such."""
+        asked: dict[str, Any] = {
+            "profiles": profiles,
+            "widths": widths,
+            "seeds": seeds,
+            "methods": methods,
+        }
         given = {name: values for name, values in asked.items() if values is not None}
         for name, values in given.items():
             for value in values:
                 if value not in (known := getattr(self, name)):
                     raise ValueError(f"study: {name}: {not_known(value, map(str, known))}")
+        if methods is not None:
+            asked_for = {self.base, *methods}
+            asked_for |= {name for m in methods for name in self.methods[m].levels_of}
+            given["methods"] = {m: self.methods[m] for m in self.methods if m in asked_for}
         return replace(self, **given)
 
     def _check_search(self) -> None:

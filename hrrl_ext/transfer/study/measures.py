@@ -55,11 +55,10 @@ def costly_measures(
             make = partial(_robustness_part, opened, config, target)
             yield Measure(f"robustness {target}", of, make)
     if config.finetuning is not None:
-        for target in config.targets:
-            for count in config.finetuning.counts:
-                of = _of(config, target) | {"finetuning": dict(config.finetuning.settings)}
-                make = partial(_finetuning_part, opened, config, target, count, seed)
-                yield Measure(f"finetuning {target} {count}", of, make)
+        for target, count in config.finetuned:
+            of = _of(config, target) | {"finetuning": dict(config.finetuning.settings)}
+            make = partial(_finetuning_part, opened, config, target, count, seed)
+            yield Measure(f"finetuning {target} {count}", of, make)
 
 
 def _of(config: StudyConfig, target: str) -> dict[str, Any]:
@@ -149,9 +148,12 @@ def _finetuning_part(
         resume=(out / "checkpoints").exists(),
         progress="off",
         concepts="classes",
-        evaluate_every=settings.get("epochs", 100),
-        **settings,
+        **{"evaluate_every": settings.get("epochs", 100)} | settings,
     )
-    part = {"examples": len(rows), "accuracy": result.last["accuracy"]}
+    part = {
+        "examples": len(rows),
+        "accuracy": result.last["accuracy"],
+        "by_epoch": {row["epoch"]: row["accuracy"] for row in result.history if "accuracy" in row},
+    }
     shutil.rmtree(out)  # what it came to is kept; its weights are nobody's
     return part

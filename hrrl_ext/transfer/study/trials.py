@@ -113,6 +113,7 @@ def train(
         "loss": last["loss"],
         "train_accuracy": last["train_accuracy"],
         "effective_concepts": last["effective_concepts"],
+        "mu": last["mu"],
         "epochs": len(history),
         "seconds_per_epoch": statistics.median(row["seconds"] for row in history),
         "processor_seconds_per_epoch": worked / epochs_now if on_cpu else None,

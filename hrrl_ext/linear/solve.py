@@ -1,0 +1,154 @@
+"""Which solver, and its answer with the gap that the data say it has."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+
+from ..spec import not_known
+from .cone import solve_socp
+from .duality import NotSeparableError, Problem, Solution, settled
+from .exact import Answer, solve_lp, solve_nnls
+from .first_order import fit_hard, fit_soft
+from .proximal import fit_proximal
+from .steepest import LinearFit, fit_steepest
+
+Solver = Literal["auto", "lp", "nnls", "socp", "first-order", "steepest", "prox"]
+
+NORMS = ("l1", "l2", "linf", "fourier-l1")
+_NORMS_OF: dict[str, tuple[str, ...]] = {
+    "lp": ("l1", "linf"),
+    "nnls": ("l2",),
+    "socp": ("l2", "fourier-l1"),
+    "first-order": NORMS,
+    "steepest": NORMS,
+    "prox": NORMS,
+}
+_EXACT: dict[str, Callable[[Problem], Answer]] = {
+    "lp": solve_lp,
+    "nnls": solve_nnls,
+    "socp": solve_socp,
+}
+_LARGEST = {"lp": 500_000, "nnls": 5_000_000, "socp": 200_000}
+"""Entries of X up to which each takes seconds, not minutes (docs/linear.md)."""
+_GAP = 1e-3  # of the first-order solver, where no tol is given
+_SINGLE = 1e-4  # gaps down to here are sought in float32
+_SMALLEST = 1e-9  # lam that is tried, in units of the largest
+
+
+def choose(problem: Problem, solver: str) -> str:
+    """The solver by name, "auto" resolved; ValueError where it cannot solve the problem."""
+    norm, soft = problem.norm.name, problem.C is not None
+    if solver == "auto":
+        exact = "nnls" if norm == "l2" and not soft else "socp"
+        exact = "lp" if norm in _NORMS_OF["lp"] else exact
+        there = exact != "socp" or importlib.util.find_spec("clarabel") is not None
+        return exact if there and problem.X.size <= _LARGEST[exact] else "first-order"
+    if solver not in _NORMS_OF:
+        raise ValueError(f"MaxMarginClassifier: solver {not_known(solver, ['auto', *_NORMS_OF])}")
+    if norm not in _NORMS_OF[solver]:
+        able = [name for name, norms in _NORMS_OF.items() if norm in norms]
+        raise ValueError(
+            f"MaxMarginClassifier: solver {solver!r} solves norm {' and '.join(_NORMS_OF[solver])}, "
+            f"got norm={norm!r}; use {' or '.join(map(repr, able))}, or 'auto'"
+        )
+    if solver in ("nnls", "steepest") and soft:
+        raise ValueError(
+            f"MaxMarginClassifier: solver {solver!r} has no slack, got C; use 'first-order' or 'auto'"
+        )
+    return solver
+
+
+def solve(
+    problem: Problem,
+    solver: str,
+    *,
+    tol: float | None = None,
+    max_iter: int = 100_000,
+    device: torch.device | str = "cpu",
+) -> Solution:
+    """NotSeparableError where a hard problem has no solution; ConvergenceWarning at max_iter."""
+    solver = choose(problem, solver)
+    if solver in _EXACT:
+        return settled(problem, *_EXACT[solver](problem))
+    tol = _GAP if tol is None else tol
+    dtype = torch.float32 if tol >= _SINGLE and solver == "first-order" else torch.float64
+    X = torch.from_numpy(np.require(problem.X, requirements="W")).to(device, dtype)
+    sign = torch.from_numpy(problem.sign).to(X)
+    if solver == "first-order":
+        return _first_order(problem, X, sign, tol, max_iter)
+    if solver == "steepest":
+        fit = fit_steepest(X, sign, problem.norm, fit_intercept=problem.intercept, steps=max_iter)
+        return _settled(problem, fit, max_iter)
+    return _proximal(problem, X, sign, tol, max_iter)
+
+
+def _first_order(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter: int) -> Solution:
+    of: dict[str, Any] = {
+        "intercept": problem.intercept, "tol": tol, "max_iter": max_iter
+    }  # fmt: skip
+    if problem.C is None:
+        found = fit_hard(X, sign, problem.norm, **of)
+        if not found.separable:
+            raise NotSeparableError("the convex hulls of the classes meet")
+        if not found.lower > 0:
+            raise NotSeparableError(
+                f"in {found.n_iter} iterations no separating hyperplane was found, though there may be "
+                f"one with a margin of up to {found.upper:.3g}; raise max_iter"
+            )
+    else:
+        found = fit_soft(X, sign, problem.norm, problem.C, **of)
+    solution = settled(problem, _wide(found.w), found.b, _wide(found.p), found.n_iter)
+    if not found.met:
+        warnings.warn(
+            f"MaxMarginClassifier: after {found.n_iter} iterations the gap is {solution.gap:.2g}, "
+            f"wanted {tol:.2g}; raise max_iter or tol. The radius is that of the classifier found",
+            ConvergenceWarning,
+            stacklevel=5,
+        )
+    return solution
+
+
+def _proximal(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter: int) -> Solution:
+    """The hinge at one lam: 1/(n C), or one so small that it is exact.
+
+    lam ≤ ε*/n is, since Σα = 1/ε*; and so is lam ≤ r/n with the radius r of any classifier, which is
+    at most ε*. It begins at the largest ‖x_i‖*/n, and goes on from what it finds.
+    """
+    n = len(sign)
+    centred = X - X.mean(0) if problem.intercept else X
+    top = lam = float(problem.norm.dual.size(centred).max()) / n
+    while problem.C is None and lam > _SMALLEST * top:
+        fit = fit_proximal(
+            X, sign, problem.norm, lam, fit_intercept=problem.intercept, tol=tol, max_steps=max_iter
+        )
+        try:
+            solution = _settled(problem, fit, max_iter)
+        except NotSeparableError:
+            lam /= 10
+            continue
+        if lam <= (exact := 1 / (n * solution.primal)):
+            return solution
+        lam = exact
+    if problem.C is None:
+        raise NotSeparableError(f"no lam down to {lam:.1g} has led to a hyperplane that separates")
+    fit = fit_proximal(
+        X, sign, problem.norm, 1 / (n * problem.C), fit_intercept=problem.intercept,
+        tol=tol, max_steps=max_iter,
+    )  # fmt: skip
+    return _settled(problem, fit, max_iter)
+
+
+def _settled(problem: Problem, fit: LinearFit, n_iter: int) -> Solution:
+    return settled(problem, _wide(fit.w), float(fit.b), _wide(fit.alpha), n_iter)
+
+
+def _wide(v: Tensor) -> np.ndarray:
+    return v.detach().cpu().numpy().astype(np.float64)

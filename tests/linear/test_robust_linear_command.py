@@ -1,0 +1,150 @@
+"""hrrl robust-linear: every kind of file, what is printed and written, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from margin_cases import digits_3_7, overlapping
+from sklearn.datasets import load_digits
+from test_cli import run
+
+from hrrl_ext.linear import MaxMarginClassifier, certify
+from hrrl_ext.plots import plot_certified
+from hrrl_ext.transfer import Features, save_features
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("digits") / "digits.npz"
+    X, y = load_digits(return_X_y=True)
+    np.savez(path, X=X / 16, y=y)
+    return path
+
+
+def write_table(path: Path, X: np.ndarray, y: list[str], at: int) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        names = [f"x{j}" for j in range(X.shape[1])]
+        writer.writerow([*names[:at], "kind", *names[at:]])
+        writer.writerows(
+            [*row[:at], label, *row[at:]] for row, label in zip(X.tolist(), y, strict=True)
+        )
+
+
+def test_from_an_archive_to_a_certificate(digits: Path, tmp_path: Path, capsys) -> None:
+    out = tmp_path / "out"
+    options = [
+        digits,
+        "--classes",
+        "3",
+        "7",
+        "--norm",
+        "l1",
+        "--test",
+        digits,
+        "--eps",
+        "0.1",
+        "0",
+        "--out",
+        out,
+    ]
+    status, stdout, stderr = run(capsys, "robust-linear", *options)
+    assert status == 0, stderr
+    assert "no linf perturbation below 0.08764 changes a training prediction" in stdout
+    assert stdout.endswith(f"saved {out}\n")
+    table = stdout.split("certified accuracy\n")[1].splitlines()
+    assert table[0].split() == ["linf", "attack", "of", "training", "test"]
+    assert table[1].split() == ["0", "100.0", "%", "100.0", "%"]
+    said = json.loads((out / "certificate.json").read_text())
+    stored = np.load(out / "weights.npz")
+    model = MaxMarginClassifier("l1").fit(*digits_3_7())
+    np.testing.assert_array_equal(stored["coef"], model.coef_)
+    assert said["robust_radius"] == model.robust_radius_ and said["attack"] == "linf"
+    assert said["certified_accuracy"]["test"] == [1.0, model.certified_accuracy(*digits_3_7(), 0.1)]
+    radii = list(csv.DictReader((out / "training-radii.csv").open()))
+    assert len(radii) == 362 and min(float(row["radius"]) for row in radii) == model.robust_radius_
+    if (out / "certified.png").exists():
+        assert (out / "certified.png").read_bytes().startswith(b"\x89PNG")
+    status, _, stderr = run(capsys, "robust-linear", *options)
+    assert status == 1 and "exists; choose another out" in stderr
+
+
+def test_every_kind_of_file_holds_the_same(digits: Path, tmp_path: Path, capsys) -> None:
+    X, y = digits_3_7()
+    X = X.astype(np.float32)
+    save_features(tmp_path / "a.safetensors", Features(torch.from_numpy(X), torch.from_numpy(y)))
+    write_table(tmp_path / "last.csv", X, [str(k) for k in y], 64)
+    write_table(tmp_path / "first.csv", X, [str(k) for k in y], 0)
+    images = np.round(X.reshape(-1, 8, 8) * 16).astype(np.uint8)
+    np.savez(tmp_path / "images.npz", image=images, label=y)
+    radius = MaxMarginClassifier("linf").fit(X, y).robust_radius_
+    for name, scale, more in (
+        ("a.safetensors", 1, []), ("last.csv", 1, []), ("first.csv", 1, ["--target", "kind"]),
+        ("images.npz", 16 / 255, []),
+    ):  # fmt: skip
+        status, stdout, stderr = run(
+            capsys, "robust-linear", tmp_path / name, "--norm", "linf", *more
+        )
+        assert status == 0, stderr
+        assert f"no l1 perturbation below {scale * radius:.4g} " in stdout, name
+
+
+def test_what_is_refused(digits: Path, tmp_path: Path, capsys) -> None:
+    X, y = overlapping()
+    np.savez(tmp_path / "mixed.npz", X=X, y=y)
+    np.savez(tmp_path / "other.npz", rows=X)
+    (tmp_path / "not.npz").write_text("text")
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "words.csv").write_text("a,b,kind\n1,2,x\n1,two,y\n")
+    (tmp_path / "short.csv").write_text("a,b,kind\n1,2,x\n1,y\n")
+    (tmp_path / "a.txt").write_text("1")
+    for words, told in (
+        (["mixed.npz"], "no hyperplane separates"),
+        (["other.npz"], "must hold one of the pairs"),
+        (["not.npz"], "is not an .npz"),
+        (["empty.csv"], "there are none"),
+        (["words.csv"], "row 2 is not numbers"),
+        (["short.csv"], "2 columns, where the header has 3"),
+        (["words.csv", "--target", "knd"], "did you mean 'kind'"),
+        (["mixed.npz", "--target", "kind"], "target names a column of a .csv"),
+        (["a.txt"], "by its suffix"),
+        (["none.csv"], "no file"),
+        (["mixed.npz", "--classes", "2"], "class '2' is not known"),
+        (["mixed.npz", "--norm", "l7x"], "norm 'l7x' is not known"),
+    ):
+        status, _, stderr = run(capsys, "robust-linear", tmp_path / words[0], *words[1:])
+        assert status == 1 and told in stderr, (words, stderr)
+
+
+def test_with_slack_it_says_so(tmp_path: Path, capsys) -> None:
+    X, y = overlapping()
+    np.savez(tmp_path / "mixed.npz", X=X, y=y)
+    for C, told in (("1", "training examples are misclassified"), ("1e-9", "all weights are 0")):
+        status, stdout, stderr = run(
+            capsys, "robust-linear", tmp_path / "mixed.npz", "--norm", "l1", "--C", C
+        )
+        assert status == 0, stderr
+        assert told in stdout and "lam up to" not in stdout
+
+
+def test_the_curve_is_exact_at_every_eps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = pytest.importorskip("matplotlib.figure")
+    drawn = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: drawn.append(self))
+    X, y = overlapping()
+    model = MaxMarginClassifier("l1", C=1.0).fit(X, y)
+    certificate = model.certify(X, y)
+    plot_certified({"_$a": certificate}, tmp_path / "picture.png")
+    (line,) = drawn[0].axes[0].get_lines()
+    eps, share = line.get_data()
+    for at in (0.0, eps[3], eps[5] + 1e-9, eps[-1] + 1):
+        shown = share[np.searchsorted(eps, at, side="right") - 1]
+        assert shown == pytest.approx(100 * certificate.accuracy(at))
+    other = certify(model, X, y, "l2")
+    with pytest.raises(ValueError, match="of one norm, got"):
+        plot_certified({"a": certificate, "b": other}, tmp_path / "picture.png")
