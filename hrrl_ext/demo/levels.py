@@ -12,9 +12,9 @@ weights and batches. Measured on the test images, where all digits are as freque
 How it was chosen. The network, the batch and the length of training: by the accuracy at home of plain
 training (ERM) on two or three seeds and by its time, among linear:10, tail:10, tail:30 and tail:100,
 widths 8 to 16 and 30 to 60 epochs; tail:30 is the longest tail on which ERM is good (96 %, and 85 % for
-the worst digit). The shifts: by what the levels are for, before any of them was trained; STEP and the
-five examples so that ERM is neither perfect nor lost there. The levels: by held-out images of the source,
-as in a study, with seeds of their own. No choice was made by how HRRL, EL or CL did in the table.
+the worst digit). The shifts: by what the levels are for, before any of them was measured there; STEP and
+the five examples so that ERM is neither perfect nor lost there. The levels: by held-out images of the
+source, as in a study, with seeds of their own. No choice was made by how HRRL, EL or CL did in the table.
 """
 
 from __future__ import annotations
