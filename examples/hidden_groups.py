@@ -6,6 +6,7 @@
 Odd digits against even ones, in colour: of the odd 95 % are green and of the even 95 % red, so colour
 is the easy way to a low training loss. The other 5 % of each class are the hidden groups. In the
 validation and the test images half of each class has either colour. The digits are scikit-learn's.
+`make demo` shows it in small, and has the images and the network.
 
 ERM, then the concept level (CL, tau = 0) with the true groups as concepts, which are not to be had in
 practice; with clusters of the gradients after a short run of ERM; and with the same clusters dealt out
@@ -20,75 +21,23 @@ import csv
 import itertools
 import statistics
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from result_page import with_tables
 from safetensors.torch import save_model
-from torch import Tensor, nn
+from torch import Tensor
 
 from hrrl_ext import DiscoveredConcepts, HRRLTrainer
-from hrrl_ext.data import ArrayImages, Batches, load_images
+from hrrl_ext.data import Batches
+from hrrl_ext.demo.groups import coloured_digits, found_share, plain_network
 from hrrl_ext.evaluation import accuracy
 
-MINORITY = 0.05  # of each class, in the training images
 SEARCH_SEEDS = (100, 101)  # other splits, colours and weights than those of the table
 LAM_GRID = (2.0, 8.0, 32.0)
 K_GRID = (4, 8, 16)
 WAYS = ("ERM", "CL, true groups", "CL, discovered", "CL, discovered, shuffled")
-
-
-@dataclass(frozen=True)
-class Coloured:
-    """Digits that are odd (class 1) or even (0), green (1) or red (0); group = 2 class + colour."""
-
-    images: ArrayImages
-    group: Tensor
-
-    @property
-    def minority(self) -> Tensor:
-        """[N] whether the colour is not that of most of the class."""
-        return (self.group == 1) | (self.group == 2)
-
-
-def coloured(digits: ArrayImages, minority: float, seed: int) -> Coloured:
-    """A share ``minority`` of each class, chosen at random, has the other class's colour."""
-    generator = torch.Generator().manual_seed(seed)
-    label = digits.target % 2
-    colour = label.clone()
-    for c in (0, 1):
-        members = (label == c).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        colour[members[: round(minority * len(members))]] = 1 - c
-    images = torch.zeros_like(digits.images)
-    rows = torch.arange(len(images))
-    images[rows, colour] = digits.images[:, 0]
-    return Coloured(ArrayImages(images, label, classes=["even", "odd"]), 2 * label + colour)
-
-
-def data(seed: int) -> dict[str, Coloured]:
-    """A fifth of the training images is held out for validation."""
-    digits, test = load_images("digits", split="train"), load_images("digits", split="test")
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(seed))
-    held = len(digits) // 5
-    return {
-        "train": coloured(digits.subset(order[held:]), MINORITY, seed),
-        "validation": coloured(digits.subset(order[:held]), 0.5, seed),
-        "test": coloured(test, 0.5, seed),
-    }
-
-
-def network(width: int, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.ReLU(),
-            nn.Conv2d(width, 2 * width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1), nn.ReLU(),
-            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(8 * width, 2),
-        )  # fmt: skip
 
 
 class Experiment:
@@ -96,7 +45,7 @@ class Experiment:
 
     def __init__(self, args: argparse.Namespace, seed: int) -> None:
         self.args, self.seed = args, seed
-        sets = data(seed)
+        sets = coloured_digits(seed)
         self.train, self.validation, self.test = sets["train"], sets["validation"], sets["test"]
 
     def run(self, concepts: Any, lam: float | None, epochs: int, **more: Any) -> HRRLTrainer:
@@ -106,7 +55,7 @@ class Experiment:
             "lr": 0.05, "crop_padding": 0, "flip": False, "device": "cpu", "progress": "off",
         }  # fmt: skip
         settings |= {"concepts": concepts, "lam": lam, "epochs": epochs, "seed": self.seed} | more
-        trainer = HRRLTrainer(network(self.args.width, self.seed), **settings)
+        trainer = HRRLTrainer(plain_network(self.args.width, self.seed), **settings)
         trainer.fit()
         return trainer
 
@@ -136,10 +85,7 @@ class Experiment:
         return concept[order]
 
     def found(self, concept: Tensor) -> float:
-        """The share of the minorities' images that are in clusters of which they are most."""
-        clusters = torch.bincount(concept)
-        members = torch.bincount(concept[self.train.minority], minlength=len(clusters))
-        return (members[2 * members > clusters].sum() / members.sum()).item()
+        return found_share(concept, self.train.minority)
 
 
 def validated(trainer: HRRLTrainer) -> float:

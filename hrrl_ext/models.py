@@ -2,7 +2,7 @@
 
 So a radius such as tau or eps means the same pixels in training and in every attack, whatever the
 data set's mean and standard deviation. `resnet18` is the paper's network; its parameter names are
-torchvision's, whose state dicts load.
+torchvision's, whose state dicts load. `ConvNet` is for images of a few pixels.
 """
 
 from __future__ import annotations
@@ -18,12 +18,20 @@ from torch import Tensor, nn
 
 from .spec import not_known
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Normalise", "ResNet18", "build_model", "resnet18"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "ConvNet",
+    "Normalise",
+    "ResNet18",
+    "build_model",
+    "resnet18",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-_MODELS = ("resnet18",)
+_MODELS = ("resnet18", "convnet")
 # From here down ImageNet's stem, of stride 4, would leave the last stage 2x2 positions or fewer.
 _SMALL_IMAGE_SIZE = 64
 
@@ -182,14 +190,52 @@ class ResNet18(nn.Module):
 resnet18 = ResNet18  # under torchvision's name
 
 
+class ConvNet(nn.Sequential):
+    """Three 3x3 convolutions: float images [B, 3, H, W] → [B, num_classes], H and W at least 2.
+
+    For images of a few pixels, such as 8x8 digits, on which it trains in seconds and which ResNet-18's
+    strides would leave one position of. w, 2w and 2w channels, each convolution with batch
+    normalisation and relu, max-pooling after the second; the features are the means of the four
+    quarters of the image, 8w as ResNet-18's.
+    """
+
+    def __init__(self, num_classes: int, *, width: int = 64) -> None:
+        if num_classes < 1 or width < 1:
+            raise ValueError(
+                "convnet: num_classes and width must be at least 1, "
+                f"got num_classes={num_classes}, width={width}"
+            )
+        super().__init__(
+            OrderedDict(
+                normalise=Normalise(),
+                stage1=_convolution(3, width),
+                stage2=_convolution(width, 2 * width),
+                pool=nn.MaxPool2d(2),
+                stage3=_convolution(2 * width, 2 * width),
+                quarters=nn.AdaptiveAvgPool2d(2),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(8 * width, num_classes),
+            )
+        )
+
+
+def _convolution(in_channels: int, channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+    )
+
+
 def build_model(
     model: str | nn.Module, *, num_classes: int, image_size: int, width: int = 64
 ) -> nn.Module:
     """A model by name for images of image_size pixels; an nn.Module passes through untouched.
 
-    "resnet18" has the small stem up to 64 pixels, ImageNet's above, and ``width`` channels in its
-    first stage. "torchvision:NAME" and "timm:NAME" are those libraries' networks with fresh weights,
-    behind ImageNet's normaliser. ValueError: unknown name. ImportError: the library is not there.
+    ``width`` is the number of channels of the first stage: of "resnet18", which has the small stem up
+    to 64 pixels, ImageNet's above, and of "convnet", for images of a few pixels. "torchvision:NAME" and
+    "timm:NAME" are those libraries' networks with fresh weights, behind ImageNet's normaliser.
+    ValueError: unknown name. ImportError: the library is not there.
     """
     if isinstance(model, nn.Module):
         return model
@@ -208,6 +254,8 @@ def build_model(
         raise ValueError(f"build_model: model {not_known(model, known)}; or pass any nn.Module")
     if image_size < 1:
         raise ValueError(f"build_model: image_size must be at least 1 pixel, got {image_size}")
+    if model == "convnet":
+        return ConvNet(num_classes, width=width)
     return resnet18(
         num_classes, stem="small" if image_size <= _SMALL_IMAGE_SIZE else "imagenet", width=width
     )

@@ -322,19 +322,3 @@ def test_as_a_module() -> None:
         [sys.executable, "-m", "hrrl_ext", "--help"], capture_output=True, text=True, check=True
     )
     assert "demo" in done.stdout
-
-
-@pytest.mark.slow
-def test_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, stdout, stderr = run(capsys, "demo", "--out", tmp_path, "--seeds", "1")
-    assert status == 0, stderr
-    for variant in ("ERM", "EL", "CL", "HRRL"):
-        assert f"\n{variant}" in stdout
-    names = {path.name for path in tmp_path.iterdir()}
-    pictures = {
-        f"{name}.png" for name in ("loss", "q", "accuracy", "error", "concept_accuracy", "h")
-    }
-    assert names == {"table.md", "trials.jsonl", "models"} | pictures
-    models = [str(tmp_path / "models" / f"{variant}-0") for variant in ("ERM", "EL", "CL", "HRRL")]
-    assert f"hrrl evaluate {' '.join(models)} --data digits --out {tmp_path / 'report'}" in stdout
-    assert all((Path(model) / "results.json").is_file() for model in models)

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
-from hrrl_ext.models import IMAGENET_MEAN, IMAGENET_STD, Normalise, ResNet18, build_model, resnet18
+from hrrl_ext.models import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    ConvNet,
+    Normalise,
+    ResNet18,
+    build_model,
+    resnet18,
+)
 
 BATCH_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
@@ -275,3 +283,42 @@ def test_build_model_refuses_other_types():
 def test_build_model_refuses_an_empty_image():
     with pytest.raises(ValueError, match="image_size must be at least 1 pixel, got 0"):
         build_model("resnet18", num_classes=2, image_size=0)
+
+
+# ConvNet
+
+
+@pytest.mark.parametrize("side", [2, 7, 8])
+def test_convnet_against_its_twin(side):
+    """Written from its docstring; an odd side makes the quarters overlap."""
+    torch.manual_seed(0)
+    model = off_default(ConvNet(3, width=2)).eval()
+    state, x = model.state_dict(), torch.rand(4, 3, side, side)
+    mean, std = (torch.tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    y = (x - mean) / std
+    for stage in (1, 2, 3):
+        y = F.conv2d(y, state[f"stage{stage}.0.weight"], padding=1)
+        at = f"stage{stage}.1"
+        scale = state[f"{at}.weight"] / (state[f"{at}.running_var"] + 1e-5).sqrt()
+        shift = state[f"{at}.bias"] - state[f"{at}.running_mean"] * scale
+        y = (y * scale[:, None, None] + shift[:, None, None]).relu()
+        if stage == 2:
+            y = F.max_pool2d(y, 2)
+    low, high = slice(0, -(-y.shape[2] // 2)), slice(y.shape[2] // 2, None)
+    quarters = [y[:, :, a, b].mean((2, 3)) for a in (low, high) for b in (low, high)]
+    features = torch.stack(quarters, 2).flatten(1)
+    assert features.shape == (4, 16)
+    assert_close(model(x), features @ state["fc.weight"].T + state["fc.bias"])
+
+
+def test_convnet_by_name():
+    model = build_model("convnet", num_classes=5, image_size=8, width=3)
+    assert isinstance(model, ConvNet)
+    assert model.fc.weight.shape == (5, 24)
+    assert ConvNet(5).fc.in_features == 512
+
+
+@pytest.mark.parametrize("sizes", [{"num_classes": 0}, {"num_classes": 2, "width": 0}])
+def test_convnet_refuses_empty_layers(sizes):
+    with pytest.raises(ValueError, match="convnet: num_classes and width must be at least 1"):
+        ConvNet(**sizes)

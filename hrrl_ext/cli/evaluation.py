@@ -29,7 +29,7 @@ def _evaluate_arguments(parser: CommandParser) -> None:
         "--weights", nargs="+", default=[], help="files of weights alone, of --arch"
     )
     parser.add_argument(
-        "--arch", help="what --weights are of: resnet18, torchvision:NAME, timm:NAME"
+        "--arch", help="what --weights are of: resnet18, convnet, torchvision:NAME, timm:NAME"
     )
     parser.add_argument("--width", type=int, default=64, help="channels of its first stage")
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")

@@ -102,11 +102,11 @@ def finish_run(result: TrainingResult) -> None:
 def weights_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--arch",
-        help="in place of a folder: resnet18, torchvision:NAME or timm:NAME, with --weights",
+        help="in place of a folder: resnet18, convnet, torchvision:NAME or timm:NAME, with --weights",
     )
     parser.add_argument("--weights", help="state dict for --arch: .safetensors, or of torch.save")
     parser.add_argument(
-        "--width", type=int, default=64, help="of --arch resnet18: its first stage's"
+        "--width", type=int, default=64, help="of --arch resnet18 or convnet: its first stage's"
     )
 
 

@@ -42,8 +42,9 @@ class HRRLTrainer:
         features = hrrl_ext.extract_features(result.model, other_images)
 
     Args:
-        model: "resnet18" (3×3 stem up to 64 pixels, ImageNet's above), or any module that maps
-            images [B, 3, H, W] in [0, 1] to logits [B, C], trained in place.
+        model: "resnet18" (3×3 stem up to 64 pixels, ImageNet's above), "convnet" (for images of a few
+            pixels), or any module that maps images [B, 3, H, W] in [0, 1] to logits [B, C], trained in
+            place.
         data: training images; whatever :func:`hrrl_ext.data.load_images` opens.
         concepts: which concept each example belongs to: None (the data set's own), "classes",
             "cifar100", "imagenet", "column:NAME" of a metadata CSV, a JSON or CSV file, a ConceptMap,

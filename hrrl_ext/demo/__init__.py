@@ -1,0 +1,10 @@
+"""A first look, on real images that come with scikit-learn: what each level is for, in two minutes.
+
+:mod:`.levels` learns features of digits, some of them rare, with and without either level, and shifts
+what each level is for; :mod:`.groups` has groups that nobody labelled; :mod:`.show` compares, and says
+what the intervals say.
+"""
+
+from .show import run_demo
+
+__all__ = ["run_demo"]
