@@ -7,7 +7,7 @@ namespace hrrl::cpu {
 #define HRRL_KERNELS(isa)                                                                                 \
   Kernels {                                                                                               \
     name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::update_distribution, \
-        isa::rank1_dot, isa::rank1_argmin                                                                 \
+        isa::rank1_dot, isa::rank1_argmin, isa::perturb_stored, isa::store_directions                     \
   }
 
 const Kernels& kernels() {

@@ -55,6 +55,6 @@ elif torch.version.cuda is not None:
 
     for _name in (
         *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
-        *("rank1_dot", "rank1_argmin"),
+        *("rank1_dot", "rank1_argmin", "perturb_stored", "store_directions"),
     ):
         torch.library.impl(f"hrrl_ext::{_name}", "CUDA", _refuse)

@@ -26,6 +26,8 @@ class HRRLConfig:
     backward pass, an epoch ago, for about the time of plain training."""
     stored_bits: StoredBits = 8
     """Of a value of a stored direction: 8, or 1, which keeps signs."""
+    stored_resolution: int = 1
+    """Side of the block of pixels that share a value of a stored direction."""
     lam: float | None = 10.0
     """Concept level: λ, how strongly q is held at q0, in units of the loss; None is without."""
     s: int = 1000
@@ -58,7 +60,7 @@ class HRRLConfig:
     def __post_init__(self) -> None:
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
-        require_positive(self, "width")
+        require_positive(self, "width", "stored_resolution")
         require_not_negative(self, "crop_padding")
         require_one_of(
             self,
