@@ -81,8 +81,9 @@ def store_directions(
         old = _decoded(values[row], shape).flatten(1)
         if values.dtype == torch.uint8:
             sign = torch.where(g != 0, g, old) > 0
-            sign = F.pad(sign, (0, 8 * values.shape[1] - sign.shape[1])).view(batch, -1, 8)
-            code = (sign * 2 ** torch.arange(8, device=g.device)).sum(2)
+            sign = F.pad(sign, (0, 8 * values.shape[1] - sign.shape[1]))
+            eights = sign.view(batch, values.shape[1], 8) * 2 ** torch.arange(8, device=g.device)
+            code = eights.sum(2)
             unit = torch.ones_like(scale[row])
         else:
             old = old * scale[row, None]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import cases
 import pytest
 import torch
+from stored_cases import CODES, PADDED, SIDES, Kept, check_moved, check_stored, kept
 from torch import Tensor
 
 from hrrl_ext import ops
@@ -16,91 +16,33 @@ from hrrl_ext.data import Augmentation
 from hrrl_ext.ops import reference
 
 INF, NAN = math.inf, math.nan
-SIDES = [(5, 7), (1, 1), (1, 9), (6, 1), (17, 33)]
-CODES = [torch.int8, torch.uint8]
 
 
-@dataclass
-class Kept:
-    """Stored directions of 6 images, and views of 4 of them."""
-
-    values: Tensor
-    scale: Tensor
-    row: Tensor
-    view: Tensor
-    padding: int
-    resolution: int = 1
-
-    def settings(self) -> dict[str, int]:
-        return {"padding": self.padding, "resolution": self.resolution}
-
-    def perturb(self, x: Tensor, tau: float, **other: Any) -> Tensor:
-        given = (self.values, self.scale, self.row, self.view)
-        return ops.perturb_stored(x, *given, tau, **self.settings(), **other)
-
-    def store(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        """New values and scale; these stay."""
-        values, scale = self.values.clone(), self.scale.clone()
-        ops.store_directions(values, scale, grad, self.row, self.view, **self.settings())
-        return values, scale
-
-    def expected(self, grad: Tensor) -> tuple[Tensor, Tensor]:
-        values, scale = self.values.clone(), self.scale.clone()
-        given = (values, scale, grad, self.row, self.view)
-        reference.store_directions(*given, **self.settings())
-        return values, scale
+def perturb(z: Kept, x: Tensor, tau: float) -> Tensor:
+    return ops.perturb_stored(x, *z.arguments, tau, **z.settings)
 
 
-def kept(
-    sides: tuple[int, int] = (5, 7),
-    code: torch.dtype = torch.int8,
-    padding: int = 2,
-    resolution: int = 1,
-    channels: int = 3,
-    seed: int = 0,
-) -> Kept:
-    """Rows 1 and 4 are not known; row 2 is all zeros, which a row of bytes can be."""
-    g = torch.Generator().manual_seed(seed)
-    count = channels * math.prod(-(-side // resolution) for side in sides)
-    width = count if code == torch.int8 else -(-count // 8)
-    values = torch.randint(-127, 128, (6, width), generator=g)
-    values = (values if code == torch.int8 else values + 128).to(code)
-    values[2] = 0
-    scale = torch.tensor([0.01, 0.0, 0.02, 1e-6, 0.0, 1.0])
-    view = Augmentation(padding).draw(4, g)
-    return Kept(values, scale, torch.tensor([5, 1, 0, 3]), view, padding, resolution)
+def store(z: Kept, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """New values and scale; those of z stay."""
+    values, scale = z.values.clone(), z.scale.clone()
+    ops.store_directions(values, scale, grad, z.row, z.view, **z.settings)
+    return values, scale
 
 
 # --- perturb_stored
 
 
-def assert_moved(got: Tensor, x: Tensor, exact: Tensor) -> None:
-    """One rounding of the result in its dtype, and 3 of the step where it is computed: the factor, its
-    product with a whole number, and the sum. In float64 the oracle rounds as well, and sums its norm."""
-    double = x.dtype == torch.float64
-    compute = cases.EPS[torch.float64 if double else torch.float32] * (2 if double else 1)
-    bound = cases.EPS[x.dtype] * (1 if double else 0.505) * exact.abs()
-    order = x[0].numel() ** 0.5 * cases.EPS[torch.float64] if double else 0.0
-    bound += (3 * compute + order) * (exact - x.double()).abs()
-    assert ((got.double() - exact).abs() <= bound + torch.finfo(x.dtype).tiny).all()
-
-
 @pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("sides", SIDES, ids=str)
-@pytest.mark.parametrize(
-    ("padding", "resolution"), [(0, 1), (2, 1), (9, 1), (2, 2), (1, 3), (0, 64)]
-)
+@pytest.mark.parametrize(("padding", "resolution"), PADDED)
 def test_moves_as_its_twin(
     sides: tuple[int, int], code: torch.dtype, padding: int, resolution: int, dtype: torch.dtype
 ) -> None:
     z = kept(sides, code, padding, resolution)
     x = cases.images(4, 3, *sides, dtype=dtype)
-    given = (z.values, z.scale, z.row, z.view, 0.7)
-    exact = reference.perturb_stored(x.double(), *given, **z.settings())
-    got = z.perturb(x, 0.7)
-    assert_moved(got, x, exact)
-    assert got.dtype == x.dtype and got.shape == x.shape
+    got = perturb(z, x, 0.7)
+    check_moved(x, z.exact(x, 0.7), got)
     assert torch.equal(got[1], x[1])  # not known
 
 
@@ -115,25 +57,25 @@ def test_is_augmentation_and_perturb(code: torch.dtype) -> None:
         ] * 2.0 - 1
     direction = (stored * z.scale[:, None])[z.row].view_as(x)
     seen = Augmentation(z.padding).apply(direction, z.view)
-    assert_moved(z.perturb(x, 0.5), x, ops.perturb(x.double(), seen.double(), 0.5)[0])
+    check_moved(x, ops.perturb(x.double(), seen.double(), 0.5)[0], perturb(z, x, 0.5))
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "expanded", "sliced"])
 def test_any_layout(layout: str, code: torch.dtype) -> None:
     z, x = kept((8, 6), code), cases.images(4, 3, 8, 6)
-    want, grad = z.perturb(x, 0.5), cases.gradients(4, 3, 8, 6)
-    stored = z.store(grad)
+    want, grad = perturb(z, x, 0.5), cases.gradients(4, 3, 8, 6)
+    stored = store(z, grad)
     laid = {
         "contiguous": lambda t: t,
         "channels_last": lambda t: t.contiguous(memory_format=torch.channels_last),
         "expanded": lambda t: t.transpose(2, 3).contiguous().transpose(2, 3),
         "sliced": lambda t: torch.cat([t, t], 3)[..., : t.shape[3]],
     }[layout]
-    assert torch.equal(z.perturb(laid(x), 0.5), want)
-    assert all(torch.equal(a, b) for a, b in zip(z.store(laid(grad)), stored, strict=True))
+    assert torch.equal(perturb(z, laid(x), 0.5), want)
+    assert all(torch.equal(a, b) for a, b in zip(store(z, laid(grad)), stored, strict=True))
     if layout == "channels_last":
-        assert z.perturb(laid(x), 0.5).stride() == laid(x).stride()
+        assert perturb(z, laid(x), 0.5).stride() == laid(x).stride()
 
 
 def test_nothing_to_move_along_leaves_x_to_the_bit() -> None:
@@ -141,7 +83,7 @@ def test_nothing_to_move_along_leaves_x_to_the_bit() -> None:
     x = cases.images(4, 3, 5, 7) - 0.5
     x[:, 0, 0, 0], x[:, 1, 2, 3] = -0.0, NAN
     z.row = torch.tensor([1, 2, 4, 2])
-    for got in (z.perturb(x, 0.5), kept((5, 7)).perturb(x, 0.0)):
+    for got in (perturb(z, x, 0.5), perturb(kept((5, 7)), x, 0.0)):
         assert torch.equal(cases.raw(got), cases.raw(x))
 
 
@@ -150,10 +92,11 @@ def test_nothing_to_move_along_leaves_x_to_the_bit() -> None:
 def test_views_that_miss_the_image(code: torch.dtype, offset: int) -> None:
     z, x = kept((5, 7), code), cases.images(4, 3, 5, 7)
     z.view[:, 0] = offset
-    assert torch.equal(z.perturb(x, 0.5), x)
+    assert torch.equal(perturb(z, x, 0.5), x)
     before = z.values.clone(), z.scale.clone()
     assert all(
-        torch.equal(a, b) for a, b in zip(z.store(cases.gradients(4, 3, 5, 7)), before, strict=True)
+        torch.equal(a, b)
+        for a, b in zip(store(z, cases.gradients(4, 3, 5, 7)), before, strict=True)
     )
 
 
@@ -161,48 +104,31 @@ def test_views_that_miss_the_image(code: torch.dtype, offset: int) -> None:
 def test_any_tau(tau: float) -> None:
     """τ/‖z‖ leaves the range of float32 here."""
     z, x = kept(), torch.zeros(4, 3, 5, 7, dtype=torch.float64)
-    exact = reference.perturb_stored(x, z.values, z.scale, z.row, z.view, tau, **z.settings())
+    exact = z.exact(x, tau)
     rounded = exact.float()
-    torch.testing.assert_close(z.perturb(x.float(), tau), rounded, rtol=1e-6, atol=1e-44)
+    torch.testing.assert_close(perturb(z, x.float(), tau), rounded, rtol=1e-6, atol=1e-44)
 
 
 def test_gradient_is_that_of_x() -> None:
     z, x = kept(), cases.images(4, 3, 5, 7).requires_grad_()
-    assert_moved(z.perturb(x.detach(), 0.5), x.detach(), z.perturb(x.double(), 0.5).detach())
-    z.perturb(x, 0.5).sum().backward()
+    check_moved(x.detach(), z.exact(x, 0.5).detach(), perturb(z, x.detach(), 0.5))
+    perturb(z, x, 0.5).sum().backward()
     assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
 
 
 # --- store_directions
 
 
-def assert_stored(got: tuple[Tensor, Tensor], want: tuple[Tensor, Tensor], rows: Tensor) -> None:
-    """The scale to float32's rounding; a value that lies between two units may go to either."""
-    torch.testing.assert_close(got[1], want[1], rtol=1e-6, atol=0)
-    if got[0].dtype == torch.uint8:
-        assert torch.equal(got[0], want[0])
-    else:
-        apart = (got[0].int() - want[0].int()).abs()
-        assert apart.max() <= 1 and (apart > 0).sum() <= 1e-3 * apart.numel() + 1
-    others = torch.ones(len(want[0]), dtype=torch.bool)
-    others[rows] = False
-    assert torch.equal(got[0][others], want[0][others])
-    assert torch.equal(got[1][others], want[1][others])
-
-
 @pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("sides", SIDES, ids=str)
-@pytest.mark.parametrize(
-    ("padding", "resolution"), [(0, 1), (2, 1), (9, 1), (2, 2), (1, 3), (0, 64)]
-)
+@pytest.mark.parametrize(("padding", "resolution"), PADDED)
 def test_stores_as_its_twin(
     sides: tuple[int, int], code: torch.dtype, padding: int, resolution: int, dtype: torch.dtype
 ) -> None:
     z = kept(sides, code, padding, resolution)
-    z.scale[5] = 1e-5  # so that what is kept is in the units of what is new
     grad = cases.gradients(4, 3, *sides, dtype=dtype)
-    assert_stored(z.store(grad), z.expected(grad), z.row)
+    check_stored(z.expected(grad), store(z, grad), z.row)
 
 
 def test_what_is_kept_may_be_the_largest() -> None:
@@ -210,7 +136,7 @@ def test_what_is_kept_may_be_the_largest() -> None:
     z = kept(padding=1)
     z.view[:] = torch.tensor([0, 1, 0])  # the first line of the image is shown as the second
     z.scale[5] = 1e6
-    values, scale = z.store(cases.gradients(4, 3, 5, 7))
+    values, scale = store(z, cases.gradients(4, 3, 5, 7))
     hidden = z.values[5].view(3, 5, 7)[:, -1]
     largest = hidden.abs().max().item()
     assert scale[5].item() == pytest.approx(1e6 * largest / 127)
@@ -231,8 +157,8 @@ def test_the_smallest_and_the_largest_gradients(code: torch.dtype, dtype: torch.
         info.smallest_normal * info.eps,
         2.0 ** (math.frexp(info.max)[1] - 1),
     ):
-        values, scale = z.store(signs.to(dtype) * size)
-        plain = z.store(signs)
+        values, scale = store(z, signs.to(dtype) * size)
+        plain = store(z, signs)
         assert torch.equal(values, plain[0]) and torch.equal(scale, plain[1])
 
 
@@ -240,10 +166,10 @@ def test_the_smallest_and_the_largest_gradients(code: torch.dtype, dtype: torch.
 @pytest.mark.parametrize("bad", [0.0, NAN, INF, -INF])
 def test_a_row_without_a_direction_keeps_its_bits(code: torch.dtype, bad: float) -> None:
     z, grad = kept(code=code, padding=0), cases.gradients(4, 3, 5, 7)
-    clean = z.store(grad)
+    clean = store(z, grad)
     grad[2] = 0
     grad[2, 1, 3, 4] = bad
-    values, scale = z.store(grad)
+    values, scale = store(z, grad)
     row = int(z.row[2])
     assert torch.equal(values[row], z.values[row]) and scale[row] == z.scale[row]
     others = [r for r in range(6) if r != row]
@@ -253,17 +179,17 @@ def test_a_row_without_a_direction_keeps_its_bits(code: torch.dtype, bad: float)
 def test_what_is_not_shown_may_be_anything() -> None:
     z, grad = kept(padding=2), cases.gradients(4, 3, 5, 7)
     z.view[:] = torch.tensor([0, 2, 0])  # two lines above the image
-    clean = z.store(grad)
+    clean = store(z, grad)
     grad[:, :, :2] = NAN
-    assert all(torch.equal(a, b) for a, b in zip(z.store(grad), clean, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(store(z, grad), clean, strict=True))
 
 
 def test_what_is_stored_is_moved_along() -> None:
     """In the view that it was found in, by τ along the gradient, to half a unit of 1/127."""
     z, grad = kept((8, 6)), cases.gradients(4, 3, 8, 6)
     z.values, z.scale = torch.zeros_like(z.values), torch.zeros_like(z.scale)
-    z.values, z.scale = z.store(grad)
-    moved = z.perturb(torch.zeros_like(grad), 1.0).double()
+    z.values, z.scale = store(z, grad)
+    moved = perturb(z, torch.zeros_like(grad), 1.0).double()
     shown = reference.perturb_stored(
         torch.zeros_like(grad),
         torch.ones_like(z.values),
@@ -271,7 +197,7 @@ def test_what_is_stored_is_moved_along() -> None:
         z.row,
         z.view,
         1.0,
-        **z.settings(),
+        **z.settings,
     )
     want = ops.perturb(torch.zeros_like(grad), grad * (shown > 0), 1.0)[0].double()
     bound = 2 * want.abs().amax((1, 2, 3), keepdim=True) / 254
@@ -282,8 +208,8 @@ def test_what_is_stored_is_moved_along() -> None:
 def test_nothing(code: torch.dtype) -> None:
     z = kept(code=code)
     z.row, z.view = z.row[:0], z.view[:0]
-    assert z.perturb(torch.zeros(0, 3, 5, 7), 1.0).shape == (0, 3, 5, 7)
-    assert torch.equal(z.store(torch.zeros(0, 3, 5, 7))[0], z.values)
+    assert perturb(z, torch.zeros(0, 3, 5, 7), 1.0).shape == (0, 3, 5, 7)
+    assert torch.equal(store(z, torch.zeros(0, 3, 5, 7))[0], z.values)
 
 
 # --- what is refused
@@ -325,7 +251,7 @@ def test_a_row_out_of_range(wrong: int) -> None:
     with pytest.raises(
         IndexError, match=rf"^perturb_stored: row must lie in 0 .. 5, got {wrong} at 2"
     ):
-        z.perturb(x, 0.5)
+        perturb(z, x, 0.5)
     with pytest.raises(IndexError, match=r"^store_directions: row must lie in 0 .. 5"):
         ops.store_directions(z.values, z.scale, x, z.row, z.view)
     assert torch.equal(z.values, before)  # nothing is written
@@ -333,4 +259,4 @@ def test_a_row_out_of_range(wrong: int) -> None:
 
 def test_tau_is_finite() -> None:
     with pytest.raises(ValueError, match=r"^perturb_stored: tau must be finite, got nan"):
-        kept().perturb(torch.rand(4, 3, 5, 7), NAN)
+        perturb(kept(), torch.rand(4, 3, 5, 7), NAN)
