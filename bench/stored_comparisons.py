@@ -18,7 +18,9 @@ from hrrl_ext.ops import reference
 _AUGMENT = Augmentation(4)
 
 
-def _stored(case: StoredImages, device: str) -> tuple[Tensor, list[Tensor]]:
+def _stored(
+    case: StoredImages, device: str
+) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """x, or a gradient of it; and values, scale, row and view. All rows are known, and read in another
     order than they lie in; what is hidden is small beside what is stored."""
     g = generator(device)
@@ -29,7 +31,7 @@ def _stored(case: StoredImages, device: str) -> tuple[Tensor, list[Tensor]]:
     values = (values if case.bits == 8 else values + 128).to(code)
     row = torch.randperm(batch, generator=g, device=device)
     view = _AUGMENT.draw(batch, torch.Generator().manual_seed(0)).to(device)
-    return images, [values, torch.full((batch,), 1e-9, device=device), row, view]
+    return images, (values, torch.full((batch,), 1e-9, device=device), row, view)
 
 
 @lru_cache(maxsize=1)

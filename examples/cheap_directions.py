@@ -324,7 +324,7 @@ def work(args: argparse.Namespace) -> None:
             print(f"{name}, seed {seed}: {shown}  {part['training_seconds']:.0f} s", flush=True)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", help='folder of archives, or "digits"')
     parser.add_argument("--out", type=Path, required=True, help="folder of the trials")
@@ -339,7 +339,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=16)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
     parser.add_argument("--page", type=Path, help="Markdown page to begin, or bring up to date")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parser().parse_args(argv)
     work(args)
     if args.page is not None:
         of_all = len(args.ways) * len(args.seeds)

@@ -131,7 +131,7 @@ class Directions:
     tau: float
     seed: int
 
-    def tensors(self, device: str) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """x, grad; and values, scale, row and view."""
         g = generator(self.seed)
         batch, channels, *sides = self.shape
@@ -149,7 +149,8 @@ class Directions:
         scale = torch.rand(batch + 2, generator=g) * torch.randint(2, (batch + 2,), generator=g)
         row = torch.randperm(batch + 2, generator=g)[:batch]
         view = torch.randint(2 * self.padding + 3, (batch, 3), generator=g) - 1
-        given = [t.to(device) for t in (values, scale, row, view)]
+        values, scale, row, view = (t.to(device) for t in (values, scale, row, view))
+        given = values, scale, row, view
         return place(x, self.x_layout, device), place(grad, self.grad_layout, device), given
 
 

@@ -27,7 +27,7 @@ class HRRLConfig:
     stored_bits: StoredBits = 8
     """Of a value of a stored direction: 8, or 1, which keeps signs."""
     stored_resolution: int = 1
-    """Side of the block of pixels that share a value of a stored direction."""
+    """Side of the blocks whose pixels share a value of a stored direction."""
     lam: float | None = 10.0
     """Concept level: λ, how strongly q is held at q0, in units of the loss; None is without."""
     s: int = 1000

@@ -113,7 +113,7 @@ def test_gradient_is_that_of_x() -> None:
     z, x = kept(), cases.images(4, 3, 5, 7).requires_grad_()
     check_moved(x.detach(), z.exact(x, 0.5).detach(), perturb(z, x.detach(), 0.5))
     perturb(z, x, 0.5).sum().backward()
-    assert torch.equal(x.grad, torch.ones_like(x))  # type: ignore[arg-type]
+    assert torch.equal(x.grad, torch.ones_like(x))
 
 
 # --- store_directions

@@ -90,6 +90,24 @@ def test_what_it_takes(bits: int, row: int) -> None:
     assert sum(t.nbytes for t in (kept.values, kept.scale, kept._mine)) == 1000 * (row + 5)
 
 
+def test_blocks_share_a_value() -> None:
+    """As if the gradient were the sum over each block everywhere in it, and the last ones cut off."""
+    rows, grad = torch.arange(4), gradients()
+    coarse = StoredDirections(6, SHAPE, 8, CPU, resolution=3)
+    assert coarse.shape == (3, 2, 3) and coarse.values.shape == (6, 18)
+    put(coarse, rows, grad)
+    sums = torch.zeros(4, 3, 2, 3)
+    for i in range(5):
+        for j in range(7):
+            sums[:, :, i // 3, j // 3] += grad[:, :, i, j]
+    half = unit(sums).abs().flatten(1).amax(1).view(-1, 1, 1, 1) / 254
+    assert ((read(coarse, rows) - unit(sums)).abs() <= half * (1 + 1e-4)).all()
+    view = torch.tensor([[0, 0, 0]]).expand(4, 3)
+    step = coarse.perturb(torch.zeros_like(grad), rows, view, 1.0, 0)
+    whole = read(coarse, rows).repeat_interleave(3, 2).repeat_interleave(3, 3)[:, :, :5, :7]
+    torch.testing.assert_close(step, unit(whole), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("bits", [8, 1])
 @pytest.mark.parametrize("factor", [2.0**-120, 2.0**100])
 def test_a_positive_factor_does_not_count(bits: int, factor: float) -> None:
@@ -336,7 +354,10 @@ SMALL: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"stored_bits": 1}, {"precision": "bf16", "channels_last": True}, {"accumulate": 2}],
+    [
+        *({}, {"stored_bits": 1}, {"stored_resolution": 2}),
+        *({"precision": "bf16", "channels_last": True}, {"accumulate": 2}),
+    ],
     ids=str,
 )
 def test_the_first_epoch_is_plain(settings: dict[str, Any]) -> None:
@@ -419,6 +440,7 @@ def test_two_processes_have_the_directions_of_one(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"example_level": "store"}, "example_level must be one of exact, stored, got 'store'"),
+        ({"stored_resolution": 0}, "stored_resolution must be positive, got 0"),
         ({"stored_bits": 4}, "stored_bits must be one of 8, 1, got 4"),
         ({"batch_norm": "running"}, "batch_norm='running' is of the input-gradient pass, and"),
         ({"penalty": Similarity()}, "the penalty Similarity(w_sim=1.0"),

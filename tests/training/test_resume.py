@@ -68,6 +68,7 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2", "c": "auto"},
         {"example_level": "stored", "c": "auto", "channels_last": True},
         {"example_level": "stored", "stored_bits": 1, "precision": "fp16", "accumulate": 2},
+        {"example_level": "stored", "stored_resolution": 3},
         {"example_level": "stored", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
     ],
     ids=str,
