@@ -90,7 +90,7 @@ def test_first_layer_updates() -> None:
     _, target, *_ = next(iter(loop.recipe.batches.epoch(0)))
     model = loop.recipe.model.train()
     losses = [F.cross_entropy(model(v), target) for v in (first, second)]
-    (sum(losses) / 2).backward()  # type: ignore[union-attr]
+    (sum(losses) / 2).backward()
     loop.move.optimizer.step()
     for ours, plain in zip(after.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)

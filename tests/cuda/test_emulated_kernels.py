@@ -311,7 +311,7 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
         "square = BlockTeam::reduce(square, Sum{});\n  const bool",
         "const bool",
     ),
-    "a row that does not exist": (STORED, "(known ? number : 0)", "number"),
+    "a row that does not exist": (STORED, "number >= 0 && number < p.count", "number >= 0"),
     "what is not known": (STORED, "p.scale[number] > 0.0f && ", ""),
     "a row to be left out": (STORED, "if (number < 0 || number >= p.count) return;", "{}"),
     "block at the edge": (STORED, "first > shown ? first : shown", "first"),
