@@ -326,11 +326,7 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "norm of what is stored": (
         *(STORED, "square = BlockTeam::reduce(square, Sum{});\n  kept", "kept"),
     ),
-    "units of what stays": (
-        STORED,
-        "static_cast<float>(bytes[v]) * of_old",
-        "static_cast<float>(bytes[v])",
-    ),
+    "units of what stays": (STORED, "(bytes[v]) * of_old", "(bytes[v]) * (of_old > 0 ? 1 : 0)"),
     "scale of a row": (STORED, "p.scale[number] = static_cast<float>(unit)", "p.scale[number] = 1"),
     "barrier before the scale": (STORED, "__syncthreads();  // all have", "// all have"),
     "gap of a tie": (RANK1, "s.value() == lowest.first ? lowest.second", "true ? lowest.second"),
