@@ -413,7 +413,7 @@ trainer = HRRLTrainer(model, data=load_images("digits", split="train").subset(ra
 trainer.fit()
 trainer.recipe.stored.exchange()
 kept = trainer.recipe.stored.directions
-save_file({"z": read(kept, torch.arange(203)), "values": kept.values, "scale": kept.scale, **model.state_dict()},
+save_file({"values": kept.values, "scale": kept.scale, **model.state_dict()},
           f"{sys.argv[1]}/rank-{trainer.processes.rank}.safetensors")
 stop_processes()
 """
