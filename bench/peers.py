@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrrl_ext.data import Augmentation
 from hrrl_ext.ops import Convolution
 
 # --- perturb: x + tau * grad / ‖grad‖ per example
@@ -30,6 +31,40 @@ def torchattacks_perturb(x: Tensor, grad: Tensor, tau: float) -> Tensor:
     norm: Tensor = torch.norm(grad.view(batch, -1), p=2, dim=1) + 1e-10
     grad = grad / norm.view(batch, 1, 1, 1)
     return x.detach() + tau * grad
+
+
+# --- perturb_stored and store_directions: by the augmentation, on whole batches
+
+
+def eager_perturb_stored(
+    x: Tensor, values: Tensor, row: Tensor, view: Tensor, tau: float, augment: Augmentation
+) -> Tensor:
+    """Bytes are directions of any scale; of packed signs eight come out of each."""
+    found = values[row]
+    if found.dtype == torch.uint8:
+        place = 2 ** torch.arange(8, dtype=torch.uint8, device=x.device)
+        found = ((found[:, :, None] & place) != 0).flatten(1)[:, : x[0].numel()]
+        z = found.to(x.dtype) * 2 - 1
+    else:
+        z = found.to(x.dtype)
+    return eager_perturb(x, augment.apply(z.view_as(x), view), tau)
+
+
+def eager_store_directions(
+    values: Tensor, scale: Tensor, grad: Tensor, row: Tensor, view: Tensor, augment: Augmentation
+) -> None:
+    """What is not shown becomes 0, or keeps its sign."""
+    g = augment.undo(grad, view).flatten(1)
+    if values.dtype == torch.uint8:
+        place = 2 ** torch.arange(8, dtype=torch.uint8, device=g.device)
+        old = ((values[row][:, :, None] & place) != 0).flatten(1)[:, : g.shape[1]]
+        bits = torch.where(g != 0, g > 0, old).view(len(g), -1, 8)
+        values[row] = (bits * place).sum(2, dtype=torch.uint8)
+    else:
+        z = g / torch.linalg.vector_norm(g, dim=1, keepdim=True)
+        unit = z.abs().amax(1) / 127
+        values[row] = (z / unit[:, None]).round().to(torch.int8)
+        scale[row] = unit
 
 
 # --- concept_cross_entropy: the weighted loss, and the sums per concept

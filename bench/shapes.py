@@ -34,6 +34,22 @@ class Images:
 
 
 @dataclass(frozen=True)
+class StoredImages:
+    """Images and their gradients beside stored directions, of 8 bits or 1."""
+
+    shape: tuple[int, int, int, int]
+    bits: int = 8
+    dtype: str = "fp32"
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-{self.bits}bit-{self.dtype}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"shape": self.shape, "dtype": self.dtype, "bits": self.bits}
+
+
+@dataclass(frozen=True)
 class Logits:
     """A batch for concept_cross_entropy."""
 
@@ -184,4 +200,15 @@ class Layer3x3:
         return {"shape": (self.batch, self.clusters), "dtype": "fp32", "kind": self.kind}
 
 
-Shape = Images | Logits | Vector | Game | Rows | Products | Centres | Perceptron | Layer3x3
+Shape = (
+    Images
+    | StoredImages
+    | Logits
+    | Vector
+    | Game
+    | Rows
+    | Products
+    | Centres
+    | Perceptron
+    | Layer3x3
+)

@@ -156,7 +156,7 @@ def stored_step(here: Setting) -> Step:
     directions = StoredDirections(count, here.x.shape[1:], 8, device)
     stored = StoredPerturbation(TAU, directions, augment, Processes())
     grad = ExamplePerturbation(TAU).input_gradient(here.model, here.x, here.target)
-    directions.put(row, augment.undo(grad, view), augment.shown(view, *grad.shape[2:]))
+    directions.put(row, grad, view, augment.crop_padding)
 
     def step() -> Tensor:
         with here.autocast():

@@ -11,12 +11,14 @@ from places import Place, all_places, as_parameters
 from torch import Tensor
 
 from hrrl_ext import ops
+from hrrl_ext.data import Augmentation
 
 pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
 
 OPS = (
     *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
     *("chi_square_response", "rank1_dot", "rank1_argmin"),
+    *("perturb_stored", "store_directions"),
 )
 
 
@@ -26,6 +28,17 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
     ids = torch.zeros(1, device=device, dtype=torch.int64)
     image, logits = one.view(1, 1, 1, 1), one.view(1, 1)
     wide, row = one.double(), one.double().view(1, 1)
+
+    byte, view, whole = (
+        (ids + 1).to(torch.int8).view(1, 1),
+        ids.repeat(1, 3),
+        Augmentation(0, False),
+    )
+    known = one.clone()
+
+    def put(store: Callable[..., None], *last: Augmentation) -> Tensor:
+        store(byte, known, image, ids, view, *last)
+        return byte
 
     def add() -> Tensor:
         ops.rank1_dot(row, image, zero.view(1, 1, 1, 1))
@@ -66,6 +79,16 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
             lambda: ops.rank1_argmin(row, wide, wide, wide).distance,
             lambda: peers.nearest_centre(row, wide, wide, wide, 1e-6)[1],
             0.0,  # the centre on the gradient
+        ),
+        "perturb_stored": (
+            lambda: ops.perturb_stored(image, byte, known, ids, view, 0.5),
+            lambda: peers.eager_perturb_stored(image, byte, ids, view, 0.5, whole),
+            1.5,
+        ),
+        "store_directions": (
+            lambda: put(ops.store_directions),
+            lambda: put(peers.eager_store_directions, whole),
+            127.0,
         ),
     }[op]
 

@@ -18,7 +18,8 @@ from comparisons import (
 from measurement import Measurement
 from places import Place
 from rank1_comparisons import rank1_argmin, rank1_dot
-from shapes import Centres, Game, Images, Logits, Products, Vector
+from shapes import Centres, Game, Images, Logits, Products, StoredImages, Vector
+from stored_comparisons import perturb_stored, store_directions
 
 # A round is half a millisecond at least, so that neither the clock nor one call's jitter shows.
 pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
@@ -59,6 +60,27 @@ IMAGES = [
 )
 def test_perturb(case: Images, provider: str, place: Place, measure: Measurement) -> None:
     measure.compare(perturb(case, place.device), provider)
+
+
+STORED = [
+    StoredImages(shape, bits)
+    for shape in ((64, 3, 32, 32), (256, 3, 32, 32), (64, 3, 224, 224))
+    for bits in (8, 1)
+]
+
+
+@pytest.mark.parametrize(("case", "provider"), product(STORED, "ours", "eager", "compile"))
+def test_perturb_stored(
+    case: StoredImages, provider: str, place: Place, measure: Measurement
+) -> None:
+    measure.compare(perturb_stored(case, place.device), provider)
+
+
+@pytest.mark.parametrize(("case", "provider"), product(STORED, "ours", "eager", "compile"))
+def test_store_directions(
+    case: StoredImages, provider: str, place: Place, measure: Measurement
+) -> None:
+    measure.compare(store_directions(case, place.device), provider)
 
 
 LOGITS = [

@@ -38,4 +38,14 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   m.def(
       "rank1_argmin(Tensor cross, Tensor square, Tensor centre_square, Tensor weight, float rtol) "
       "-> (Tensor assignment, Tensor distance, Tensor gap)");
+
+  // x [B, C, H, W] -> x + tau A z_i / ||A z_i||_F, z_i in row row_i of values, A by view [B, 3]
+  m.def(
+      "perturb_stored(Tensor x, Tensor values, Tensor scale, Tensor row, Tensor view, float tau, int padding, "
+      "int resolution) -> Tensor");
+
+  // grad [B, C, H, W]: rows row_i, all different, of values and scale are written to with the direction of A^T grad_i
+  m.def(
+      "store_directions(Tensor(a!) values, Tensor(b!) scale, Tensor grad, Tensor row, Tensor view, int padding, "
+      "int resolution) -> ()");
 }

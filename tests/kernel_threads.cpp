@@ -55,6 +55,23 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
       kernels.project_simplex(dtype, in.data() + row * bytes, out.data() + row * bytes, size, 1.0, block_max);
   });
 
+  std::vector<int64_t> row(kRows), view(3 * kRows);
+  std::vector<float> scale(kRows, 0.5f);
+  for (int64_t i = 0; i < kRows; ++i) row[i] = (5 * i) % kRows, view[3 * i] = i % 3, view[3 * i + 2] = i % 2;
+  for (bool signs : {false, true}) {
+    const auto images = hrrl::stored_images(1, 1, size, 1, 1, signs);
+    std::vector<unsigned char> values(static_cast<size_t>(kRows * images.bytes), 0x3c);
+    const hrrl::cpu::PerturbStoredArgs moved{images, in.data(),     out.data(),   size,       size,        size,
+                                             1,      values.data(), scale.data(), row.data(), view.data(), 0.5};
+    on_threads([&](int64_t begin, int64_t end) { kernels.perturb_stored(dtype, moved, begin, end); });
+    const hrrl::cpu::StoreDirectionsArgs put{images, in.data(),     size,         size,       size,
+                                             1,      values.data(), scale.data(), row.data(), view.data()};
+    on_threads([&](int64_t begin, int64_t end) {
+      std::vector<double> scratch(static_cast<size_t>(hrrl::cpu::store_scratch(images)));
+      kernels.store_directions(dtype, put, begin, end, scratch.data());
+    });
+  }
+
   if (dtype != Dtype::kFloat && dtype != Dtype::kDouble) return;
   std::vector<double> cross(kRows * size), distance(kRows), gap(kRows);
   std::vector<int64_t> assignment(kRows);

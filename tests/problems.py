@@ -117,6 +117,60 @@ perturbations = st.builds(
 
 
 @dataclass(frozen=True)
+class Directions:
+    """Images and their gradients, beside what is stored of them: rows of bytes or of signs, some unknown."""
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    signs: bool
+    padding: int
+    resolution: int
+    x_layout: str
+    grad_layout: str
+    grad_values: str
+    tau: float
+    seed: int
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """x, grad; and values, scale, row and view."""
+        g = generator(self.seed)
+        batch, channels, *sides = self.shape
+        x = torch.rand(self.shape, generator=g, dtype=torch.float64).to(self.dtype)
+        grad = torch.randn(self.shape, generator=g, dtype=torch.float64)
+        if self.grad_values == "any scale":
+            grad = at_any_scale(grad, self.dtype, g)
+        grad = cast(grad, self.dtype)
+        if self.grad_values == "spoiled":
+            grad = spoil(grad, g)
+        count = channels * math.prod(-(-side // self.resolution) for side in sides)
+        width = -(-count // 8) if self.signs else count
+        values = torch.randint(-127, 128, (batch + 2, width), generator=g)
+        values = (values + 128).to(torch.uint8) if self.signs else values.to(torch.int8)
+        scale = torch.rand(batch + 2, generator=g) * torch.randint(2, (batch + 2,), generator=g)
+        row = torch.randperm(batch + 2, generator=g)[:batch]
+        view = torch.randint(2 * self.padding + 3, (batch, 3), generator=g) - 1
+        values, scale, row, view = (t.to(device) for t in (values, scale, row, view))
+        given = values, scale, row, view
+        return place(x, self.x_layout, device), place(grad, self.grad_layout, device), given
+
+
+sides = st.sampled_from([1, 2, 3, 5, 8, 17, 33])
+directions = st.builds(
+    Directions,
+    shape=st.tuples(st.sampled_from([0, 1, 3]), st.sampled_from([1, 3]), sides, sides),
+    dtype=dtypes,
+    signs=st.booleans(),
+    padding=st.sampled_from([0, 1, 4]),
+    resolution=st.sampled_from([1, 1, 2, 5]),
+    x_layout=layouts,
+    grad_layout=layouts,
+    grad_values=st.sampled_from(["normal", "any scale", "spoiled"]),
+    tau=st.sampled_from([0.0, 1e-30, 0.03, 0.37, -2.0, 1e4]),
+    seed=seeds,
+)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Arguments of concept_cross_entropy."""
 

@@ -14,6 +14,7 @@ from shapes import (
     Products,
     Rows,
     Shape,
+    StoredImages,
     Vector,
 )
 
@@ -42,6 +43,10 @@ CALL_A: dict[str, list[Measured]] = {
         *_each("perturb", [Images(_LARGE, "bf16", True), Images(_LARGE, "fp32", True)],
                "ours", "contiguous", "copy", "eager"),
         *_each("perturb", [Images((64, 3, 224, 224), "bf16"), Images((2, 3, 8, 8))], *_EAGER),
+        *_each("perturb_stored", [StoredImages(_LARGE), StoredImages(_SMALL), StoredImages(_SMALL, 1)],
+               *_EAGER),
+        *_each("store_directions", [StoredImages(_LARGE), StoredImages(_SMALL), StoredImages(_SMALL, 1)],
+               *_EAGER),
     ],
     "concept_cross_entropy": [
         *_each("concept_cross_entropy", [Logits(8192, 1000), Logits(256, 1000)], "ours", "copy", "eager"),
@@ -101,6 +106,8 @@ CALL_B: dict[str, list[Measured]] = {
 
 _DRY: dict[str, list[Shape]] = {
     "perturb": [Images((2, 3, 8, 8)), Images((2, 3, 8, 8), "bf16", True)],
+    "perturb_stored": [StoredImages((2, 3, 8, 8))],
+    "store_directions": [StoredImages((2, 3, 8, 8))],
     "concept_cross_entropy": [Logits(16, 10)],
     _FORWARD: [Logits(16, 10)],
     "update_distribution": [Vector(11, "near")],
@@ -126,6 +133,11 @@ HOT: list[tuple[str, Shape]] = [
 
 SANITISED: list[tuple[str, Shape]] = [
     *(("perturb", Images((3, 1, 1, size))) for size in (64, 2048, 9410, 40_009, 150_528)),
+    *(
+        (op, StoredImages((3, 3, 40, 24), bits))
+        for op in ("perturb_stored", "store_directions")
+        for bits in (8, 1)
+    ),
     *((_FORWARD, Logits(70, classes)) for classes in (10, 200, 1500)),
     *(("update_distribution", Vector(size, "near")) for size in (100, 5003, 20_011, 200_003)),
     *(("chi_square_response", Game(size, "ball")) for size in (100, 6200)),

@@ -9,6 +9,7 @@ from typing import Any
 
 import comparisons
 import rank1_comparisons
+import stored_comparisons
 import torch
 from comparisons import Call, Comparison, Compiler, Way
 from places import Place
@@ -20,6 +21,8 @@ from .records import emit, turn
 
 COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "perturb": comparisons.perturb,
+    "perturb_stored": stored_comparisons.perturb_stored,
+    "store_directions": stored_comparisons.store_directions,
     "concept_cross_entropy": comparisons.concept_cross_entropy,
     "concept_cross_entropy forward": comparisons.concept_cross_entropy_forward,
     "project_simplex": comparisons.project_simplex,

@@ -9,6 +9,7 @@
 
 #include "common/chi_square.h"
 #include "common/dtype_id.h"
+#include "common/stored_images.h"
 
 namespace hrrl::cpu {
 
@@ -82,6 +83,29 @@ struct Rank1ArgminArgs {
   double rtol;
 };
 
+// out_i = x_i + tau A z_i / ||A z_i|| for the examples i in [begin, end); rows are in range.
+struct PerturbStoredArgs {
+  StoredImages images;
+  const void* x;
+  void* out;
+  int64_t of_batch, of_channel, of_row, of_column;  // strides of x and out
+  const void* values;
+  const float* scale;
+  const int64_t *row, *view;
+  double tau;
+};
+
+// Rows row_i of values and scale <- the direction of A^T grad_i for the examples i in [begin, end).
+struct StoreDirectionsArgs {
+  StoredImages images;
+  const void* grad;
+  int64_t of_batch, of_channel, of_row, of_column;
+  void* values;
+  float* scale;
+  const int64_t *row, *view;
+};
+inline int64_t store_scratch(const StoredImages& of) { return of.channels * of.rows * of.columns; }
+
 // Entries of a row of the projection that share a maximum.
 constexpr int64_t kSimplexBlock = 128;
 
@@ -97,6 +121,9 @@ struct Kernels {
   void (*chi_square_response)(const ChiSquareArgs&, double* scratch);         // chi_square_scratch() doubles
   void (*rank1_dot)(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);  // kFloat, kDouble
   void (*rank1_argmin)(const Rank1ArgminArgs&, int64_t begin, int64_t end);
+  void (*perturb_stored)(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);
+  // scratch: store_scratch() doubles
+  void (*store_directions)(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);
 };
 
 #define HRRL_DECLARE_ISA(isa)                                                                              \
@@ -108,6 +135,8 @@ struct Kernels {
   void chi_square_response(const ChiSquareArgs&, double* scratch);                                         \
   void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \
   void rank1_argmin(const Rank1ArgminArgs&, int64_t begin, int64_t end);                                   \
+  void perturb_stored(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);                        \
+  void store_directions(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);   \
   }
 HRRL_DECLARE_ISA(baseline)
 #ifdef HRRL_X86

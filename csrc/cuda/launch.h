@@ -13,6 +13,7 @@
 
 #include "common/chi_square.h"
 #include "common/dtype_id.h"
+#include "common/stored_images.h"
 
 struct CUstream_st;  // cudaStream_t is a pointer to it
 
@@ -112,5 +113,31 @@ struct Rank1ArgminParams {
   double rtol;
 };
 void launch_rank1_argmin(const Rank1ArgminParams& params, CUstream_st* stream);
+
+// out_i = x_i + tau A z_i / ||A z_i||, z_i in row row_i of values. An example whose row is out of range gets NaN.
+struct PerturbStoredParams {
+  StoredImages images;
+  const void* x;
+  void* out;
+  int64_t of_batch, of_channel, of_row, of_column;  // strides of x and out
+  const void* values;                               // [N, bytes]
+  const float* scale;                               // [N]
+  const int64_t *row, *view;                        // [B], [B, 3]
+  double tau;
+  int64_t batch, count;  // B, N
+};
+void launch_perturb_stored(Dtype dtype, const PerturbStoredParams& params, CUstream_st* stream);
+
+// Rows row_i of values and scale <- the direction of A^T grad_i. A row out of range is left out.
+struct StoreDirectionsParams {
+  StoredImages images;
+  const void* grad;
+  int64_t of_batch, of_channel, of_row, of_column;
+  void* values;
+  float* scale;
+  const int64_t *row, *view;
+  int64_t batch, count;
+};
+void launch_store_directions(Dtype dtype, const StoreDirectionsParams& params, CUstream_st* stream);
 
 }  // namespace hrrl::cuda

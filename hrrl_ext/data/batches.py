@@ -85,14 +85,6 @@ class Augmentation:
         """What ``apply`` has moved [B, C, H, W], back where it was; zeros where the view did not look."""
         return self.apply(images, self._inverse(view))
 
-    def shown(self, view: Tensor, height: int, width: int) -> Tensor:
-        """[B, 1, H, W] which pixels of the images are in their views."""
-        pad = self.crop_padding
-        rows, columns = _looked_at(self._inverse(view), height, width)
-        rows = (rows >= pad) & (rows < pad + height)
-        columns = (columns >= pad) & (columns < pad + width)
-        return rows[:, None, :, None] & columns[:, None, None, :]
-
     def _inverse(self, view: Tensor) -> Tensor:
         """Undoing is a view, too: its crop lies at the other side, unless the image is flipped."""
         top, left, flip = view.unbind(1)

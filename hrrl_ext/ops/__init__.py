@@ -2,6 +2,8 @@
 
 ============================== =============================================================
 :func:`perturb`                x̃ = x + τ g/‖g‖_F, per example
+:func:`perturb_stored`         x̃ = x + τ A z/‖A z‖_F, z stored in bytes or signs
+:func:`store_directions`       z ← Aᵀ g/‖g‖_F, in place
 :func:`concept_cross_entropy`  Σ_i (N/N_k) q_k ℓ_i / B, and the losses per concept
 :func:`update_distribution`    q ← P_Δ(q + η_q (ĝ - λ (q - q0)))
 :func:`chi_square_response`    argmax_q Σ q_k ℓ_k - (λ/2) Σ (q_k - q0_k)²/q0_k, in a ball, below a cap
@@ -23,6 +25,7 @@ from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
 from .rank1_assign import Rank1Products, centre_products, rank1_assign, rank1_products
 from .simplex import project_simplex, update_distribution
+from .stored import perturb_stored, store_directions
 
 __all__ = [
     "ConceptLoss",
@@ -36,11 +39,13 @@ __all__ = [
     "chi_square_response",
     "concept_cross_entropy",
     "perturb",
+    "perturb_stored",
     "project_simplex",
     "rank1_argmin",
     "rank1_assign",
     "rank1_dot",
     "rank1_products",
     "reference",
+    "store_directions",
     "update_distribution",
 ]

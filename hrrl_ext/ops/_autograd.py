@@ -82,6 +82,33 @@ def _(
     )
 
 
+@torch.library.register_fake("hrrl_ext::perturb_stored")
+def _(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    view: Tensor,
+    tau: float,
+    padding: int,
+    resolution: int,
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("hrrl_ext::store_directions")
+def _(
+    values: Tensor,
+    scale: Tensor,
+    grad: Tensor,
+    row: Tensor,
+    view: Tensor,
+    padding: int,
+    resolution: int,
+) -> None:
+    pass
+
+
 class ConceptCrossEntropy(torch.autograd.Function):
     """d loss / d logits has left with the forward pass; backward scales it."""
 

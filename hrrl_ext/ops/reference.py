@@ -32,6 +32,71 @@ def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tenso
     return x_perturbed, grad_norm.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def perturb_stored(
+    x: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    view: Tensor,
+    tau: float,
+    *,
+    padding: int = 0,
+    resolution: int = 1,
+) -> Tensor:
+    """See :func:`hrrl_ext.ops.perturb_stored`. Differentiable in x."""
+    channels, height, width = x.shape[1:]
+    shape = channels, -(-height // resolution), -(-width // resolution)
+    z = _decoded(values[row], shape)
+    pixel, shown = _looked_at(view, padding, resolution, x.shape)
+    pixel = pixel[:, None].expand(-1, channels, -1, -1).flatten(2)
+    z = z.flatten(2).gather(2, pixel).view(x.shape)
+    known = scale[row] > 0
+    z = torch.where(shown[:, None] & known[:, None, None, None], z, 0.0)
+    return perturb(x, z, tau)[0]
+
+
+def store_directions(
+    values: Tensor,
+    scale: Tensor,
+    grad: Tensor,
+    row: Tensor,
+    view: Tensor,
+    *,
+    padding: int = 0,
+    resolution: int = 1,
+) -> None:
+    """See :func:`hrrl_ext.ops.store_directions`. Writes whole rows at once."""
+    with torch.no_grad():
+        batch, channels, height, width = grad.shape
+        shape = channels, -(-height // resolution), -(-width // resolution)
+        pixel, shown = _looked_at(view, padding, resolution, grad.shape)
+        given = torch.where(shown[:, None], grad.double(), 0.0).flatten(2)
+        g, new = given.new_zeros(2, batch, channels, shape[1] * shape[2])
+        g.scatter_add_(2, pixel[:, None].expand(-1, channels, -1, -1).flatten(2), given)
+        new.scatter_add_(2, pixel[:, None].expand(-1, channels, -1, -1).flatten(2),
+                         shown[:, None].expand_as(grad).flatten(2).double())  # fmt: skip
+        g, is_new = g.flatten(1), new.flatten(1) > 0
+        largest = g.abs().amax(1)
+        usable = (largest > 0) & torch.isfinite(largest)
+        g = g / torch.where(usable, largest, 1.0)[:, None]
+        old = _decoded(values[row], shape).flatten(1)
+        if values.dtype == torch.uint8:
+            sign = torch.where(g != 0, g, old) > 0
+            sign = F.pad(sign, (0, 8 * values.shape[1] - sign.shape[1]))
+            eights = sign.view(batch, values.shape[1], 8) * 2 ** torch.arange(8, device=g.device)
+            code = eights.sum(2)
+            unit = torch.ones_like(scale[row])
+        else:
+            old = old * scale[row, None]
+            z = torch.where(is_new, g / torch.linalg.vector_norm(g, dim=1, keepdim=True), old)
+            kept = torch.where(is_new, 0.0, old).abs().amax(1)
+            most = torch.where(is_new, z, 0.0).abs().amax(1)
+            unit = torch.maximum(most, kept) / 127
+            code = (z / unit[:, None]).round()
+        values[row] = torch.where(usable[:, None], code.to(values.dtype), values[row])
+        scale[row] = torch.where(usable, unit.float(), scale[row])
+
+
 def concept_cross_entropy(
     logits: Tensor,
     target: Tensor,
@@ -189,3 +254,27 @@ def _materialize(gradient: LayerGradient) -> Tensor:
     if bias:
         act = F.pad(act, (0, 0, 0, 1), value=1.0)
     return dout @ act.transpose(2, 3)
+
+
+def _decoded(values: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """Rows of stored values [B, C, h, w], in units of their scales."""
+    if values.dtype == torch.uint8:
+        place = 2 ** torch.arange(8, dtype=torch.uint8, device=values.device)
+        bits = ((values[:, :, None] & place) != 0).flatten(1)
+        values = 2 * bits[:, : shape[0] * shape[1] * shape[2]].double() - 1
+    return values.double().view(len(values), *shape)
+
+
+def _looked_at(
+    view: Tensor, padding: int, resolution: int, shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Number of the stored value [B, H, W] at each pixel of a view, and whether it is in the image."""
+    height, width = shape[2:]
+    row, column = (torch.arange(n, device=view.device) for n in (height, width))
+    top, left, flip = view[:, :, None].unbind(1)
+    row = top - padding + row
+    column = left - padding + torch.where(flip > 0, width - 1 - column, column)
+    shown = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None]
+    row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
+    row, column = row // resolution, column // resolution
+    return row[:, :, None] * -(-width // resolution) + column[:, None, :], shown

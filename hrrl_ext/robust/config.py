@@ -35,6 +35,8 @@ class HRRLConfig:
     backward pass, an epoch ago, for about the time of plain training."""
     stored_bits: StoredBits = 8
     """Of a value of a stored direction: 8, or 1, which keeps signs."""
+    stored_resolution: int = 1
+    """Side of the blocks whose pixels share a value of a stored direction."""
     example_steps: int = 1
     """Of projected gradient ascent within the ball of radius tau, a pass each; 1 is Algorithm 1, more are
     PGD training (Madry et al., 2018)."""
@@ -91,7 +93,7 @@ class HRRLConfig:
     def __post_init__(self) -> None:
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
-        require_positive(self, "width", "example_steps", "tau_multiple")
+        require_positive(self, "width", "example_steps", "tau_multiple", "stored_resolution")
         require_not_negative(self, "crop_padding", "logit_adjustment", "jsd")
         # For its errors, before any work.
         ClassificationLoss(label_smoothing=self.label_smoothing, focal=self.focal)

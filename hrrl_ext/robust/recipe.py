@@ -330,7 +330,11 @@ def _by_name(names: Sequence[str], values: Tensor) -> dict[str, float | None]:
 def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
     images = batches.images
     directions = StoredDirections(
-        len(images), images.image_shape, config.stored_bits, batches.device
+        len(images),
+        images.image_shape,
+        config.stored_bits,
+        batches.device,
+        config.stored_resolution,
     )
     augment = batches.augment or Augmentation(0, flip=False)
     return StoredPerturbation(float(config.tau), directions, augment, batches.processes)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -46,8 +45,8 @@ class StoredPerturbation:
 
     def perturb(self, x: Tensor, row: Tensor, view: Tensor) -> Tensor:
         """x [B, C, H, W], the numbers [B] of the images and their views [B, 3] → x̃, to be learned of."""
-        z = self.augment.apply(self.directions.take(row, x.dtype), view)
-        x_perturbed = ops.perturb(x, z, self.tau)[0].requires_grad_()
+        padding = self.augment.crop_padding
+        x_perturbed = self.directions.perturb(x, row, view, self.tau, padding).requires_grad_()
         self._moved.append((x_perturbed, row, view))
         return x_perturbed
 
@@ -57,8 +56,7 @@ class StoredPerturbation:
         moved, self._moved = self._moved, []
         for x, row, view in moved:
             if x.grad is not None:  # None: of a model that nothing of x goes through
-                shown = self.augment.shown(view, *x.shape[2:])
-                self.directions.put(row, self.augment.undo(x.grad, view), shown)
+                self.directions.put(row, x.grad, view, self.augment.crop_padding)
 
     def exchange(self) -> None:
         """Gives every process what the others have learned; all call it together, at any time."""
@@ -75,52 +73,64 @@ class StoredPerturbation:
 class StoredDirections:
     """A direction for each of N images [C, H, W], of which any positive multiple is as good.
 
-    It takes N C H W bytes with 8 bits, an eighth of it with 1, and 5 N bytes more, on the device.
+    It takes N C H W bytes with 8 bits, an eighth of it with 1, and 5 N bytes more, on the device. With
+    ``resolution`` r a value is shared by a block of r x r pixels, for 1/r² of the room: the sum over the
+    block of what is put, and the same for all its pixels when it is looked at.
 
     - 8 bits: -127 .. 127 in units of one scale a row, that of the largest value. A value is off by at
       most half a unit; one that is kept while the rest of its row is written again, by as much again.
     - 1 bit: the sign of each value. What is not known, or zero, keeps the sign that it has, at first one
       that alternates.
+
+    What is put and looked at is a view (:class:`hrrl_ext.data.Augmentation`, with its ``padding``).
     """
 
     def __init__(
-        self, count: int, image_shape: Sequence[int], bits: int, device: torch.device
+        self,
+        count: int,
+        image_shape: Sequence[int],
+        bits: int,
+        device: torch.device,
+        resolution: int = 1,
     ) -> None:
-        self.shape = tuple(image_shape)
-        self._code = _CODES[bits](math.prod(self.shape))
+        channels, *sides = image_shape
+        self.shape = (channels, *(math.ceil(side / resolution) for side in sides))
+        self.resolution = resolution
+        row = math.prod(self.shape) if bits == 8 else math.ceil(math.prod(self.shape) / 8)
         try:
-            self.values = self._code.empty(count, device)
+            self.values = (
+                torch.zeros(count, row, dtype=torch.int8, device=device)
+                if bits == 8
+                else torch.full((count, row), 0b10101010, dtype=torch.uint8, device=device)
+            )
         except RuntimeError as error:  # torch's for memory, too
-            gib = count * math.prod(self.shape) * bits / 8 / 2**30
             raise MemoryError(
                 f"example_level='stored' keeps a direction for each of {count} images of "
-                f"{list(self.shape)}, {gib:.1f} GiB with stored_bits={bits}, and {device} has no room "
-                "for them; stored_bits=1 takes an eighth of 8, example_level='exact' nothing"
+                f"{list(image_shape)}, {count * row / 2**30:.1f} GiB with stored_bits={bits} and "
+                f"stored_resolution={resolution}, and {device} has no room for them; stored_bits=1 takes "
+                f"an eighth of 8, stored_resolution={2 * resolution} a quarter, example_level='exact' "
+                "nothing"
             ) from error
         self.scale = torch.zeros(count, device=device)
         """[N] of a row; 0 where nothing is known."""
         self._mine = torch.zeros(count, dtype=torch.bool, device=device)  # put since an exchange
 
-    def take(self, rows: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """The directions [B, C, H, W] of rows [B]; zeros where nothing is known."""
-        found = self._code.read(self.values[rows], dtype) * self.scale[rows, None].to(dtype)
-        return found.view(len(rows), *self.shape)
+    def perturb(self, x: Tensor, row: Tensor, view: Tensor, tau: float, padding: int) -> Tensor:
+        """x [B, C, H, W], moved by tau along the directions of rows [B] as views [B, 3] show them."""
+        return ops.perturb_stored(
+            x, self.values, self.scale, row, view, tau, padding=padding, resolution=self.resolution
+        )
 
-    def put(self, rows: Tensor, grad: Tensor, shown: Tensor) -> None:
-        """The directions of gradients [B, C, H, W], for rows [B] that all differ.
+    def put(self, row: Tensor, grad: Tensor, view: Tensor, padding: int) -> None:
+        """Stores the directions of gradients [B, C, H, W], for rows [B] that all differ.
 
-        Each is of norm 1 over the pixels that are ``shown`` [B, 1, H, W]; the others, where a gradient
-        must be 0, keep what they have. So does a row whose gradient is zero, or holds an Inf or NaN.
+        What their views do not show keeps what it has. So does a row whose gradient is zero, or holds an
+        Inf or NaN.
         """
-        g = grad.flatten(1)
-        largest = g.abs().amax(1)  # NaN, where there is one
-        usable = (largest > 0) & torch.isfinite(largest)
-        z = g / torch.where(usable, largest, 1.0)[:, None]  # whose squares stay in range
-        new = (shown & usable.view(-1, 1, 1, 1)).expand_as(grad).flatten(1)
-        values, scale = self._code.write(z, new, usable, self.values[rows], self.scale[rows])
-        self.values.index_copy_(0, rows, values)
-        self.scale.index_copy_(0, rows, scale)
-        self._mine.index_fill_(0, rows, True)
+        ops.store_directions(
+            self.values, self.scale, grad, row, view, padding=padding, resolution=self.resolution
+        )
+        self._mine.index_fill_(0, row, True)
 
     def exchange(self, processes: Processes) -> None:
         """The same directions in all processes, each row as the one has it that has put it.
@@ -150,75 +160,3 @@ class StoredDirections:
                     f"{list(state[name].shape)} of {state[name].dtype}"
                 )
             tensor.copy_(state[name])
-
-
-class _Code:
-    """How rows of ``length`` values are kept. What is read is in units of the row's scale."""
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-    def empty(self, count: int, device: torch.device) -> Tensor:
-        raise NotImplementedError
-
-    def read(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        raise NotImplementedError
-
-    def write(
-        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The values and scale [B] of rows that are z/‖z‖ [B, P] where ``new``, else as they have been.
-
-        z is 1 at its largest and 0 where it is not shown. A row that is not ``usable`` [B] has nothing
-        new, and keeps its bits whatever z is.
-        """
-        raise NotImplementedError
-
-
-class _Bytes(_Code):
-    def empty(self, count: int, device: torch.device) -> Tensor:
-        return torch.zeros(count, self.length, dtype=torch.int8, device=device)
-
-    def read(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        return values.to(dtype)
-
-    def write(
-        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        per_norm = 1 / torch.linalg.vector_norm(z, dim=1)
-        kept = values.masked_fill(new, 0).abs().amax(1) * scale  # the largest of what stays
-        unit = torch.maximum(per_norm.to(scale.dtype), kept) / 127
-        unit = torch.where(usable, unit, scale)
-        per_unit = 1 / torch.where(unit > 0, unit, 1.0)
-        old = values.to(z.dtype) * (scale * per_unit)[:, None]
-        steps = torch.where(new, z * (per_norm * per_unit)[:, None], old)
-        return steps.round_().to(torch.int8), unit
-
-
-class _Signs(_Code):
-    def empty(self, count: int, device: torch.device) -> Tensor:
-        return torch.full(
-            (count, -(-self.length // 8)), 0b10101010, dtype=torch.uint8, device=device
-        )
-
-    def read(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        return self._bits(values).to(dtype) * 2 - 1
-
-    def write(
-        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        bits = torch.where(new & (z != 0), z > 0, self._bits(values))
-        bits = F.pad(bits, (0, 8 * values.shape[1] - self.length))
-        eights = bits.view(*values.shape, 8) * self._places(values)
-        return eights.sum(2, dtype=torch.uint8), torch.where(usable, 1.0, scale)
-
-    def _bits(self, values: Tensor) -> Tensor:
-        bits = values[:, :, None] & self._places(values)
-        return (bits != 0).flatten(1)[:, : self.length]
-
-    @staticmethod
-    def _places(values: Tensor) -> Tensor:
-        return 2 ** torch.arange(8, dtype=torch.uint8, device=values.device)
-
-
-_CODES: dict[int, type[_Code]] = {8: _Bytes, 1: _Signs}

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from stored_cases import Kept
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +72,8 @@ def build(name: str, folder: Path, csrc: Path = ROOT / "csrc") -> ctypes.CDLL:
 
 
 def filler_of(dtype: torch.dtype) -> float:
+    if dtype in (torch.int8, torch.uint8):
+        return 77
     return torch.nan if dtype.is_floating_point else _BAD_ID
 
 
@@ -304,3 +307,48 @@ class Emulation:
             *(ctypes.c_int64(batch), ctypes.c_int64(clusters), ctypes.c_double(rtol)),
         )
         return assignment.values, distance.values, gap.values
+
+    def perturb_stored(self, x: Tensor, z: Kept, tau: float) -> Tensor:
+        """x dense, in any layout."""
+        inputs = [Array(in_memory(x)), *(Array(t) for t in z.arguments)]
+        out = Array.output(x.numel(), dtype=x.dtype)
+        self._call(
+            "stored",
+            "emulate_perturb_stored",
+            inputs,
+            *(DTYPES.index(x.dtype), *_sides(x), inputs[0], out, *inputs[1:], ctypes.c_double(tau)),
+            *_stored(z),
+        )
+        return out.values.as_strided(x.shape, x.stride())
+
+    def store_directions(self, z: Kept, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """New values and scale; those of z stay."""
+        values, scale = Array(z.values), Array(z.scale)
+        inputs = [Array(in_memory(grad)), Array(z.row), Array(z.view)]
+        self._call(
+            "stored",
+            "emulate_store_directions",
+            inputs,
+            *(DTYPES.index(grad.dtype), *_sides(grad), inputs[0], values, scale, *inputs[1:]),
+            *_stored(z),
+        )
+        return values.values, scale.values
+
+
+def in_memory(t: Tensor) -> Tensor:
+    """The elements of a dense tensor in the order in which they lie."""
+    return t.as_strided((t.numel(),), (1,))
+
+
+def _sides(t: Tensor) -> tuple[object, object]:
+    return (ctypes.c_int64 * 4)(*t.shape), (ctypes.c_int64 * 4)(*t.stride())
+
+
+def _stored(z: Kept) -> tuple[object, ...]:
+    signs = z.values.dtype == torch.uint8
+    return (
+        ctypes.c_int64(z.padding),
+        ctypes.c_int64(z.resolution),
+        signs,
+        ctypes.c_int64(len(z.values)),
+    )

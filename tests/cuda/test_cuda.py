@@ -11,8 +11,19 @@ from concurrent.futures import ThreadPoolExecutor
 import kernel_cases as kc
 import pytest
 import torch
-from cases import EPS, FLOATS, RESPONSE_CASES, ConceptCase, PointCase, ProductCase, ResponseCase
+from cases import (
+    EPS,
+    FLOATS,
+    RESPONSE_CASES,
+    ConceptCase,
+    PointCase,
+    ProductCase,
+    ResponseCase,
+    gradients,
+    images,
+)
 from kernel_cases import NAN, ConceptResult
+from stored_cases import CODES, PADDED, SIDES, check_moved, check_stored, kept
 from torch import Tensor
 
 from hrrl_ext import ops
@@ -91,6 +102,24 @@ def test_perturb_at_any_alignment(size: int, offset: int) -> None:
             shifted.append(whole[offset:].view(t.shape).copy_(t))
         out, norm = ops.perturb(shifted[0], shifted[1], 0.5)
         kc.check_perturb(x, grad, 0.5, None, out.cpu(), norm.cpu())
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("code", CODES, ids=str)
+@pytest.mark.parametrize("sides", [*SIDES, (32, 32), (224, 224)], ids=str)
+@pytest.mark.parametrize(("padding", "resolution"), PADDED)
+def test_stored_directions(
+    sides: tuple[int, int], code: torch.dtype, padding: int, resolution: int, dtype: torch.dtype
+) -> None:
+    z = kept(sides, code, padding, resolution)
+    values, scale, row, view = (t.to(DEVICE) for t in z.arguments)
+    x, grad = images(4, 3, *sides, dtype=dtype), gradients(4, 3, *sides, dtype=dtype)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        there = x.to(DEVICE, memory_format=layout)
+        moved = ops.perturb_stored(there, values, scale, row, view, 0.7, **z.settings)
+        check_moved(x, z.exact(x, 0.7), moved.cpu())
+    ops.store_directions(values, scale, grad.to(DEVICE), row, view, **z.settings)
+    check_stored(z.expected(grad), (values.cpu(), scale.cpu()), z.row)
 
 
 @pytest.mark.parametrize("case", kc.CONCEPT_CASES, ids=str)
@@ -264,6 +293,8 @@ def iteration(
     products = on_device(ProductCase(40, 2, 30, 700, whole=False).arguments())
     p, q = products["p"], products["q"]
     points = on_device(PointCase(600, 1100, spread=300).arguments())
+    z = kept((80, 80), padding=4)
+    stored = [t.to(DEVICE) for t in z.arguments]
 
     def run() -> list[Tensor]:
         moved = kernels.perturb(x, grad, 0.3)
@@ -274,7 +305,11 @@ def iteration(
         cross = products["cross"].clone()
         kernels.rank1_dot(cross, p, q)
         nearest = kernels.rank1_argmin(*points.values(), 1e-6)
-        return [*moved, *losses, new_q, response, projected, cross, *nearest]
+        along = kernels.perturb_stored(x[:4], *stored, 0.3, 4, 1)
+        values, scale = stored[0].clone(), stored[1].clone()
+        kernels.store_directions(values, scale, grad[:4], *stored[2:], 4, 1)
+        known = [*moved, *losses, new_q, response, projected, cross, *nearest]
+        return [*known, along, values, scale]
 
     return run, [x, grad, *arguments.values()]
 

@@ -7,15 +7,17 @@ No GPU is needed. What only a GPU can show is in test_cuda.py.
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kernel_cases as kc
 import pytest
 import torch
-from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase
+from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase, gradients, images
 from emulated import Device, Emulation, EmulationError, build, same_bits
 from kernel_cases import NAN, ConceptResult
+from stored_cases import CODES, check_moved, check_stored, kept
 from torch import Tensor
 
 ORDERS = [1, 2]  # backwards, shuffled; 0 is as numbered
@@ -53,6 +55,10 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         product = ProductCase(4, 2, 30, size, whole=False)
         results += [emulation.rank1_dot(**product.arguments())]
         results += emulation.rank1_argmin(**PointCase(9, size + 1).arguments(), rtol=1e-3)
+    for code in CODES:
+        z = kept((30, 41), code, padding=3)
+        results += [emulation.perturb_stored(images(4, 3, 30, 41), z, 0.3)]
+        results += emulation.store_directions(z, gradients(4, 3, 30, 41))
     return results
 
 
@@ -98,6 +104,13 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
         nearest = emulation.rank1_argmin(**points, rtol=2.0**-5)
         for got, want in zip(nearest, cpu.rank1_argmin(*points.values(), 2.0**-5), strict=True):
             assert torch.equal(got, want)
+    for code in CODES:
+        z, x, grad = kept((9, 12), code), images(4, 3, 9, 12), gradients(4, 3, 9, 12)
+        moved = cpu.perturb_stored(x, *z.arguments, 0.3, z.padding, 1)
+        kc.close(emulation.perturb_stored(x, z, 0.3), moved, 2 * EPS[torch.float32], atol=1e-7)
+        stored = emulation.store_directions(z, grad)
+        cpu.store_directions(z.values, z.scale, grad, z.row, z.view, z.padding, 1)
+        check_stored((z.values, z.scale), stored)
     want = cpu.update_distribution(q, gain, q0, 5.0, 0.1)
     kc.close(emulation.update_distribution(q, gain, q0, 5.0, 0.1), want, rtol=0, atol=1e-14)
 
@@ -178,12 +191,26 @@ def check_rank1(emulation: Emulation) -> None:
     assert [set(t.tolist()) for t in got] == [{2}, {0.0}, {0.0}]
 
 
+def check_stored_directions(emulation: Emulation) -> None:
+    for code, padding, resolution in itertools.product(CODES, (0, 3), (1, 2)):
+        z = kept((19, 33), code, padding, resolution)
+        x, grad = (make(4, 3, 19, 33) for make in (images, gradients))
+        check_moved(x, z.exact(x, 0.7), emulation.perturb_stored(x, z, 0.7))
+        x = x.contiguous(memory_format=torch.channels_last)
+        check_moved(x, z.exact(x, 0.7), emulation.perturb_stored(x, z, 0.7))
+        z.row[1], grad[3, 0, 9, 9] = 6, NAN
+        assert emulation.perturb_stored(x, z, 0.7)[1].isnan().all()
+        got, z.row, z.view = emulation.store_directions(z, grad), z.row[[0, 2]], z.view[[0, 2]]
+        check_stored(z.expected(grad[[0, 2]]), got, z.row)
+
+
 CHECKS = {
     "perturb": check_perturb,
     "concept_cross_entropy": check_concept_cross_entropy,
     "project_simplex": check_project_simplex,
     "chi_square_response": check_chi_square_response,
     "rank1": check_rank1,
+    "stored": check_stored_directions,
 }
 REDUCE, BLOCKS = ("reduce.cuh", "concept_cross_entropy"), ("blocks.cuh", "project_simplex")
 PERTURB = ("perturb.cu", "perturb")
@@ -192,6 +219,7 @@ SIMPLEX = ("project_simplex.cu", "project_simplex")
 CHI = ("chi_square_response.cu", "chi_square_response")
 GAME = ("../common/chi_square.h", "chi_square_response")
 RANK1 = ("rank1.cu", "rank1")
+STORED = ("stored.cu", "stored")
 BARRIER = "__syncthreads();\n"
 DEVICE_P, DEVICE_S, DEVICE_C = (
     ("device.cuh", operator) for operator in ("perturb", "project_simplex", "concept_cross_entropy")
@@ -347,6 +375,37 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "place of one thread": (RANK1, "nearest = Team::reduce(nearest, Min{});", "{}"),
     "last and not first": (RANK1, "k < clusters && nearest == clusters; k", "k < clusters; k"),
     "tie margin": (RANK1, "lowest.first + a.rtol * s.scale", "lowest.first"),
+    "side that a flip begins at": (
+        STORED,
+        "of.width - 1 - column : column",
+        "of.width - column : column",
+    ),
+    "lines above the image": (STORED, "if (line < 0 || line", "if (line"),
+    "columns beyond the image": (STORED, " || at >= of.width) return", ") return"),
+    "bits of a sign": (STORED, ">> (p & 7)) & 1", ">> (p & 3)) & 1"),
+    "norm of one thread": (
+        STORED,
+        "square = BlockTeam::reduce(square, Sum{});\n  const bool",
+        "const bool",
+    ),
+    "a row that does not exist": (STORED, "number >= 0 && number < p.count", "number >= 0"),
+    "what is not known": (STORED, "p.scale[number] > 0.0f && ", ""),
+    "a row to be left out": (STORED, "if (number < 0 || number >= p.count) return;", "{}"),
+    "block at the edge": (STORED, "first > shown ? first : shown", "first"),
+    "end of a block": (STORED, "last < limit ? last : limit", "limit"),
+    "flip of a gradient": (STORED, "of.width - 1 - u : u", "u : u"),
+    "lines of a view": (STORED, "(line - s.top)", "line"),
+    "largest of one thread": (STORED, "found = BlockTeam::reduce(found, LargerOf{});", "{}"),
+    "a value that is not finite": (STORED, "a.wrong + b.wrong", "a.wrong"),
+    "signs that stay": (STORED, "(row[byte] & ~down) | up", "up"),
+    "bits beyond the last": (STORED, "down = 0xffu << count", "down = 0"),
+    "largest that stays": (STORED, "kept = BlockTeam::reduce(kept, Max{});", "kept = 0;"),
+    "norm of what is stored": (
+        *(STORED, "square = BlockTeam::reduce(square, Sum{});\n  kept", "kept"),
+    ),
+    "units of what stays": (STORED, "(bytes[v]) * of_old", "(bytes[v]) * (of_old > 0 ? 1 : 0)"),
+    "scale of a row": (STORED, "p.scale[number] = static_cast<float>(unit)", "p.scale[number] = 1"),
+    "barrier before the scale": (STORED, "__syncthreads();  // all have", "// all have"),
     "gap of a tie": (RANK1, "s.value() == lowest.first ? lowest.second", "true ? lowest.second"),
 }
 

@@ -44,6 +44,12 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             ops.rank1_dot(cross[:, :1].contiguous(), x.view(3, 1, 1, size), x.view(3, 1, 1, size))
             squares = at_the_edge(torch.ones(size, dtype=torch.float64))
             ops.rank1_argmin(cross, squares[:1].expand(3), squares, squares)
+        x, row = x.view(3, 1, 1, size), at_the_edge(torch.arange(3))
+        view, scale = at_the_edge(torch.tensor([[1, 0, 1], [1, 2, 0], [1, 1, 1]])), at_the_edge(torch.ones(3))
+        for code, length in ((torch.int8, size), (torch.uint8, -(-size // 8))):
+            values = at_the_edge(torch.ones(3, length, dtype=code))
+            ops.perturb_stored(x, values, scale, row, view, 0.1, padding=1)
+            ops.store_directions(values, scale, x, row, view, padding=1)
 """
 
 

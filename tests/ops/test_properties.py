@@ -102,6 +102,37 @@ def test_perturb_knows_no_order_of_the_examples(device: str, problem: p.Perturba
     assert_within(shuffled, got[order].double(), bound + p.smallest(x.dtype))
 
 
+# --- perturb_stored and store_directions
+
+
+@repeatable(200)
+@given(problem=p.directions)
+def test_stored_directions(device: str, problem: p.Directions) -> None:
+    """As perturb: of x̃ one rounding and 3 of the step. What is stored is off by a unit at most, and but for
+    values between two units by nothing; blocks are summed in float32, in which they may cancel."""
+    x, grad, given = problem.tensors(device)
+    settings = {"padding": problem.padding, "resolution": problem.resolution}
+    with borrowed(x, *given):
+        got = ops.perturb_stored(x, *given, problem.tau, **settings)
+    exact = reference.perturb_stored(x.double(), *given, problem.tau, **settings)
+    order = x[:1].numel() * DOUBLE_EPS / 2
+    step = (3 * cases.EPS[computed_in(x.dtype)] + order) * (exact - x.double()).abs()
+    assert_within(got, exact, p.rounding(x.dtype) * exact.abs() + p.smallest(x.dtype) + step)
+    values, scale, row, view = given
+    want = values.clone(), scale.clone()
+    reference.store_directions(*want, grad, row, view, **settings)
+    with borrowed(grad, row, view):
+        ops.store_directions(values, scale, grad, row, view, **settings)
+    if problem.resolution > 1 and problem.signs:
+        return  # the sign of a sum that cancels is that of its rounding
+    torch.testing.assert_close(
+        scale, want[1], rtol=1e-4 if problem.resolution > 1 else 1e-6, atol=0
+    )
+    apart = (values.int() - want[0].int()).abs()
+    assert problem.signs or (apart <= 1).all()
+    assert not problem.signs or not apart.any()
+
+
 # --- concept_cross_entropy
 
 

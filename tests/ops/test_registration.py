@@ -68,6 +68,26 @@ def nearest_calls(cross: Tensor) -> list[tuple[Any, ...]]:
     return [(cross, *squares, squares[1].flip(0), 1e-6)]
 
 
+def stored(images: Tensor) -> list[tuple[Any, ...]]:
+    """values, scale, row, view, padding and resolution, for bytes and for signs."""
+    batch, channels, height, width = images.shape
+    place = torch.arange(3 * channels * height * width, device=images.device)
+    values = place.view(3, -1).to(torch.int8)
+    signs = values[:, : -(-channels * -(-height // 3) * -(-width // 3) // 8)].contiguous()
+    scale = torch.tensor([0.5, 0.0, 1.0], device=images.device)
+    row = torch.tensor([2, 1, 0], device=images.device)[:batch]
+    view = torch.tensor([[1, 0, 1], [0, 2, 0], [2, 1, 1]], device=images.device)[:batch]
+    return [(values, scale, row, view, 1, 1), (signs.view(torch.uint8), scale, row, view, 1, 3)]
+
+
+def moving_calls(x: Tensor) -> list[tuple[Any, ...]]:
+    return [(x, *given, 0.3, *settings) for *given, p, r in stored(x) for settings in [(p, r)]]
+
+
+def storing_calls(grad: Tensor) -> list[tuple[Any, ...]]:
+    return [(*kept, grad, *rest) for a, b, *rest in stored(grad) for kept in [(a, b)]]
+
+
 # Per operator: the shapes of the tensor whose layout and dtype vary, and the calls made with it.
 GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, ...]]]]] = {
     "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
@@ -77,6 +97,8 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "chi_square_response": ([(4,)], response_calls),
     "rank1_dot": ([(3, 2, 4, 5), (3, 2, 5, 1)], product_calls),
     "rank1_argmin": ([(6, 5)], nearest_calls),
+    "perturb_stored": ([(3, 2, 4, 5)], moving_calls),
+    "store_directions": ([(3, 2, 4, 5)], storing_calls),
 }
 
 
@@ -181,7 +203,7 @@ def test_every_build_of_the_kernels(capability: str) -> None:
         return  # by all other tests
     files = [
         str(here / f"test_{name}.py")
-        for name in ("perturb", "concept_cross_entropy", "rank1", "properties")
+        for name in ("perturb", "concept_cross_entropy", "rank1", "stored_operators", "properties")
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,9 @@ from torchrun import tensors_of
 
 import hrrl_ext
 from hrrl_ext import HRRLTrainer
-from hrrl_ext.data import ArrayImages, load_images
+from hrrl_ext.data import ArrayImages, Augmentation, load_images
 from hrrl_ext.ops import reference
-from hrrl_ext.robust import StoredDirections, stored
+from hrrl_ext.robust import StoredDirections, recipe
 from hrrl_ext.transfer import L2SP, Similarity
 
 CPU = torch.device("cpu")
@@ -34,8 +34,23 @@ def gradients(count: int = 4, seed: int = 0) -> Tensor:
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def everything(grad: Tensor) -> Tensor:
-    return torch.ones(len(grad), 1, *grad.shape[2:], dtype=torch.bool)
+def put(
+    kept: StoredDirections, rows: Sequence[int] | Tensor, grad: Tensor, view: Tensor | None = None
+) -> None:
+    """Whole images as they are, or what views of a padding of 4 show of them."""
+    rows = torch.as_tensor(rows)
+    view = torch.tensor([[4, 4, 0]]).expand(len(rows), 3) if view is None else view
+    kept.put(rows, Augmentation(4).apply(grad, view), view, 4)
+
+
+def read(kept: StoredDirections, rows: Sequence[int] | Tensor) -> Tensor:
+    """Directions [B, C, h, w] in units of their norm, signs as ±1; zeros where nothing is known."""
+    rows = torch.as_tensor(rows)
+    values = kept.values[rows]
+    if values.dtype == torch.uint8:
+        bits = ((values[:, :, None] >> torch.arange(8)) & 1).flatten(1)
+        values = (2 * bits.int() - 1)[:, : math.prod(kept.shape)]
+    return (values * kept.scale[rows, None]).view(len(rows), *kept.shape)
 
 
 def unit(grad: Tensor) -> Tensor:
@@ -48,27 +63,24 @@ def unit(grad: Tensor) -> Tensor:
 @pytest.mark.parametrize("bits", [8, 1])
 def test_nothing_is_known_at_first(bits: int) -> None:
     kept = directions(bits=bits)
-    found = kept.take(torch.tensor([5, 0]), torch.float64)
-    assert found.shape == (2, *SHAPE) and found.dtype == torch.float64
-    assert not found.any()
-    x = torch.rand(2, *SHAPE, dtype=torch.float64)
-    assert torch.equal(hrrl_ext.ops.perturb(x, found, 0.3)[0], x)
+    x, view = torch.rand(2, *SHAPE, dtype=torch.float64), torch.tensor([[1, 0, 1], [2, 2, 0]])
+    assert torch.equal(kept.perturb(x, torch.tensor([5, 0]), view, 0.3, 1), x)
 
 
 def test_eight_bits_are_off_by_half_a_unit() -> None:
     kept, grad, rows = directions(), gradients(), torch.tensor([4, 0, 5, 2])
-    kept.put(rows, grad, everything(grad))
+    put(kept, rows, grad)
     z = unit(grad)
     half = z.abs().flatten(1).amax(1).view(-1, 1, 1, 1) / 254
-    assert ((kept.take(rows) - z).abs() <= half * (1 + 1e-4)).all()  # and rounding of float32
-    assert not kept.take(torch.tensor([1, 3])).any()
+    assert ((read(kept, rows) - z).abs() <= half * (1 + 1e-4)).all()  # and rounding of float32
+    assert not read(kept, torch.tensor([1, 3])).any()
 
 
 def test_one_bit_is_the_sign() -> None:
     kept, grad, rows = directions(bits=1), gradients(), torch.tensor([4, 0, 5, 2])
-    kept.put(rows, grad, everything(grad))
-    assert torch.equal(kept.take(rows), grad.sign())
-    assert not kept.take(torch.tensor([1, 3])).any()
+    put(kept, rows, grad)
+    assert torch.equal(read(kept, rows), grad.sign())
+    assert not read(kept, torch.tensor([1, 3])).any()
 
 
 @pytest.mark.parametrize(("bits", "row"), [(8, 105), (1, 14)])
@@ -78,13 +90,31 @@ def test_what_it_takes(bits: int, row: int) -> None:
     assert sum(t.nbytes for t in (kept.values, kept.scale, kept._mine)) == 1000 * (row + 5)
 
 
+def test_blocks_share_a_value() -> None:
+    """As if the gradient were the sum over each block everywhere in it, and the last ones cut off."""
+    rows, grad = torch.arange(4), gradients()
+    coarse = StoredDirections(6, SHAPE, 8, CPU, resolution=3)
+    assert coarse.shape == (3, 2, 3) and coarse.values.shape == (6, 18)
+    put(coarse, rows, grad)
+    sums = torch.zeros(4, 3, 2, 3)
+    for i in range(5):
+        for j in range(7):
+            sums[:, :, i // 3, j // 3] += grad[:, :, i, j]
+    half = unit(sums).abs().flatten(1).amax(1).view(-1, 1, 1, 1) / 254
+    assert ((read(coarse, rows) - unit(sums)).abs() <= half * (1 + 1e-4)).all()
+    view = torch.tensor([[0, 0, 0]]).expand(4, 3)
+    step = coarse.perturb(torch.zeros_like(grad), rows, view, 1.0, 0)
+    whole = read(coarse, rows).repeat_interleave(3, 2).repeat_interleave(3, 3)[:, :, :5, :7]
+    torch.testing.assert_close(step, unit(whole), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("bits", [8, 1])
 @pytest.mark.parametrize("factor", [2.0**-120, 2.0**100])
 def test_a_positive_factor_does_not_count(bits: int, factor: float) -> None:
     """Powers of two, so that no bit may differ; the squares of these leave float32's range."""
     plain, scaled, grad, rows = directions(bits=bits), directions(bits=bits), gradients(), range(4)
     for kept, g in ((plain, grad), (scaled, grad * factor)):
-        kept.put(torch.tensor(rows), g, everything(g))
+        put(kept, rows, g)
     assert torch.equal(plain.values, scaled.values) and torch.equal(plain.scale, scaled.scale)
 
 
@@ -92,56 +122,54 @@ def test_a_positive_factor_does_not_count(bits: int, factor: float) -> None:
 @pytest.mark.parametrize("bad", [0.0, math.nan, math.inf, -math.inf])
 def test_a_row_without_a_gradient_keeps_what_it_has(bits: int, bad: float) -> None:
     kept, grad, rows = directions(bits=bits), gradients(), torch.arange(4)
-    kept.put(rows, grad, everything(grad))
-    before, new = kept.take(rows), gradients(seed=1)
+    put(kept, rows, grad)
+    before, new = read(kept, rows), gradients(seed=1)
     if bad == 0:
         new[2] = 0
     else:
         new[2, 1, 3, 4] = bad
-    kept.put(rows, new, everything(new))
-    assert torch.equal(kept.take(rows)[2], before[2])
+    put(kept, rows, new)
+    assert torch.equal(read(kept, rows)[2], before[2])
     alone = directions(bits=bits)
-    alone.put(rows[[0, 1, 3]], new[[0, 1, 3]], everything(new[:3]))  # it touches no other
-    assert torch.equal(kept.take(rows)[[0, 1, 3]], alone.take(rows)[[0, 1, 3]])
-    kept.put(torch.tensor([5]), new[2:3], everything(new[:1]))
-    assert not kept.take(torch.tensor([5])).any()
+    put(alone, rows[[0, 1, 3]], new[[0, 1, 3]])  # it touches no other
+    assert torch.equal(read(kept, rows)[[0, 1, 3]], read(alone, rows)[[0, 1, 3]])
+    put(kept, [5], new[2:3])
+    assert not read(kept, torch.tensor([5])).any()
 
 
 def test_pixels_out_of_view_keep_what_they_have() -> None:
     kept, row, old, new = directions(), torch.tensor([3]), gradients(1), gradients(1, seed=1)
-    kept.put(row, old, everything(old))
+    put(kept, row, old)
     shown = torch.zeros(1, 1, *SHAPE[1:], dtype=torch.bool)
     shown[..., 1:, 2:] = True
     new = torch.where(shown, new, 0.0)
-    before = kept.take(row)
-    kept.put(row, new, shown)
+    before = read(kept, row)
+    put(kept, row, new, torch.tensor([[5, 6, 0]]))
     want = torch.where(shown, unit(new), before)
-    got = kept.take(row)
+    got = read(kept, row)
     assert (got - want).abs().max() <= want.abs().max() / 254 * (1 + 1e-4)
     assert (got - before)[..., 0, :].abs().max() <= want.abs().max() / 254 * (1 + 1e-4)
 
 
 def test_signs_that_are_not_known_alternate_until_they_are() -> None:
     kept, row, grad = directions(bits=1), torch.tensor([3]), gradients(1)
-    shown = torch.zeros(1, 1, *SHAPE[1:], dtype=torch.bool)
-    shown[..., 2:, :] = True
-    grad = torch.where(shown, grad, 0.0)
+    grad[..., :2, :] = 0.0
     grad[0, 1, 4] = 0.0  # in view, and no direction
-    kept.put(row, grad, shown)
-    found = kept.take(row)
+    put(kept, row, grad, torch.tensor([[6, 4, 1]]))
+    found = read(kept, row)
     assert torch.equal(found[:, [0, 2], 2:], grad[:, [0, 2], 2:].sign())
     for unknown in (found[0, :, :2].flatten(1), found[0, 1, 4:]):
         assert (unknown[:, 1:] == -unknown[:, :-1]).all()
-    kept.put(row, gradients(1, seed=1), everything(grad))
-    assert torch.equal(kept.take(row), gradients(1, seed=1).sign())
+    put(kept, row, gradients(1, seed=1))
+    assert torch.equal(read(kept, row), gradients(1, seed=1).sign())
 
 
 def test_state_and_what_is_not_one() -> None:
     kept, grad = directions(), gradients()
-    kept.put(torch.arange(4), grad, everything(grad))
+    put(kept, range(4), grad)
     other = directions()
     other.load_state_dict(copy.deepcopy(kept.state_dict()))
-    assert torch.equal(other.take(torch.arange(6)), kept.take(torch.arange(6)))
+    assert torch.equal(read(other, torch.arange(6)), read(kept, torch.arange(6)))
     for wrong in (directions(5), directions(bits=1)):
         with pytest.raises(ValueError, match=r"stored directions: values must be \[6, 105\]"):
             other.load_state_dict(wrong.state_dict())
@@ -159,21 +187,22 @@ def test_no_room_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the trainer against plain code
 
 
-class Exact(stored._Code):
+class Exact(StoredDirections):
     """Keeps float64 as it is."""
 
-    def empty(self, count: int, device: torch.device) -> Tensor:
-        return torch.zeros(count, self.length, dtype=torch.float64, device=device)
+    def __init__(self, count: int, shape: Sequence[int], *settings: Any) -> None:
+        super().__init__(count, shape, *settings)
+        self.z = torch.zeros(count, *shape, dtype=torch.float64)
 
-    def read(self, values: Tensor, dtype: torch.dtype) -> Tensor:
-        return values.to(dtype)
+    def perturb(self, x: Tensor, row: Tensor, view: Tensor, tau: float, padding: int) -> Tensor:
+        seen = Augmentation(padding).apply(self.z[row], view)
+        return hrrl_ext.ops.perturb(x, seen, tau)[0]
 
-    def write(
-        self, z: Tensor, new: Tensor, usable: Tensor, values: Tensor, scale: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return torch.where(new, z / z.norm(dim=1, keepdim=True), values), torch.where(
-            usable, 1.0, scale
-        )
+    def put(self, row: Tensor, grad: Tensor, view: Tensor, padding: int) -> None:
+        augment = Augmentation(padding)
+        g, shown = augment.undo(grad, view), augment.undo(torch.ones_like(grad), view)
+        norm = g.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+        self.z[row] = torch.where((norm > 0) & (shown > 0), g / norm, self.z[row])
 
 
 class Plain:
@@ -278,13 +307,14 @@ def test_a_run_is_that_of_plain_code(
     case: tuple[ArrayImages, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing quantised, so to the rounding of float64 and what 12 steps make of it."""
-    monkeypatch.setitem(stored._CODES, 8, Exact)
+    monkeypatch.setattr(recipe, "StoredDirections", Exact)
     ours, plain = both(case[0], **case[1])
     torch.testing.assert_close(weights(ours.model), weights(plain.model), rtol=1e-9, atol=1e-10)
     assert ours.recipe.stored is not None
     for i, want in plain.direction.items():
-        got = ours.recipe.stored.directions.take(torch.tensor([i]), torch.float64)[0]
-        torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-9)
+        got = ours.recipe.stored.directions
+        assert isinstance(got, Exact)
+        torch.testing.assert_close(got.z[i], want, rtol=1e-7, atol=1e-9)
 
 
 def test_eight_bits_follow_plain_code() -> None:
@@ -324,7 +354,10 @@ SMALL: dict[str, Any] = {
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"stored_bits": 1}, {"precision": "bf16", "channels_last": True}, {"accumulate": 2}],
+    [
+        *({}, {"stored_bits": 1}, {"stored_resolution": 2}),
+        *({"precision": "bf16", "channels_last": True}, {"accumulate": 2}),
+    ],
     ids=str,
 )
 def test_the_first_epoch_is_plain(settings: dict[str, Any]) -> None:
@@ -380,7 +413,7 @@ trainer = HRRLTrainer(model, data=load_images("digits", split="train").subset(ra
 trainer.fit()
 trainer.recipe.stored.exchange()
 kept = trainer.recipe.stored.directions
-save_file({"z": kept.take(torch.arange(203)), "values": kept.values, "scale": kept.scale, **model.state_dict()},
+save_file({"values": kept.values, "scale": kept.scale, **model.state_dict()},
           f"{sys.argv[1]}/rank-{trainer.processes.rank}.safetensors")
 stop_processes()
 """
@@ -407,6 +440,7 @@ def test_two_processes_have_the_directions_of_one(tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({"example_level": "store"}, "example_level must be one of exact, stored, got 'store'"),
+        ({"stored_resolution": 0}, "stored_resolution must be positive, got 0"),
         ({"stored_bits": 4}, "stored_bits must be one of 8, 1, got 4"),
         ({"batch_norm": "running"}, "batch_norm='running' is of the input-gradient pass, and"),
         ({"penalty": Similarity()}, "the penalty Similarity(w_sim=1.0"),
