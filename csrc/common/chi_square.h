@@ -9,12 +9,12 @@
 //   the rounding of those before, within a bracket, since a sum that is clipped on both sides is neither convex nor
 //   concave. When no concept changes sides b is exact.
 // - The distance sum q0_k (w_k - 1)^2 rises with s, and is concave and piecewise linear in s^2: as s grows concepts
-// only
-//   leave the free ones, whose scatter is its slope. So Newton's method in s^2 climbs to the ball from below, and where
-//   the scatter is 0 it has arrived at the largest distance there is.
+//   only leave the free ones, whose scatter is its slope. So Newton's method in s^2 climbs to the ball from below, and
+//   where the scatter is 0 it has arrived at the largest distance there is.
 // - DBL_MAX stands for infinity, a cap or a pressure (lam = 0) without end: times 0 it is 0. Losses are halved first,
-// so
-//   that their differences are finite.
+//   so that their differences are finite.
+//
+// Compiled once per instruction set, like the kernels: functions are static, or templates of a type of their own.
 #pragma once
 
 #include <cstdint>
@@ -49,12 +49,11 @@ struct Scatter {  // of the free concepts about their mean, and the distance of 
 };
 struct Weights {  // w_k = clip(s x_k + b, 0, cap)
   double s, b, cap;
-
-  HRRL_EVERYWHERE double operator()(double x) const {
-    const double w = s * x + b;
-    return w < 0.0 ? 0.0 : w > cap ? cap : w;
-  }
 };
+HRRL_EVERYWHERE static inline double weight_at(Weights w, double x) {
+  const double free = w.s * x + w.b;
+  return free < 0.0 ? 0.0 : free > w.cap ? w.cap : free;
+}
 
 // The t above. Every step takes a loss at least off one end of [low, high], and halves it.
 template <class Concepts>
@@ -92,7 +91,7 @@ HRRL_EVERYWHERE Sides balance(Concepts& concepts, double mass, Weights& w) {
 }
 
 // Newton's next b for another s, if nobody changed sides.
-HRRL_EVERYWHERE inline double predicted(Sides sides, double mass, Weights w) {
+HRRL_EVERYWHERE static inline double predicted(Sides sides, double mass, Weights w) {
   const double b = (mass - w.cap * sides.capped - w.s * sides.x) / sides.mass;
   return b > 0.0 ? b < w.cap ? b : w.cap : 0.0;
 }

@@ -113,7 +113,7 @@ class BlockOfConcepts {
   __device__ static double root(double v) { return sqrt(v); }
 
   __device__ void write(const chi_square::Weights& w, MutableReals out) const {
-    for (int64_t k = threadIdx.x; k < size_; k += blockDim.x) store(out, k, q0_[k] * w(x_[k]));
+    for (int64_t k = threadIdx.x; k < size_; k += blockDim.x) store(out, k, q0_[k] * chi_square::weight_at(w, x_[k]));
   }
 
  private:

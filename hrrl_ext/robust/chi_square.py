@@ -13,7 +13,7 @@ from .. import ops
 from .concepts import ConceptWeights
 
 LEAST_HORIZON = 100
-"""Steps that a small set's few of an epoch are too short for: docs/tuning.md has what came of 3 and 12."""
+"""Steps; those of a small set's epoch are too few: docs/tuning.md has what came of 3 and 12."""
 
 
 class ChiSquare(ConceptWeights):

@@ -83,7 +83,7 @@ class Concepts {
 
   template <class scalar_t>
   void write(const chi_square::Weights& w, int64_t size, scalar_t* out) const {
-    for (int64_t k = 0; k < size; ++k) assign(out[k], q0_[k] * w(x_[k]));
+    for (int64_t k = 0; k < size; ++k) assign(out[k], q0_[k] * chi_square::weight_at(w, x_[k]));
   }
 
  private:
