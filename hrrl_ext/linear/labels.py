@@ -9,7 +9,7 @@ import numpy as np
 from .duality import Problem
 from .programs import least_slack
 
-_COUNTED = 2_000_000  # entries of X up to which the least slack is worked out: seconds
+_COUNTED = 2_000_000  # entries of X up to which causes are looked for: seconds
 
 
 def signs(y: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
@@ -21,9 +21,11 @@ def signs(y: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
 def not_separable(problem: Problem, names: str, detail: str = "") -> str:
     """The message: who is not separated, a cause that can be named, the least slack, a way out."""
     said = [f"MaxMarginClassifier: no hyperplane separates {names}"]
-    if (pair := _contradiction(problem.X, problem.sign)) is not None:
-        said.append(f"examples {pair[0]} and {pair[1]} are equal, but their labels are opposite")
     if problem.X.size <= _COUNTED:
+        if (pair := _contradiction(problem.X, problem.sign)) is not None:
+            said.append(
+                f"examples {pair[0]} and {pair[1]} are equal, but their labels are opposite"
+            )
         said.append(
             f"the least slack Σ max(0, 1 - y (w·x + b)) of any is {least_slack(problem):.4g}"
         )

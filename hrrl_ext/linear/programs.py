@@ -99,6 +99,7 @@ def _by_parts(problem: Problem) -> Answer:
     rows = alpha > 0
     inner = w != 0 if is_l1 else np.abs(w) < (1 - 1e-6) * np.abs(w).max()
     order = np.argsort(-np.abs(pull) if is_l1 else np.abs(pull), kind="stable")
+    # the weights that are free, n at most, and those with the least to lose by being so
     columns = inner & (np.cumsum(inner[order])[np.argsort(order)] <= len(sign))
     columns[order[: int(rows.sum())]] = True
     side = np.where(pull >= 0, 1.0, -1.0)
@@ -106,7 +107,13 @@ def _by_parts(problem: Problem) -> Answer:
     while True:
         part = sign[rows, None] * X[rows].astype(np.float64)
         rest = None if is_l1 else part[:, ~columns] @ side[~columns]
-        found = _program(problem, part[:, columns], sign[rows], rest)
+        try:
+            found = _program(problem, part[:, columns], sign[rows], rest)
+        except NotSeparableError:
+            if columns.all():
+                raise
+            columns[:] = True  # the weights that were guessed do not do: all of them
+            continue
         n_iter += found.n_iter
         w = np.where(columns, 0.0, 0.0 if is_l1 else found.t * side)
         w[columns] = found.w

@@ -14,6 +14,7 @@ from sklearn.svm import SVC
 
 from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, programs
 from hrrl_ext.linear.duality import Problem, settled
+from hrrl_ext.linear.first_order import FirstOrder
 from hrrl_ext.linear.solve import solve
 from hrrl_ext.norms import vector_norm
 
@@ -188,6 +189,24 @@ def test_a_program_by_parts_is_the_whole_one(
         parts = solve(problem, "lp")
         assert parts.gap <= 1e-9
         assert parts.primal == pytest.approx(whole.primal, rel=1e-9)
+
+
+def test_a_program_by_parts_recovers_from_a_wrong_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here of weights that separate nothing: the one feature that does is not among them."""
+    random = np.random.default_rng(0)
+    X, y = random.standard_normal((30, 8)), np.repeat([-1.0, 1.0], 15)
+    X[:, 7] = 1e-3 * y
+    w = torch.zeros(8, dtype=torch.float64)
+    w[0] = 1.0
+    p = torch.zeros(30)
+    p[0] = p[29] = 0.5
+    wrong = FirstOrder(w, 0.0, p, 0.0, 1.0, 0, met=False)
+    monkeypatch.setattr(programs, "_WHOLE", 0)
+    monkeypatch.setattr(programs, "fit_separable", lambda *_, **__: wrong)
+    for norm in ("l1", "linf"):
+        problem = Problem(X, y, vector_norm(norm))
+        found = solve(problem, "lp")
+        assert found.gap <= 1e-9 and found.primal <= size(norm, np.eye(8)[7]) * 1e3 * (1 + 1e-9)
 
 
 def test_a_program_by_parts_notices_an_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
