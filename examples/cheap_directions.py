@@ -260,7 +260,7 @@ def loop_of(way: Way, data: Data, args: argparse.Namespace, seed: int) -> Loop:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     recipe = way.recipe(model, sets, method, processes, at_once=config.batch_size)
     if way.perturbation is not None:
-        recipe.objective.perturbation = way.perturbation(method.tau)
+        recipe.objective.perturbation = way.perturbation(float(method.tau))
     return Loop(recipe, config, processes=processes, device=device, progress="off")
 
 
