@@ -104,8 +104,9 @@ def same(left: list[Tensor], right: list[Tensor]) -> bool:
 
 def test_an_epoch_of_as_many_draws() -> None:
     made, seen = batches(), []
+    pixels = made.images.__getitems__(range(len(made.images)))[0]
     for x, target, concept, row, view in made.epoch(1):
-        assert torch.equal(x, Augmentation(2).apply(made.images.pixels[row], view).float() / 255)
+        assert torch.equal(x, Augmentation(2).apply(pixels[row], view).float() / 255)
         assert torch.equal(target, made.images.target[row]) and torch.equal(concept, GROUP[row])
         seen.append(row)
     assert [len(rows) for rows in seen] == made.sizes == [8, 8, 5]

@@ -55,8 +55,8 @@ def test_tracks_the_mean_of_the_last_steps() -> None:
                 losses[k] += 0.75**age * sizes[k] * loss[k]
                 examples[k] += 0.75**age * sizes[k]
         own = torch.tensor([a / b for a, b in zip(losses, examples, strict=True)]).double()
-        mean = sum(losses) / sum(examples)
-        mean = mean + (1 - 0.75**t) * (own - mean)
+        overall = sum(losses) / sum(examples)
+        mean = overall + (1 - 0.75**t) * (own - overall)
         adversary.update(*batch(*steps[t - 1]))
         torch.testing.assert_close(adversary.mean_loss, mean, rtol=1e-6, atol=0.0)
         expected = chi_square_response(

@@ -68,6 +68,6 @@ def test_a_run_says_it_once_and_keeps_it(
 
 def test_bad_levels() -> None:
     with pytest.raises(ValueError, match="levels: 'atuo' is not known; did you mean 'auto'"):
-        HRRLTrainer(**RUN, levels="atuo")  # type: ignore[arg-type]
+        HRRLTrainer(**RUN, levels="atuo")
     with pytest.raises(ValueError, match="example_level='stored' keeps directions alone; give tau"):
         HRRLTrainer(**RUN, levels="auto", example_level="stored")

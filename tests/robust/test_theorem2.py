@@ -95,7 +95,7 @@ def test_parts_of_a_batch_are_the_whole() -> None:
 
 def test_when_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, target) = network(), batch(2)
-    perturb, passes = Theorem2Perturbation(), []
+    perturb, passes = Theorem2Perturbation(), list[Any]()
     gradient = perturb.input_gradient
 
     def counted(*arguments: Any) -> Tensor:
@@ -125,7 +125,7 @@ def test_a_new_estimate_counts_half() -> None:
 
 def test_no_gradient_moves_nothing_and_says_nothing_of_smoothness() -> None:
     model, (x, target) = network(), batch()
-    nn.init.zeros_(model[3].weight)  # type: ignore[union-attr, index]
+    nn.init.zeros_(model[3].weight)
     perturb = Theorem2Perturbation()
     for _ in range(3):
         assert torch.equal(perturb(model, x, target), x)

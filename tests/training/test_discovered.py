@@ -39,11 +39,11 @@ def network() -> nn.Module:
 class Watched(HRRLTrainer):
     """Keeps what it trained with in each epoch, and the weights that the epoch began with."""
 
-    def fit(self) -> Any:
+    def fit(self, until: int | None = None) -> Any:
         self.seen: list[dict[str, Any]] = []
         self._step = self.recipe.step
         self.recipe.step = self._watch  # type: ignore[assignment]
-        return super().fit()
+        return super().fit(until)
 
     def _watch(self, *arguments: Any) -> Tensor:
         d = self.objective.distribution

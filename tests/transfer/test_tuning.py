@@ -240,6 +240,6 @@ def test_bad_arguments(tmp_path: Path, changes: dict[str, Any], message: str) ->
 
 def test_arguments_of_a_wrong_kind(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="needs model by name, got Linear"):
-        tune(torch.nn.Linear(2, 2), **TINY, out=tmp_path / "out")  # type: ignore[arg-type]
+        tune(torch.nn.Linear(2, 2), **TINY, out=tmp_path / "out")
     with pytest.raises(TypeError, match=r"'learning_rate' is not known"):
         tune(**TINY, learning_rate=0.1, out=tmp_path / "out")
