@@ -67,7 +67,7 @@ def plain(logits: Tensor, target: Tensor) -> Tensor:
         ({"tau": 0.2, "example_steps": 3}, plain),
         ({"tau": 0.2, "example_steps": 2, "focal": 2.0}, focal),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else value.__name__,
 )
 def test_a_run_is_that_of_plain_code(settings: dict[str, Any], loss: Any) -> None:
     """The plain mean over each batch, drawn as it may be, in float64: no weight is left."""
