@@ -1,6 +1,7 @@
 // Every operator schema of the library, once. No logic.
 //
-// Letters: B examples, C classes, K concepts or clusters, G groups of a layer, M terms, R rows. An implementation
+// Letters: B examples, C classes, K concepts or clusters, G groups of a layer, M terms, R rows, I images and their
+// captions, C, of dimension D. An implementation
 // registers itself at the foot of its own file (csrc/cpu/*_cpu.cpp, csrc/cuda/*_cuda.cpp); shapes, fakes and gradients
 // for tracing are in hrrl_ext/ops/_autograd.py, the public functions and what they promise in hrrl_ext/ops/.
 #include <torch/csrc/stable/library.h>
@@ -38,6 +39,12 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   m.def(
       "rank1_argmin(Tensor cross, Tensor square, Tensor centre_square, Tensor weight, float rtol) "
       "-> (Tensor assignment, Tensor distance, Tensor gap)");
+
+  // image [I, D], caption [C, D], groups [I], [C] -> of every image the caption of another group with the highest score
+  // [I], and of every caption the image [C]; the score is the product, or -||max(0, caption - image)||
+  m.def(
+      "hardest_negatives(Tensor image, Tensor caption, Tensor image_group, Tensor caption_group, bool order) "
+      "-> (Tensor caption_index, Tensor caption_score, Tensor image_index, Tensor image_score)");
 
   // x [B, C, H, W] -> x + tau A z_i / ||A z_i||_F, z_i in row row_i of values, A by view [B, 3]
   m.def(

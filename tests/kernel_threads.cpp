@@ -80,6 +80,21 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
     const hrrl::cpu::Rank1DotArgs dot{in.data(), in.data(), cross.data(), 1, clusters, terms};
     on_threads([&](int64_t begin, int64_t end) { kernels.rank1_dot(dtype, dot, begin, end); });
   }
+  // Ranges of captions of all images, as many as threads have rows: each keeps what it found apart.
+  constexpr int64_t kRanges = kRows / kAtOnce;
+  const std::vector<int64_t> ids(static_cast<size_t>(kRows));
+  std::vector<double> of_images(kRanges * kRows), of_captions(kRows);
+  std::vector<int64_t> images(kRanges * kRows), captions(kRows);
+  for (bool order : {false, true}) {
+    const hrrl::cpu::HardestArgs hardest{in.data(), in.data(), ids.data(), ids.data(), size, order};
+    on_threads([&](int64_t begin, int64_t end) {
+      std::vector<double> panel(static_cast<size_t>(size * hrrl::cpu::kHardestColumns));
+      const int64_t range = begin / kAtOnce * kRows;
+      kernels.hardest_negatives(dtype, hardest,
+                                {0, kRows, begin, end, of_images.data() + range, images.data() + range,
+                                 of_captions.data(), captions.data(), panel.data()});
+    });
+  }
   const std::vector<double> one(static_cast<size_t>(kRows + size), 1.0);
   const hrrl::cpu::Rank1ArgminArgs nearest{cross.data(),    one.data(), one.data(), one.data(), assignment.data(),
                                            distance.data(), gap.data(), size,       1e-6};

@@ -415,6 +415,52 @@ responses = st.builds(
 
 
 @dataclass(frozen=True)
+class Negatives:
+    """Arguments of hardest_negatives."""
+
+    images: int
+    captions: int
+    size: int
+    dtype: torch.dtype
+    scale: float
+    groups: int
+    layout: str
+    seed: int
+
+    def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        g = generator(self.seed)
+        sides = (self.images, self.captions)
+        image, caption = (
+            place(
+                cast(
+                    self.scale * torch.randn(n, self.size, generator=g, dtype=torch.float64),
+                    self.dtype,
+                ),
+                self.layout,
+                device,
+            )
+            for n in sides
+        )
+        image_group, caption_group = (
+            torch.randint(self.groups, (n,), generator=g).to(device) for n in sides
+        )
+        return image, caption, image_group, caption_group
+
+
+negatives = st.builds(
+    Negatives,
+    images=st.sampled_from([0, 1, 2, 6, 7, 65, 193]),
+    captions=st.sampled_from([0, 1, 2, 16, 65, 130]),
+    size=st.sampled_from([0, 1, 3, 16, 37]),
+    dtype=dtypes,
+    scale=st.sampled_from([1e-3, 1.0, 100.0]),
+    groups=st.sampled_from([1, 2, 50]),
+    layout=st.sampled_from(["contiguous", "every second", "offset", "expanded rows"]),
+    seed=seeds,
+)
+
+
+@dataclass(frozen=True)
 class Products:
     """Arguments of rank1_dot."""
 

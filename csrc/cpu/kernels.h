@@ -106,6 +106,24 @@ struct StoreDirectionsArgs {
 };
 inline int64_t store_scratch(const StoredImages& of) { return of.channels * of.rows * of.columns; }
 
+// The highest scores of a rectangle of images and captions (csrc/cpu/kernels/hardest_negatives.cpp)
+struct HardestArgs {
+  const void *image, *caption;              // [I, D], [C, D] float or double
+  const void *image_group, *caption_group;  // [I], [C] int32_t beside float, int64_t beside double
+  int64_t size;                             // D
+  bool order;
+};
+struct HardestRange {
+  int64_t image_begin, image_end, caption_begin, caption_end;
+  // Written to where something higher is found: [I] and [C], indexed from the first image and caption of all
+  void* caption_score;
+  int64_t* caption_index;
+  void* image_score;
+  int64_t* image_index;
+  void* panel;  // D * kHardestColumns of scratch
+};
+constexpr int64_t kHardestRows = 192, kHardestColumns = 64;  // ranges begin at multiples of these
+
 // Entries of a row of the projection that share a maximum.
 constexpr int64_t kSimplexBlock = 128;
 
@@ -121,6 +139,7 @@ struct Kernels {
   void (*chi_square_response)(const ChiSquareArgs&, double* scratch);         // chi_square_scratch() doubles
   void (*rank1_dot)(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);  // kFloat, kDouble
   void (*rank1_argmin)(const Rank1ArgminArgs&, int64_t begin, int64_t end);
+  void (*hardest_negatives)(Dtype, const HardestArgs&, const HardestRange&);  // kFloat, kDouble
   void (*perturb_stored)(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);
   // scratch: store_scratch() doubles
   void (*store_directions)(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);
@@ -135,6 +154,7 @@ struct Kernels {
   void chi_square_response(const ChiSquareArgs&, double* scratch);                                         \
   void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \
   void rank1_argmin(const Rank1ArgminArgs&, int64_t begin, int64_t end);                                   \
+  void hardest_negatives(Dtype, const HardestArgs&, const HardestRange&);                                  \
   void perturb_stored(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);                        \
   void store_directions(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);   \
   }

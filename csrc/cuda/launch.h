@@ -114,6 +114,21 @@ struct Rank1ArgminParams {
 };
 void launch_rank1_argmin(const Rank1ArgminParams& params, CUstream_st* stream);
 
+// Of every image the caption of another group with the highest score, and of every caption the image; at least one row
+// in all. The score is the product, or -||max(0, caption - image)||.
+struct HardestParams {
+  const void *image, *caption;                 // [I, D], [C, D]
+  const int64_t *image_group, *caption_group;  // [I], [C]
+  int64_t *caption_index, *image_index;        // [I], [C]
+  MutableReals caption_score, image_score;     // [I], [C] float, or double for kDouble
+  int64_t images, captions, size;              // I, C, D
+  bool order;
+  double* scores;  // hardest_workspace() of each, uninitialised
+  int64_t* indices;
+};
+int64_t hardest_workspace(int64_t images, int64_t captions);
+void launch_hardest_negatives(Dtype dtype, const HardestParams& params, CUstream_st* stream);
+
 // out_i = x_i + tau A z_i / ||A z_i||, z_i in row row_i of values. An example whose row is out of range gets NaN.
 struct PerturbStoredParams {
   StoredImages images;

@@ -1,4 +1,4 @@
-"""The operators of HRRL and of gradient clustering as plain functions, on CPU and CUDA.
+"""The operators of HRRL, of gradient clustering and of retrieval as plain functions, on CPU and CUDA.
 
 ============================== =============================================================
 :func:`perturb`                x̃ = x + τ g/‖g‖_F, per example
@@ -12,15 +12,25 @@
 :func:`rank1_products`         Σ_l ⟨C_k, G_i⟩ and Σ_l ‖G_i‖², what those distances are made of
 :func:`rank1_dot`              ⟨C_k, g_b⟩ of one layer, for all examples and centres
 :func:`rank1_argmin`           a_b = argmin_k N_k ‖C_k - g_b‖² from their sums
+:func:`hardest_negatives`      argmax_c s(i, c) and argmax_i s(i, c) over pairs of different groups
 :func:`check_labels`           raises for labels out of range, on any device
 :mod:`reference`               the same functions in plain PyTorch
 ============================== =============================================================
 """
 
 from . import reference
-from ._types import ConceptLoss, Convolution, LayerGradient, NearestCentre, Rank1Centre
+from ._types import (
+    ConceptLoss,
+    Convolution,
+    HardestNegatives,
+    LayerGradient,
+    NearestCentre,
+    Rank1Centre,
+    Similarity,
+)
 from .chi_square_response import chi_square_response
 from .concept_cross_entropy import check_labels, concept_cross_entropy
+from .hardest_negatives import hardest_negatives
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
 from .rank1_assign import Rank1Products, centre_products, rank1_assign, rank1_products
@@ -30,14 +40,17 @@ from .stored import perturb_stored, store_directions
 __all__ = [
     "ConceptLoss",
     "Convolution",
+    "HardestNegatives",
     "LayerGradient",
     "NearestCentre",
     "Rank1Centre",
     "Rank1Products",
+    "Similarity",
     "centre_products",
     "check_labels",
     "chi_square_response",
     "concept_cross_entropy",
+    "hardest_negatives",
     "perturb",
     "perturb_stored",
     "project_simplex",

@@ -14,6 +14,7 @@ from torch import Tensor
 from ._library import operator
 
 concept_cross_entropy = operator("concept_cross_entropy")
+hardest_negatives = operator("hardest_negatives")
 project_simplex = operator("project_simplex")
 
 
@@ -82,6 +83,15 @@ def _(
     )
 
 
+@torch.library.register_fake("hrrl_ext::hardest_negatives")
+def _(
+    image: Tensor, caption: Tensor, image_group: Tensor, caption_group: Tensor, order: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype, sides = _loss_dtype(image.dtype), (image, caption)
+    index, score = ([t.new_empty(t.shape[0], dtype=d) for t in sides] for d in (torch.int64, dtype))
+    return index[0], score[0], index[1], score[1]
+
+
 @torch.library.register_fake("hrrl_ext::perturb_stored")
 def _(
     x: Tensor,
@@ -138,6 +148,57 @@ class ConceptCrossEntropy(torch.autograd.Function):
         if traced or not grad_loss.is_cpu or grad_loss.item() != 1.0:
             grad_logits = grad_logits * grad_loss
         return grad_logits.to(ctx.logits_dtype), *(None,) * 5
+
+
+class HardestNegatives(torch.autograd.Function):
+    """With f and g of a chosen pair: ∂(f · g) is g and f; ∂(-‖r‖) is r/‖r‖ and -r/‖r‖, r = max(0, g - f),
+    and 0 at r = 0, where the maximum of the score lies."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
+        out: tuple[Tensor, ...] = hardest_negatives(*arguments)
+        ctx.mark_non_differentiable(out[0], out[2])
+        ctx.save_for_backward(*arguments[:2], out[0], out[2])
+        ctx.order = arguments[-1]
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        image, caption, caption_index, image_index = ctx.saved_tensors
+        if len(image) == 0 or len(caption) == 0:
+            return torch.zeros_like(image), torch.zeros_like(caption), None, None, None
+        f, g = image.to(grads[1].dtype), caption.to(grads[3].dtype)
+        of_caption, caption_index = _found(grads[1], caption_index)
+        of_image, image_index = _found(grads[3], image_index)
+        chosen_caption, chosen_image = g[caption_index], f[image_index]
+        if ctx.order:
+            to_image = of_caption * _unit((chosen_caption - f).clamp(min=0))
+            to_chosen_image = of_image * _unit((g - chosen_image).clamp(min=0))
+            to_chosen_caption, to_caption = -to_image, -to_chosen_image
+        else:
+            to_image, to_chosen_caption = of_caption * chosen_caption, of_caption * f
+            to_caption, to_chosen_image = of_image * chosen_image, of_image * g
+        grad_image = _add_rows(to_image, image_index, to_chosen_image)
+        grad_caption = _add_rows(to_caption, caption_index, to_chosen_caption)
+        return grad_image.to(image.dtype), grad_caption.to(caption.dtype), None, None, None
+
+
+def _found(grad: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of a score, as a column, and its index; 0 where nothing was found."""
+    return torch.where(index >= 0, grad, 0)[:, None], index.clamp(min=0)
+
+
+def _unit(r: Tensor) -> Tensor:
+    square = r.square().sum(1, keepdim=True)
+    return r * torch.where(square > 0, square, torch.inf).rsqrt()
+
+
+def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
+    """Indices may be equal: on a GPU only index_put adds in a fixed order, and on a CPU only scatter_add adds
+    in vectors."""
+    if total.is_cuda:
+        return total.index_put((index,), rows, accumulate=True)
+    return total.scatter_add(0, index[:, None].expand_as(rows), rows)
 
 
 class ProjectSimplex(torch.autograd.Function):

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,23 @@ class NearestCentre(NamedTuple):
     """[B] float64 S_ba = ‖C_a - g_b‖², not weighted; NaN where the assignment is -1."""
     gap: Tensor
     """[B] float64 how far the next cluster is behind, over w_a (‖C_a‖² + ‖g_b‖²); inf for K = 1."""
+
+
+Similarity = Literal["cosine", "order"]
+"""Of an image f and a caption g: f · g, or -‖max(0, g - f)‖."""
+
+
+class HardestNegatives(NamedTuple):
+    """What :func:`hrrl_ext.ops.hardest_negatives` returns. The scores carry a gradient."""
+
+    caption_index: Tensor
+    """[I] int64 the hardest caption of each image; -1 where there is none."""
+    caption_score: Tensor
+    """[I] its score; -inf where there is none, NaN where one could not be compared."""
+    image_index: Tensor
+    """[C] int64 the hardest image of each caption."""
+    image_score: Tensor
+    """[C] its score."""
 
 
 class Convolution(NamedTuple):

@@ -13,7 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._types import ConceptLoss, LayerGradient, NearestCentre, Rank1Centre
+from ._types import (
+    ConceptLoss,
+    HardestNegatives,
+    LayerGradient,
+    NearestCentre,
+    Rank1Centre,
+    Similarity,
+)
 
 
 def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -213,6 +220,34 @@ def rank1_argmin(
         torch.where(usable, distance, torch.nan),
         torch.where(usable, gap, torch.nan),
     )
+
+
+def hardest_negatives(
+    image: Tensor,
+    caption: Tensor,
+    image_group: Tensor,
+    caption_group: Tensor,
+    similarity: Similarity = "cosine",
+) -> HardestNegatives:
+    """See :func:`hrrl_ext.ops.hardest_negatives`. Keeps [I, C] scores, and [I, C, D] differences."""
+    wide = image.double(), caption.double()
+    if similarity == "order":
+        order = (wide[1] - wide[0][:, None]).clamp(min=0).square().sum(2)
+        score = -torch.where(order > 0, order, 0)  # NaN is not above 0:
+        score = torch.where(order.isnan(), order, score)
+    else:
+        score = (wide[0][:, None] * wide[1]).sum(2)
+    score = score.masked_fill(image_group[:, None] == caption_group, -torch.inf)
+    dtype, found = torch.promote_types(image.dtype, torch.float32), []
+    for of_one in (score, score.T):
+        if of_one.shape[1] == 0:
+            of_one = of_one.new_full((len(of_one), 1), -torch.inf)
+        index = of_one.detach().argmax(1)  # the first NaN, or of equal ones the lowest
+        best = of_one.gather(1, index[:, None])[:, 0]
+        if similarity == "order":
+            best = torch.where(best < 0, -torch.where(best < 0, -best, 1.0).sqrt(), best)
+        found += [torch.where(best > -torch.inf, index, -1), best.to(dtype)]
+    return HardestNegatives(*found)
 
 
 def rank1_assign(

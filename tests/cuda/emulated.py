@@ -308,6 +308,31 @@ class Emulation:
         )
         return assignment.values, distance.values, gap.values
 
+    def hardest_negatives(
+        self,
+        image: Tensor,
+        caption: Tensor,
+        image_group: Tensor,
+        caption_group: Tensor,
+        order: bool,
+        *,
+        offset: int = 0,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        inputs = [Array(image, offset), Array(caption, offset)]
+        inputs += [Array(image_group), Array(caption_group)]
+        sides, dtype = (len(image), len(caption)), torch.promote_types(image.dtype, torch.float32)
+        index = [Array.output(n, dtype=torch.int64) for n in sides]
+        score = [Array.output(n, dtype=dtype) for n in sides]
+        self._call(
+            "hardest_negatives",
+            "emulate_hardest_negatives",
+            inputs,
+            *(DTYPES.index(image.dtype), *inputs, *index, DTYPES.index(dtype), *score),
+            *(ctypes.c_int64(size) for size in (*sides, image.shape[1])),
+            order,
+        )
+        return index[0].values, score[0].values, index[1].values, score[1].values
+
     def perturb_stored(self, x: Tensor, z: Kept, tau: float) -> Tensor:
         """x dense, in any layout."""
         inputs = [Array(in_memory(x)), *(Array(t) for t in z.arguments)]

@@ -22,11 +22,13 @@ from cases import (
     gradients,
     images,
 )
+from hardest_cases import SIMILARITIES, HardestCase
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, PADDED, SIDES, check_moved, check_stored, kept
 from torch import Tensor
 
 from hrrl_ext import ops
+from hrrl_ext.ops import Similarity
 
 pytestmark = [
     pytest.mark.gpu,
@@ -203,6 +205,18 @@ def test_update_distribution(size: int) -> None:
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=2e4 * EPS[torch.float64])
 
 
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_hardest_negatives(dtype: torch.dtype, similarity: Similarity) -> None:
+    """Around a tile, and more tiles on a side than ranges."""
+    for shape in ((1, 1, 1), (63, 65, 17), (130, 64, 33), (2113, 3, 2), (3, 2080, 5)):
+        case = HardestCase(*shape, similarity, dtype)
+        moved = [t.to(DEVICE) for t in case.arguments()]
+        with no_synchronisation():
+            got = ops.hardest_negatives(*moved, similarity)
+        case.check([t.cpu() for t in got])
+
+
 @pytest.mark.parametrize("size", [1, 11, 1000, 6144, 6145, 100_003])
 def test_chi_square_response(size: int) -> None:
     """On both sides of what shared memory holds. Sums of K terms in another order than the CPU's."""
@@ -295,6 +309,7 @@ def iteration(
     points = on_device(PointCase(600, 1100, spread=300).arguments())
     z = kept((80, 80), padding=4)
     stored = [t.to(DEVICE) for t in z.arguments]
+    ids = torch.arange(40, device=DEVICE)
 
     def run() -> list[Tensor]:
         moved = kernels.perturb(x, grad, 0.3)
@@ -308,7 +323,9 @@ def iteration(
         along = kernels.perturb_stored(x[:4], *stored, 0.3, 4, 1)
         values, scale = stored[0].clone(), stored[1].clone()
         kernels.store_directions(values, scale, grad[:4], *stored[2:], 4, 1)
-        known = [*moved, *losses, new_q, response, projected, cross, *nearest]
+        flat = x.flatten(1)[:, :3001]
+        hardest = kernels.hardest_negatives(flat, flat[:33], ids, ids[:33], True)
+        known = [*hardest, *moved, *losses, new_q, response, projected, cross, *nearest]
         return [*known, along, values, scale]
 
     return run, [x, grad, *arguments.values()]
@@ -394,6 +411,9 @@ def test_opcheck() -> None:
     torch.library.opcheck(kernels.project_simplex.default, (x.clone().requires_grad_(), 1.0))
     torch.library.opcheck(kernels.update_distribution.default, (q, gain, q0, 1.0, 0.1, tau[:1]))
     torch.library.opcheck(kernels.chi_square_response.default, (gain, q0, 1.0, 0.5, 4.0))
+    for order in (False, True):
+        ids = torch.arange(4, device=DEVICE)
+        torch.library.opcheck(kernels.hardest_negatives.default, (x, grad, ids, ids, order))
     products = on_device(ProductCase(3, 2, 5, 7).arguments())
     torch.library.opcheck(kernels.rank1_dot.default, tuple(products.values()))
     points = on_device(PointCase(3, 5).arguments())

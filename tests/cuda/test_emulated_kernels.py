@@ -16,6 +16,7 @@ import pytest
 import torch
 from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase, gradients, images
 from emulated import Device, Emulation, EmulationError, build, same_bits
+from hardest_cases import SIMILARITIES, HardestCase
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, check_moved, check_stored, kept
 from torch import Tensor
@@ -55,6 +56,9 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         product = ProductCase(4, 2, 30, size, whole=False)
         results += [emulation.rank1_dot(**product.arguments())]
         results += emulation.rank1_argmin(**PointCase(9, size + 1).arguments(), rtol=1e-3)
+    for similarity in SIMILARITIES:
+        hardest = HardestCase(70, 131, 19, similarity)
+        results += emulation.hardest_negatives(*hardest.arguments(), similarity == "order")
     for code in CODES:
         z = kept((30, 41), code, padding=3)
         results += [emulation.perturb_stored(images(4, 3, 30, 41), z, 0.3)]
@@ -104,6 +108,17 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
         nearest = emulation.rank1_argmin(**points, rtol=2.0**-5)
         for got, want in zip(nearest, cpu.rank1_argmin(*points.values(), 2.0**-5), strict=True):
             assert torch.equal(got, want)
+    for order in (False, True):
+        image, caption = (
+            gradients(70, 19, dtype=torch.float64),
+            gradients(66, 19, dtype=torch.float64),
+        )
+        groups = torch.arange(70), torch.arange(66)
+        found = emulation.hardest_negatives(image, caption, *groups, order)
+        for got, want in zip(
+            found, cpu.hardest_negatives(image, caption, *groups, order), strict=True
+        ):
+            kc.close(got, want, rtol=1e-13, atol=0)
     for code in CODES:
         z, x, grad = kept((9, 12), code), images(4, 3, 9, 12), gradients(4, 3, 9, 12)
         moved = cpu.perturb_stored(x, *z.arguments, 0.3, z.padding, 1)
@@ -204,7 +219,22 @@ def check_stored_directions(emulation: Emulation) -> None:
         check_stored(z.expected(grad[[0, 2]]), got, z.row)
 
 
+def check_hardest_negatives(emulation: Emulation) -> None:
+    for shape in ((65, 130, 33), (2080, 2, 1), (3, 2113, 1)):
+        for similarity in SIMILARITIES:
+            case = HardestCase(*shape, similarity)
+            case.check(emulation.hardest_negatives(*case.arguments(), similarity == "order"))
+    image, caption, *groups = HardestCase(65, 70, 9).arguments()
+    image[64, 0] = NAN
+    for order in (False, True):
+        got = emulation.hardest_negatives(image, caption, *groups, order)
+        met = groups[0][64] != groups[1]
+        assert got[0][64] == -1 and got[1][64].isnan() and got[1].isnan().sum() == 1
+        assert torch.equal(got[3].isnan(), met) and torch.equal(got[2] == -1, met)
+
+
 CHECKS = {
+    "hardest_negatives": check_hardest_negatives,
     "perturb": check_perturb,
     "concept_cross_entropy": check_concept_cross_entropy,
     "project_simplex": check_project_simplex,
@@ -220,12 +250,47 @@ CHI = ("chi_square_response.cu", "chi_square_response")
 GAME = ("../common/chi_square.h", "chi_square_response")
 RANK1 = ("rank1.cu", "rank1")
 STORED = ("stored.cu", "stored")
+HARDEST = ("hardest_negatives.cu", "hardest_negatives")
 BARRIER = "__syncthreads();\n"
 DEVICE_P, DEVICE_S, DEVICE_C = (
     ("device.cuh", operator) for operator in ("perturb", "project_simplex", "concept_cross_entropy")
 )
 LIMIT = "room - static_cast<int>(attributes.sharedSizeBytes)"
 MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
+    "the lowest of equal negatives": (HARDEST, "whose < index", "whose > index"),
+    "a NaN that is passed over": (HARDEST, "|| value != value)", ")"),
+    "a NaN that is forgotten": (HARDEST, "score != score || ", ""),
+    "negatives of the same group": (
+        *(HARDEST, " || a.image_group[at_i] == a.caption_group[at_j]", ""),
+    ),
+    "rows that are not there": (HARDEST, "at_i >= a.images || ", ""),
+    "columns that are not there": (HARDEST, "at_j >= a.captions || ", ""),
+    "entries that are not there": (HARDEST, " && k + depth < size", ""),
+    "a tile that is written too early": (
+        *(
+            HARDEST,
+            "            }\n        }\n        __syncthreads();",
+            "            }\n        }",
+        ),
+    ),
+    "a tile that is read too early": (
+        HARDEST,
+        "a.captions, k, a.size);\n        __syncthreads();",
+        "a.captions, k, a.size);",
+    ),
+    "candidates that are read too early": (
+        HARDEST,
+        "  __syncthreads();\n  const int64_t at = first",
+        "  const int64_t at = first",
+    ),
+    "candidates that are written too early": (
+        HARDEST,
+        "__syncthreads();  // the cand",
+        "// the cand",
+    ),
+    "ranges that are not cleared": (HARDEST, "clear(of_caption", "if (false) clear(of_caption"),
+    "the root of the distance": (HARDEST, "a.order ? -sqrt", "false ? -sqrt"),
+    "a square with a sign": (HARDEST, "if (!(beyond <= 0)) ", ""),
     "first barrier of a reduction": (
         *(REDUCE, BARRIER + "    if (lane == 0) partial", "if (lane == 0) partial"),
     ),

@@ -44,6 +44,10 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
             ops.rank1_dot(cross[:, :1].contiguous(), x.view(3, 1, 1, size), x.view(3, 1, 1, size))
             squares = at_the_edge(torch.ones(size, dtype=torch.float64))
             ops.rank1_argmin(cross, squares[:1].expand(3), squares, squares)
+        ids = [at_the_edge(torch.arange(n)) for n in (3, size)]
+        for image, of in ((x, ids[0]), (x.view(size, 3), ids[1])):
+            for similarity in ("cosine", "order"):
+                ops.hardest_negatives(image, image, of, of, similarity)
         x, row = x.view(3, 1, 1, size), at_the_edge(torch.arange(3))
         view, scale = at_the_edge(torch.tensor([[1, 0, 1], [1, 2, 0], [1, 1, 1]])), at_the_edge(torch.ones(3))
         for code, length in ((torch.int8, size), (torch.uint8, -(-size // 8))):

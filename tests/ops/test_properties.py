@@ -412,6 +412,39 @@ def test_relabelling_the_concepts(device: str, problem: p.Response) -> None:
     assert_within(got, plain.double(), 2 * p.rounding(q0.dtype) * plain.double() + close)
 
 
+# --- hardest_negatives
+
+
+@repeatable(200)
+@given(problem=p.negatives)
+def test_hardest_negatives(device: str, problem: p.Negatives) -> None:
+    """The score is the best there is but for the rounding of D terms, and that of whoever is named."""
+    image, caption, *groups = problem.tensors(device)
+    wide = image.double(), caption.double()
+    eps = cases.EPS[computed_in(image.dtype)]
+    for similarity in ("cosine", "order"):
+        with borrowed(image, caption, *groups):
+            got = ops.hardest_negatives(image, caption, *groups, similarity)
+        best = reference.hardest_negatives(*wide, *groups, similarity)
+        if similarity == "cosine":
+            score, size = wide[0] @ wide[1].T, wide[0].abs() @ wide[1].abs().T
+        else:
+            score = -(wide[1] - wide[0][:, None]).clamp(min=0).norm(dim=2)
+            size = -score
+        atol = (problem.size + 4) * eps * (size.max().item() if size.numel() else 0.0)
+        for side in (0, 1):
+            index, value = got[2 * side], got[2 * side + 1].double()
+            assert torch.equal(index >= 0, best[2 * side] >= 0)
+            found = index >= 0
+            assert (value[~found] == -torch.inf).all()
+            assert_within(value[found], best[2 * side + 1][found], atol)
+            of_one = score if side == 0 else score.T
+            named = of_one[found].gather(1, index[found, None])[:, 0]
+            assert_within(value[found], named, atol)
+            mine, others = groups[side][found], groups[1 - side]
+            assert (others[index[found]] != mine).all()
+
+
 # --- rank1_dot and rank1_argmin
 
 

@@ -88,6 +88,12 @@ def storing_calls(grad: Tensor) -> list[tuple[Any, ...]]:
     return [(*kept, grad, *rest) for a, b, *rest in stored(grad) for kept in [(a, b)]]
 
 
+def hardest_calls(image: Tensor) -> list[tuple[Any, ...]]:
+    caption = LAYOUTS["transposed"](image.flip(0))  # not the layout of the image
+    group = torch.arange(len(image), device=image.device) // 2
+    return [(image, caption, group, group, False), (image, image[:1], group, group[:1], True)]
+
+
 # Per operator: the shapes of the tensor whose layout and dtype vary, and the calls made with it.
 GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, ...]]]]] = {
     "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
@@ -99,6 +105,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "rank1_argmin": ([(6, 5)], nearest_calls),
     "perturb_stored": ([(3, 2, 4, 5)], moving_calls),
     "store_directions": ([(3, 2, 4, 5)], storing_calls),
+    "hardest_negatives": ([(6, 5)], hardest_calls),
 }
 
 
@@ -169,14 +176,16 @@ def test_compiles_as_one_graph() -> None:
         ops.rank1_dot(cross, x[:, None, :, None], grad[:, None, :, None])
         square = norm.double().square()
         centre = ops.rank1_argmin(cross, square, 1 + square.sum() * q.new_ones(7), q.new_ones(7))
-        return out.loss, q, ops.project_simplex(norm), *centre
+        found = ops.hardest_negatives(x, x @ weight @ weight.T, target, target)
+        loss = out.loss + found.caption_score.sum() + found.image_score.square().sum()
+        return loss, q, ops.project_simplex(norm), *centre, *(t.detach() for t in found)
 
     a = cases.ConceptCase(6, 5, 3).arguments()
     results = []
     for function in (step, torch.compile(step, fullgraph=True)):
         weight = cases.gradients(7, 5).requires_grad_()
         loss, *others = function(
-            cases.images(6, 7), cases.gradients(6, 7), weight, a["target"], a["concept"], a["q"],
+            cases.images(6, 7), cases.gradients(6, 7), weight, torch.arange(6) % 5, a["concept"], a["q"],
             a["concept_count"],
         )  # fmt: skip
         loss.backward()

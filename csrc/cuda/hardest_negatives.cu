@@ -1,0 +1,197 @@
+// hardest_negatives: a rectangle of the scores of images and captions, and the highest of its rows and columns.
+//
+// - A block takes tiles of 64 x 64 scores, 16 entries of the embeddings at a time through shared memory; a thread has 4
+//   rows and 4 columns of a tile in registers. No score is kept but the highest.
+// - The grid has up to 32 ranges of rows by 32 of columns, so that what a second launch merges is 32 numbers for each
+//   row and column, whatever there are. The highest of the highest, and the lowest of equal ones, depend on no order.
+// - Products are of float32 (of float64 for float64), never of TF32: what is compared decides.
+#include <cmath>
+
+#include "cuda/kernel_launch.cuh"
+#include "cuda/scalar.cuh"
+
+namespace hrrl::cuda {
+
+constexpr int kHardestTile = 64, kHardestDepth = 16, kHardestThread = 4;
+constexpr int kHardestSide = kHardestTile / kHardestThread;  // threads along a side of the tile
+constexpr int kHardestBlock = kHardestSide * kHardestSide;
+constexpr int64_t kHardestRanges = 32;
+constexpr int kMergeBlock = 256;
+
+// The highest score and whose it is: the lowest of equal ones, and a NaN for good. -Inf is nobody's.
+struct Candidate {
+  double score;
+  int64_t index;
+  __device__ void offer(double value, int64_t whose) {
+    const bool first = value == score && value > -HUGE_VAL && whose < index;
+    if (score != score || !(value > score || first || value != value)) return;
+    score = value;
+    index = whose;
+  }
+};
+
+__device__ inline Candidate nobody() { return {-HUGE_VAL, -1}; }
+
+static int64_t ranges_of(int64_t count) {
+  const int64_t tiles = ceil_div(count, kHardestTile);
+  return tiles < kHardestRanges ? tiles : kHardestRanges;
+}
+
+// The first tile of a range
+__device__ inline int64_t first_tile(int64_t count, int64_t range, int64_t ranges) {
+  return (count + kHardestTile - 1) / kHardestTile * range / ranges;
+}
+
+template <class acc_t>
+struct HardestShared {
+  acc_t image[kHardestDepth][kHardestTile + 1], caption[kHardestDepth][kHardestTile + 1];
+  Candidate candidates[kHardestSide][kHardestTile];
+};
+
+// Entries [k, k + kHardestDepth) of the rows of a tile; 0 where there are none.
+template <class scalar_t, class acc_t>
+__device__ void load_rows(acc_t (&to)[kHardestDepth][kHardestTile + 1], const scalar_t* rows, int64_t first,
+                          int64_t count, int64_t k, int64_t size) {
+  for (int at = static_cast<int>(threadIdx.x); at < kHardestTile * kHardestDepth; at += kHardestBlock) {
+    const int row = at / kHardestDepth, depth = at % kHardestDepth;
+    const bool there = first + row < count && k + depth < size;
+    to[depth][row] = there ? to_acc(rows[(first + row) * size + k + depth]) : acc_t{};
+  }
+}
+
+// The candidates of all threads for the tile's rows or columns, merged into those of the range in global memory.
+__device__ inline void merge_tile(const Candidate (&candidates)[kHardestSide][kHardestTile], double* score,
+                                  int64_t* index, int64_t first, int64_t count) {
+  __syncthreads();
+  const int64_t at = first + threadIdx.x;
+  if (threadIdx.x < kHardestTile && at < count) {
+    Candidate best{score[at], index[at]};
+    for (int side = 0; side < kHardestSide; ++side)
+      best.offer(candidates[side][threadIdx.x].score, candidates[side][threadIdx.x].index);
+    score[at] = best.score;
+    index[at] = best.index;
+  }
+  __syncthreads();  // the candidates are free again
+}
+
+template <class scalar_t, bool kOrder>
+__global__ void __launch_bounds__(kHardestBlock)
+    hardest_kernel(const HardestParams a, int64_t row_ranges, int64_t column_ranges) {
+  using acc_t = acc_type<scalar_t>;
+  __shared__ HardestShared<acc_t> shared;
+  const auto *image = static_cast<const scalar_t*>(a.image), *caption = static_cast<const scalar_t*>(a.caption);
+  const int64_t row_range = blockIdx.x / column_ranges, column_range = blockIdx.x % column_ranges;
+  const int64_t i_begin = first_tile(a.images, row_range, row_ranges),
+                i_end = first_tile(a.images, row_range + 1, row_ranges),
+                j_begin = first_tile(a.captions, column_range, column_ranges),
+                j_end = first_tile(a.captions, column_range + 1, column_ranges);
+  double *of_image = a.scores + column_range * a.images,
+         *of_caption = a.scores + column_ranges * a.images + row_range * a.captions;
+  int64_t *whose_image = a.indices + column_range * a.images,
+          *whose_caption = a.indices + column_ranges * a.images + row_range * a.captions;
+
+  // Nobody else writes to these, so they need no launch of their own to begin with.
+  const auto clear = [&](double* score, int64_t* index, int64_t begin, int64_t end, int64_t count) {
+    for (int64_t at = begin * kHardestTile + threadIdx.x; at < end * kHardestTile && at < count; at += kHardestBlock) {
+      score[at] = -HUGE_VAL;
+      index[at] = -1;
+    }
+  };
+  clear(of_image, whose_image, i_begin, i_end, a.images);
+  clear(of_caption, whose_caption, j_begin, j_end, a.captions);
+  __syncthreads();
+
+  const int row = static_cast<int>(threadIdx.x) / kHardestSide, column = static_cast<int>(threadIdx.x) % kHardestSide;
+  for (int64_t i_tile = i_begin; i_tile < i_end; ++i_tile)
+    for (int64_t j_tile = j_begin; j_tile < j_end; ++j_tile) {
+      const int64_t i = i_tile * kHardestTile, j = j_tile * kHardestTile;
+      acc_t total[kHardestThread][kHardestThread] = {};
+      for (int64_t k = 0; k < a.size; k += kHardestDepth) {
+        load_rows(shared.image, image, i, a.images, k, a.size);
+        load_rows(shared.caption, caption, j, a.captions, k, a.size);
+        __syncthreads();
+        for (int depth = 0; depth < kHardestDepth; ++depth) {
+          acc_t f[kHardestThread], g[kHardestThread];
+#pragma unroll
+          for (int r = 0; r < kHardestThread; ++r) f[r] = shared.image[depth][row + r * kHardestSide];
+#pragma unroll
+          for (int c = 0; c < kHardestThread; ++c) g[c] = shared.caption[depth][column + c * kHardestSide];
+#pragma unroll
+          for (int r = 0; r < kHardestThread; ++r)
+#pragma unroll
+            for (int c = 0; c < kHardestThread; ++c) {
+              if constexpr (kOrder) {
+                const acc_t beyond = g[c] - f[r];
+                if (!(beyond <= 0)) total[r][c] -= beyond * beyond;  // also a NaN
+              } else {
+                total[r][c] += f[r] * g[c];
+              }
+            }
+        }
+        __syncthreads();
+      }
+    // What is no pair, or one of the same group, is nobody's.
+#pragma unroll
+      for (int r = 0; r < kHardestThread; ++r)
+#pragma unroll
+        for (int c = 0; c < kHardestThread; ++c) {
+          const int64_t at_i = i + row + r * kHardestSide, at_j = j + column + c * kHardestSide;
+          if (at_i >= a.images || at_j >= a.captions || a.image_group[at_i] == a.caption_group[at_j])
+            total[r][c] = static_cast<acc_t>(-HUGE_VAL);
+        }
+#pragma unroll
+      for (int r = 0; r < kHardestThread; ++r) {
+        Candidate best = nobody();
+#pragma unroll
+        for (int c = 0; c < kHardestThread; ++c) best.offer(total[r][c], j + column + c * kHardestSide);
+        shared.candidates[column][row + r * kHardestSide] = best;
+      }
+      merge_tile(shared.candidates, of_image, whose_image, i, a.images);
+#pragma unroll
+      for (int c = 0; c < kHardestThread; ++c) {
+        Candidate best = nobody();
+#pragma unroll
+        for (int r = 0; r < kHardestThread; ++r) best.offer(total[r][c], i + row + r * kHardestSide);
+        shared.candidates[row][column + c * kHardestSide] = best;
+      }
+      merge_tile(shared.candidates, of_caption, whose_caption, j, a.captions);
+    }
+}
+
+// A thread per row and per column.
+__global__ void __launch_bounds__(kMergeBlock)
+    hardest_merge_kernel(const HardestParams a, int64_t row_ranges, int64_t column_ranges) {
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kMergeBlock + threadIdx.x;
+  if (at >= a.images + a.captions) return;
+  const bool of_image = at < a.images;
+  const int64_t ranges = of_image ? column_ranges : row_ranges, count = of_image ? a.images : a.captions;
+  const int64_t place = of_image ? at : at - a.images, first = of_image ? place : column_ranges * a.images + place;
+  Candidate best = nobody();
+  for (int64_t range = 0; range < ranges; ++range)
+    best.offer(a.scores[first + range * count], a.indices[first + range * count]);
+  store(of_image ? a.caption_score : a.image_score, place, a.order ? -sqrt(-best.score) : best.score);
+  (of_image ? a.caption_index : a.image_index)[place] = best.score != best.score ? -1 : best.index;
+}
+
+int64_t hardest_workspace(int64_t images, int64_t captions) {
+  return ranges_of(captions) * images + ranges_of(images) * captions;
+}
+
+template <class scalar_t, bool kOrder>
+static void launch_scores(const HardestParams& p, int64_t rows, int64_t columns, CUstream_st* stream) {
+  if (rows * columns > 0)
+    launch_kernel<hardest_kernel<scalar_t, kOrder>>({rows * columns, kHardestBlock}, stream, p, rows, columns);
+}
+
+void launch_hardest_negatives(Dtype dtype, const HardestParams& p, CUstream_st* stream) {
+  const int64_t rows = ranges_of(p.images), columns = ranges_of(p.captions);
+  dispatch(dtype, [&](auto type) {
+    using scalar_t = typename decltype(type)::type;
+    p.order ? launch_scores<scalar_t, true>(p, rows, columns, stream)
+            : launch_scores<scalar_t, false>(p, rows, columns, stream);
+  });
+  launch_kernel<hardest_merge_kernel>({ceil_div(p.images + p.captions, kMergeBlock), kMergeBlock}, stream, p, rows,
+                                      columns);
+}
+
+}  // namespace hrrl::cuda

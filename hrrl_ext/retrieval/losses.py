@@ -1,0 +1,387 @@
+"""Losses of joint embeddings: VSE++ (Faghri et al. 2018), and those it is compared with.
+
+f [I, D] are embeddings of images, g [C, D] of captions, taken as they are; s(f, g) = f · g, or
+-‖max(0, g - f)‖₂ for "order". (i, c) runs over the pairs that belong together, and negatives of a pair are
+items of another group:
+
+    sum_hinge  Σ_(i,c) Σ_c' [α - s(i,c) + s(i,c')]₊ + Σ_i' [α - s(i,c) + s(i',c)]₊       (3.5)
+    max_hinge  Σ_(i,c) max_c' [α - s(i,c) + s(i,c')]₊ + max_i' [α - s(i,c) + s(i',c)]₊   (3.6)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .._precision import full_float32
+from ..ops import Similarity, hardest_negatives
+
+Reduction = Literal["sum", "mean"]
+Matches = tuple[Tensor, Tensor]
+
+_TILE = 2**18
+"""Scores that are kept at a time: they stay in the second-level cache."""
+
+
+class _Batch(NamedTuple):
+    image: Tensor
+    caption: Tensor
+    pairs: Matches | None
+    """Rows of image and caption, or None: row n and row n."""
+    image_group: Tensor
+    caption_group: Tensor
+
+    def paired(self) -> tuple[Tensor, Tensor]:
+        if self.pairs is None:
+            return self.image, self.caption
+        return self.image[self.pairs[0]], self.caption[self.pairs[1]]
+
+
+def pairs_of_groups(image_group: Tensor, caption_group: Tensor) -> Matches:
+    """Every image with every caption of its group: their rows, in the order of the images."""
+    order = caption_group.argsort(stable=True)
+    groups = caption_group[order]
+    first = torch.searchsorted(groups, image_group)
+    count = torch.searchsorted(groups, image_group, right=True) - first
+    image = torch.arange(len(image_group), device=count.device).repeat_interleave(count)
+    before = (count.cumsum(0) - count)[image]
+    place = first[image] + torch.arange(len(image), device=count.device) - before
+    return image, order[place]
+
+
+def max_hinge(
+    image: Tensor,
+    caption: Tensor,
+    *,
+    pairs: Matches | None = None,
+    image_group: Tensor | None = None,
+    caption_group: Tensor | None = None,
+    margin: float = 0.2,
+    similarity: Similarity = "cosine",
+    reduction: Reduction = "sum",
+    semi_hard: bool = False,
+) -> Tensor:
+    """The hinge of the hardest negative alone, in both directions (Eq. 3.6).
+
+    Args:
+        image: [I, D] embeddings, floating.
+        caption: [C, D] embeddings, of the same dtype.
+        pairs: rows of images and rows of captions [P] that belong together, as :func:`pairs_of_groups` makes
+            them; None: row n of both, and I = C.
+        image_group, caption_group: [I] and [C] int64; items of one group are no negatives of each other.
+            None: every row is a group of its own. Needed where ``pairs`` are given.
+        margin: α.
+        similarity: "cosine", the product (normalise before), or "order".
+        reduction: "sum" over the pairs, as the public code has it, or their "mean".
+        semi_hard: negatives that score below their pair alone, as FaceNet takes them: a warm-up where the
+            hardest make everything collapse to one point.
+
+    Returns:
+        the loss [], in float32, or float64 for float64. A pair without a negative counts 0. The gradient
+        touches the pairs and their hardest negatives, and no matrix of scores is kept
+        (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
+    """
+    batch = _checked("max_hinge", image, caption, pairs, image_group, caption_group)
+    positive = _score(*batch.paired(), similarity)
+    if semi_hard:
+        of_image, of_caption = _semi_hard(batch, positive.detach(), similarity)
+    else:
+        hardest = hardest_negatives(
+            batch.image, batch.caption, batch.image_group, batch.caption_group, similarity
+        )
+        of_image, of_caption = hardest.caption_score, hardest.image_score
+        if pairs is not None:
+            of_image, of_caption = of_image[pairs[0]], of_caption[pairs[1]]
+    below = margin - positive
+    hinges = (below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)
+    return _reduced(hinges.sum(), len(positive), reduction)
+
+
+def sum_hinge(
+    image: Tensor,
+    caption: Tensor,
+    *,
+    pairs: Matches | None = None,
+    image_group: Tensor | None = None,
+    caption_group: Tensor | None = None,
+    margin: float = 0.2,
+    similarity: Similarity = "cosine",
+    reduction: Reduction = "sum",
+) -> Tensor:
+    """The hinges of all negatives, in both directions (Eq. 3.5); arguments as of :func:`max_hinge`.
+
+    Negatives are the images and captions that have a pair, each once however many it has. Scores exist a
+    tile at a time: the gradient leaves with the forward pass, and is differentiable no further.
+    """
+    batch = _checked("sum_hinge", image, caption, pairs, image_group, caption_group)
+    image, caption = batch.paired()
+    groups = batch.image_group, batch.caption_group
+    weights: tuple[Tensor | None, ...] = (None, None)
+    if pairs is not None:
+        groups = groups[0][pairs[0]], groups[1][pairs[1]]
+        weights = tuple(_shares(rows).to(image.dtype) for rows in pairs)
+    positive = _score(image, caption, similarity)
+    arguments = (*groups, *weights, margin, similarity)
+    loss: Tensor = _SumHinge.apply(image, caption, positive, *arguments)
+    return _reduced(loss, len(positive), reduction)
+
+
+class _SumHinge(torch.autograd.Function):
+    """Σ_n Σ_m v_m [α - p_n + s(n,m)]₊ + u_n [α - p_m + s(n,m)]₊ over n, m of different groups, where s(n,m) is
+    of image n and caption m, and p_n of pair n."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        caption: Tensor,
+        positive: Tensor,
+        image_group: Tensor,
+        caption_group: Tensor,
+        image_weight: Tensor | None,
+        caption_weight: Tensor | None,
+        margin: float,
+        similarity: Similarity,
+    ) -> Tensor:
+        loss = positive.new_zeros(())
+        wanted = any(ctx.needs_input_grad)
+        grads = [torch.zeros_like(t) for t in (image, caption, positive) if wanted]
+        below = margin - positive
+        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+            for rows in _tiles(len(image), len(caption), image.shape[1], similarity):
+                score, back = _scores_of(image[rows], caption, similarity)
+                score.masked_fill_(image_group[rows, None] == caption_group, -torch.inf)
+                of_image = (score + below[rows, None]).clamp_(min=0)
+                of_caption = (score + below).clamp_(min=0)
+                weights = (
+                    caption_weight,
+                    None if image_weight is None else image_weight[rows, None],
+                )
+                loss += _weighted_sum(of_image, weights[0]) + _weighted_sum(of_caption, weights[1])
+                if wanted:
+                    active = _active(of_image, weights[0]), _active(of_caption, weights[1])
+                    grads[2][rows] -= active[0].sum(1)
+                    grads[2] -= active[1].sum(0)
+                    to_image, to_caption = back(active[0] + active[1])
+                    grads[0][rows] = to_image
+                    grads[1] += to_caption
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grad * t for t in ctx.saved_tensors), *(None,) * 6
+
+
+def _weighted_sum(hinge: Tensor, weight: Tensor | None) -> Tensor:
+    return hinge.sum() if weight is None else (hinge * weight).sum()
+
+
+def _active(hinge: Tensor, weight: Tensor | None) -> Tensor:
+    """The derivative of the weighted hinges in their scores."""
+    active = (hinge > 0).to(hinge.dtype)
+    return active if weight is None else active * weight
+
+
+def _scores_of(
+    image: Tensor, caption: Tensor, similarity: Similarity
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """All scores [I, C], and what gradients of them are in image and caption."""
+    if similarity == "cosine":
+        return image @ caption.T, lambda grad: (grad @ caption, grad.T @ image)
+    beyond = (caption - image[:, None]).clamp_(min=0)
+    norm = torch.linalg.vector_norm(beyond, dim=2)
+
+    def back(grad: Tensor) -> tuple[Tensor, Tensor]:
+        unit = beyond * (grad / torch.where(norm == 0, torch.inf, norm))[:, :, None]
+        return unit.sum(1), -unit.sum(0)
+
+    return -norm, back
+
+
+def _tiles(rows: int, columns: int, size: int, similarity: Similarity) -> Iterator[slice]:
+    of_row = max(columns, 1) * (max(size, 1) if similarity == "order" else 1)
+    step = max(_TILE // of_row, 1)
+    return (slice(first, first + step) for first in range(0, rows, step))
+
+
+def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
+    """[P] of every pair the scores of its image's and of its caption's semi-hard negative; -inf where there
+    is none."""
+    image, caption = batch.paired()
+    image_group, caption_group = batch.image_group, batch.caption_group
+    rows = batch.pairs or (slice(None), slice(None))
+
+    def of_images(f: Tensor, g: Tensor) -> Tensor:
+        return _scores_of(f, g, similarity)[0]
+
+    def of_captions(g: Tensor, f: Tensor) -> Tensor:
+        return _scores_of(f, g, similarity)[0].T
+
+    found, index = _highest_below(
+        (image, batch.caption),
+        (image_group[rows[0]], caption_group),
+        positive,
+        of_images,
+        similarity,
+    )
+    of_image = torch.where(found, _score(image, batch.caption[index], similarity), -torch.inf)
+    found, index = _highest_below(
+        (caption, batch.image),
+        (caption_group[rows[1]], image_group),
+        positive,
+        of_captions,
+        similarity,
+    )
+    return of_image, torch.where(found, _score(batch.image[index], caption, similarity), -torch.inf)
+
+
+@torch.no_grad()
+def _highest_below(
+    embeddings: tuple[Tensor, Tensor],
+    groups: tuple[Tensor, Tensor],
+    positive: Tensor,
+    score: Callable[[Tensor, Tensor], Tensor],
+    similarity: Similarity,
+) -> tuple[Tensor, Tensor]:
+    """Of every query its key of another group that scores highest below its positive: whether there is
+    one, and which."""
+    query, keys = embeddings
+    index = query.new_zeros(len(query), dtype=torch.int64)
+    best = torch.full_like(positive, -torch.inf)
+    with torch.autocast(query.device.type, enabled=False), full_float32(query.device):
+        for rows in _tiles(len(query), len(keys), query.shape[1], similarity):
+            scores = score(query[rows], keys)
+            masked = groups[0][rows, None] == groups[1]
+            scores.masked_fill_(masked | (scores >= positive[rows, None]), -torch.inf)
+            best[rows], index[rows] = scores.max(1)
+    return best != -torch.inf, index
+
+
+def _score(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
+    """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
+    if similarity == "cosine":
+        return (image * caption).sum(1)
+    return -torch.linalg.vector_norm((caption - image).clamp(min=0), dim=1)
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.to(torch.promote_types(t.dtype, torch.float32))
+
+
+def _shares(rows: Tensor) -> Tensor:
+    """1 / the number of times that each entry occurs."""
+    _, which, count = rows.unique(return_inverse=True, return_counts=True)
+    return count[which].double().reciprocal()
+
+
+def _reduced(total: Tensor, pairs: int, reduction: Reduction) -> Tensor:
+    if reduction not in ("sum", "mean"):
+        raise ValueError(f'reduction must be "sum" or "mean", got {reduction!r}')
+    return total if reduction == "sum" else total / max(pairs, 1)
+
+
+def _checked(
+    name: str,
+    image: Tensor,
+    caption: Tensor,
+    pairs: Matches | None,
+    image_group: Tensor | None,
+    caption_group: Tensor | None,
+) -> _Batch:
+    if image.dim() != 2 or caption.dim() != 2 or image.shape[1] != caption.shape[1]:
+        shapes = f"{list(image.shape)} and {list(caption.shape)}"
+        raise ValueError(
+            f"{name}: image and caption must have shapes [I, D] and [C, D], got {shapes}"
+        )
+    if pairs is None and len(image) != len(caption):
+        raise ValueError(
+            f"{name}: {len(image)} images and {len(caption)} captions are no pairs row by row; say which "
+            "belong together: pairs=pairs_of_groups(image_group, caption_group)"
+        )
+    if (image_group is None) != (caption_group is None) or (pairs and image_group is None):
+        raise ValueError(
+            f"{name}: image_group and caption_group go together, and pairs need both: without them a "
+            "pair's own items would be its negatives"
+        )
+    if image_group is None or caption_group is None:
+        image_group = caption_group = torch.arange(len(image), device=image.device)
+    # Widened once: a gradient is then summed in float32 before it is rounded.
+    return _Batch(_wide(image), _wide(caption), pairs, image_group, caption_group)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the published variants differ in."""
+
+    negatives: Literal["hardest", "all"]
+    similarity: Similarity
+    margin: float = 0.2
+    normalise_image: bool = True
+    normalise_caption: bool = True
+    absolute: bool = False
+    """Of both embeddings, after normalising."""
+
+    def embed(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings that the loss, and a search, compare. A row of zeros stays one."""
+        image = F.normalize(image, dim=1) if self.normalise_image else image
+        caption = F.normalize(caption, dim=1) if self.normalise_caption else caption
+        return (image.abs(), caption.abs()) if self.absolute else (image, caption)
+
+    def loss(self, image: Tensor, caption: Tensor, **settings: Any) -> Tensor:
+        """Of embeddings as the networks return them; ``settings`` are those of :func:`max_hinge`."""
+        settings = {"margin": self.margin, "similarity": self.similarity} | settings
+        hinge = max_hinge if self.negatives == "hardest" else sum_hinge
+        return hinge(*self.embed(image, caption), **settings)
+
+
+PRESETS = {
+    "VSE0": Preset("all", "cosine", normalise_image=False),
+    "VSE++": Preset("hardest", "cosine"),
+    "Order0": Preset("all", "order", margin=0.05, absolute=True),
+    "Order++": Preset("hardest", "order"),
+}
+
+
+def info_nce(
+    image: Tensor,
+    caption: Tensor,
+    *,
+    group: Tensor | None = None,
+    temperature: float | Tensor = 0.07,
+) -> Tensor:
+    """CLIP's loss: the mean of two cross-entropies, in which row n belongs to row n.
+
+    ``group`` [B]: other rows of one group are left out. Plain PyTorch, which keeps [B, B] scores."""
+    score = _others_of_group_left_out(_wide(image) @ _wide(caption).T / temperature, group)
+    row = torch.arange(len(image), device=image.device)
+    return (F.cross_entropy(score, row) + F.cross_entropy(score.T, row)) / 2
+
+
+def sigmoid_loss(
+    image: Tensor,
+    caption: Tensor,
+    *,
+    group: Tensor | None = None,
+    scale: float | Tensor = 10.0,
+    bias: float | Tensor = -10.0,
+) -> Tensor:
+    """SigLIP's loss: every score is a yes or no of its own, -Σ_nm log σ(±(scale s(n,m) + bias)) / B.
+
+    ``group`` as for :func:`info_nce`. Plain PyTorch, which keeps [B, B] scores."""
+    score = _wide(image) @ _wide(caption).T * scale + bias
+    sign = 1 - 2 * torch.eye(len(image), dtype=score.dtype, device=image.device)
+    return F.softplus(_others_of_group_left_out(sign * score, group)).sum() / max(len(image), 1)
+
+
+def _others_of_group_left_out(score: Tensor, group: Tensor | None) -> Tensor:
+    if group is None:
+        return score
+    others = (group[:, None] == group).fill_diagonal_(False)
+    return score.masked_fill(others, -torch.inf)
