@@ -144,6 +144,12 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
             return _ratios(eager=8 if size <= 16 else 1.5, compile=1)
         case "project_simplex" | "update_distribution":
             return _ratios(eager=8 if size <= 1000 else 20, compile=1, entmax=15)
+        case "hardest_negatives" if facts["kind"] == "cosine":
+            return _ratios(gather=2 if size <= 128 and facts["shape"][0] >= 512 else 1, eager=1)
+        case "hardest_negatives":
+            return _ratios(compile=1, gather=1, eager=60)
+        case "sum_hinge":
+            return _ratios(eager=1.5 if size <= 256 and facts["shape"][0] >= 512 else 1)
         case "rank1_assign":
             linear = facts["kind"] == "linear"
             return _ratios(eager=1.3 if linear else 5 if size <= 32 else 1.5, compile=1)

@@ -167,6 +167,51 @@ def sort_response(loss: Tensor, q0: Tensor, lam: float) -> Tensor:
     return q0 * (1 + (loss - eta.gather(0, support - 1)) / lam).clamp(min=0)
 
 
+# --- hardest_negatives: the losses of VSE++
+
+
+def all_scores(image: Tensor, caption: Tensor, order: bool) -> Tensor:
+    if order:
+        return -(caption - image[:, None]).clamp(min=0).square().sum(2).sqrt()
+    return image @ caption.T
+
+
+def _hinges(image: Tensor, caption: Tensor, order: bool) -> tuple[Tensor, Tensor]:
+    score = all_scores(image, caption, order)
+    pair = score.diagonal()
+    own = torch.eye(len(score), dtype=torch.bool, device=score.device)
+    of_image = (0.2 + score - pair[:, None]).clamp(min=0).masked_fill(own, 0)
+    return of_image, (0.2 + score - pair).clamp(min=0).masked_fill(own, 0)
+
+
+def eager_sum_hinge(image: Tensor, caption: Tensor) -> Tensor:
+    """As vsepp writes it."""
+    of_image, of_caption = _hinges(image, caption, order=False)
+    return of_image.sum() + of_caption.sum()
+
+
+def eager_max_hinge(image: Tensor, caption: Tensor, order: bool) -> Tensor:
+    of_image, of_caption = _hinges(image, caption, order)
+    return of_image.max(1).values.sum() + of_caption.max(0).values.sum()
+
+
+def gather_max_hinge(image: Tensor, caption: Tensor, order: bool) -> Tensor:
+    """Who is hardest, without a gradient; then the pairs alone."""
+
+    def of_pairs(f: Tensor, g: Tensor) -> Tensor:
+        if order:
+            return -(g - f).clamp(min=0).square().sum(1).sqrt()
+        return (f * g).sum(1)
+
+    with torch.no_grad():
+        score = all_scores(image, caption, order)
+        score.diagonal().fill_(-torch.inf)
+        caption_index, image_index = score.argmax(1), score.argmax(0)
+    below = 0.2 - of_pairs(image, caption)
+    of_image = (below + of_pairs(image, caption[caption_index])).clamp(min=0)
+    return (of_image + (below + of_pairs(image[image_index], caption)).clamp(min=0)).sum()
+
+
 # --- rank1_dot and rank1_argmin
 
 Sum = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from bars import ITEMSIZE
 
@@ -200,6 +200,22 @@ class Layer3x3:
         return {"shape": (self.batch, self.clusters), "dtype": "fp32", "kind": self.kind}
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """Pairs of an image and a caption."""
+
+    batch: int
+    size: int
+    similarity: Literal["cosine", "order"] = "cosine"
+
+    def __str__(self) -> str:
+        return f"B{self.batch}-D{self.size}-{self.similarity}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"shape": (self.batch, self.size), "dtype": "fp32", "kind": self.similarity}
+
+
 Shape = (
     Images
     | StoredImages
@@ -211,4 +227,5 @@ Shape = (
     | Centres
     | Perceptron
     | Layer3x3
+    | Embeddings
 )

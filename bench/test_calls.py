@@ -18,7 +18,7 @@ pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
 OPS = (
     *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
     *("chi_square_response", "rank1_dot", "rank1_argmin"),
-    *("perturb_stored", "store_directions"),
+    *("perturb_stored", "store_directions", "hardest_negatives"),
 )
 
 
@@ -84,6 +84,11 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
             lambda: ops.perturb_stored(image, byte, known, ids, view, 0.5),
             lambda: peers.eager_perturb_stored(image, byte, ids, view, 0.5, whole),
             1.5,
+        ),
+        "hardest_negatives": (
+            lambda: ops.hardest_negatives(logits, logits, ids, ids + 1).caption_score,
+            lambda: (logits @ logits.T).masked_fill(ids[:, None] == ids + 1, -torch.inf).amax(1),
+            1.0,
         ),
         "store_directions": (
             lambda: put(ops.store_directions),

@@ -18,7 +18,8 @@ from comparisons import (
 from measurement import Measurement
 from places import Place
 from rank1_comparisons import rank1_argmin, rank1_dot
-from shapes import Centres, Game, Images, Logits, Products, StoredImages, Vector
+from retrieval_comparisons import all_negatives, hardest_negatives
+from shapes import Centres, Embeddings, Game, Images, Logits, Products, StoredImages, Vector
 from stored_comparisons import perturb_stored, store_directions
 
 # A round is half a millisecond at least, so that neither the clock nor one call's jitter shows.
@@ -162,6 +163,22 @@ PRODUCTS = [
 )
 def test_rank1_dot(case: Products, provider: str, place: Place, measure: Measurement) -> None:
     measure.compare(rank1_dot(case, place.device), provider)
+
+
+EMBEDDINGS = [Embeddings(batch, size) for size in (128, 1024) for batch in (128, 512, 2048)]
+ORDERED = [Embeddings(128, size, "order") for size in (128, 1024)]
+
+
+@pytest.mark.parametrize(
+    ("case", "provider"), product([*EMBEDDINGS, *ORDERED], "ours", "gather", "eager", "compile")
+)
+def test_max_hinge(case: Embeddings, provider: str, place: Place, measure: Measurement) -> None:
+    measure.compare(hardest_negatives(case, place.device), provider)
+
+
+@pytest.mark.parametrize(("case", "provider"), product(EMBEDDINGS, "ours", "eager"))
+def test_sum_hinge(case: Embeddings, provider: str, place: Place, measure: Measurement) -> None:
+    measure.compare(all_negatives(case, place.device), provider)
 
 
 CENTRES = [Centres(*shape) for shape in ((512, 10), (512, 100), (512, 1000), (64, 10), (64, 128))]

@@ -9,6 +9,7 @@ from typing import Any
 
 import comparisons
 import rank1_comparisons
+import retrieval_comparisons
 import stored_comparisons
 import torch
 from comparisons import Call, Comparison, Compiler, Way
@@ -31,6 +32,7 @@ COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "chi_square_response": comparisons.chi_square_response,
     "rank1_dot": rank1_comparisons.rank1_dot,
     "rank1_argmin": rank1_comparisons.rank1_argmin,
+    "hardest_negatives": retrieval_comparisons.hardest_negatives,
     "rank1_assign": rank1_comparisons.assignment,
 }
 SAMPLES, DRY_SAMPLES = 60, 3

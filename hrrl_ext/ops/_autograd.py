@@ -194,8 +194,8 @@ def _unit(r: Tensor) -> Tensor:
 
 
 def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Indices may be equal: on a GPU only index_put adds in a fixed order, and on a CPU only scatter_add adds
-    in vectors."""
+    """Indices may be equal: on a GPU only index_put adds in a fixed order, and on a CPU only scatter_add
+    adds in vectors."""
     if total.is_cuda:
         return total.index_put((index,), rows, accumulate=True)
     return total.scatter_add(0, index[:, None].expand_as(rows), rows)

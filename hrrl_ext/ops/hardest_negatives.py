@@ -18,9 +18,9 @@ def hardest_negatives(
 ) -> HardestNegatives:
     """c'(i) = argmax_c s(i, c)  and  i'(c) = argmax_i s(i, c)   over the pairs of different groups.
 
-    s(i, c) = f_i · g_c ("cosine") or -‖max(0, g_c - f_i)‖₂ ("order"). The embeddings are taken as they are:
-    the product is the cosine where both have length 1, and normalising is left to the caller, since VSE0
-    does not normalise images. Images and captions need not be as many, nor come in pairs.
+    s(i, c) = f_i · g_c ("cosine") or -‖max(0, g_c - f_i)‖₂ ("order"). The embeddings are taken as they
+    are: the product is the cosine where both have length 1. Normalising is left to the caller, since
+    VSE0 does not normalise images. Images and captions need not be as many, nor come in pairs.
 
     Args:
         image: [I, D] f, float16, bfloat16, float32 or float64.
@@ -31,14 +31,15 @@ def hardest_negatives(
 
     Returns:
         caption_index [I] and caption_score [I], the hardest caption of each image; image_index [C] and
-        image_score [C], the hardest image of each caption. Of equal scores it is the lowest index; "order"
-        compares the squares, before the root. -1 and -Inf where there is no negative, or none above -Inf.
-        A NaN among the scores of its negatives gives -1 and NaN, so that none is passed over in silence.
-        Scores are float32, computed in float32 at least, and float64 for float64; the square of a distance
-        has to fit.
+        image_score [C], the hardest image of each caption. Of equal scores it is the lowest index;
+        "order" compares the squares, before the root. -1 and -Inf where there is no negative, or none
+        above -Inf. A NaN among the scores of its negatives gives -1 and NaN, so that none is passed
+        over in silence. Scores are float32, computed in float32 at least, and float64 for float64; the
+        square of a distance has to fit.
 
-    Gradients: both scores have one, in ``image`` and ``caption``, to any order, that touches the chosen pairs
-    alone, O((I + C) D); where there is no index, or the caption lies below the image ("order"), it is 0.
+    Gradients: both scores have one, in ``image`` and ``caption``, to any order, that touches the chosen
+    pairs alone, O((I + C) D). It is 0 where there is no index, and for "order" where the caption lies
+    below the image.
 
     Deterministic, on any number of threads. Raises ValueError for shapes, dtypes or devices that do not
     match, and for a similarity that is not known.

@@ -1,8 +1,8 @@
 """Losses of joint embeddings: VSE++ (Faghri et al. 2018), and those it is compared with.
 
 f [I, D] are embeddings of images, g [C, D] of captions, taken as they are; s(f, g) = f · g, or
--‖max(0, g - f)‖₂ for "order". (i, c) runs over the pairs that belong together, and negatives of a pair are
-items of another group:
+-‖max(0, g - f)‖₂ for "order". (i, c) runs over the pairs that belong together, and negatives of a pair
+are items of another group:
 
     sum_hinge  Σ_(i,c) Σ_c' [α - s(i,c) + s(i,c')]₊ + Σ_i' [α - s(i,c) + s(i',c)]₊       (3.5)
     max_hinge  Σ_(i,c) max_c' [α - s(i,c) + s(i,c')]₊ + max_i' [α - s(i,c) + s(i',c)]₊   (3.6)
@@ -71,8 +71,8 @@ def max_hinge(
     Args:
         image: [I, D] embeddings, floating.
         caption: [C, D] embeddings, of the same dtype.
-        pairs: rows of images and rows of captions [P] that belong together, as :func:`pairs_of_groups` makes
-            them; None: row n of both, and I = C.
+        pairs: rows of images and rows of captions [P] that belong together, as made by
+            :func:`pairs_of_groups`; None: row n of both, and I = C.
         image_group, caption_group: [I] and [C] int64; items of one group are no negatives of each other.
             None: every row is a group of its own. Needed where ``pairs`` are given.
         margin: α.
@@ -132,8 +132,8 @@ def sum_hinge(
 
 
 class _SumHinge(torch.autograd.Function):
-    """Σ_n Σ_m v_m [α - p_n + s(n,m)]₊ + u_n [α - p_m + s(n,m)]₊ over n, m of different groups, where s(n,m) is
-    of image n and caption m, and p_n of pair n."""
+    """Σ_n Σ_m v_m [α - p_n + s(n,m)]₊ + u_n [α - p_m + s(n,m)]₊ over n, m of different groups, where
+    s(n,m) is of image n and caption m, and p_n of pair n."""
 
     @staticmethod
     def forward(
@@ -212,8 +212,8 @@ def _tiles(rows: int, columns: int, size: int, similarity: Similarity) -> Iterat
 
 
 def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """[P] of every pair the scores of its image's and of its caption's semi-hard negative; -inf where there
-    is none."""
+    """[P] of every pair the scores of its image's and of its caption's semi-hard negative; -inf where
+    there is none."""
     image, caption = batch.paired()
     image_group, caption_group = batch.image_group, batch.caption_group
     rows = batch.pairs or (slice(None), slice(None))
