@@ -1,9 +1,9 @@
 // Every operator schema of the library, once. No logic.
 //
 // Letters: B examples, C classes, K concepts or clusters, G groups of a layer, M terms, R rows, I images and their
-// captions, C, of dimension D. An implementation
-// registers itself at the foot of its own file (csrc/cpu/*_cpu.cpp, csrc/cuda/*_cuda.cpp); shapes, fakes and gradients
-// for tracing are in hrrl_ext/ops/_autograd.py, the public functions and what they promise in hrrl_ext/ops/.
+// captions, C, of dimension D. An implementation registers itself at the foot of its own file (csrc/cpu/*_cpu.cpp,
+// csrc/cuda/*_cuda.cpp); shapes, fakes and gradients for tracing are in hrrl_ext/ops/_autograd.py, the public functions
+// and what they promise in hrrl_ext/ops/.
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(hrrl_ext, m) {

@@ -64,7 +64,6 @@ class Found {
           best = found;
           whose = index_[part * count_ + i];
         }
-        if (std::isnan(best)) break;
       }
       score[i] = order ? -std::sqrt(-best) : best;
       index[i] = std::isnan(best) ? -1 : whose;

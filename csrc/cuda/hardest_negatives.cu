@@ -24,7 +24,7 @@ struct Candidate {
   int64_t index;
   __device__ void offer(double value, int64_t whose) {
     const bool first = value == score && value > -HUGE_VAL && whose < index;
-    if (score != score || !(value > score || first || value != value)) return;
+    if (!(value > score || first || value != value)) return;  // nothing is above a NaN
     score = value;
     index = whose;
   }

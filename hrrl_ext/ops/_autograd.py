@@ -158,28 +158,31 @@ class HardestNegatives(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         out: tuple[Tensor, ...] = hardest_negatives(*arguments)
         ctx.mark_non_differentiable(out[0], out[2])
-        ctx.save_for_backward(*arguments[:2], out[0], out[2])
+        ctx.save_for_backward(*arguments[:2], *out)
         ctx.order = arguments[-1]
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, caption, caption_index, image_index = ctx.saved_tensors
+        image, caption, caption_index, caption_score, image_index, image_score = ctx.saved_tensors
         if len(image) == 0 or len(caption) == 0:
             return torch.zeros_like(image), torch.zeros_like(caption), None, None, None
         f, g = image.to(grads[1].dtype), caption.to(grads[3].dtype)
         of_caption, caption_index = _found(grads[1], caption_index)
         of_image, image_index = _found(grads[3], image_index)
-        chosen_caption, chosen_image = g[caption_index], f[image_index]
+        # In place, in what indexing has copied: at these sizes new memory costs more than arithmetic.
         if ctx.order:
-            to_image = of_caption * _unit((chosen_caption - f).clamp(min=0))
-            to_chosen_image = of_image * _unit((g - chosen_image).clamp(min=0))
-            to_chosen_caption, to_caption = -to_image, -to_chosen_image
+            of_caption, of_image = (
+                _per_norm(of_caption, caption_score),
+                _per_norm(of_image, image_score),
+            )
+            chosen = g[caption_index].sub_(f).clamp_(min=0).mul_(of_caption)
+            own = f[image_index].neg_().add_(g).clamp_(min=0).mul_(of_image)
+            grad_image = _add_rows(chosen.clone(), image_index, own)
+            grad_caption = _add_rows(own, caption_index, chosen).neg_()
         else:
-            to_image, to_chosen_caption = of_caption * chosen_caption, of_caption * f
-            to_caption, to_chosen_image = of_image * chosen_image, of_image * g
-        grad_image = _add_rows(to_image, image_index, to_chosen_image)
-        grad_caption = _add_rows(to_caption, caption_index, to_chosen_caption)
+            grad_image = _add_rows(g[caption_index].mul_(of_caption), image_index, of_image * g)
+            grad_caption = _add_rows(f[image_index].mul_(of_image), caption_index, of_caption * f)
         return grad_image.to(image.dtype), grad_caption.to(caption.dtype), None, None, None
 
 
@@ -188,17 +191,17 @@ def _found(grad: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(index >= 0, grad, 0)[:, None], index.clamp(min=0)
 
 
-def _unit(r: Tensor) -> Tensor:
-    square = r.square().sum(1, keepdim=True)
-    return r * torch.where(square > 0, square, torch.inf).rsqrt()
+def _per_norm(grad: Tensor, score: Tensor) -> Tensor:
+    """Of a score -‖r‖, what r is to be multiplied with; 0 at r = 0."""
+    return grad / torch.where(score < 0, -score, torch.inf)[:, None]
 
 
 def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """Indices may be equal: on a GPU only index_put adds in a fixed order, and on a CPU only scatter_add
-    adds in vectors."""
+    """In place. Indices may be equal: on a GPU only index_put adds in a fixed order, and on a CPU only
+    scatter_add adds in vectors."""
     if total.is_cuda:
-        return total.index_put((index,), rows, accumulate=True)
-    return total.scatter_add(0, index[:, None].expand_as(rows), rows)
+        return total.index_put_((index,), rows, accumulate=True)
+    return total.scatter_add_(0, index[:, None].expand_as(rows), rows)
 
 
 class ProjectSimplex(torch.autograd.Function):

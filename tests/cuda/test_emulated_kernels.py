@@ -259,7 +259,6 @@ LIMIT = "room - static_cast<int>(attributes.sharedSizeBytes)"
 MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "the lowest of equal negatives": (HARDEST, "whose < index", "whose > index"),
     "a NaN that is passed over": (HARDEST, "|| value != value)", ")"),
-    "a NaN that is forgotten": (HARDEST, "score != score || ", ""),
     "negatives of the same group": (
         *(HARDEST, " || a.image_group[at_i] == a.caption_group[at_j]", ""),
     ),

@@ -170,7 +170,7 @@ struct Hardest {
   scalar_t* value;
   int64_t* index;
   HRRL_INLINE_MEMBER void offer(int64_t of, scalar_t score, int64_t whose) const {
-    if (score > value[of] || (score != score && value[of] == value[of])) {
+    if (score > value[of] || score != score) {  // nothing is above a NaN
       value[of] = score;
       index[of] = whose;
     }
