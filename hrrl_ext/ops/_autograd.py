@@ -176,13 +176,17 @@ class HardestNegatives(torch.autograd.Function):
                 _per_norm(of_caption, caption_score),
                 _per_norm(of_image, image_score),
             )
-            chosen = g[caption_index].sub_(f).clamp_(min=0).mul_(of_caption)
-            own = f[image_index].neg_().add_(g).clamp_(min=0).mul_(of_image)
+            chosen = g.index_select(0, caption_index).sub_(f).clamp_(min=0).mul_(of_caption)
+            own = f.index_select(0, image_index).neg_().add_(g).clamp_(min=0).mul_(of_image)
             grad_image = _add_rows(chosen.clone(), image_index, own)
             grad_caption = _add_rows(own, caption_index, chosen).neg_()
         else:
-            grad_image = _add_rows(g[caption_index].mul_(of_caption), image_index, of_image * g)
-            grad_caption = _add_rows(f[image_index].mul_(of_image), caption_index, of_caption * f)
+            grad_image = _add_rows(
+                g.index_select(0, caption_index).mul_(of_caption), image_index, of_image * g
+            )
+            grad_caption = _add_rows(
+                f.index_select(0, image_index).mul_(of_image), caption_index, of_caption * f
+            )
         return grad_image.to(image.dtype), grad_caption.to(caption.dtype), None, None, None
 
 

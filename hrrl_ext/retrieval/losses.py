@@ -268,7 +268,7 @@ def _score(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
     """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
     if similarity == "cosine":
         return (image * caption).sum(1)
-    return -torch.linalg.vector_norm((caption - image).clamp_(min=0), dim=1)
+    return -torch.linalg.vector_norm((caption - image).relu_(), dim=1)
 
 
 def _wide(t: Tensor) -> Tensor:
