@@ -128,7 +128,17 @@ def test_links_to_headings_lead_somewhere(page: Path) -> None:
 
 # --- the tables that lead from the paper to the code
 
-MODULES = ("", ".data", ".ops", ".robust", ".training", ".transfer", ".models", ".processes")
+MODULES = (
+    "",
+    ".data",
+    ".ops",
+    ".robust",
+    ".retrieval",
+    ".training",
+    ".transfer",
+    ".models",
+    ".processes",
+)
 ROWS = [
     pytest.param(page, row, id=f"{page.name}: {row.split('|')[1].strip()}")
     for page, heading in (

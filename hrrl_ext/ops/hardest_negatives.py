@@ -55,8 +55,12 @@ def hardest_negatives(
         raise ValueError(
             f'hardest_negatives: similarity must be "cosine" or "order", got {similarity!r}'
         )
-    order = similarity == "order"
-    arguments = (image, caption, image_group, caption_group, order)
+    # torch.compile takes no Function that is handed one tensor twice.
+    if caption is image:
+        caption = caption.view_as(caption)
+    if caption_group is image_group:
+        caption_group = caption_group.view_as(caption_group)
+    arguments = (image, caption, image_group, caption_group, similarity == "order")
     if torch.is_grad_enabled() and (image.requires_grad or caption.requires_grad):
         return HardestNegatives(*_autograd.HardestNegatives.apply(*arguments))
     return HardestNegatives(*_autograd.hardest_negatives(*arguments))

@@ -312,6 +312,10 @@ def _checked(
         )
     if image_group is None or caption_group is None:
         image_group = caption_group = torch.arange(len(image), device=image.device)
+    if (
+        caption_group is image_group
+    ):  # torch.compile takes no Function that is handed one tensor twice
+        caption_group = caption_group.view_as(caption_group)
     # Widened once: a gradient is then summed in float32 before it is rounded.
     return _Batch(_wide(image), _wide(caption), pairs, image_group, caption_group)
 

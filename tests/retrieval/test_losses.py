@@ -253,3 +253,14 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
     for loss in (max_hinge, sum_hinge):
         with pytest.raises(ValueError, match=message):
             loss(**({"image": torch.ones(3, 4), "caption": torch.ones(3, 4)} | arguments))
+
+
+@pytest.mark.slow
+def test_compiles_as_one_graph() -> None:
+    f, g = embeddings(9, seed=18, dtype=torch.float32), embeddings(9, seed=19, dtype=torch.float32)
+    for kind in ("max", "sum"):
+        compiled = torch.compile(LOSSES[kind], fullgraph=True)
+        for got, want in zip(
+            loss_and_gradients(compiled, f, g), loss_and_gradients(LOSSES[kind], f, g), strict=True
+        ):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
