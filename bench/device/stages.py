@@ -17,11 +17,11 @@ TESTS_OF = {
     "perturb": ("perturb", "channels_last", "stored"),
     "concept_cross_entropy": ("concept_cross_entropy", "logits", "labels"),
     "simplex": ("simplex", "many_rows", "update_distribution", "response"),
-    "rank1": ("rank1", "bad_numbers"),
+    "rank1": ("rank1", "bad_numbers", "hardest"),
 }
 TOGETHER = "together"
 _PYTEST = ("-m", "pytest", "-q", "-p", "device.pytest_records", "-p", "no:cacheprovider")
-OPS_TESTS = ("test_properties", "test_rank1", "test_registration")
+OPS_TESTS = ("test_properties", "test_rank1", "test_registration", "test_hardest_negatives")
 _LIMITS = {"perturb": 40, "concept_cross_entropy": 45, "simplex": 35, "rank1": 40}
 _ESTIMATES = {"perturb": 16, "concept_cross_entropy": 20, "simplex": 16, "rank1": 18}
 
