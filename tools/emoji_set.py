@@ -62,6 +62,10 @@ SOURCES = {  # path: package, version, SHA-256
         "unicode-data 15.0.0-1",
         "8445f23ac8388e096be19d0262e14fceff856ff52093f2356dc89485f1a853db",
     ),
+    COPYRIGHT: (
+        "unicode-cldr-core 41-0.1",
+        "e65a02b1c28fbdc57e6abf1d0048685d031a705dfaa813a4532ee352a7cb2754",
+    ),
 }
 SIDE = 32
 MOST_TEXTS = 4
@@ -71,10 +75,10 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "hrrl_ext" / "retrieval" / "embedded"
 NOTICE = """\
 The pictures in images.npz are those of Noto Emoji 2.042, https://github.com/googlefonts/noto-emoji,
-Copyright 2013-2022 Google Inc. and others, which are under the Apache License 2.0. (The font that
-carries them is under the SIL Open Font License; nothing but the pictures is taken from it. Pictures of
-flags are in the public domain or exempt from copyright.) They were changed: laid on white, made square
-and averaged to 32 x 32 pixels by tools/emoji_set.py. The licence follows.
+Copyright 2013-2017 Google Inc. and Arjen Nienhuis, Copyright 2022 Google Inc., which are under the
+Apache License 2.0. (The font that carries them is under the SIL Open Font License; nothing but the
+pictures is taken from it. Flags are in the public domain or exempt from copyright.) They were changed:
+laid on white, made square and averaged to 32 x 32 pixels by tools/emoji_set.py. The licence follows.
 
 """
 
@@ -229,7 +233,7 @@ def as_json(entries: list[Entry], texts: list[list[str]]) -> str:
 
 
 def write_images(path: Path, images: Any) -> None:
-    """As np.savez_compressed, at the highest level, and with the same bytes each time."""
+    """As np.savez_compressed, at the highest level, and without the time of day."""
     content = io.BytesIO()
     np.save(content, images)
     with replacing(path) as partial, zipfile.ZipFile(partial, "w") as archive:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import emoji_set
@@ -137,6 +139,30 @@ def test_all_of_it_is_below_two_megabytes():
     assert sum(file.stat().st_size for file in EMBEDDED.iterdir()) < 2_000_000
 
 
+def test_the_page_has_the_numbers(pairs):
+    page = (emoji_set.ROOT / "docs" / "emoji.md").read_text(encoding="utf-8")
+    for split in (*SPLITS, "all"):
+        part = load_emoji(split)
+        sizes = (len(part), sum(map(len, part.texts)), len(part.group.unique()))
+        smallest = int(part.concept.bincount().min())
+        assert f"| {split} | {' | '.join(map(str, sizes))} | {smallest} |" in page
+    count = Counter(text.casefold() for texts in pairs.texts for text in texts)
+    assert f"{sum(held > 1 for held in count.values())} of the texts still belong to more" in page
+    shared = int((pairs.group.bincount()[pairs.group] > 1).sum())
+    assert f"{shared} pictures are in\n  a group" in page
+    known = {text.casefold() for texts in load_emoji("train").texts for text in texts}
+    met = sum(text.casefold() in known for texts in load_emoji("test").texts for text in texts)
+    assert f"{met} of the test texts are" in page
+    vocabulary = set().union(*map(emoji_set.words, known))
+    tested = [
+        re.findall(r"\w+", text.casefold()) for texts in load_emoji("test").texts for text in texts
+    ]
+    new = [word not in vocabulary for words in tested for word in words]
+    assert f"{np.mean(new):.0%}".replace("%", " %") + " are in no training" in page
+    old = np.mean([vocabulary.issuperset(words) for words in tested])
+    assert f"{old:.0%}".replace("%", " %") + " of the texts have no such word" in page
+
+
 # --- the tool
 
 
@@ -189,6 +215,14 @@ def test_tool_writes_texts():
         ["flag: Norway", "flag: Svalbard", "Norway flag", "country flag Norway"],
         ["bang", "!", "?", "sign bang"],
     ]
+
+
+def test_tool_does_not_join_keywords_to_the_name():
+    entries = [
+        entry("1", "sign", ["hot red"], ["hot", "red"]),
+        *(entry(str(i), "sign", [f"sign {i}"], ["hot" if i < 4 else "red"]) for i in range(2, 8)),
+    ]
+    assert emoji_set.all_texts(entries)[0] == ["hot red", "red hot", "sign hot red"]
 
 
 def test_tool_refuses_other_sources(tmp_path):
