@@ -19,7 +19,9 @@ from ..storage import read_json
 from .text import as_text, read_lines
 
 TABLE = "a header or keys image and caption, and optionally group and split"
-KARPATHY = 'an object with "images", each with "filename" (and "filepath"), "split", "sentences" with "raw"'
+KARPATHY = (
+    'an object with "images", each with "filename" (and "filepath"), "split", "sentences" of "raw"'
+)
 _SAME = {"validation": "val", "valid": "val", "dev": "val", "training": "train"}
 
 

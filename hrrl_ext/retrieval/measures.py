@@ -165,7 +165,7 @@ def _embeddings(x: Any, what: str, like: Tensor | None = None) -> Tensor:
         )
     if like is not None and x.shape[1] != like.shape[1]:
         raise ValueError(
-            f"evaluate: image has {like.shape[1]} columns and caption {x.shape[1]}; they must be of one space"
+            f"evaluate: image has {like.shape[1]} columns and caption {x.shape[1]}; they must agree"
         )
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if like is not None:

@@ -48,9 +48,10 @@ def ranks(
     An image and a caption of the same group are right for each other. Other right answers never stand in
     the way. With ties="worst" those that are equal count whole.
 
-    Two scores are equal where they differ by no more than the rounding of a sum of D terms, √D units in
-    the last place of float64. Counting is in the dtype of the embeddings, float32 or float64; queries
-    that float32 cannot decide, and that are among the first 10, are counted again in float64.
+    Two scores are equal where they differ by no more than the rounding of a sum of D products in float64,
+    D 2^-53 ‖q‖ max ‖g‖. float32 counts with its own rounding, D 2^-24; a query whose rank that leaves
+    open, with fewer than 10 above, is counted again in float64, so that recall is that of float64. Of
+    larger ranks such answers count as equal, which moves them by their number, or half of it.
 
     Args:
         image, caption: [N, D], [M, D] float32 or float64, of one device.
@@ -158,8 +159,9 @@ class _Count:
 def _rounding(
     query: Tensor, gallery: Tensor, similarity: str, dtype: torch.dtype
 ) -> Tensor | float:
-    """By how much scores of a query may differ that are equal."""
-    unit = torch.finfo(dtype).eps * query.shape[1] ** 0.5
+    """By how much scores of a query may differ that are equal: the bound of a sum of D products. Rows of
+    a collapsed model do come near it, as the same number is added D times."""
+    unit = torch.finfo(dtype).eps / 2 * query.shape[1]
     if similarity == "cosine":
         return unit
     own, other = (torch.linalg.vector_norm(x, dim=1).double() for x in (query, gallery))
