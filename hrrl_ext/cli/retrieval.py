@@ -17,8 +17,8 @@ def _evaluate_arguments(parser: CommandParser) -> None:
         "files",
         metavar="FILE",
         nargs="+",
-        help=".npz or .safetensors with image [N, D] and caption [M, D], or the names of CLIP, and, where "
-        "row i of one is not of row i of the other, caption_group [M], the image of each caption",
+        help=".npz or .safetensors with image [N, D] and caption [M, D], or the names of CLIP, and "
+        "caption_group [M], the image of each caption, where that is not the one in its row",
     )
     parser.add_argument("--similarity", default="cosine", help="cosine, dot or order")
     parser.add_argument("--folds", help="coco-1k, or a number of folds to take means over")

@@ -22,9 +22,10 @@ def test_found_are_the_first_of_a_stable_sort(monkeypatch, similarity, of, k) ->
     random = np.random.default_rng(0)
     rows, query = random.integers(-2, 3, (60, 3)).astype(float), random.standard_normal((11, 3))
     rows[30:] = rows[:30]  # every score is there twice
-    pair = (query, rows) if of == "captions" else (rows, query)
-    score = all_scores(*pair, similarity)
-    score = score if of == "captions" else score.T
+    if of == "captions":
+        score = all_scores(query, rows, similarity)
+    else:
+        score = all_scores(rows, query, similarity).T
     found = Index(rows, similarity=similarity, of=of).search(query, k)
     best = np.argsort(-score.round(9), axis=1, kind="stable")[:, :k]
     assert found.row.shape == (11, min(k, 60))
