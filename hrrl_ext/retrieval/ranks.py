@@ -60,6 +60,8 @@ def ranks(
     # In the order of the groups the right answers of a query are neighbours.
     rows, columns = image_group.argsort(stable=True), caption_group.argsort(stable=True)
     image, caption = image[rows], caption[columns]
+    if image.dtype == torch.float64:
+        image, caption = embedded(image, similarity), embedded(caption, similarity)
     image_group, caption_group = image_group[rows], caption_group[columns]
     right_i, right_c = _span(image_group, caption_group), _span(caption_group, image_group)
     best_i, best_c = _best(image, caption, right_i, similarity)
@@ -111,6 +113,15 @@ def embedded(x: Tensor, similarity: str) -> Tensor:
     for rows, part in zip(out.split(at_once), x.split(at_once), strict=True):
         rows.copy_(unit_rows(part))
     return out
+
+
+def _exact(x: Tensor, similarity: str) -> Tensor:
+    """:func:`embedded` in float64, where no square of a float32 is out of range."""
+    x = x.to(torch.float64, copy=True)
+    if similarity != "cosine":
+        return x
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+    return x.div_(norm.masked_fill_(norm == 0, 1))
 
 
 def scores(image: Tensor, caption: Tensor, similarity: str) -> Tensor:
@@ -188,14 +199,11 @@ def _pairs(right: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
 def _best(image: Tensor, caption: Tensor, right: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
     """The largest score of a right answer, [N] and [M] float64; inf where there is none."""
     best = [x.new_full((len(x),), -torch.inf, dtype=torch.float64) for x in (image, caption)]
-    rows_at_once = _BLOCK.get(image.device.type, _BLOCK["cpu"])[0]
-    pairs_at_once = max(1, _PIECE // max(1, image.shape[1]))
-    for first in range(0, len(image), rows_at_once):
-        row, column = _pairs(right[:, first : first + rows_at_once], 0, len(caption))
-        for r, c in zip(
-            (row + first).split(pairs_at_once), column.split(pairs_at_once), strict=True
-        ):
-            f, g = (embedded(x.double(), similarity) for x in (image[r], caption[c]))
+    at_once = max(1, _PIECE // max(1, image.shape[1]))
+    for rows, columns in _tiles(image, caption):
+        row, column = _pairs(right[:, rows], columns.start, columns.stop)
+        for r, c in zip((row + rows.start).split(at_once), column.split(at_once), strict=True):
+            f, g = _exact(image[r], similarity), _exact(caption[c], similarity)
             if similarity == "order":
                 score = -torch.linalg.vector_norm((g - f).clamp_min_(0), dim=1)
             else:
@@ -205,6 +213,13 @@ def _best(image: Tensor, caption: Tensor, right: Tensor, similarity: str) -> tup
     for top in best:
         top[top == -torch.inf] = torch.inf  # nothing is above it, nor as good
     return best[0], best[1]
+
+
+def _tiles(query: Tensor, gallery: Tensor) -> Iterator[tuple[slice, slice]]:
+    q_rows, g_rows = _BLOCK.get(query.device.type, _BLOCK["cpu"])
+    for a in range(0, len(query), q_rows):
+        for b in range(0, len(gallery), g_rows):
+            yield slice(a, min(a + q_rows, len(query))), slice(b, min(b + g_rows, len(gallery)))
 
 
 def _blocks(
@@ -218,14 +233,11 @@ def _blocks(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Blocks of scores, -inf where an answer is right. Queries are images, or ``captions``; rows are
     :func:`embedded`, or with ``exact`` as they are given, and become so in float64, block by block."""
-    q_rows, g_rows = _BLOCK.get(query.device.type, _BLOCK["cpu"])
-    for a in range(0, len(query), q_rows):
-        for b in range(0, len(gallery), g_rows):
-            at, of = slice(a, a + q_rows), slice(b, b + g_rows)
-            x, y = query[at], gallery[of]
-            if exact:
-                x, y = (embedded(z.double(), similarity) for z in (x, y))
-            score = scores(y, x, similarity).T if captions else scores(x, y, similarity)
-            row, column = _pairs(right[:, at], b, b + len(y))
-            score[row, column - b] = -torch.inf
-            yield at, of, score
+    for at, of in _tiles(query, gallery):
+        x, y = query[at], gallery[of]
+        if exact:
+            x, y = _exact(x, similarity), _exact(y, similarity)
+        score = scores(y, x, similarity).T if captions else scores(x, y, similarity)
+        row, column = _pairs(right[:, at], of.start, of.stop)
+        score[row, column - of.start] = -torch.inf
+        yield at, of, score

@@ -38,6 +38,10 @@ def test_found_are_the_first_of_a_stable_sort(monkeypatch, similarity, of, k) ->
 def test_of_equal_rows_the_first_are_found() -> None:
     found = Index(torch.ones(50_000, 2)).search(torch.ones(3, 2), 4)
     assert found.row.tolist() == [[0, 1, 2, 3]] * 3
+    # Few scores, each many times, and the last place undisputed.
+    rows = torch.arange(400).remainder(4).double()[:, None]
+    found = Index(rows, similarity="dot").search(torch.ones(1, 1), 300)
+    assert found.row.tolist()[0] == [at for score in (3, 2, 1) for at in range(score, 400, 4)]
 
 
 def test_no_query_finds_nothing() -> None:

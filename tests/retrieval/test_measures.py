@@ -64,6 +64,8 @@ def test_what_float32_cannot_tell_apart_is_decided_in_float64() -> None:
     found = evaluate(image, caption, caption_group=[0, 1, 2])
     assert found.i2t_rank.tolist() == [2.5, 1, 2.5]
     assert found.t2i_rank.tolist() == [2, 2, 2]  # the images are equal
+    turned = evaluate(caption, image, caption_group=[0, 1, 2])
+    assert turned.t2i_rank.tolist() == [2.5, 1, 2.5]
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [2, 0, 3, 1]])
