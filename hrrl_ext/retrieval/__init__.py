@@ -1,0 +1,17 @@
+"""Images and captions in one space (Faghri's thesis, chapter 3)."""
+
+from .embeddings import Embeddings, load_embeddings
+from .index import Found, Index
+from .measures import Retrieval, evaluate
+from .pairs import Pairs, load_pairs
+
+__all__ = [
+    "Embeddings",
+    "Found",
+    "Index",
+    "Pairs",
+    "Retrieval",
+    "evaluate",
+    "load_embeddings",
+    "load_pairs",
+]
