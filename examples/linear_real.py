@@ -261,7 +261,8 @@ def part_of(images: ImageSet, rows: Tensor) -> tuple[Tensor, Tensor]:
 def head_table(rows: list[Row]) -> str:
     """Accuracy, and the mean certified radius (0 for what is wrong), means and deviations over seeds."""
     lines = [["target", "features of", "networks", "accuracy", *(f"{a} radius" for a in ATTACKS)]]
-    for (target, method), own in _grouped(rows, "target", "method"):
+    by_target = sorted(_grouped(rows, "target", "method"), key=lambda group: group[0][0])
+    for (target, method), own in by_target:
         count = len({r["seed"] for r in own})
         first = [100 * float(r["accuracy"]) for r in own if r["attack"] == ATTACKS[0]]
         radii = [[float(r["mean_certified"]) for r in own if r["attack"] == a] for a in ATTACKS]

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from kept_rows import Row
 from torch import Tensor
 
@@ -16,18 +17,19 @@ from hrrl_ext.evaluation.pictures import spectrum
 from hrrl_ext.plots.figures import panels_of, save, shown
 
 _DIGITS = "digits"
+_TWO = ("linf", "fourier")
+_ALL = (*_TWO, "fourier-low", "fourier-high")
 
 
 def tables(rows: list[Row]) -> dict[str, str]:
     """Those for which there are rows."""
     found = {}
-    if any(r["data"] == _DIGITS for r in rows):
-        found = {
-            "trained": trained_table(rows),
-            "trades": trades_table(rows),
-            "norms": norms_table(rows),
-        }
-        found["order"] = order(rows)
+    if levels(rows, "PGD "):
+        found["trained"] = trained_table(rows)
+    if levels(rows, "TRADES l2 "):
+        found["trades"] = trades_table(rows)
+    if measured_in(rows, _TWO):
+        found |= {"norms": norms_table(rows), "order": order(rows)}
     if any(r["norm"] == "fourier-high" for r in rows):
         found["bands"] = bands_table(rows)
     return found
@@ -36,13 +38,25 @@ def tables(rows: list[Row]) -> dict[str, str]:
 # --- what the tables ask of the rows
 
 
-def curves(rows: list[Row], norm: str, data: str = _DIGITS) -> dict[str, list[list[Row]]]:
-    """By method a curve per seed."""
-    of: dict[str, dict[str, list[Row]]] = {}
+def curves(rows: list[Row], norm: str) -> dict[str, list[list[Row]]]:
+    """Of the digits: by method a curve per seed."""
+    return {method: [c for (c,) in own] for method, own in measured_in(rows, [norm]).items()}
+
+
+def measured_in(
+    rows: list[Row], norms: Sequence[str], data: str = _DIGITS
+) -> dict[str, list[tuple[list[Row], ...]]]:
+    """By method, for each seed that has them all, its curves in these norms."""
+    of: dict[str, dict[str, dict[str, list[Row]]]] = {}
     for row in rows:
-        if (row["norm"], row["data"]) == (norm, data):
-            of.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
-    return {method: list(seeds.values()) for method, seeds in of.items()}
+        if row["data"] == data and row["norm"] in norms:
+            seeds = of.setdefault(row["method"], {}).setdefault(row["seed"], {})
+            seeds.setdefault(row["norm"], []).append(row)
+    whole = {
+        method: [tuple(own[n] for n in norms) for own in seeds.values() if len(own) == len(norms)]
+        for method, seeds in of.items()
+    }
+    return {method: found for method, found in whole.items() if found}
 
 
 def at(curve: list[Row], eps: float) -> float:
@@ -108,34 +122,26 @@ def trades_table(rows: list[Row]) -> str:
 
 def norms_table(rows: list[Row]) -> str:
     """Fig. 5.5: the radii that leave half of the accuracy, and that cost at most 1 %."""
-    norms = ("linf", "fourier")
-    head = [
-        "network",
-        *(f"{n}, half" for n in norms),
-        "fourier / linf",
-        *(f"{n}, free" for n in norms),
+    lines = [
+        ["network", "seeds", *(f"{n}, half" for n in _TWO), "ratio", *(f"{n}, free" for n in _TWO)]
     ]
-    found = {norm: curves(rows, norm) for norm in norms}
-    lines = [head]
-    for method in found["linf"]:
-        linf, fourier = ([half(c) for c in found[norm][method]] for norm in norms)
+    for method, own in measured_in(rows, _TWO).items():
+        linf, fourier = ([half(c) for c in of] for of in zip(*own, strict=True))
         ratio = [b / a for a, b in zip(linf, fourier, strict=True)]
-        free = [[float(c[0]["free"]) for c in found[norm][method]] for norm in norms]
-        lines.append([method, *(spread(c, ".3f") for c in (linf, fourier, ratio, *free))])
+        free = [[float(c[0]["free"]) for c in of] for of in zip(*own, strict=True)]
+        cells = [spread(c, ".3f") for c in (linf, fourier, ratio, *free)]
+        lines.append([method, str(len(own)), *cells])
     return markdown(lines)
 
 
 def bands_table(rows: list[Row]) -> str:
     """The radius that leaves half of the accuracy, by norm; and how much more the low band needs."""
-    norms = ("linf", "fourier", "fourier-low", "fourier-high")
-    lines = [["network", "images", "networks", *norms, "low / high"]]
-    for data in dict.fromkeys(r["data"] for r in rows if r["norm"] == "fourier-high"):
-        found = {norm: curves(rows, norm, data) for norm in norms}
-        for method, own in found["fourier-high"].items():
-            halves = {norm: [half(c) for c in found[norm][method]] for norm in norms}
-            low, high = halves["fourier-low"], halves["fourier-high"]
-            ratio = [a / b for a, b in zip(low, high, strict=True)]
-            cells = [spread(c, ".4f") for c in halves.values()]
+    lines = [["network", "images", "networks", *_ALL, "low / high"]]
+    for data in dict.fromkeys(r["data"] for r in rows):
+        for method, own in measured_in(rows, _ALL, data).items():
+            halves = [[half(c) for c in of] for of in zip(*own, strict=True)]
+            ratio = [low / high for low, high in zip(*halves[2:], strict=True)]
+            cells = [spread(c, ".4f") for c in halves]
             lines.append([method, data, str(len(own)), *cells, spread(ratio, ".2f")])
     return markdown(lines)
 
@@ -158,13 +164,12 @@ def order(rows: list[Row]) -> str:
     )
 
 
-def halves_of_both(rows: list[Row], data: str = _DIGITS) -> list[tuple[tuple[float, float], str]]:
-    """(linf, Fourier-linf) radii of every network, and its method."""
-    linf, fourier = (curves(rows, norm, data) for norm in ("linf", "fourier"))
+def halves_of_both(rows: list[Row]) -> list[tuple[tuple[float, float], str]]:
+    """(linf, Fourier-linf) radii of every network of the digits, and its method."""
     return [
-        ((half(a), half(b)), method)
-        for method in linf
-        for a, b in zip(linf[method], fourier[method], strict=True)
+        ((half(linf), half(fourier)), method)
+        for method, own in measured_in(rows, _TWO).items()
+        for linf, fourier in own
     ]
 
 
@@ -173,7 +178,7 @@ def halves_of_both(rows: list[Row], data: str = _DIGITS) -> list[tuple[tuple[flo
 
 def draw(rows: list[Row], out: Path) -> None:
     """Fig. 5.4c and d, and 5.5, of the networks of the digits."""
-    if not any(r["data"] == _DIGITS for r in rows):
+    if not (levels(rows, "PGD ") and levels(rows, "TRADES l2 ")):
         return
     figure, (pgd, trades, norms) = panels_of(3, width=4.6, sharey=False)
     tests = (0.0, 0.5, 1.0, 1.5)
@@ -211,10 +216,12 @@ def draw_perturbations(moved: Mapping[str, tuple[float, Tensor]], out: Path) -> 
     figure, axes = panels_of(columns * len(moved), width=2.4, sharey=False, across=columns)
     for row, (norm, (eps, delta)) in enumerate(moved.items()):
         own = axes[columns * row : columns * (row + 1)]
-        pictures = [(0.5 + d / (2 * d.abs().max())).permute(1, 2, 0) for d in delta[:3]]
-        mean = sum(spectrum(d) for d in delta[:100] if d.abs().max() > 0)
+        pictures = [
+            (0.5 + d / (2 * d.abs().max().clamp(min=1e-12))).permute(1, 2, 0) for d in delta[:3]
+        ]
+        mean = torch.stack([spectrum(d) for d in delta]).mean(0)
         for ax, picture in zip(own, [*pictures, mean], strict=True):
-            ax.imshow(picture, cmap="gray", interpolation="nearest")
+            ax.imshow(picture.numpy(), cmap="gray", interpolation="nearest")
             ax.set(xticks=[], yticks=[])
         own[0].set_ylabel(f"{norm}\neps {eps:.3g}")
         own[-1].set_title("mean spectrum", fontsize="small")
