@@ -72,7 +72,12 @@ check_setuptools()
 # an error, after it the other is deprecated.
 setup(
     license="Apache-2.0",
-    license_files=["LICENSE", "hrrl_ext/data/WORDNET-LICENSE.txt"],
+    license_files=[
+        "LICENSE",
+        "hrrl_ext/data/WORDNET-LICENSE.txt",
+        "hrrl_ext/retrieval/embedded/NOTO-LICENSE.txt",
+        "hrrl_ext/retrieval/embedded/UNICODE-LICENSE.txt",
+    ],
     ext_modules=[Extension("hrrl_ext._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

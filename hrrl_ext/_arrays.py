@@ -1,4 +1,4 @@
-"""Tensors as scikit-learn takes them."""
+"""Tensors as scikit-learn takes them, and rows of norm 1."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def is_positive(x: object) -> bool:
@@ -27,3 +28,15 @@ def like(x: Any, array: np.ndarray) -> Any:
     if not isinstance(x, torch.Tensor) or array.dtype.kind not in "biuf":
         return array
     return torch.from_numpy(array).to(x.device)
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """z [B, D] with rows of norm 1, of any scale; rows of zeros stay, with a gradient that is finite."""
+    # By the largest entry first, whose square may be out of range. The result does not depend on this
+    # scale, so it is a constant to the gradient.
+    z = z / _nonzero(z.detach().abs().amax(1, keepdim=True))
+    return z / _nonzero(torch.linalg.vector_norm(z, dim=1, keepdim=True))
+
+
+def _nonzero(scale: Tensor) -> Tensor:
+    return scale.masked_fill(scale == 0, 1)

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 
+pytest.importorskip("jsonargparse")
+
 import hrrl_ext
 from hrrl_ext.cli import main
 from hrrl_ext.data import few_per_class

@@ -21,7 +21,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "hrrl_ext"
 METHODS = {"robust", "linear", "retrieval"}
 WITHOUT_RECIPE = {"linear", "retrieval"}
-"""linear is solved on all data at once: no loop trains it. retrieval has its losses so far, and no recipe."""
+"""linear is solved on all data at once; retrieval has data, losses and measures, and no recipe yet."""
 FLOOR = {
     **dict.fromkeys(
         (

@@ -52,6 +52,27 @@ def test_type_checkers_see_every_public_name() -> None:
     assert seen == set(hrrl_ext.__all__) - {"__version__", "build_info", "ops"}
 
 
+@pytest.mark.skipif(not (PACKAGE.parent / "setup.py").exists(), reason="needs the source tree")
+def test_data_is_in_the_wheel_and_in_the_source_distribution(tmp_path: Path) -> None:
+    code = {".py", ".pyi", ".pyc", ".so"}
+    data = {
+        str(path.relative_to(PACKAGE.parent))
+        for path in PACKAGE.rglob("*")
+        if path.is_file() and path.suffix not in code
+    }
+    assert "hrrl_ext/retrieval/embedded/images.npz" in data
+    commands = ["egg_info", "--egg-base", str(tmp_path), "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", *commands],
+        cwd=PACKAGE.parent,
+        capture_output=True,
+        check=True,
+    )
+    assert {path for path in data if not (tmp_path / path).is_file()} == set()
+    listed = (tmp_path / "hrrl_ext.egg-info" / "SOURCES.txt").read_text().splitlines()
+    assert data - set(listed) == set()
+
+
 def test_build_info() -> None:
     info = hrrl_ext.build_info()
     assert info["torch_target"] == "2.10"

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from ..spec import nearest
-from . import clustering, evaluation, linear, show, study, training, transfer, tuning
+from . import clustering, evaluation, linear, retrieval, show, study, training, transfer, tuning
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
@@ -27,6 +27,7 @@ _COMMANDS = (
     | study.COMMANDS
     | clustering.COMMANDS
     | linear.COMMANDS
+    | retrieval.COMMANDS
     | show.COMMANDS
 )
 

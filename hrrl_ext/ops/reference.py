@@ -165,6 +165,7 @@ def chi_square_response(
         # Weights are b where the loss is t, the lowest that the cap alone would give to.
         falling = loss[given].sort(descending=True)
         reached = cap * p[given][falling.indices].cumsum(0) >= mass * (1 - 1e-15)
+        reached[-1] = True  # a cap of 1 gives away all in exact sums
         x = torch.where(given, loss - falling.values[reached][:1], 0.0)
         scale = x.abs().max().item() or 1.0
         x, lam = x / scale, lam / 2 / scale

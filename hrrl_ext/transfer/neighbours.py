@@ -11,9 +11,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
-from .._arrays import is_positive, to_numpy
+from .._arrays import is_positive, to_numpy, unit_rows
 from .._precision import full_float32
-from .similarity import unit_rows
 
 _CHUNK = 2**24  # similarities in memory at once
 

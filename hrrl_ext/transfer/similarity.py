@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .._arrays import unit_rows
 from .._precision import full_float32
 from .layers import captured, find_head
 
@@ -59,22 +60,10 @@ def similarity_loss(
         return torch.linalg.vector_norm(difference) / pairs**0.5  # its gradient at 0 is 0
 
 
-def unit_rows(z: Tensor) -> Tensor:
-    """z [B, D] with rows of norm 1, of any scale; rows of zeros stay, with a gradient that is finite."""
-    # By the largest entry first, whose square may be out of range. The result does not depend on this
-    # scale, so it is a constant to the gradient.
-    z = z / _nonzero(z.detach().abs().amax(1, keepdim=True))
-    return z / _nonzero(torch.linalg.vector_norm(z, dim=1, keepdim=True))
-
-
 def _similarity(z: Tensor, normalise: bool) -> Tensor:
     z = z.to(torch.promote_types(z.dtype, torch.float32))
     z = unit_rows(z) if normalise else z
     return z @ z.T
-
-
-def _nonzero(scale: Tensor) -> Tensor:
-    return scale.masked_fill(scale == 0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,13 +78,16 @@ def filler_of(dtype: torch.dtype) -> float:
 
 
 class Array:
-    """A contiguous copy of ``t`` between red zones, ``offset`` entries off 64-byte alignment."""
+    """A contiguous copy of ``t`` between red zones, ``offset`` entries off 64-byte alignment. They hold a
+    row of ``t`` at least: a broken kernel that writes to one too many must not write into the heap."""
 
     def __init__(self, t: Tensor, offset: int = 0, filler: float | None = None) -> None:
         self._filler = filler_of(t.dtype) if filler is None else filler
         # torch aligns what it allocates to 64 bytes, and the red zone is a multiple of that.
-        self._whole = torch.full((2 * _RED_ZONE + offset + t.numel(),), self._filler, dtype=t.dtype)
-        self._begin = _RED_ZONE + offset
+        row = t[0].numel() if t.ndim > 1 and len(t) else 0
+        zone = -(-max(row, 1) // 64) * _RED_ZONE
+        self._whole = torch.full((2 * zone + offset + t.numel(),), self._filler, dtype=t.dtype)
+        self._begin = zone + offset
         self.values = self._whole[self._begin : self._begin + t.numel()].view(t.shape)
         self.values.copy_(t)
         self._before = self._whole.clone()

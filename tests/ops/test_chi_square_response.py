@@ -315,3 +315,13 @@ def test_bad_input(name: str) -> None:
     good = {"concept_loss": torch.zeros(3), "q0": torch.ones(3) / 3, "lam": 1.0}
     with pytest.raises(ValueError, match=f"^chi_square_response: {message}"):
         ops.chi_square_response(**(good | change))
+
+
+def test_a_cap_of_one_leaves_q0_whatever_its_sum_rounds_to() -> None:
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        q0 = torch.rand(37, generator=generator, dtype=torch.float64)
+        q0, loss = q0 / q0.sum(), torch.randn(37, generator=generator, dtype=torch.float64)
+        for response in (ops.chi_square_response, reference.chi_square_response):
+            q = response(loss, q0, 0.0, max_weight=1.0)
+            torch.testing.assert_close(q, q0, rtol=1e-12, atol=0.0)

@@ -1,0 +1,187 @@
+"""Images and their captions, however many each image has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.image_sets import ImageSet
+from ..data.sources import load_images
+from .formats import read_captioned_files, read_karpathy, read_precomputed, read_table
+from .text import as_text
+
+FilePath: TypeAlias = "str | os.PathLike[str]"
+
+LAYOUTS = (
+    "a .csv or .jsonl with image, caption and optionally group and split; Karpathy's dataset_*.json; a "
+    "folder with {split}_ims.npy and {split}_caps.txt, or with a .txt beside each image; a tuple "
+    "(images or features, captions)"
+)
+
+
+class Pairs:
+    """N images, or features of them, and M captions, each of one image.
+
+    images         an ImageSet, or features [N, ...] float32 on the CPU
+    captions       M texts
+    owner          [M] int64: the image of each caption, 0..N-1; every image has at least one
+    image_group    [N] int64: what belongs together; an image is a group of its own if none are given
+    caption_group  [M] int64: that of the caption's image
+    group_names    of the groups, where they have names
+    name           for messages
+
+    Raises TypeError for captions that are not text (bytes are decoded as UTF-8), ValueError for one that
+    is empty, an image without caption, ids of another shape.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet | Tensor | np.ndarray,
+        captions: Sequence[str | bytes],
+        owner: Any,
+        *,
+        group: Any = None,
+        group_names: Sequence[str] | None = None,
+        name: str = "pairs",
+    ) -> None:
+        self.images = images if isinstance(images, ImageSet) else _features(images, name)
+        self.captions = [as_text(text, f"{name}: caption {at}") for at, text in enumerate(captions)]
+        n = len(self.images)
+        self.owner = _ids(owner, len(self.captions), n, f"{name}: owner")
+        without = (torch.bincount(self.owner, minlength=n) == 0).nonzero().flatten()
+        if len(without):
+            raise ValueError(f"{name}: image {int(without[0])} has no caption; leave it out")
+        self.image_group = (
+            torch.arange(n) if group is None else _ids(group, n, None, f"{name}: group")
+        )
+        self.group_names = None if group_names is None else list(group_names)
+        self.name = name
+
+    @property
+    def caption_group(self) -> Tensor:
+        return self.image_group[self.owner]
+
+    def __len__(self) -> int:
+        """Pairs, which are as many as captions."""
+        return len(self.captions)
+
+    def captions_of(self, image: int) -> list[str]:
+        return [self.captions[at] for at in (self.owner == image).nonzero().flatten().tolist()]
+
+    def __repr__(self) -> str:
+        return f"Pairs({self.name}: {len(self.images)} images, {len(self)} captions)"
+
+
+Source: TypeAlias = "FilePath | tuple[Any, Any] | Pairs"
+
+
+def load_pairs(
+    source: Source,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    root: FilePath | None = None,
+) -> Pairs:
+    """Open images with captions; nothing is downloaded.
+
+    source is one of
+    - a .csv with a header, or a .jsonl: image, caption, and optionally group and split. An image has as
+      many rows as captions; in a .jsonl caption may also be a list
+    - Karpathy's dataset_*.json; the split "restval" is his, and "train+restval" joins two
+    - a folder with {split}_ims.npy (features) and {split}_caps.txt (a caption in each line). How many
+      captions an image has is told from the lengths; equal features in a row are one image
+    - a folder of images, with the captions of each in a .txt beside it, one in each line; of
+      root/{train,val,test} the one that split names
+    - a tuple (images, captions): an ImageSet, images [N, H, W, 3] or [N, 3, H, W] of uint8, or features
+      [N, ...] of floats; captions a text for each image, or a list of texts for each
+    - Pairs, which pass through
+
+    Args:
+        split: train, val, test, a name of the file's own, several joined by "+", or all. A source without
+            splits is one set, and gives it for every split.
+        image_size: of image files, the side in pixels; None where there are none.
+        root: the folder that names in a file are relative to, where that is not the file's.
+
+    Raises FileNotFoundError, TypeError or ValueError, with the file, the line, what was expected and got.
+    """
+    if isinstance(source, Pairs):
+        return source
+    if isinstance(source, tuple):
+        return _of_arrays(source, image_size)
+    if not isinstance(source, str | os.PathLike):
+        raise TypeError(f"load_pairs: cannot open this {type(source).__name__}; give {LAYOUTS}")
+    path = Path(source)
+    folder = None if root is None else Path(root)
+    if path.is_dir():
+        if root is not None:
+            raise ValueError(f"load_pairs: root goes with a file of names, and {path} is a folder")
+        if any(path.glob("*_ims.npy")):
+            features, captions, owner = read_precomputed(path, split)
+            return Pairs(features, captions, owner, name=str(path))
+        found = read_captioned_files(path, split)
+    elif not path.is_file():
+        raise FileNotFoundError(f"load_pairs: {path} does not exist; give {LAYOUTS}")
+    elif path.suffix.lower() in (".csv", ".jsonl"):
+        found = read_table(path, split, folder)
+    elif path.suffix.lower() == ".json":
+        found = read_karpathy(path, split, folder)
+    else:
+        raise ValueError(f"load_pairs: {path} has no known suffix; give {LAYOUTS}")
+    return Pairs(
+        found.images(image_size, str(path)),
+        found.captions,
+        found.owner,
+        group=found.group_ids(),
+        group_names=found.group_names(),
+        name=str(path),
+    )
+
+
+def _of_arrays(source: tuple[Any, ...], image_size: int | None) -> Pairs:
+    if len(source) != 2:
+        raise TypeError(f"load_pairs: a tuple must be (images, captions), got {len(source)} things")
+    images, captions = source
+    if not isinstance(images, ImageSet):
+        images = images if isinstance(images, Tensor) else torch.as_tensor(np.asarray(images))
+        if images.dtype == torch.uint8:
+            images = load_images((images, torch.zeros(len(images), dtype=torch.int64)))
+    if isinstance(images, ImageSet) and image_size is not None:
+        images = images.resized(image_size)
+    captions = captions.tolist() if isinstance(captions, np.ndarray) else list(captions)
+    if len(captions) != len(images):
+        raise ValueError(
+            f"load_pairs: {len(images)} images and {len(captions)} captions; give a text for "
+            "each image, or a list of texts for each"
+        )
+    lists = [[texts] if isinstance(texts, str | bytes) else list(texts) for texts in captions]
+    owner = [i for i, texts in enumerate(lists) for _ in texts]
+    return Pairs(images, [text for texts in lists for text in texts], owner)
+
+
+def _features(x: Any, name: str) -> Tensor:
+    x = torch.as_tensor(x).detach().cpu()
+    if x.ndim < 2 or not x.is_floating_point():
+        raise ValueError(f"{name}: features must be floats [N, ...], got {list(x.shape)} {x.dtype}")
+    bad = (~x.flatten(1).isfinite()).any(1).nonzero()
+    if len(bad):
+        raise ValueError(f"{name}: features of image {int(bad[0])} are not finite")
+    return x.float()
+
+
+def _ids(ids: Any, size: int, bound: int | None, what: str) -> Tensor:
+    ids = torch.as_tensor(ids).cpu()
+    if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise TypeError(f"{what} must be whole numbers, got {ids.dtype}")
+    if ids.shape != (size,):
+        raise ValueError(f"{what} must have shape [{size}], got {list(ids.shape)}")
+    ids = ids.to(torch.int64)
+    if size and (ids.min() < 0 or (bound is not None and ids.max() >= bound)):
+        span = "0 or more" if bound is None else f"in 0..{bound - 1}"
+        raise ValueError(f"{what} must be {span}, got {int(ids.min())}..{int(ids.max())}")
+    return ids
