@@ -213,7 +213,7 @@ def test_hardest_negatives(dtype: torch.dtype, similarity: Similarity) -> None:
         case = HardestCase(*shape, similarity, dtype)
         moved = [t.to(DEVICE) for t in case.arguments()]
         with no_synchronisation():
-            got = ops.hardest_negatives(*moved, similarity)
+            got = ops.hardest_negatives(*moved, similarity=similarity)  # type: ignore[misc]
         case.check([t.cpu() for t in got])
 
 

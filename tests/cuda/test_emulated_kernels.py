@@ -227,7 +227,7 @@ def check_hardest_negatives(emulation: Emulation) -> None:
     image, caption, *groups = HardestCase(65, 70, 9).arguments()
     image[64, 0] = NAN
     for order in (False, True):
-        got = emulation.hardest_negatives(image, caption, *groups, order)
+        got = emulation.hardest_negatives(image, caption, *groups, order=order)  # type: ignore[misc]
         met = groups[0][64] != groups[1]
         assert got[0][64] == -1 and got[1][64].isnan() and got[1].isnan().sum() == 1
         assert torch.equal(got[3].isnan(), met) and torch.equal(got[2] == -1, met)

@@ -29,7 +29,7 @@ def on(device: str, *arguments: Tensor) -> list[Tensor]:
 
 def find(case: HardestCase, device: str, *arguments: Tensor) -> list[Tensor]:
     given = on(device, *(arguments or case.arguments()))
-    return [t.cpu() for t in ops.hardest_negatives(*given, case.similarity)]
+    return [t.cpu() for t in ops.hardest_negatives(*given, similarity=case.similarity)]  # type: ignore[misc]
 
 
 @both
@@ -65,7 +65,10 @@ def test_equal_scores_give_the_lowest_index(similarity: Similarity, device: str)
     image, caption = torch.ones(1000, 5), torch.ones(999, 5)
     group = torch.arange(1000)
     index = on(
-        "cpu", *ops.hardest_negatives(*on(device, image, caption, group, group[:999]), similarity)
+        "cpu",
+        *ops.hardest_negatives(  # type: ignore[misc]
+            *on(device, image, caption, group, group[:999]), similarity=similarity
+        ),
     )
     assert index[0].tolist() == [1] + [0] * 999
     assert index[2].tolist() == [1] + [0] * 998
@@ -126,7 +129,7 @@ def test_both_sides_have_the_bits_of_one_score(similarity: Similarity, device: s
     try:
         for n in (1, 2):
             torch.set_num_threads(n)
-            results.append(on("cpu", *ops.hardest_negatives(*arguments, similarity)))
+            results.append(on("cpu", *ops.hardest_negatives(*arguments, similarity=similarity)))  # type: ignore[misc]
     finally:
         torch.set_num_threads(threads)
     for a, b in zip(*results, strict=True):
@@ -167,7 +170,7 @@ def test_gradients_of_the_reference(
     for function in (ops.hardest_negatives, reference.hardest_negatives):
         image, caption, *groups = on(device, *case.arguments())
         leaves = image.requires_grad_(), caption.requires_grad_()
-        out = function(*leaves, *groups, similarity)
+        out = function(*leaves, *groups, similarity=similarity)  # type: ignore[misc]
         weights = torch.arange(14.0, device=device), torch.arange(70.0, device=device)
         total = (weights[0] * out[1]).sum() + (weights[1] * out[3]).sum()
         grads.append(torch.autograd.grad(total, leaves))
@@ -182,7 +185,7 @@ def test_the_gradient_touches_the_chosen_pairs_alone(similarity: Similarity) -> 
     case = HardestCase(20, 30, 8, similarity, torch.float64)
     image, caption, *groups = case.arguments()
     image.requires_grad_(), caption.requires_grad_()
-    out = ops.hardest_negatives(image, caption, *groups, similarity)
+    out = ops.hardest_negatives(image, caption, *groups, similarity=similarity)  # type: ignore[misc]
     g_image, g_caption = torch.autograd.grad(out.caption_score[3], (image, caption))
     assert g_image.any(1).nonzero().flatten().tolist() == [3]
     assert g_caption.any(1).nonzero().flatten().tolist() == [out.caption_index[3].item()]

@@ -424,8 +424,8 @@ def test_hardest_negatives(device: str, problem: p.Negatives) -> None:
     eps = cases.EPS[computed_in(image.dtype)]
     for similarity in ("cosine", "order"):
         with borrowed(image, caption, *groups):
-            got = ops.hardest_negatives(image, caption, *groups, similarity)
-        best = reference.hardest_negatives(*wide, *groups, similarity)
+            got = ops.hardest_negatives(image, caption, *groups, similarity=similarity)  # type: ignore[misc]
+        best = reference.hardest_negatives(*wide, *groups, similarity=similarity)  # type: ignore[misc]
         if similarity == "cosine":
             score, size = wide[0] @ wide[1].T, wide[0].abs() @ wide[1].abs().T
         else:
