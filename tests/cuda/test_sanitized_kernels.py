@@ -55,7 +55,7 @@ MUTANTS = [
     ("scalar.cuh", "% bytes == 0", "% bytes < 999", "misaligned address"),
     ("concept_cross_entropy.cu", "valid ? to_acc", "true ? to_acc", "AddressSanitizer"),
     ("chi_square_response.cu", "? 2 * sizeof(double)", "? sizeof(double)", "heap-buffer-overflow"),
-    ("hardest_negatives.cu", "first + row < count && ", "", "heap-buffer-overflow"),
+    ("hardest_negatives.cu", "first + row < count && ", "count >= 0 && ", "heap-buffer-overflow"),
     ("rank1.cu", "(i >= a.batch", "(i > a.batch", "heap-buffer-overflow"),
 ]
 # A process per mutant, for it ends there; they share what torch takes to be imported.
