@@ -106,6 +106,9 @@ class ExamplePerturbation(nn.Module):
             (grad,) = torch.autograd.grad(loss(leaf), leaf)
         return grad
 
+    def update(self) -> None:
+        """Ends a step, for a perturbation that learns of it: this one does not."""
+
     def extra_repr(self) -> str:
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}, steps={self.steps}"
 

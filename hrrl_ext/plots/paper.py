@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..robust.concepts import variance_gain
-from ..transfer.study.analysis import CONCEPT, EPOCH, MU, STEP, Row, by_seed, study_rows
+from ..transfer.study.analysis import CONCEPT, EPOCH, MU, STEP, Row, by_seed, matching, study_rows
 from ..transfer.study.config import SOURCE
 from ..transfer.study.queue import Study
 from .figures import panels_of, save, shown
@@ -62,8 +62,8 @@ def _picture(
     """A panel for each of ``panels`` with something to show, and there a line of each method."""
     colours, found = colours_of(study), []
     for of, title in panels:
-        there = _matching(rows, **of)
-        lines = {m: draw(_matching(there, method=m)) for m in study.config.methods}
+        there = matching(rows, **of)
+        lines = {m: draw(matching(there, method=m)) for m in study.config.methods}
         if any(line[0] for line, *_ in lines.values()):
             found.append((title, lines))
     if not found:
@@ -97,7 +97,7 @@ def _fine_tuned(rows: Sequence[Row]) -> tuple[Line, str, str]:
 
 
 def _perturbed(rows: Sequence[Row]) -> tuple[Line, str, str]:
-    rows = _matching(rows, **_SOURCE)
+    rows = matching(rows, **_SOURCE)
     length, accuracy = _over(rows, STEP)
     if length and (clean := by_seed(rows, measure="clean")):
         length = [0.0, *length]
@@ -106,7 +106,7 @@ def _perturbed(rows: Sequence[Row]) -> tuple[Line, str, str]:
 
 
 def _by_concept(rows: Sequence[Row]) -> tuple[Line, str, str]:
-    rows = _matching(rows, **_SOURCE)
+    rows = matching(rows, **_SOURCE)
     # Sorted within a seed, whose unequal sizes are of concepts of its own.
     seeds = [
         sorted(100 * r["value"] for r in of_seed if r["measure"].startswith(CONCEPT))
@@ -130,10 +130,6 @@ def _over(rows: Iterable[Row], prefix: str) -> Line:
 def _tuned(rows: Iterable[Row]) -> list[tuple[str, Any]]:
     found = ((r["target"], r["count"]) for r in rows if r["measure"].startswith(EPOCH))
     return list(dict.fromkeys(found))
-
-
-def _matching(rows: Iterable[Row], **where: Any) -> list[Row]:
-    return [row for row in rows if all(row[key] == value for key, value in where.items())]
 
 
 def _grouped(rows: Iterable[Row], key: str) -> Mapping[Any, list[Row]]:

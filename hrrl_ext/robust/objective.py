@@ -113,5 +113,4 @@ class HRRLObjective(nn.Module):
         """One step of q with ``concept_loss`` [K] of the same losses; none where lam is None. ``seen``
         is what :meth:`ConceptWeights.seen` says of the batch, for an adversary that wants it."""
         self.distribution.update(concept_loss, *seen)
-        if isinstance(self.perturbation, Theorem2Perturbation):
-            self.perturbation.update()
+        self.perturbation.update()

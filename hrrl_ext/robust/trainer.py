@@ -6,7 +6,6 @@ import math
 import os
 import warnings
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -21,11 +20,10 @@ from ..data.image_sets import as_float
 from ..models import build_model
 from ..pretrained import classes_of, load_weights
 from ..processes import Processes, start_processes
-from ..spec import not_known
 from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
 from ..training.progress import ProgressStyle
 from ..training.scalars import require_tensorboard
-from .config import HRRLConfig, Levels, with_levels
+from .config import HRRLConfig, Levels, by_config, with_levels
 from .objective import HRRLObjective
 from .recipe import HRRL
 from .sets import open_sets
@@ -126,7 +124,8 @@ class HRRLTrainer:
         **config: Any,
     ) -> None:
         config, levels_line = with_levels(levels, config)
-        training, method = _split(config)
+        of_loop, of_method = by_config(config, "HRRLTrainer")
+        training, method = TrainingConfig(**of_loop), HRRLConfig(**of_method)
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = _open_run(out, resume, tensorboard)
@@ -264,19 +263,6 @@ class HRRLTrainer:
     @property
     def device(self) -> torch.device:
         return self.loop.device
-
-
-def _split(config: dict[str, Any]) -> tuple[TrainingConfig, HRRLConfig]:
-    """One flat namespace for the user, the loop's settings and the method's here."""
-    of_loop, of_method = ({field.name for field in fields(c)} for c in (TrainingConfig, HRRLConfig))
-    known = sorted(of_loop | of_method)
-    for name in config:
-        if name not in known:
-            raise TypeError(f"HRRLTrainer: argument {not_known(name, known)}")
-    return (
-        TrainingConfig(**{name: value for name, value in config.items() if name in of_loop}),
-        HRRLConfig(**{name: value for name, value in config.items() if name in of_method}),
-    )
 
 
 def _open_run(

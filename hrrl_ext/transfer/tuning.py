@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -16,15 +15,15 @@ from ..data import Concepts, Source, load_images, resolve_concepts
 from ..data.sources import takes_root
 from ..processes import start_processes
 from ..robust import HRRLConfig, HRRLTrainer
+from ..robust.config import by_config
 from ..spec import NUMBER, not_known
 from ..storage import WorkFolder, write_csv, write_json, write_text
 from ..training import TrainingConfig
-from ..training.run_folder import RunFolder
 from .study.config import file_name
 from .study.images import split_rows
 from .study.levels import score, worst_quarter
 from .study.parts import Part, Parts
-from .study.trials import MEASURED, keep_model_alone
+from .study.trials import MEASURED, goes_on, keep_model_alone
 from .tuning_table import level_row, levels_table
 
 Grid = Mapping[str, Sequence[float]]
@@ -211,14 +210,10 @@ def _base(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(settings: Mapping[str, Any], where: str) -> None:
     """By the dataclasses that will take them, before any training."""
-    kinds = (HRRLConfig, TrainingConfig)
-    of = {kind: {f.name for f in fields(kind)} for kind in kinds}
-    for name in settings:
-        if name not in (known := of[HRRLConfig] | of[TrainingConfig]):
-            raise TypeError(f"tune: argument {not_known(name, sorted(known))}")
+    of_loop, of_method = by_config(settings, "tune")
     try:
-        for kind in kinds:
-            kind(**{name: value for name, value in settings.items() if name in of[kind]})
+        HRRLConfig(**of_method)
+        TrainingConfig(**of_loop)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
@@ -312,14 +307,11 @@ class _Search:
         return self.out / "runs" / file_name(level)
 
     def _train(self, folder: Path, settings: Mapping[str, Any], epochs: int) -> Part:
-        run = RunFolder(folder)
-        if not run.checkpoints:  # stopped before its first one
-            shutil.rmtree(folder, ignore_errors=True)
         trainer = HRRLTrainer(
             **self.options,
             **settings,
             out=folder,
-            resume=bool(run.checkpoints),
+            resume=goes_on(folder),
             evaluate_every=1,
             progress="off",
         )

@@ -162,14 +162,18 @@ def difference(values: Sequence[float]) -> Difference:
     return Difference(mean, mean - half, mean + half, n)
 
 
+def matching(rows: Iterable[Row], **where: Any) -> list[Row]:
+    """Those that have these entries."""
+    return [row for row in rows if all(row[key] == value for key, value in where.items())]
+
+
 def by_seed(rows: Iterable[Row], **where: Any) -> dict[int, float]:
     """Values by seed of the rows that have these entries; ValueError where a seed has two."""
     found: dict[int, float] = {}
-    for row in rows:
-        if all(row[key] == value for key, value in where.items()):
-            if row["seed"] in found:
-                raise ValueError(f"by_seed: seed {row['seed']} has several rows of {where}")
-            found[row["seed"]] = row["value"]
+    for row in matching(rows, **where):
+        if row["seed"] in found:
+            raise ValueError(f"by_seed: seed {row['seed']} has several rows of {where}")
+        found[row["seed"]] = row["value"]
     return found
 
 
@@ -195,5 +199,4 @@ def over_targets(rows: Iterable[Row], targets: Sequence[str], **where: Any) -> d
 
 def targets_of(rows: Iterable[Row], **where: Any) -> list[str]:
     """Targets with such a row, in their order; others were skipped, or are still to come."""
-    found = (r["target"] for r in rows if all(r[k] == v for k, v in where.items()))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(row["target"] for row in matching(rows, **where)))

@@ -12,7 +12,7 @@ from typing import Any
 from ...data.shifts import concept_shares
 from ...evaluation.config import evaluation_config
 from ...robust import HRRLConfig
-from ...robust.config import with_levels
+from ...robust.config import by_config, with_levels
 from ...spec import not_known
 from ...training import TrainingConfig
 from ..finetuning import read_method
@@ -298,9 +298,10 @@ def _check_values(where: str, settings: Mapping[str, Any]) -> None:
     """By the dataclasses that will take them, before hours of work."""
     try:
         settings, _ = with_levels(settings.get("levels", "given"), settings)
-        for kind in (HRRLConfig, TrainingConfig):
-            known = {f.name for f in fields(kind)}
-            kind(**{name: value for name, value in settings.items() if name in known})
+        settings.pop("levels", None)
+        of_loop, of_method = by_config(settings, where)
+        HRRLConfig(**of_method)
+        TrainingConfig(**of_loop)
     except (TypeError, ValueError) as error:
         raise ValueError(f"study: {where}: {error}") from None
 

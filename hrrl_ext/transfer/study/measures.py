@@ -19,7 +19,7 @@ from ..probe import LinearProbe, probe
 from .config import SOURCE, StudyConfig, file_name
 from .images import StudyImages
 from .parts import Part
-from .trials import trained_model
+from .trials import goes_on, trained_model
 
 CLASSIFIERS = ("svm", "knn")
 
@@ -136,8 +136,6 @@ def _finetuning_part(
         return {"skipped": str(error)}
     sets = opened.images.target(target)
     out = opened.folder / "finetuning" / f"{file_name(target)}-{count}"
-    if not (out / "checkpoints").exists():  # stopped before its first one
-        shutil.rmtree(out, ignore_errors=True)
     settings = dict(config.finetuning.settings) if config.finetuning is not None else {}
     result = finetune(
         opened.folder / "run" / "best",
@@ -145,7 +143,7 @@ def _finetuning_part(
         validation=sets.test,
         seed=seed,
         out=out,
-        resume=(out / "checkpoints").exists(),
+        resume=goes_on(out),
         progress="off",
         concepts="classes",
         **{"evaluate_every": settings.get("epochs", 100)} | settings,

@@ -79,9 +79,6 @@ def train(
     This is the one place that trains a source: a method that HRRLTrainer does not know belongs here.
     A loss that is not finite is a result as well: the part says ``failed``, and why.
     """
-    run = RunFolder(folder)
-    if not run.checkpoints:  # stopped before its first one
-        shutil.rmtree(folder, ignore_errors=True)
     options = {**config.training, **settings}
     epochs = options.get("epochs", 90)
     trainer = HRRLTrainer(
@@ -89,7 +86,7 @@ def train(
         validation=validation,
         concepts=config.source.concepts,
         out=folder,
-        resume=bool(run.checkpoints),
+        resume=goes_on(folder),
         width=width,
         seed=seed,
         evaluate_every=epochs,
@@ -119,6 +116,15 @@ def train(
         "processor_seconds_per_epoch": worked / epochs_now if on_cpu else None,
         "threads": torch.get_num_threads(),
     }
+
+
+def goes_on(folder: Path) -> bool:
+    """Whether a run in the folder has a checkpoint to go on from; what was stopped before its first one
+    is removed."""
+    begun = bool(RunFolder(folder).checkpoints)
+    if not begun:
+        shutil.rmtree(folder, ignore_errors=True)
+    return begun
 
 
 def keep_model_alone(folder: Path) -> None:
