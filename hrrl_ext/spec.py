@@ -11,6 +11,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -115,7 +116,6 @@ TEXT = Reader("text", str)
 NAMES = Reader('names joined by "+"', _names)
 _OF_TYPE: dict[Any, Reader] = {
     int: WHOLE,
-    float: NUMBER,
     bool: TRUTH,
     str: TEXT,
     Sequence[str]: NAMES,
@@ -126,18 +126,34 @@ def readers_of(settings: type) -> dict[str, Reader]:
     """A reader for each field of a dataclass, by its type. One that may be None is written by leaving it
     out."""
     hints = get_type_hints(settings)
-    return {field.name: _reader_of(hints[field.name]) for field in fields(settings)}
+    return {field.name: reader_of(hints[field.name]) for field in fields(settings)}
 
 
-def _reader_of(kind: Any) -> Reader:
+def reader_of(kind: Any, *, floats: Reader = NUMBER) -> Reader:
+    """Of a type, as annotations have it; KeyError for one that is not written in a word."""
+    if kind is float:
+        return floats
     if get_origin(kind) in (Union, UnionType):
-        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        return _any_of([reader_of(k, floats=floats) for k in get_args(kind) if k is not NoneType])
     if get_origin(kind) is Literal:
-        words = get_args(kind)
-        return Reader(
-            f"one of {', '.join(words)}", {word: word for word in words}.__getitem__, words
-        )
+        of_word = {str(word): word for word in get_args(kind)}
+        words = tuple(of_word)
+        expected = repr(words[0]) if len(words) == 1 else f"one of {', '.join(words)}"
+        return Reader(expected, of_word.__getitem__, words)
     return _OF_TYPE[kind]
+
+
+def _any_of(readers: Sequence[Reader]) -> Reader:
+    if len(readers) == 1:
+        return readers[0]
+
+    def read(text: str) -> Any:
+        for reader in readers:
+            with suppress(ValueError, KeyError):
+                return reader.read(text)
+        raise ValueError
+
+    return Reader(", or ".join(reader.expected for reader in readers), read)
 
 
 def written(value: object) -> str:
@@ -190,7 +206,7 @@ def read_settings(
                 name, value = _named(part, readers, first)
             if name in settings:
                 raise ValueError(f"{name} is given twice")
-            settings[name] = _read(name, value, readers[name])
+            settings[name] = read_value(name, value, readers[name])
     except ValueError as error:
         raise ValueError(f"{where}: {error}" + (f"; expected {form}" if form else "")) from None
     return settings
@@ -211,7 +227,8 @@ def _named(part: str, readers: Mapping[str, Reader], first: str | None) -> tuple
     return name, value
 
 
-def _read(name: str, value: str, reader: Reader) -> Any:
+def read_value(name: str, value: str, reader: Reader) -> Any:
+    """What ``value`` says; ValueError with what was expected."""
     try:
         return reader.read(value)
     except (ValueError, KeyError):

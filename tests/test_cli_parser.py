@@ -10,6 +10,7 @@ from test_cli import run
 
 pytest.importorskip("jsonargparse")
 from hrrl_ext.cli import _COMMANDS, command_parser
+from hrrl_ext.spec import Reader
 
 
 @pytest.mark.parametrize("command", list(_COMMANDS))
@@ -50,3 +51,32 @@ def test_a_positional_may_be_in_the_file(
 def test_ways_to_write_an_option(words: list[str], values: dict[str, object]) -> None:
     read = command_parser("train").parse(["--data", "digits", "--out", "x", *words]).as_dict()
     assert {name: read[name] for name in values} == values
+
+
+@pytest.mark.parametrize("command", list(_COMMANDS))
+def test_a_value_of_the_wrong_kind_is_told_in_words(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For every option that is a number or one of a few words, on the command line and in a file."""
+    parser = command_parser(command)
+    for name, reader in parser._readers.items():
+        if _reads(reader, "@@"):
+            continue
+        config = tmp_path / "config.yaml"
+        config.write_text(f"{name}: '@@'\n")
+        for words, where in [([f"--{name}", "@@"], f"--{name}"), (["--config", str(config)], name)]:
+            if words[0] not in parser.options:
+                continue
+            with pytest.raises(SystemExit) as stopped:
+                parser.parse(words)
+            message = capsys.readouterr().err
+            assert stopped.value.code == 2 and message.count("\n") == 1
+            assert where in message and "'@@'" in message and "<class" not in message, message
+
+
+def _reads(reader: Reader, text: str) -> bool:
+    try:
+        reader.read(text)
+    except (ValueError, KeyError):
+        return False
+    return True

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_type_hints
 
 import jsonargparse
 
-from ..spec import nearest
+from ..spec import Reader, nearest, read_value, reader_of
 
 
 class CommandParser:
@@ -24,12 +25,14 @@ class CommandParser:
         self._parser = _Parser(prog=program, description=description, allow_abbrev=True)
         self.options = ["--help"]
         self._positionals: list[str] = []
+        self._readers: dict[str, Reader] = {}
         self._left_out: list[str] = []
 
     def add_argument(self, *names: str, **settings: Any) -> None:
         action = self._parser.add_argument(*names, **settings)
         if action.option_strings:
             self.options += action.option_strings  # more than the names, for a pair of yes and no
+            self._read_by(action.dest, settings.get("type"))
         else:
             self._positionals.append(action.dest)
 
@@ -44,6 +47,13 @@ class CommandParser:
         """An option for each field of a dataclass."""
         names = self._parser.add_class_arguments(of, skip=set(skip))
         self.options += [f"--{name}" for name in names]
+        hints = get_type_hints(of)
+        for name in names:
+            self._read_by(name, hints[name])
+
+    def _read_by(self, name: str, kind: Any) -> None:
+        with suppress(KeyError):  # jsonargparse alone reads what is not a word, such as a list
+            self._readers[name] = reader_of(kind, floats=Reader("a number", float))
 
     def set_defaults(self, **defaults: Any) -> None:
         self._parser.set_defaults(**defaults)
@@ -58,6 +68,7 @@ class CommandParser:
                 self._parser.error(f"there is no option {nearest([option], self.options)}")
             if option == "--config" and value is not None:
                 self._check_keys(Path(value))
+        self._parser.wrong_value = lambda: self._wrong_value(words)
         args = self._parser.parse_args(words)
         if self._left_out:
             given = self._parser.parse_args(words, defaults=False)
@@ -68,18 +79,43 @@ class CommandParser:
 
     def _check_keys(self, config: Path) -> None:
         known = [option.removeprefix("--") for option in self.options] + self._positionals
-        try:
-            content = jsonargparse.get_loader("yaml")(config.read_text(encoding="utf-8"))
-        except Exception:  # of any kind: jsonargparse reads it again, and says what is wrong
-            return
-        for key in map(str, content if isinstance(content, dict) else ()):
+        for key in _content(config):
             if key.partition(".")[0].removesuffix("+") not in known:
                 self._parser.error(f"{config}: there is no option {nearest([key], known)}")
 
+    def _wrong_value(self, words: Sequence[str]) -> str | None:
+        """The first of the given values that is not of its option's type, in words."""
+        for option, value in _options(words):
+            if option == "--config" and value is not None:
+                given = {
+                    f"{value}: {name}": (name, str(x)) for name, x in _content(Path(value)).items()
+                }
+            else:
+                given = {option: (option.removeprefix("--"), str(value))}
+            for where, (name, text) in given.items():
+                if name in self._readers and text not in ("null", "None"):
+                    try:
+                        read_value(where, text, self._readers[name])
+                    except ValueError as error:
+                        return str(error)
+        return None
+
+
+def _content(config: Path) -> dict[str, Any]:
+    """Of a YAML file; nothing of one that cannot be read: jsonargparse reads it again, and says why."""
+    try:
+        content = jsonargparse.get_loader("yaml")(config.read_text(encoding="utf-8"))
+    except Exception:  # of any kind
+        return {}
+    return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
+
 
 class _Parser(jsonargparse.ArgumentParser):
+    wrong_value: Callable[[], str | None] = staticmethod(lambda: None)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        wrong_usage(self.prog, message)
+        """``message`` is jsonargparse's, which names a type as Python does."""
+        wrong_usage(self.prog, self.wrong_value() or message)
 
 
 class IfGiven(argparse.Action):
