@@ -51,7 +51,7 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                  when a column of ones is appended: that is another problem, with another ε*
     C            None: separable data only. A number: + C Σ max(0, 1 - y_i (w·x_i + b)), for any data
                  (Eq. B.2). From C = max α on, it is the separable solution, exactly
-    tol          relative duality gap of "first-order", None: 1e-3; tolerance of "prox"
+    tol          relative duality gap at which "first-order" and "prox" stop; None: 1e-3
     max_iter     steps of "first-order", "steepest" and "prox"
 
     X is [n, d], y [n] of any labels; of more than two classes each is fitted against the others. Sparse
