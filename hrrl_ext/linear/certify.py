@@ -38,6 +38,8 @@ class Certificate:
     def accuracy(self, eps: Any) -> Any:
         """The share of examples that are right whatever ‖δ‖ ≤ eps does; an array for several eps."""
         eps = np.asarray(to_numpy(eps), dtype=np.float64)
+        if not (eps >= 0).all():
+            raise ValueError(f"Certificate.accuracy: eps must be at least 0, got {eps.min()}")
         radius = np.asarray(to_numpy(self.radius))
         share = (radius > eps[..., None]).mean(-1)
         return share if eps.ndim else float(share)
@@ -128,7 +130,7 @@ class Linear:
         if (unknown := y[self.classes[place] != y]).size:
             raise ValueError(
                 f"certify: the head does not know the label {str(unknown[0])!r}; its classes are "
-                f"{self.classes.tolist()[:10]}"
+                f"{self.classes.tolist()[:10]}; leave such examples out"
             )
         return place
 

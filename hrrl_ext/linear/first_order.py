@@ -52,7 +52,6 @@ class FirstOrder:
     separable: bool = True
 
 
-
 def fit_hard(
     X: Tensor,
     sign: Tensor,

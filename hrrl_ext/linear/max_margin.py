@@ -93,7 +93,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"MaxMarginClassifier: y must hold at least 2 classes, got 1 class ({self.classes_[0]})"
+                f"MaxMarginClassifier: y must hold at least 2 classes, got 1 class ({self.classes_[0]}); "
+                "give examples of another one too"
             )
         found = [
             self._solved(Problem(X, sign, norm, self.fit_intercept, self.C), number, device)

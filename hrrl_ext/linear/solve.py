@@ -97,7 +97,9 @@ def solve(
     if problem.C is not None:
         single = solver == "first-order" and tol >= SINGLE
         lam = 1 / (len(sign) * problem.C)
-        solution = _penalised(problem, X.float() if single else X.double(), sign, lam, tol, max_iter)
+        solution = _penalised(
+            problem, X.float() if single else X.double(), sign, lam, tol, max_iter
+        )
     elif solver == "first-order":
         solution = _first_order(problem, X, sign, tol, max_iter)
     else:
