@@ -148,6 +148,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Of several classes, towards the rival that leads by most, or trails by least, once it is moved.
         """
+        if not eps >= 0:
+            raise ValueError(f"MaxMarginClassifier.worst_case: eps must be at least 0, got {eps!r}")
         rows = self._checked(X)
         target = self._linear().places(np.asarray(to_numpy(y)), len(rows))
         attacked = self._linear().worst_case(rows, target, float(eps), vector_norm(self.norm))
