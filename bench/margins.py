@@ -101,7 +101,8 @@ def fits(norm: str, large: bool, whole: bool) -> dict[str, Callable[[np.ndarray,
     )
     found["first-order, 1e-3"] = ours("first-order", norm)
     if norm == "l2":
-        found["LinearSVC"] = lambda X, y: LinearSVC(C=C, loss="hinge", max_iter=100_000).fit(X, y)
+        linear = LinearSVC(C=C, loss="hinge", max_iter=100_000, random_state=0)
+        found["LinearSVC"] = linear.fit
         found["SVC"] = lambda X, y: SVC(kernel="linear", C=C, max_iter=ITERATIONS).fit(X, y)
     if norm in ("l1", "linf") and whole:
         found["HiGHS, whole"] = whole_program(norm)

@@ -18,7 +18,7 @@ from ..spec import not_known
 from .certify import Certificate, Linear, certify
 from .duality import NotSeparableError, Problem, Solution, size
 from .labels import named, not_separable, signs
-from .solve import NORMS, Solver, solve
+from .solve import NORMS, Solver, choose, solve
 
 _PATH = 16  # values of lam, over five decades
 _DECADES = 5
@@ -187,7 +187,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             return self._solution(problem, device)
         except NotSeparableError as error:
-            detail = str(error) if self.solver in ("first-order", "prox") else ""
+            chosen = choose(problem, self.solver)
+            detail = str(error) if chosen in ("first-order", "prox") else ""
             names = named(self.classes_, number)
             raise NotSeparableError(not_separable(problem, names, detail)) from None
 

@@ -8,7 +8,7 @@ import torch
 from margin_cases import NORMS, overlapping, synthetic
 from sklearn.exceptions import ConvergenceWarning
 
-from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, first_order
+from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, first_order, labels, solve
 from hrrl_ext.linear.duality import Problem, settled
 from hrrl_ext.linear.first_order import fit_hard
 from hrrl_ext.norms import vector_norm
@@ -94,7 +94,7 @@ def test_on_cuda_it_finds_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -
         assert there.decision_function(X.cuda()).is_cuda
 
 
-def test_too_few_iterations_warn_or_say_what_is_possible() -> None:
+def test_too_few_iterations_warn_or_say_what_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = synthetic(12, 0)
     with pytest.warns(ConvergenceWarning, match=r"the gap is \S+, wanted 1e-06"):
         model = MaxMarginClassifier("l1", solver="first-order", tol=1e-6, max_iter=80).fit(X, y)
@@ -105,5 +105,10 @@ def test_too_few_iterations_warn_or_say_what_is_possible() -> None:
             model = MaxMarginClassifier("l1", C=1, solver=solver, tol=1e-6, max_iter=80).fit(X, y)
         assert 1e-6 < model.gap_ < 1 and model.n_iter_ == 80
     X, y = synthetic(60, 0, 50)
-    with pytest.raises(NotSeparableError, match="raise max_iter"):
-        MaxMarginClassifier("l1", solver="first-order", max_iter=2).fit(X, y)
+    for solver, steps in (("first-order", 2), ("steepest", 1)):
+        with pytest.raises(NotSeparableError, match="though there is one; raise max_iter"):
+            MaxMarginClassifier("l1", solver=solver, max_iter=steps).fit(X, y)
+    monkeypatch.setattr(labels, "_COUNTED", 0)  # so large that nobody looks
+    monkeypatch.setattr(solve, "_NARROW", 0)
+    with pytest.raises(NotSeparableError, match=r"was found that separates .* though there may be"):
+        MaxMarginClassifier("l1", max_iter=2).fit(X, y)

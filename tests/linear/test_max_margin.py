@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ WITH_SLACK = [
 ]  # fmt: skip
 
 
-def checked(model: MaxMarginClassifier) -> tuple[list[dict], list[dict]]:
+def checked(model: MaxMarginClassifier) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """scikit-learn's checks that failed, and those that passed."""
     found = check_estimator(model, on_fail=None, on_skip=None)
     failed, passed = ([c for c in found if c["status"] == s] for s in ("failed", "passed"))
