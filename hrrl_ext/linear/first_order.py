@@ -38,8 +38,8 @@ _OVERLAP = 32.0  # rounding errors of the largest ‖x‖*: hulls as near as thi
 class FirstOrder:
     """w [d], b and the weights p [n] of the examples, on the device of X, and bounds on ε*.
 
-    ``met``: whether the bounds are as near as asked. ``separable`` is
-    False where the hulls overlap as far as the dtype can tell.
+    ``met``: whether the bounds are as near as asked. ``separable`` is False where the hulls overlap as
+    far as the dtype can tell.
     """
 
     w: Tensor

@@ -10,9 +10,8 @@ from .duality import Problem
 from .programs import least_slack
 
 _COUNTED = 2_000_000  # entries of X up to which causes are looked for: seconds
-_NONE = (
-    0.5  # slack that is rounding: where no hyperplane separates, an example on the wrong side has 1
-)
+_NONE = 0.5
+"""Slack below is rounding: where no hyperplane separates, an example on the wrong side has 1 at least."""
 
 
 def signs(y: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:

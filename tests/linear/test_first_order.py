@@ -92,6 +92,11 @@ def test_on_cuda_it_finds_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -
         there = MaxMarginClassifier(norm, solver="first-order", tol=1e-6).fit(X.cuda(), y.cuda())
         assert there.robust_radius_ == pytest.approx(here.robust_radius_, rel=1e-6)
         assert there.decision_function(X.cuda()).is_cuda
+    here, there = (
+        MaxMarginClassifier(norm, C=0.1, solver="first-order", tol=1e-6).fit(*of)
+        for of in ((X, y), (X.cuda(), y.cuda()))
+    )
+    assert there.dual_coef_.sum() == pytest.approx(here.dual_coef_.sum(), rel=2e-6)  # two gaps
 
 
 def test_too_few_iterations_warn_or_say_what_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
