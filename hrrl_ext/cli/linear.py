@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .examples import of_classes, read_examples
+from .examples import Examples, of_classes, read_examples
 from .options import Commands
 from .parser import CommandParser
 
@@ -26,10 +26,13 @@ def _robust_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="examples: a .csv with a header, an .npz or .safetensors of features or images",
+        help="examples: a .csv, an .npz or .safetensors of features or images",
     )
     parser.add_argument("--test", help="other examples to certify, a file of the same kind")
     parser.add_argument("--target", help="column of labels in a .csv; the last if not given")
+    parser.add_argument(
+        "--without", nargs="+", default=[], help="columns of a .csv that are no features"
+    )
     parser.add_argument("--classes", nargs="+", help="only these; all if not given")
     parser.add_argument(
         "--norm",
@@ -40,7 +43,7 @@ def _robust_arguments(parser: CommandParser) -> None:
         "--solver", default="auto", help="auto, lp, nnls, socp, first-order, steepest or prox"
     )
     parser.add_argument("--C", type=float, help="cost of slack, for data that is not separable")
-    parser.add_argument("--tol", type=float, help="gap at which first-order ends; 1e-3")
+    parser.add_argument("--tol", type=float, help="gap at which first-order and prox end; 1e-3")
     parser.add_argument("--eps", nargs="+", type=float, help="sizes of attack in the table")
     parser.add_argument("--out", help="folder for weights, radii, the table and the picture")
 
@@ -52,12 +55,10 @@ def _robust(args: Namespace) -> None:
 
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
-    sets = {"training": of_classes(*read_examples(args.data, args.target), args.classes)}
-    if args.test is not None:
-        sets["test"] = of_classes(*read_examples(args.test, args.target), args.classes)
-    X, y = sets["training"]
+    sets = _sets(args)
+    X, y, names = sets["training"]
     model = MaxMarginClassifier(args.norm, solver=args.solver, C=args.C, tol=args.tol).fit(X, y)
-    found = {name: model.certify(*examples) for name, examples in sets.items()}
+    found = {name: model.certify(X, y) for name, (X, y, _) in sets.items()}
     eps = np.sort(args.eps) if args.eps else _grid(found)
     curves = {name: certificate.accuracy(eps) for name, certificate in found.items()}
     attack = found["training"].norm
@@ -68,8 +69,23 @@ def _robust(args: Namespace) -> None:
         table.append([f"{size:.4g}", *(f"{100 * curve[at]:.1f} %" for curve in curves.values())])
     print(f"\ncertified accuracy\n{aligned(table)}")
     if args.out is not None:
-        _save(Path(args.out), model, found, eps, args)
+        _save(Path(args.out), model, names, found, eps, args)
         print(f"saved {args.out}")
+
+
+def _sets(args: Namespace) -> dict[str, Examples]:
+    files = {"training": args.data} | ({} if args.test is None else {"test": args.test})
+    sets = {
+        name: of_classes(read_examples(file, args.target, args.without), args.classes)
+        for name, file in files.items()
+    }
+    columns = [examples.names for examples in sets.values()]
+    if None not in columns and columns[0] != columns[-1]:
+        raise ValueError(
+            f"{args.test}: its features must be those of {args.data}, in their order: {columns[0]}, got "
+            f"{columns[-1]}"
+        )
+    return sets
 
 
 def _grid(found: dict[str, Certificate]) -> np.ndarray:
@@ -93,13 +109,14 @@ def _summary(model: MaxMarginClassifier, attack: str, n: int, d: int) -> list[st
     return [
         f"{many}; {weights}, {len(model.support_)} examples carry the margin",
         said,
-        f"duality gap {model.gap_:.1e}; as a minimiser of mean hinge + lam ‖w‖: {by}",
+        f"duality gap {max(model.gap_, 0.0):.1e}; as a minimiser of mean hinge + lam ‖w‖: {by}",
     ]
 
 
 def _save(
     out: Path,
     model: MaxMarginClassifier,
+    names: list[str] | None,
     found: dict[str, Certificate],
     eps: np.ndarray,
     args: Namespace,
@@ -110,7 +127,7 @@ def _save(
     with replacing(out / "weights.npz") as partial, partial.open("wb") as file:
         np.savez(
             file, coef=model.coef_, intercept=model.intercept_, classes=model.classes_,
-            dual_coef=model.dual_coef_,
+            dual_coef=model.dual_coef_, features=names or np.arange(model.n_features_in_),
         )  # fmt: skip
     for name, one in found.items():
         write_csv(

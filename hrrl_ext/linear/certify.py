@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import sparse
+from sklearn.base import BaseEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, StandardScaler
 from sklearn.svm import SVC, NuSVC
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from .._arrays import like, to_numpy
@@ -38,6 +41,8 @@ class Certificate:
     def accuracy(self, eps: Any) -> Any:
         """The share of examples that are right whatever ‖δ‖ ≤ eps does; an array for several eps."""
         eps = np.asarray(to_numpy(eps), dtype=np.float64)
+        if not (eps >= 0).all():
+            raise ValueError(f"Certificate.accuracy: eps must be at least 0, got {eps.min()}")
         radius = np.asarray(to_numpy(self.radius))
         share = (radius > eps[..., None]).mean(-1)
         return share if eps.ndim else float(share)
@@ -62,6 +67,10 @@ def certify(head: Any, X: Any, y: Any, norm: str | VectorNorm = "l2") -> Certifi
     for shapes that do not fit and for a label that the head does not know.
     """
     norm = vector_norm(norm)
+    if sparse.issparse(X):
+        raise TypeError("certify: X must be dense, got a sparse matrix; use X.toarray()")
+    if hasattr(X, "columns") and hasattr(head, "feature_names_in_"):
+        validate_data(head, X, reset=False, skip_check_array=True)  # names, and their order
     rows = np.asarray(to_numpy(X), dtype=np.float64)
     linear, rows = Linear.of(head, rows)
     target = linear.places(np.asarray(to_numpy(y)), len(rows))
@@ -81,6 +90,8 @@ class Linear:
     def of(cls, head: Any, X: np.ndarray) -> tuple[Linear, np.ndarray]:
         """A head as its scores, and X in the space where they are linear."""
         head = getattr(head, "pipeline_", head)
+        if isinstance(head, BaseEstimator):
+            check_is_fitted(head)
         if isinstance(head, Pipeline):
             X, scale, shift = _through_scalers(head, X)
             linear, X = cls.of(head[-1], X)
@@ -128,7 +139,7 @@ class Linear:
         if (unknown := y[self.classes[place] != y]).size:
             raise ValueError(
                 f"certify: the head does not know the label {str(unknown[0])!r}; its classes are "
-                f"{self.classes.tolist()[:10]}"
+                f"{self.classes.tolist()[:10]}; leave such examples out"
             )
         return place
 

@@ -82,8 +82,11 @@ def settled(problem: Problem, w: np.ndarray, b: float, alpha: np.ndarray, n_iter
         w, b = w / margin, b / margin
         primal = size(problem.norm, w)
     else:
-        slack = np.maximum(0, 1 - problem.sign * (scores + b))
-        primal = size(problem.norm, w) + problem.C * float(slack.sum())
+        margins = problem.sign * (scores + b)
+        length, slack = size(problem.norm, w), float(np.maximum(0, 1 - margins).sum())
+        primal = length + problem.C * slack
+        if (least := float(margins.min())) > 0 and length / least < primal:  # better without slack
+            w, b, primal = w / least, b / least, length / least
     alpha = _feasible(problem, np.asarray(alpha, dtype=np.float64))
     return Solution(w, float(b), alpha, primal, float(alpha.sum()), n_iter)
 

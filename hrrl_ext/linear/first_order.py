@@ -1,6 +1,6 @@
-"""The first-order solver: any norm, CPU and CUDA, from ten to 100,000 examples.
+"""The first-order solver of the hard problem: any norm, CPU and CUDA, from ten to 100,000 examples.
 
-The hard problem is a game between a hyperplane and a distribution over the examples (Eq. 5.5):
+It is a game between a hyperplane and a distribution over the examples (Eq. 5.5):
 
     ε* = max_{‖w‖ ≤ 1} min_p Σ p_i y_i w·x_i
 
@@ -36,10 +36,10 @@ _OVERLAP = 32.0  # rounding errors of the largest ‖x‖*: hulls as near as thi
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """w [d], b and the weights p [n] of the examples, on the device of X, and bounds on the optimum.
+    """w [d], b and the weights p [n] of the examples, on the device of X, and bounds on ε*.
 
-    Of ε*, or of the soft objective. ``met``: whether the bounds are as near as asked. ``separable`` is
-    False where the hulls overlap as far as the dtype can tell.
+    ``met``: whether the bounds are as near as asked. ``separable`` is False where the hulls overlap as
+    far as the dtype can tell.
     """
 
     w: Tensor
@@ -50,9 +50,6 @@ class FirstOrder:
     n_iter: int
     met: bool
     separable: bool = True
-
-
-# --- the hard problem
 
 
 def fit_hard(
@@ -178,50 +175,3 @@ class _Game:
         size = float(self.norm.size(found.w)) if found.lower > 0 else 1.0
         back = torch.empty_like(found.p).index_copy_(0, order, found.p)
         return found.replace(w=found.w / size, p=back)
-
-
-# --- the soft problem
-
-
-def fit_soft(
-    X: Tensor,
-    sign: Tensor,
-    norm: VectorNorm,
-    C: float,
-    *,
-    intercept: bool = True,
-    tol: float = 1e-3,
-    max_iter: int = 100_000,
-) -> FirstOrder:
-    """min ‖w‖ + C Σ max(0, 1 - y_i (w·x_i + b)) as a game of (w, b) and 0 ≤ α_i ≤ C.
-
-    b is one more column, as long as the others on average.
-    """
-    n, d = X.shape
-    sign = sign.to(X)
-    mean = X.mean(0) if intercept else torch.zeros_like(X[0])
-    A = (X - mean) * sign[:, None]
-    column = float(A.square().sum(1).mean().sqrt()) or 1.0
-    A = torch.cat([A, column * sign[:, None]], 1) if intercept else A
-    positive = sign > 0
-
-    def step_w(v: Tensor, tau: float) -> Tensor:
-        return torch.cat([norm.prox(v[:d], tau), v[d:]])
-
-    def bounds(w: Tensor, alpha: Tensor, Aw: Tensor, _: Tensor) -> tuple[float, float]:
-        above = norm.size(w[:d]) + C * (1 - Aw).clamp(min=0).sum()
-        if intercept:
-            one, other = alpha[positive].sum(), alpha[~positive].sum()
-            least = torch.minimum(one, other)
-            alpha = alpha * torch.where(positive, least / one, least / other).nan_to_num()
-        limits = torch.stack([norm.dual.size((A.T @ alpha)[:d]), alpha.max() / C])
-        return float((alpha.sum() / limits.max()).nan_to_num()), float(above)
-
-    found = solve_saddle(
-        A, torch.zeros_like(A[0]), torch.zeros_like(sign),
-        step_w=step_w, step_p=lambda v, sigma: (v + sigma).clamp(0, C), bounds=bounds,
-        ratio=1 / (column * C * math.sqrt(n)), tol=tol, max_iter=max_iter,
-    )  # fmt: skip
-    w = found.w[:d]
-    b = column * float(found.w[d]) - float(mean @ w) if intercept else 0.0
-    return FirstOrder(w, b, found.p, found.lower, found.upper, found.n_iter, found.within(tol))

@@ -10,6 +10,8 @@ from .duality import Problem
 from .programs import least_slack
 
 _COUNTED = 2_000_000  # entries of X up to which causes are looked for: seconds
+_NONE = 0.5
+"""Slack below is rounding: where no hyperplane separates, an example on the wrong side has 1 at least."""
 
 
 def signs(y: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
@@ -20,15 +22,20 @@ def signs(y: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
 
 def not_separable(problem: Problem, names: str, detail: str = "") -> str:
     """The message: who is not separated, a cause that can be named, the least slack, a way out."""
-    said = [f"MaxMarginClassifier: no hyperplane separates {names}"]
-    if problem.X.size <= _COUNTED:
+    slack = least_slack(problem) if problem.X.size <= _COUNTED else None
+    if slack is not None and slack < _NONE:
+        return (
+            f"MaxMarginClassifier: the solver has found no hyperplane that separates {names}, though "
+            "there is one; raise max_iter, or use an exact solver"
+        )
+    verb = "separates" if slack is not None else "was found that separates"
+    said = [f"MaxMarginClassifier: no hyperplane {verb} {names}"]
+    if slack is not None:
         if (pair := _contradiction(problem.X, problem.sign)) is not None:
             said.append(
                 f"examples {pair[0]} and {pair[1]} are equal, but their labels are opposite"
             )
-        said.append(
-            f"the least slack Σ max(0, 1 - y (w·x + b)) of any is {least_slack(problem):.4g}"
-        )
+        said.append(f"the least slack Σ max(0, 1 - y (w·x + b)) of any is {slack:.4g}")
     if detail:
         said.append(detail)
     way = "give C, such as 1.0, for the classifier with slack"

@@ -18,7 +18,7 @@ from ..spec import not_known
 from .certify import Certificate, Linear, certify
 from .duality import NotSeparableError, Problem, Solution, size
 from .labels import named, not_separable, signs
-from .solve import NORMS, Solver, solve
+from .solve import NORMS, Solver, choose, solve
 
 _PATH = 16  # values of lam, over five decades
 _DECADES = 5
@@ -51,7 +51,7 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                  when a column of ones is appended: that is another problem, with another ε*
     C            None: separable data only. A number: + C Σ max(0, 1 - y_i (w·x_i + b)), for any data
                  (Eq. B.2). From C = max α on, it is the separable solution, exactly
-    tol          relative duality gap of "first-order", None: 1e-3; tolerance of "prox"
+    tol          relative duality gap at which "first-order" and "prox" stop; None: 1e-3
     max_iter     steps of "first-order", "steepest" and "prox"
 
     X is [n, d], y [n] of any labels; of more than two classes each is fitted against the others. Sparse
@@ -93,7 +93,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise ValueError(
-                f"MaxMarginClassifier: y must hold at least 2 classes, got 1 class ({self.classes_[0]})"
+                f"MaxMarginClassifier: y must hold at least 2 classes, got 1 class ({self.classes_[0]}); "
+                "give examples of another one too"
             )
         found = [
             self._solved(Problem(X, sign, norm, self.fit_intercept, self.C), number, device)
@@ -147,6 +148,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Of several classes, towards the rival that leads by most, or trails by least, once it is moved.
         """
+        if not eps >= 0:
+            raise ValueError(f"MaxMarginClassifier.worst_case: eps must be at least 0, got {eps!r}")
         rows = self._checked(X)
         target = self._linear().places(np.asarray(to_numpy(y)), len(rows))
         attacked = self._linear().worst_case(rows, target, float(eps), vector_norm(self.norm))
@@ -184,7 +187,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             return self._solution(problem, device)
         except NotSeparableError as error:
-            detail = str(error) if self.solver in ("first-order", "prox") else ""
+            chosen = choose(problem, self.solver)
+            detail = str(error) if chosen in ("first-order", "prox") else ""
             names = named(self.classes_, number)
             raise NotSeparableError(not_separable(problem, names, detail)) from None
 

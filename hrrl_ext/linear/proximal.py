@@ -20,6 +20,7 @@ from torch import Tensor
 from ..norms import VectorNorm, vector_norm
 from .losses import Hinge, MarginLoss, tail_loss
 from .risk import checked_rows
+from .saddle import spectral_norm
 from .steepest import LinearFit, signed_rows
 
 _CHECK = 40
@@ -73,8 +74,8 @@ def shrink(
     """
     norm, loss = vector_norm(norm), loss if isinstance(loss, MarginLoss) else tail_loss(loss)
     problem = _Problem.of("shrink", rows, norm, lam, y)
-    w, theta, length = problem.zero(), problem.column(1.0), problem.column(1.0)
-    v, step, gap = w, 0, problem.column(torch.nan).squeeze(-1)
+    w, theta, length = problem.zero(), problem.each(1.0), problem.each(1.0)
+    v, step, gap = w, 0, problem.each(torch.nan).squeeze(-1)
     for step in range(1, max_steps + 1):
         m = v @ problem.rows.mT
         push = loss.shares(m) @ problem.rows
@@ -121,22 +122,22 @@ def primal_dual(
     """
     norm = vector_norm(norm)
     problem, hinge = _Problem.of("primal_dual", rows, norm, lam, y), Hinge()
-    size = 0.99 / torch.linalg.matrix_norm(problem.rows, 2).clamp(min=1e-300)[:, None, None]
-    d, ratio = problem.rows.shape[2], problem.column(1.0)
-    z = torch.cat([problem.zero(), problem.column(0.0).expand(-1, -1, problem.rows.shape[1])], -1)
-    start, total, since, best, step = z, z, problem.column(0.0), problem.column(torch.inf), 0
+    size = 1 / spectral_norm(problem.rows)[:, None, None]
+    d, ratio = problem.rows.shape[2], problem.each(1.0)
+    z = torch.cat([problem.zero(), problem.each(0.0).expand(-1, -1, problem.rows.shape[1])], -1)
+    start, total, since, best, step = z, z, problem.each(0.0), problem.each(torch.inf), 0
     for step in range(1, max_steps + 1):
         w, alpha = z[..., :d], z[..., d:]
         new = problem.prox(w + size / ratio * (alpha @ problem.rows), size / ratio)
         alpha = alpha + size * ratio * (1 - (2 * new - w) @ problem.rows.mT)
         z = torch.cat([new, alpha.clamp(min=0).minimum(problem.bound)], -1)
         total, since = total + z, since + 1
-        if step % _CHECK:
+        if step % _CHECK and step < max_steps:
             continue
         gaps = [problem.gap(p[..., :d], p[..., d:], hinge)[..., None] for p in (total / since, z)]
         gap = torch.minimum(*gaps)
         better = torch.where(gaps[0] < gaps[1], total / since, z)
-        if (gap <= tol).all():
+        if (gap <= tol).all() or step == max_steps:
             z = better
             break
         anew = (gap <= _ENOUGH * best) | (since >= _LONG * step)
@@ -177,18 +178,21 @@ def fit_proximal(
     w, b = found.w[0, 0], found.bias[0, 0]
     if fit_intercept and penalise_intercept:
         w, b = w[:-1], w[-1]
-    return LinearFit(w, b - w @ middle, found.multipliers[0, 0])
+    return LinearFit(w, b - w @ middle, found.multipliers[0, 0], found.steps)
 
 
 @dataclass(frozen=True)
 class _Problem:
-    """Rows with a last column y where there is a bias, which the prox leaves alone."""
+    """Rows with a last column where there is a bias, which the prox leaves alone: y, times ``column``,
+    the size of the other entries, so that steps do not depend on the unit of x."""
 
     rows: Tensor
     norm: VectorNorm
     lam: Tensor
     """[P, R, 1]"""
     y: Tensor | None
+    column: Tensor
+    """[P, 1]"""
 
     @classmethod
     def of(
@@ -206,10 +210,12 @@ class _Problem:
             raise ValueError(
                 f"{where}: lam must be positive and finite, got {lam.flatten().tolist()}"
             )
+        column = rows.square().mean((-2, -1)).sqrt().unsqueeze(-1)
+        column = torch.where(column > 0, column, 1.0)
         if y is not None:
             y = y.to(rows)
-            rows = torch.cat([rows, y.expand(rows.shape[:2]).unsqueeze(-1)], -1)
-        return cls(rows, norm, lam.expand(len(rows), -1, 1), y)
+            rows = torch.cat([rows, (column * y).unsqueeze(-1)], -1)
+        return cls(rows, norm, lam.expand(len(rows), -1, 1), y, column)
 
     @property
     def bound(self) -> Tensor:
@@ -219,7 +225,7 @@ class _Problem:
     def zero(self) -> Tensor:
         return self.rows.new_zeros(*self.lam.shape[:2], self.rows.shape[2])
 
-    def column(self, value: float) -> Tensor:
+    def each(self, value: float) -> Tensor:
         return torch.full_like(self.lam, value)
 
     def prox(self, w: Tensor, step: Tensor) -> Tensor:
@@ -231,7 +237,7 @@ class _Problem:
         """w and the bias."""
         if self.y is None:
             return w, w.new_zeros(w.shape[:-1])
-        return w[..., :-1], w[..., -1]
+        return w[..., :-1], w[..., -1] * self.column
 
     def gap(self, w: Tensor, alpha: Tensor, loss: MarginLoss) -> Tensor:
         """[P, R] (upper - lower) / upper bound of min_w f + λ ‖w‖, of w and of multipliers."""
@@ -243,7 +249,8 @@ class _Problem:
         if self.y is not None:  # Σ y α = 0 belongs to a bias: the heavier class is made lighter
             sums = [alpha[..., self.y > 0].sum(-1), alpha[..., self.y < 0].sum(-1)]
             light = torch.minimum(*sums)
-            plus, minus = ((light / s.clamp(min=1e-300)).unsqueeze(-1) for s in sums)
+            tiny = torch.finfo(light.dtype).tiny
+            plus, minus = ((light / s.clamp(min=tiny)).unsqueeze(-1) for s in sums)
             alpha = alpha * torch.where(self.y > 0, plus, minus)
         pull = self.norm.dual.size(self.parted(alpha @ self.rows)[0]).clamp(min=1)
         lower = loss.dual(self.lam * alpha / pull.unsqueeze(-1))

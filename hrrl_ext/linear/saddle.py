@@ -68,7 +68,7 @@ def solve_saddle(
     ‖w‖₂/‖p‖₂ at the solution: it is improved at each restart.
     """
     d = A.shape[1]
-    norm = _spectral_norm(A)
+    norm = float(spectral_norm(A))
     z, K = torch.cat([w, p]), torch.cat([A.T @ p, A @ w])
     T, KT = torch.empty_like(z), torch.empty_like(K)
     anchor, K_anchor = z.clone(), K.clone()
@@ -103,14 +103,14 @@ def solve_saddle(
     return best
 
 
-def _spectral_norm(A: Tensor) -> float:
-    """‖A‖₂ from 20 power steps, with 3 % on top: they come from below."""
-    v = torch.randn(A.shape[1], generator=torch.Generator().manual_seed(0)).to(A)
-    length = torch.ones((), dtype=A.dtype)
+def spectral_norm(A: Tensor) -> Tensor:
+    """‖A‖₂ of matrices A [..., n, d], from 20 power steps, with 3 % on top: they come from below."""
+    tiny = torch.finfo(A.dtype).tiny
+    v = torch.randn(A.shape[-1], generator=torch.Generator().manual_seed(0)).to(A)
+    v = v.expand(*A.shape[:-2], -1).unsqueeze(-1)
     for _ in range(20):
-        v = A.T @ (A @ (v / v.norm().clamp(min=torch.finfo(A.dtype).tiny)))
-        length = v.norm().sqrt()
-    return max(1.03 * float(length), torch.finfo(A.dtype).tiny)
+        v = A.mT @ (A @ (v / v.norm(dim=-2, keepdim=True).clamp(min=tiny)))
+    return (1.03 * v.norm(dim=(-2, -1)).sqrt()).clamp(min=tiny)
 
 
 def _better(

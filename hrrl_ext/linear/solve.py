@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ..spec import not_known
 from .cone import solve_socp
 from .duality import NotSeparableError, Problem, Solution, settled
 from .exact import Answer, solve_nnls
-from .first_order import SINGLE, fit_separable, fit_soft
+from .first_order import SINGLE, fit_separable
 from .programs import solve_lp
 from .proximal import fit_proximal
 from .steepest import LinearFit, fit_steepest
@@ -89,42 +89,45 @@ def solve(
     tol = _GAP if tol is None else tol
     X = torch.from_numpy(np.require(problem.X, requirements="W")).to(device)
     sign = torch.from_numpy(problem.sign).to(device)
-    if solver == "first-order":
-        return _first_order(problem, X, sign, tol, max_iter)
-    X = X.double()
     if solver == "steepest":
-        fit = fit_steepest(X, sign, problem.norm, fit_intercept=problem.intercept, steps=max_iter)
-        return _settled(problem, fit, max_iter)
-    return _proximal(problem, X, sign, tol, max_iter)
-
-
-def _first_order(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter: int) -> Solution:
-    of: dict[str, Any] = {
-        "intercept": problem.intercept, "tol": tol, "max_iter": max_iter
-    }  # fmt: skip
-    if problem.C is None:
-        found = fit_separable(X, sign, problem.norm, **of)
-        if not found.lower > 0:
-            raise NotSeparableError(
-                f"in {found.n_iter} iterations no separating hyperplane was found, though there may be "
-                f"one with a margin of up to {found.upper:.3g}; raise max_iter"
-            )
+        fit = fit_steepest(
+            X.double(), sign, problem.norm, fit_intercept=problem.intercept, steps=max_iter
+        )
+        return _settled(problem, fit)
+    if problem.C is not None:
+        single = solver == "first-order" and tol >= SINGLE
+        lam = 1 / (len(sign) * problem.C)
+        solution = _penalised(
+            problem, X.float() if single else X.double(), sign, lam, tol, max_iter
+        )
+    elif solver == "first-order":
+        solution = _first_order(problem, X, sign, tol, max_iter)
     else:
-        dtype = torch.float32 if tol >= SINGLE else torch.float64
-        found = fit_soft(X.to(dtype), sign, problem.norm, problem.C, **of)
-    solution = settled(problem, _wide(found.w), found.b, _wide(found.p), found.n_iter)
-    if not found.met:
+        solution = _proximal(problem, X.double(), sign, tol, max_iter)
+    if solution.gap > tol and solution.n_iter >= max_iter:
         warnings.warn(
-            f"MaxMarginClassifier: after {found.n_iter} iterations the gap is {solution.gap:.2g}, "
+            f"MaxMarginClassifier: after {solution.n_iter} iterations the gap is {solution.gap:.2g}, "
             f"wanted {tol:.2g}; raise max_iter or tol. The radius is that of the classifier found",
             ConvergenceWarning,
-            stacklevel=5,
+            stacklevel=4,
         )
     return solution
 
 
+def _first_order(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter: int) -> Solution:
+    found = fit_separable(
+        X, sign, problem.norm, intercept=problem.intercept, tol=tol, max_iter=max_iter
+    )
+    if not found.lower > 0:
+        raise NotSeparableError(
+            f"in {found.n_iter} iterations no separating hyperplane was found, though there may be "
+            f"one with a margin of up to {found.upper:.3g}; raise max_iter"
+        )
+    return settled(problem, _wide(found.w), found.b, _wide(found.p), found.n_iter)
+
+
 def _proximal(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter: int) -> Solution:
-    """The hinge at one lam: 1/(n C), or one so small that it is exact.
+    """The hinge at a lam so small that it is exact.
 
     lam ≤ ε*/n is, since Σα = 1/ε*; and so is lam ≤ r/n with the radius r of any classifier, which is
     at most ε*. It begins at the largest ‖x_i‖*/n, and goes on from what it finds.
@@ -132,29 +135,30 @@ def _proximal(problem: Problem, X: Tensor, sign: Tensor, tol: float, max_iter: i
     n = len(sign)
     centred = X - X.mean(0) if problem.intercept else X
     top = lam = float(problem.norm.dual.size(centred).max()) / n
-    while problem.C is None and lam > _SMALLEST * top:
-        fit = fit_proximal(
-            X, sign, problem.norm, lam, fit_intercept=problem.intercept, tol=tol, max_steps=max_iter
-        )
+    while lam > _SMALLEST * top:
         try:
-            solution = _settled(problem, fit, max_iter)
+            solution = _penalised(problem, X, sign, lam, tol, max_iter)
         except NotSeparableError:
             lam /= 10
             continue
         if lam <= (exact := 1 / (n * solution.primal)):
             return solution
         lam = exact
-    if problem.C is None:
-        raise NotSeparableError(f"no lam down to {lam:.1g} has led to a hyperplane that separates")
+    raise NotSeparableError(f"no lam down to {lam:.1g} has led to a hyperplane that separates")
+
+
+def _penalised(
+    problem: Problem, X: Tensor, sign: Tensor, lam: float, tol: float, max_iter: int
+) -> Solution:
+    """min mean hinge + lam ‖w‖, as an answer to the problem."""
     fit = fit_proximal(
-        X, sign, problem.norm, 1 / (n * problem.C), fit_intercept=problem.intercept,
-        tol=tol, max_steps=max_iter,
-    )  # fmt: skip
-    return _settled(problem, fit, max_iter)
+        X, sign, problem.norm, lam, fit_intercept=problem.intercept, tol=tol, max_steps=max_iter
+    )
+    return _settled(problem, fit)
 
 
-def _settled(problem: Problem, fit: LinearFit, n_iter: int) -> Solution:
-    return settled(problem, _wide(fit.w), float(fit.b), _wide(fit.alpha), n_iter)
+def _settled(problem: Problem, fit: LinearFit) -> Solution:
+    return settled(problem, _wide(fit.w), float(fit.b), _wide(fit.alpha), fit.steps)
 
 
 def _wide(v: Tensor) -> np.ndarray:

@@ -138,11 +138,12 @@ def _check(steps: int, rule: str, record: Sequence[int]) -> None:
 
 
 class LinearFit(NamedTuple):
-    """w [d], b [] and multipliers alpha [n] ≥ 0, up to their scale."""
+    """w [d], b [] and multipliers alpha [n] ≥ 0, up to their scale; and how many steps it took."""
 
     w: Tensor
     b: Tensor
     alpha: Tensor
+    steps: int
 
 
 def fit_steepest(
@@ -184,7 +185,7 @@ def fit_steepest(
     w, b, alpha = w[best], b[best], risk.loss.log_shares(m[best])
     if fit_intercept and penalise_intercept:
         w, b = w[:-1], w[-1]
-    return LinearFit(w, b - w @ middle, alpha)
+    return LinearFit(w, b - w @ middle, alpha, steps)
 
 
 def signed_rows(

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 from margin_cases import NORMS, synthetic
+from scipy import sparse
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LinearRegression, LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, Normalizer, StandardScaler
@@ -156,3 +158,25 @@ def test_what_cannot_be_certified_says_why(iris) -> None:
         certify(make_pipeline(PCA(), LogisticRegression(max_iter=2000)).fit(X, y), X, y)
     with pytest.raises(ValueError, match="norm 'l7x' is not known"):
         certify(model, X, y, "l7x")
+    with pytest.raises(TypeError, match=r"must be dense, got a sparse matrix; use X.toarray\(\)"):
+        certify(model, sparse.csr_array(X), y)
+    for unfitted in (MaxMarginClassifier(), make_pipeline(StandardScaler(), LogisticRegression())):
+        with pytest.raises(NotFittedError):
+            certify(unfitted, X, y)
+    for eps in (-0.1, [0.0, np.nan]):
+        with pytest.raises(ValueError, match="eps must be at least 0"):
+            certify(model, X, y).accuracy(eps)
+
+
+def test_columns_have_the_order_of_the_fit(iris) -> None:
+    pandas = pytest.importorskip("pandas")
+    X, y = iris
+    X = pandas.DataFrame(X, columns=list("abcd"))
+    model = MaxMarginClassifier(C=1.0).fit(X, y)
+    assert model.feature_names_in_.tolist() == list("abcd")
+    assert (
+        certify(model, X, pandas.Series(y)).radius.tolist() == model.certify(X, y).radius.tolist()
+    )
+    for head in (model, make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)):
+        with pytest.raises(ValueError, match="same order"):
+            certify(head, X[list("dcba")], y)

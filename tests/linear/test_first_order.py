@@ -8,9 +8,9 @@ import torch
 from margin_cases import NORMS, overlapping, synthetic
 from sklearn.exceptions import ConvergenceWarning
 
-from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, first_order
+from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, first_order, labels, solve
 from hrrl_ext.linear.duality import Problem, settled
-from hrrl_ext.linear.first_order import fit_hard, fit_soft
+from hrrl_ext.linear.first_order import fit_hard
 from hrrl_ext.norms import vector_norm
 
 
@@ -75,25 +75,6 @@ def test_a_margin_below_float32_is_found_in_float64() -> None:
     assert model.robust_radius_ == pytest.approx(1e-8, rel=2e-3)
 
 
-def test_the_soft_bounds_close_and_hold() -> None:
-    X, y = overlapping()
-    for norm in NORMS:
-        for intercept in (True, False):
-            found = fit_soft(
-                *tensors(X, 2 * y - 1), vector_norm(norm), 0.2, intercept=intercept, tol=1e-7
-            )
-            early = fit_soft(
-                *tensors(X, 2 * y - 1),
-                vector_norm(norm),
-                0.2,
-                intercept=intercept,
-                tol=0,
-                max_iter=80,
-            )
-            assert found.met
-            assert early.lower <= found.upper and found.lower <= early.upper
-
-
 def test_it_draws_nothing_at_random() -> None:
     X, y = synthetic(30, 5, 16)
     one, other = (fit_hard(*tensors(X, y), vector_norm("l1")) for _ in range(2))
@@ -111,13 +92,28 @@ def test_on_cuda_it_finds_the_same(norm: str, monkeypatch: pytest.MonkeyPatch) -
         there = MaxMarginClassifier(norm, solver="first-order", tol=1e-6).fit(X.cuda(), y.cuda())
         assert there.robust_radius_ == pytest.approx(here.robust_radius_, rel=1e-6)
         assert there.decision_function(X.cuda()).is_cuda
+    here, there = (
+        MaxMarginClassifier(norm, C=0.1, solver="first-order", tol=1e-6).fit(*of)
+        for of in ((X, y), (X.cuda(), y.cuda()))
+    )
+    assert there.dual_coef_.sum() == pytest.approx(here.dual_coef_.sum(), rel=2e-6)  # two gaps
 
 
-def test_too_few_iterations_warn_or_say_what_is_possible() -> None:
+def test_too_few_iterations_warn_or_say_what_is_possible(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = synthetic(12, 0)
     with pytest.warns(ConvergenceWarning, match=r"the gap is \S+, wanted 1e-06"):
         model = MaxMarginClassifier("l1", solver="first-order", tol=1e-6, max_iter=80).fit(X, y)
     assert 1e-6 < model.gap_ < 1 and model.score(X, y) == 1
+    X, y = overlapping()
+    for solver in ("first-order", "prox"):
+        with pytest.warns(ConvergenceWarning, match=r"after 80 iterations .* wanted 1e-06"):
+            model = MaxMarginClassifier("l1", C=1, solver=solver, tol=1e-6, max_iter=80).fit(X, y)
+        assert 1e-6 < model.gap_ < 1 and model.n_iter_ == 80
     X, y = synthetic(60, 0, 50)
-    with pytest.raises(NotSeparableError, match="raise max_iter"):
-        MaxMarginClassifier("l1", solver="first-order", max_iter=2).fit(X, y)
+    for solver, steps in (("first-order", 2), ("steepest", 1)):
+        with pytest.raises(NotSeparableError, match="though there is one; raise max_iter"):
+            MaxMarginClassifier("l1", solver=solver, max_iter=steps).fit(X, y)
+    monkeypatch.setattr(labels, "_COUNTED", 0)  # so large that nobody looks
+    monkeypatch.setattr(solve, "_NARROW", 0)
+    with pytest.raises(NotSeparableError, match=r"was found that separates .* though there may be"):
+        MaxMarginClassifier("l1", max_iter=2).fit(X, y)

@@ -149,6 +149,16 @@ def test_moving_all_features_moves_a_free_bias_alone(loss: str) -> None:
     assert_close(here.b - here.w @ shift.double(), there.b, rtol=1e-5, atol=1e-6)
 
 
+def test_the_unit_of_x_changes_no_step() -> None:
+    """By a power of two, so to the last bit: the bias has no unit of its own."""
+    generator = torch.Generator().manual_seed(3)
+    X = torch.randn(10, 4, dtype=torch.float64, generator=generator)
+    y = torch.where(X[:, 0] > 0, 1.0, -1.0)
+    here, there = (fit_proximal(k * X, y, "l1", k * 0.01) for k in (1.0, 4096.0))
+    assert here.steps == there.steps < 100_000
+    assert torch.equal(here.w, 4096 * there.w) and torch.equal(here.b, there.b)
+
+
 def test_constant_features_and_one_dimension() -> None:
     """A feature that is 0 gets no weight; in one dimension the middle of the gap is the answer."""
     X = torch.tensor([[1.0, 0.0], [2.0, 0.0], [5.0, 0.0]], dtype=torch.float64)

@@ -107,11 +107,11 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys) -> None:
         (["mixed.npz"], "no hyperplane separates"),
         (["other.npz"], "must hold one of the pairs"),
         (["not.npz"], "is not an .npz"),
-        (["empty.csv"], "there are none"),
-        (["words.csv"], "row 2 is not numbers"),
-        (["short.csv"], "2 columns, where the header has 3"),
+        (["empty.csv"], "is empty"),
+        (["words.csv"], "row 2, column 'b': 'two' is not a number"),
+        (["short.csv"], "row 2 has 2 columns, where the first has 3"),
         (["words.csv", "--target", "knd"], "did you mean 'kind'"),
-        (["mixed.npz", "--target", "kind"], "target names a column of a .csv"),
+        (["mixed.npz", "--target", "kind"], "has no columns with names"),
         (["a.txt"], "by its suffix"),
         (["none.csv"], "no file"),
         (["mixed.npz", "--classes", "2"], "class '2' is not known"),
@@ -119,6 +119,93 @@ def test_what_is_refused(digits: Path, tmp_path: Path, capsys) -> None:
     ):
         status, _, stderr = run(capsys, "robust-linear", tmp_path / words[0], *words[1:])
         assert status == 1 and told in stderr, (words, stderr)
+
+
+ROWS = "1,2,x\n3,5,x\n-4,0.5,y\n-2,1e-1,y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("a,b,kind\n" + ROWS, []),
+        (ROWS, []),
+        ("0,1,kind\n" + ROWS, []),
+        ("0,1,2\n" + ROWS, []),
+        ("1,2,kind\n" + ROWS, []),
+        ("2019,2020,kind\n" + ROWS, []),
+        (("a,b,kind\n" + ROWS).replace(",", ";"), []),
+        (("\ufeffa,b,kind\n" + ROWS).replace(",", "\t"), []),
+        (ROWS.replace(",", " ;"), []),
+        ('"a, b",b,kind\n' + ROWS.replace("1,2,x", '"1","2"," x"'), []),
+        ("\n".join(["kind,a,b", "x,1,2", "x,3,5", "y,-4,0.5", "y,-2,0.1"]), ["--target", "kind"]),
+        ("\n".join(["x,1,2", "x,3,5", "y,-4,0.5", "y,-2,0.1"]), ["--target", "0"]),
+        ("\n".join(["id,a,b,kind", "9,1,2,x", "8,3,5,x", "7,-4,0.5,y", "6,-2,0.1,y"]), ["--without", "id"]),
+        ("\n".join([",a,b,kind", "0,1,2,x", "1,3,5,x", "2,-4,0.5,y", "3,-2,0.1,y"]), []),
+    ],
+)  # fmt: skip
+def test_tables_as_others_write_them(text: str, options: list[str], tmp_path: Path, capsys) -> None:
+    """Header or none, what parts the columns, a number of the row: the same four examples."""
+    (tmp_path / "a.csv").write_text(text, encoding="utf-8")
+    X, y = np.array([[1, 2], [3, 5], [-4, 0.5], [-2, 0.1]]), list("xxyy")
+    radius = MaxMarginClassifier("l2").fit(X, y).robust_radius_
+    status, stdout, stderr = run(capsys, "robust-linear", tmp_path / "a.csv", *options)
+    assert status == 0, stderr
+    assert stdout.startswith("4 examples of 2 numbers, 2 classes") and f" {radius:.4g} " in stdout
+    assert ("first column has no name" in stderr) == text.startswith(",")
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "told"),
+    [
+        ("a,b,kind\n1,,x\n", [], "row 1, column 'b': '' is not a number; fill in"),
+        ("a,b,kind\n1,nan,x\n", [], "'nan' is not a number"),
+        ("a;b;kind\n1;0,5;x\n", [], "'0,5' is not a number; decimals are written with a point"),
+        ("a,b,kind\n1,2,\n", [], "row 1 has no label in the column 'kind'"),
+        ("a,b,kind\n", [], "0 examples of 2 features"),
+        ("kind\nx\n", [], "1 examples of 0 features"),
+        ("a,kind,kind\n1,2,x\n", [], "2 columns are called 'kind'"),
+        ("a,b,kind\n1,2,x\n", ["--without", "c"], "column 'c' is not known"),
+        ("a,b,kind\n1,2,x\n2,3,x\n", [], "1 class (x); give examples of another one too"),
+    ],
+)
+def test_tables_that_are_refused(
+    text: str, options: list[str], told: str, tmp_path: Path, capsys
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    status, _, stderr = run(capsys, "robust-linear", tmp_path / "a.csv", *options)
+    assert status == 1 and told in stderr and stderr.count("\n") == 1, stderr
+
+
+def test_a_test_file_has_the_features_of_training(tmp_path: Path, capsys) -> None:
+    train, test = tmp_path / "train.csv", tmp_path / "test.csv"
+    train.write_text("a,b,kind\n" + ROWS)
+    test.write_text("b,a,kind\n" + ROWS)
+    status, _, stderr = run(capsys, "robust-linear", train, "--test", test)
+    assert status == 1 and "in their order: ['a', 'b'], got ['b', 'a']" in stderr
+    test.write_text("a,b,kind\n1,2,z\n2,3,x\n")
+    status, _, stderr = run(capsys, "robust-linear", train, "--test", test)
+    assert status == 1 and "does not know the label 'z'" in stderr
+    status, _, stderr = run(
+        capsys, "robust-linear", train, "--test", test, "--classes", "x", "--out", tmp_path / "out"
+    )
+    assert status == 1 and "1 class" in stderr and not (tmp_path / "out").exists()
+    assert run(capsys, "robust-linear", train, "--out", tmp_path / "out")[0] == 0
+    assert np.load(tmp_path / "out/weights.npz")["features"].tolist() == ["a", "b"]
+    status, _, stderr = run(capsys, "robust-linear", train, "--eps", "-1")
+    assert status == 1 and "eps must be at least 0, got -1" in stderr
+
+
+def test_arrays_that_are_refused(tmp_path: Path, capsys) -> None:
+    X, y = np.arange(12.0).reshape(4, 3), np.array(list("aabb"))
+    for arrays, told in (
+        ({"X": X, "y": y[:3]}, "a label per row of X, got [3] and [4, 3]"),
+        ({"X": X, "y": y[:, None]}, "got [4, 1] and [4, 3]"),
+        ({"X": np.where(X == 7, np.inf, X), "y": y}, "number 1 of example 2 of X is inf"),
+        ({"X": X, "y": y.astype(object)}, "y.astype(str)"),
+    ):
+        np.savez(tmp_path / "a.npz", **arrays)
+        status, _, stderr = run(capsys, "robust-linear", tmp_path / "a.npz")
+        assert status == 1 and told in stderr and stderr.count("\n") == 1, stderr
 
 
 def test_with_slack_it_says_so(tmp_path: Path, capsys) -> None:
