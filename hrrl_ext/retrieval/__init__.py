@@ -2,6 +2,8 @@
 
 from .embeddings import Embeddings, load_embeddings
 from .emoji import EmojiPairs, load_emoji
+from .exported import export
+from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
 from .losses import (
     PRESETS,
@@ -25,14 +27,17 @@ __all__ = [
     "EmojiPairs",
     "Found",
     "GRUEncoder",
+    "HuggingFaceEncoder",
     "Index",
     "JointEmbedding",
     "Pairs",
     "Preset",
     "Retrieval",
+    "TokenizerWords",
     "Words",
     "build_joint_embedding",
     "evaluate",
+    "export",
     "info_nce",
     "load_embeddings",
     "load_emoji",
