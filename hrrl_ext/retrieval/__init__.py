@@ -3,6 +3,7 @@
 from .embeddings import Embeddings, load_embeddings
 from .emoji import EmojiPairs, load_emoji
 from .exported import export
+from .gallery import Gallery, embed, open_gallery_images
 from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
 from .losses import (
@@ -27,6 +28,7 @@ __all__ = [
     "EmojiPairs",
     "Found",
     "GRUEncoder",
+    "Gallery",
     "HuggingFaceEncoder",
     "Index",
     "JointEmbedding",
@@ -36,6 +38,7 @@ __all__ = [
     "TokenizerWords",
     "Words",
     "build_joint_embedding",
+    "embed",
     "evaluate",
     "export",
     "info_nce",
@@ -44,6 +47,7 @@ __all__ = [
     "load_joint_embedding",
     "load_pairs",
     "max_hinge",
+    "open_gallery_images",
     "pairs_of_groups",
     "save_joint_embedding",
     "sigmoid_loss",
