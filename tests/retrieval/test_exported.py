@@ -35,7 +35,7 @@ def model(request) -> JointEmbedding:
     torch.manual_seed(0)
     image, preset = request.param.split()
     sizes = SIZES | ({"features": 7} if image == "features" else {"image_size": 16, "width": 2})
-    model = build_joint_embedding(image, WORDS, preset=preset, **sizes)  # type: ignore[arg-type]
+    model = build_joint_embedding(image, WORDS, preset=preset, **sizes)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.running_mean = torch.rand(norm.num_features)  # not what it would be without
@@ -107,7 +107,7 @@ def test_a_module_of_ones_own_is_exported_with_its_images(tmp_path) -> None:
 
 
 def test_bad_input(tmp_path, monkeypatch) -> None:
-    model = build_joint_embedding("features", WORDS, features=3, **SIZES)  # type: ignore[arg-type]
+    model = build_joint_embedding("features", WORDS, features=3, **SIZES)
     with pytest.raises(ValueError, match=r"of torch, onnx, got \['tflite'\]"):
         export(model, tmp_path, formats=["tflite"])
     with pytest.raises(ValueError, match="of torch, onnx"):

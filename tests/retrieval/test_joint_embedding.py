@@ -251,7 +251,7 @@ def test_a_folder_of_another_model_is_told(tmp_path) -> None:
 def test_bad_input() -> None:
     text = GRUEncoder(5, word_dim=2, width=3)
     with pytest.raises(ValueError, match="did you mean 'cosine'"):
-        JointEmbedding(nn.Identity(), text, similarity="cosin", image_features=3)  # type: ignore[arg-type]
+        JointEmbedding(nn.Identity(), text, similarity="cosin", image_features=3)
     with pytest.raises(ValueError, match=r"image encoder \(Identity\).*image_features="):
         JointEmbedding(nn.Identity(), text)
     with pytest.raises(ValueError, match=r"text encoder \(Identity\).*text_features="):
