@@ -120,12 +120,15 @@ def _found(model: JointEmbedding, gallery: Gallery, args: Namespace) -> list[tup
             query = model.encode_captions(args.text)
             found += zip(args.text, gallery.find_images(query.cpu(), args.k), strict=True)
         if args.image:
+            size = _image_size(model, args)
+            if size is None:
+                raise ValueError(
+                    "--image: the model takes features, or images of no known size; give --image_size "
+                    "of the latter"
+                )
+            one_class = [0] * len(args.image)
             files = ImageFiles(
-                args.image,
-                [0] * len(args.image),
-                image_size=_image_size(model, args),
-                classes=["image"],
-                name="--image",
+                args.image, one_class, image_size=size, classes=["image"], name="--image"
             )
             images, _ = files.__getitems__(torch.arange(len(files)))
             images = as_float(images).to(model.project_image.weight)
@@ -139,7 +142,8 @@ def _print(query: str, hits: Sequence[Hit]) -> None:
 
     print(one_line(query))
     for place, hit in enumerate(hits, 1):
-        print(f"{place:4} {hit.score:7.3f}  {one_line('; '.join([hit.name, *hit.captions]))}")
+        what = "; ".join(filter(None, [hit.name, *hit.captions]))
+        print(f"{place:4} {hit.score:7.3f}  {one_line(what)}")
 
 
 def _draw(gallery: Gallery, found: list[tuple[str, list[Hit]]], args: Namespace) -> None:
