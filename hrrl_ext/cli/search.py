@@ -49,7 +49,9 @@ def _embed_arguments(parser: CommandParser) -> None:
 
 def _embed(args: Namespace) -> None:
     """Embed images, and their captions, by a trained model, to be searched or measured."""
-    if Path(args.out).exists():
+    from ..retrieval.gallery import check_npz
+
+    if check_npz(args.out).exists():  # before the work
         raise FileExistsError(f"{args.out} exists; choose another out")
     gallery = _embedded(_opened(args), args.data, args)
     gallery.save(args.out)
@@ -201,7 +203,7 @@ def _image_size(model: JointEmbedding, args: Namespace) -> Any:
 
 
 def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
-    from ..retrieval import embed, open_gallery_images
+    from ..retrieval import Pairs, embed, open_gallery_images
     from ..retrieval.pairs import EMOJI
     from ..training.progress import Progress
 
@@ -211,11 +213,12 @@ def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
         "image_size": _image_size(model, args),
         "root": None if args.root is None else str(Path(args.root).resolve()),
     }
-    images = open_gallery_images(**source)
-    with Progress(args.progress, len(images)) as progress:
+    data_set = open_gallery_images(**source)
+    rows = len(data_set) + (len(data_set.images) if isinstance(data_set, Pairs) else 0)
+    with Progress(args.progress, rows) as progress:
         return embed(
             model,
-            images,
+            data_set,
             batch_size=args.batch_size,
             source=source,
             progress=lambda done, of: progress.step(done, f"row {done} of {of}", "embedding"),

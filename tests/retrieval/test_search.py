@@ -111,6 +111,15 @@ def test_a_file_brings_it_back_and_can_be_measured(model, photos, index, tmp_pat
     assert evaluate(*load_embeddings(index)).measures["rsum"] > 500  # it knows the colours
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         gallery.save(tmp_path / "x.safetensors")
+    for about in (b"{", b'{"names": []}', b"[]"):
+        np.savez(
+            tmp_path / "x.npz",
+            image=np.eye(2),
+            caption=np.eye(2),
+            about=np.frombuffer(about, np.uint8),
+        )
+        with pytest.raises(ValueError, match="about is not as hrrl embed writes it"):
+            Gallery.load(tmp_path / "x.npz")
 
 
 def test_what_is_found_is_the_nearest(index) -> None:
