@@ -2,6 +2,9 @@
 
 from .embeddings import Embeddings, load_embeddings
 from .emoji import EmojiPairs, load_emoji
+from .exported import export
+from .gallery import Gallery, embed, open_gallery_images
+from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
 from .losses import (
     PRESETS,
@@ -13,24 +16,40 @@ from .losses import (
     sum_hinge,
 )
 from .measures import Retrieval, evaluate
+from .model import JointEmbedding
 from .pairs import Pairs, load_pairs
+from .saved import build_joint_embedding, load_joint_embedding, save_joint_embedding
+from .text_encoders import GRUEncoder
+from .words import Words
 
 __all__ = [
     "PRESETS",
     "Embeddings",
     "EmojiPairs",
     "Found",
+    "GRUEncoder",
+    "Gallery",
+    "HuggingFaceEncoder",
     "Index",
+    "JointEmbedding",
     "Pairs",
     "Preset",
     "Retrieval",
+    "TokenizerWords",
+    "Words",
+    "build_joint_embedding",
+    "embed",
     "evaluate",
+    "export",
     "info_nce",
     "load_embeddings",
     "load_emoji",
+    "load_joint_embedding",
     "load_pairs",
     "max_hinge",
+    "open_gallery_images",
     "pairs_of_groups",
+    "save_joint_embedding",
     "sigmoid_loss",
     "sum_hinge",
 ]
