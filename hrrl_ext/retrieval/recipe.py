@@ -1,0 +1,203 @@
+"""Joint embeddings by their hardest negatives, as the training loop takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._modes import evaluating
+from ..data.batches import batch_sizes
+from ..processes import Processes
+from ..training import Recipe
+from ..training.recipe import Row
+from ..training.schedule import in_steps
+from .batches import EncodedPairs, PairBatches
+from .config import RetrievalConfig
+from .losses import info_nce, max_hinge, sigmoid_loss, sum_hinge
+from .measures import CUTS, evaluate
+from .model import JointEmbedding
+from .ranks import scores
+from .saved import described
+
+_LEAST_SPREAD = 1e-4
+_LOOKED_AT = 128  # pairs whose scores are looked at
+
+
+class VSE(Recipe):
+    """min_θ Σ_(i,c) ℓ(i, c; θ), the negatives of a pair being the others of its batch   (thesis, Eq. 3.4).
+
+    Args:
+        model: on its device, as it is trained.
+        batches: what it is trained on.
+        validation: what it is measured on, if on anything.
+        batch_size: images, and captions, that are embedded at once in evaluation.
+    """
+
+    chosen = "rsum"
+    advice = (
+        "Lower lr; begin with warmup_loss='semi_hard' or 'sum_hinge'; or train with freeze=True first, and "
+        "fine-tune from there by init."
+    )
+    whole_batch = (
+        "the negatives of a pair are all others of its batch, and parts of it have fewer; lower batch_size "
+        "in its place, or share the batch among processes, which gather their negatives"
+    )
+
+    def __init__(
+        self,
+        model: JointEmbedding,
+        batches: PairBatches,
+        validation: EncodedPairs | None,
+        config: RetrievalConfig,
+        processes: Processes,
+        *,
+        batch_size: int,
+        precomputed: bool,
+    ) -> None:
+        self.model, self.batches, self.config = model, batches, config
+        self.validation, self.processes = validation, processes
+        self.batch_size, self.precomputed = batch_size, precomputed
+        self.done = 0
+        """Steps of the run."""
+        self._steps = 0  # of the epoch
+        self._loss = torch.zeros((), dtype=torch.float64, device=batches.device)  # of its pairs
+        self._last = torch.zeros_like(self._loss)  # per pair, of the last step
+        self._pairs: tuple[Tensor, Tensor] | None = None  # of the last step
+
+    # --- one step
+
+    def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> Tensor:
+        """Encodes both sides, finds the negatives, moves θ; returns the mean loss of a pair []."""
+        loss = move(self.losses, *batch)
+        self._loss += loss.double() * len(batch[-1])
+        self._last = loss
+        self._steps += 1
+        self.done += 1
+        return loss
+
+    def losses(
+        self, model: nn.Module, images: Tensor, tokens: Tensor, lengths: Tensor, group: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The loss of the whole batch, that is of all processes, and its mean over the pairs.
+
+        Every process has the same embeddings, hence the same loss; what it sends back reaches those
+        that made them.
+        """
+        image, caption = (
+            self.processes.whole(x, len(group))
+            for x in model(images, tokens, lengths, precomputed=self.precomputed)
+        )
+        self._pairs = image.detach()[:_LOOKED_AT], caption.detach()[:_LOOKED_AT]
+        with torch.autocast(image.device.type, enabled=False):
+            total = self._of_sets(image, caption, group)
+        mean = total / len(group)
+        summed = self.config.hinge and self.config.reduction == "sum"
+        return total if summed else mean, mean.detach()
+
+    def _of_sets(self, image: Tensor, caption: Tensor, group: Tensor) -> Tensor:
+        """The sum of the pairs' losses, whose negatives are those of their set."""
+        if self.config.negatives is None:
+            return self._of_pairs(image, caption, group)
+        sizes = batch_sizes(len(group), self.config.negatives, least=2)
+        sets = zip(*(x.split(sizes) for x in (image, caption, group)), strict=True)
+        return torch.stack([self._of_pairs(*one) for one in sets]).sum()
+
+    def _of_pairs(self, image: Tensor, caption: Tensor, group: Tensor) -> Tensor:
+        config, learned = self.config, self.model.learned
+        if config.loss == "info_nce":
+            temperature = (-learned["log_scale"]).exp()
+            return info_nce(image, caption, group=group, temperature=temperature) * len(group)
+        if config.loss == "sigmoid":
+            scale, bias = learned["log_scale"].exp(), learned["bias"]
+            return sigmoid_loss(image, caption, group=group, scale=scale, bias=bias) * len(group)
+        begins = self.done < in_steps(config.warmup_for, len(self.batches))
+        warmup = config.warmup_loss if begins else "none"
+        settings: dict[str, Any] = {
+            "image_group": group,
+            "caption_group": group,
+            "margin": config.margin,
+            "similarity": config.similarity,
+        }
+        if config.loss == "sum_hinge" or warmup == "sum_hinge":
+            return sum_hinge(image, caption, **settings)
+        semi_hard = config.semi_hard or warmup == "semi_hard"
+        return max_hinge(image, caption, semi_hard=semi_hard, **settings)
+
+    # --- what it reports
+
+    def check(self, where: str) -> None:
+        """The loss of the last step, and whether its embeddings have become one point."""
+        loss = self._last.item()
+        if not torch.isfinite(self._last):
+            raise FloatingPointError(f"the loss is not finite in {where}")
+        if self._pairs is None:
+            return
+        spread = scores(*self._pairs, self.config.similarity).std().item()
+        stuck = self.config.loss == "max_hinge" and abs(loss / 2 - self.config.margin) <= 1e-6
+        if spread < _LEAST_SPREAD or stuck:
+            raise FloatingPointError(
+                f"the embeddings have collapsed in {where}: scores of its pairs and negatives have a spread "
+                f"of {spread:.1g}, the loss of a pair is {loss:.4g} (margin {self.config.margin:g}, of which "
+                "two are the loss of max_hinge where all is one point)"
+            )
+
+    def running(self) -> str:
+        return f"loss {self._mean():.3f}"
+
+    def row(self, measured: Row) -> dict[str, Any]:
+        row = {"loss": self._mean()} | dict(measured)
+        self._loss, self._steps = torch.zeros_like(self._loss), 0
+        return row
+
+    def line(self, row: Row) -> str:
+        parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
+        if "rsum" in row:
+            parts.append(f"rsum {row['rsum']:.1f}")
+            for name, words in (("i2t", "captions"), ("t2i", "images")):
+                recalls = " ".join(f"{row[f'{name}_r{k}']:.1f}" for k in CUTS)
+                parts.append(f"{words} {recalls} (rank {row[f'{name}_median']:g})")
+        return "  ".join(parts)
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """Recall, median rank and rsum on the validation pairs, in both directions."""
+        if self.validation is None:
+            return {}
+        assert isinstance(model, JointEmbedding)
+        encoded, pairs = self.validation, self.validation.pairs
+        with evaluating(model):
+            encode_image = partial(model.encode_image, precomputed=self.precomputed)
+            image = encoded.of_images(encode_image, self.batch_size)
+            caption = encoded.of_captions(model.encode_text, self.batch_size)
+        if not (image.isfinite().all() and caption.isfinite().all()):
+            raise FloatingPointError(
+                f"embeddings of the validation pairs are not finite. {self.advice}"
+            )
+        groups = pairs.image_group, pairs.caption_group
+        return evaluate(image, caption, *groups, similarity=model.compared).measures
+
+    def _mean(self) -> float:
+        """Loss of a pair in the epoch so far."""
+        return self._loss.item() / sum(self.batches.sizes[: self._steps])
+
+    # --- its state
+
+    def description(self) -> dict[str, Any]:
+        pairs = self.batches.encoded.pairs
+        return {
+            **described(self.model),
+            "data": pairs.name,
+            "images": len(pairs.images),
+            "captions": len(pairs),
+            "words": None if self.model.words is None else len(self.model.words),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"steps": (self.done, self._steps), "loss": self._loss}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.done, self._steps = state["steps"]
+        self._loss = state["loss"].to(self._loss)
