@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -51,6 +51,15 @@ class WeightsReport:
                 shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
                 text += f"; {len(names)} {name} ({shown})"
         return text
+
+
+@runtime_checkable
+class HasFiles(Protocol):
+    """A model that is more than weights, such as one with a vocabulary."""
+
+    def save_files(self, folder: Path) -> None:
+        """Writes what else belongs to it, beside its weights."""
+        ...
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> WeightsReport:
@@ -97,6 +106,8 @@ def save_pretrained(
     folder = Path(folder)
     with replacing(folder / "model.safetensors") as path:
         save_weights(model, str(path))
+    if isinstance(model, HasFiles):
+        model.save_files(folder)
     write_json(folder / "config.json", config)
 
 
