@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,36 +22,51 @@ class EncodedPairs:
 
     Args:
         pairs: images, or features of them, with captions.
-        tokens, lengths: of the captions, [M, L] int64 and [M] int64.
-        fetcher: of the images, where they are images.
+        texts: the captions as numbers of words, tokens [M, L] int64 and lengths [M] int64.
+        num_workers, keep_gib: of the images, as for :class:`hrrl_ext.data.Batches`.
     """
 
     def __init__(
         self,
         pairs: Pairs,
-        tokens: Tensor,
-        lengths: Tensor,
-        fetcher: Fetcher | None,
+        texts: tuple[Tensor, Tensor],
+        *,
         device: torch.device,
         processes: Processes,
+        num_workers: int = 0,
+        keep_gib: float = 0.0,
     ) -> None:
-        self.pairs, self.tokens, self.lengths = pairs, tokens, lengths
+        self.pairs, self.texts = pairs, texts
         self.device, self.processes = device, processes
-        self._fetcher = fetcher
-        self._features = None if isinstance(pairs.images, ImageSet) else pairs.images.to(device)
+        self._source: Fetcher | Tensor
+        if isinstance(pairs.images, ImageSet):
+            options: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
+            self._source = Fetcher(pairs.images, device=device, processes=processes, **options)
+        else:
+            self._source = pairs.images.to(device)
+
+    @property
+    def precomputed(self) -> bool:
+        """Whether they have features in place of images."""
+        return isinstance(self._source, Tensor)
+
+    def with_features(self, features: Tensor) -> EncodedPairs:
+        """The same pairs, whose images are these features [N, F]."""
+        of = self.pairs
+        pairs = Pairs(features, of.captions, of.owner, group=of.image_group, name=of.name)
+        return EncodedPairs(pairs, self.texts, device=self.device, processes=self.processes)
 
     def images(self, rows: list[Tensor]) -> Iterator[Tensor]:
         """Of each of the rows [B] images [B, 3, H, W] as the set has them, or features [B, F]."""
-        if self._fetcher is not None:
-            return self._fetcher.batches(rows)
-        features = self._features
-        assert features is not None
-        return (features[at.to(self.device, non_blocking=True)] for at in rows)
+        source = self._source
+        if isinstance(source, Fetcher):
+            return source.batches(rows)
+        return (source[at.to(self.device, non_blocking=True)] for at in rows)
 
     def captions(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Of the rows [B] tokens [B, L], L the largest length, and lengths [B], which stay on the CPU."""
-        lengths = self.lengths[rows]
-        tokens = self.tokens[rows, : int(lengths.max())]
+        tokens, lengths = (text[rows] for text in self.texts)
+        tokens = tokens[:, : int(lengths.max())]
         return tokens.to(self.device, non_blocking=True), lengths
 
     def of_images(self, network: Callable[[Tensor], Tensor], batch_size: int) -> Tensor:

@@ -63,7 +63,7 @@ class RetrievalConfig:
     min_count: int = 2
     """Training captions that a word must occur in to be known."""
     freeze: bool = False
-    """Whether the image encoder stays as it is: its features are computed once, before the first epoch."""
+    """Whether the image encoder stays as it is; its features are then computed once."""
     crop_padding: int = 0
     """Random crop after padding by so many pixels; 0 is without."""
     flip: bool = False
@@ -97,7 +97,7 @@ class RetrievalConfig:
             )
         if self.freeze and self.augmented:
             raise ValueError(
-                "freeze=True computes the features of each image once, so no image is cropped or flipped; "
+                "freeze=True computes the features of an image once, so none is cropped or flipped; "
                 f"leave out crop_padding={self.crop_padding} and flip={self.flip}, or take freeze=False"
             )
 

@@ -39,6 +39,7 @@ class JointEmbedding(nn.Module):
         normalise_features: φ to norm 1.
         freeze: the image encoder is not trained: no gradient, and eval mode even in training.
         image_features, text_features: F and W, of an encoder without ``num_features``.
+        learned: numbers that a loss learns beside the embeddings, by name, and how they begin.
         words: what makes tokens of captions, kept for :meth:`encode_captions` and saved beside the
             weights.
         description: how the encoders are built again, for the file; `build_joint_embedding` gives it.
@@ -58,6 +59,7 @@ class JointEmbedding(nn.Module):
         freeze: bool = False,
         image_features: int | None = None,
         text_features: int | None = None,
+        learned: Mapping[str, float] | None = None,
         words: Any = None,
         description: Mapping[str, Any] | None = None,
     ) -> None:
@@ -79,6 +81,13 @@ class JointEmbedding(nn.Module):
         self.order = similarity == "order"
         self.normalise_image, self.normalise_caption = normalise_image, normalise_caption
         self.absolute, self.normalise_features = absolute, normalise_features
+        self.learned = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.tensor(float(value)))
+                for name, value in (learned or {}).items()
+            }
+        )
+        self._learned = dict(learned or {})
         self.words = words
         self.description = dict(description or {})
         self.frozen = False
@@ -190,6 +199,7 @@ class JointEmbedding(nn.Module):
             "absolute": self.absolute,
             "normalise_features": self.normalise_features,
             "freeze": self.frozen,
+            "learned": self._learned,
         }
 
     def save_files(self, folder: Path) -> None:

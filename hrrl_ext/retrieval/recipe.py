@@ -28,7 +28,7 @@ _LOOKED_AT = 128  # pairs whose scores are looked at
 
 
 class VSE(Recipe):
-    """min_θ Σ_(i,c) ℓ(i, c; θ), the negatives of a pair being the others of its batch   (thesis, Eq. 3.4).
+    """min_θ Σ_(i,c) ℓ(i, c; θ), the negatives of a pair being others of its batch   (thesis, Eq. 3.4).
 
     Args:
         model: on its device, as it is trained.
@@ -39,12 +39,12 @@ class VSE(Recipe):
 
     chosen = "rsum"
     advice = (
-        "Lower lr; begin with warmup_loss='semi_hard' or 'sum_hinge'; or train with freeze=True first, and "
-        "fine-tune from there by init."
+        "Lower lr; begin with warmup_loss='semi_hard' or 'sum_hinge'; or train with freeze=True first, "
+        "and fine-tune from there by init."
     )
     whole_batch = (
-        "the negatives of a pair are all others of its batch, and parts of it have fewer; lower batch_size "
-        "in its place, or share the batch among processes, which gather their negatives"
+        "the negatives of a pair are all others of its batch, and a part of it has fewer; lower "
+        "batch_size, or share the batch among processes, which gather their negatives"
     )
 
     def __init__(
@@ -56,11 +56,10 @@ class VSE(Recipe):
         processes: Processes,
         *,
         batch_size: int,
-        precomputed: bool,
     ) -> None:
         self.model, self.batches, self.config = model, batches, config
         self.validation, self.processes = validation, processes
-        self.batch_size, self.precomputed = batch_size, precomputed
+        self.batch_size = batch_size
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
@@ -89,7 +88,7 @@ class VSE(Recipe):
         """
         image, caption = (
             self.processes.whole(x, len(group))
-            for x in model(images, tokens, lengths, precomputed=self.precomputed)
+            for x in model(images, tokens, lengths, precomputed=self.batches.encoded.precomputed)
         )
         self._pairs = image.detach()[:_LOOKED_AT], caption.detach()[:_LOOKED_AT]
         with torch.autocast(image.device.type, enabled=False):
@@ -137,12 +136,14 @@ class VSE(Recipe):
         if self._pairs is None:
             return
         spread = scores(*self._pairs, self.config.similarity).std().item()
-        stuck = self.config.loss == "max_hinge" and abs(loss / 2 - self.config.margin) <= 1e-6
+        margin = (
+            self.config.margin
+        )  # where all is one point both hinges of max_hinge are the margin
+        stuck = self.config.loss == "max_hinge" and abs(loss / 2 - margin) <= 1e-6 < margin
         if spread < _LEAST_SPREAD or stuck:
             raise FloatingPointError(
-                f"the embeddings have collapsed in {where}: scores of its pairs and negatives have a spread "
-                f"of {spread:.1g}, the loss of a pair is {loss:.4g} (margin {self.config.margin:g}, of which "
-                "two are the loss of max_hinge where all is one point)"
+                f"the embeddings have collapsed in {where}: the scores of its batch have a spread of "
+                f"{spread:.1g}, and a pair a loss of {loss:.4g}, with a margin of {margin:g}"
             )
 
     def running(self) -> str:
@@ -169,7 +170,7 @@ class VSE(Recipe):
         assert isinstance(model, JointEmbedding)
         encoded, pairs = self.validation, self.validation.pairs
         with evaluating(model):
-            encode_image = partial(model.encode_image, precomputed=self.precomputed)
+            encode_image = partial(model.encode_image, precomputed=encoded.precomputed)
             image = encoded.of_images(encode_image, self.batch_size)
             caption = encoded.of_captions(model.encode_text, self.batch_size)
         if not (image.isfinite().all() and caption.isfinite().all()):

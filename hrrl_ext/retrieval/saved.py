@@ -43,6 +43,7 @@ def build_joint_embedding(
     preset: str | Preset = "VSE++",
     normalise_features: bool = True,
     freeze: bool = False,
+    learned: Mapping[str, float] | None = None,
 ) -> JointEmbedding:
     """A fresh model that its folder alone brings back.
 
@@ -52,7 +53,7 @@ def build_joint_embedding(
             of your own, which a folder does not bring back: it is to be given again.
         words: of the training captions.
         text: "gru", of ``word_dim`` and ``text_width``; or a module of your own.
-        dim, preset, normalise_features, freeze: as for `JointEmbedding`.
+        dim, preset, normalise_features, freeze, learned: as for `JointEmbedding`.
     """
     encoder, name = _image_encoder(image, image_size, width)
     text_encoder: nn.Module
@@ -70,6 +71,7 @@ def build_joint_embedding(
         dim,
         normalise_features=normalise_features,
         freeze=freeze,
+        learned=learned,
         image_features=features,
         words=words,
     )
@@ -109,9 +111,8 @@ def load_joint_embedding(
             f"{folder} is of another model than a joint embedding; hrrl train made it?"
         )
     alone = (folder / "model.safetensors").is_file()
-    kept = folder if alone else folder / "best"
     if model is None:
-        model = _rebuilt(config, kept)
+        model = _rebuilt(config, folder)  # a run has its words beside its config too
     if alone:
         from_pretrained(folder, model)
     else:
