@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -65,6 +66,7 @@ class VSE(Recipe):
         self._steps = 0  # of the epoch
         self._loss = torch.zeros((), dtype=torch.float64, device=batches.device)  # of its pairs
         self._last = torch.zeros_like(self._loss)  # per pair, of the last step
+        self._warned = False
         self._pairs: tuple[Tensor, Tensor] | None = None  # of the last step
 
     # --- one step
@@ -133,18 +135,28 @@ class VSE(Recipe):
         loss = self._last.item()
         if not torch.isfinite(self._last):
             raise FloatingPointError(f"the loss is not finite in {where}")
-        if self._pairs is None:
-            return
+        assert self._pairs is not None
         spread = scores(*self._pairs, self.config.similarity).std().item()
-        margin = (
-            self.config.margin
-        )  # where all is one point both hinges of max_hinge are the margin
-        stuck = self.config.loss == "max_hinge" and abs(loss / 2 - margin) <= 1e-6 < margin
-        if spread < _LEAST_SPREAD or stuck:
-            raise FloatingPointError(
-                f"the embeddings have collapsed in {where}: the scores of its batch have a spread of "
-                f"{spread:.1g}, and a pair a loss of {loss:.4g}, with a margin of {margin:g}"
-            )
+        found = (
+            f"in {where} the scores of a batch have a spread of {spread:.1g} only, and a pair a loss of "
+            f"{loss:.4g}, with a margin of {self.config.margin:g}"
+        )
+        if spread < _LEAST_SPREAD:
+            raise FloatingPointError(f"the embeddings have collapsed: {found}")
+        self._warn_of_collapse(loss, spread, found)
+
+    def _warn_of_collapse(self, loss: float, spread: float, found: str) -> None:
+        """Once, where both hinges of a pair have come to be the margin: its own score is that of its
+        hardest negatives. Training leaves it again, or not."""
+        near = abs(loss / 2 - self.config.margin) < 0.01 * self.config.margin
+        if self._warned or self.config.loss != "max_hinge" or not near or spread > 0.01:
+            return
+        self._warned = True
+        warnings.warn(
+            f"{found}: the hardest negatives hold the embeddings near one point, where training is slow or "
+            f"stays. {self.advice}",
+            stacklevel=4,
+        )
 
     def running(self) -> str:
         return f"loss {self._mean():.3f}"
