@@ -16,7 +16,18 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from ..spec import nearest
-from . import clustering, evaluation, linear, retrieval, show, study, training, transfer, tuning
+from . import (
+    clustering,
+    evaluation,
+    linear,
+    retrieval,
+    search,
+    show,
+    study,
+    training,
+    transfer,
+    tuning,
+)
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
@@ -28,6 +39,7 @@ _COMMANDS = (
     | clustering.COMMANDS
     | linear.COMMANDS
     | retrieval.COMMANDS
+    | search.COMMANDS
     | show.COMMANDS
 )
 

@@ -2,6 +2,9 @@
 
 from .embeddings import Embeddings, load_embeddings
 from .emoji import EmojiPairs, load_emoji
+from .exported import export
+from .gallery import Gallery, embed, open_gallery_images
+from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
 from .losses import (
     PRESETS,
@@ -25,20 +28,26 @@ __all__ = [
     "EmojiPairs",
     "Found",
     "GRUEncoder",
+    "Gallery",
+    "HuggingFaceEncoder",
     "Index",
     "JointEmbedding",
     "Pairs",
     "Preset",
     "Retrieval",
+    "TokenizerWords",
     "Words",
     "build_joint_embedding",
+    "embed",
     "evaluate",
+    "export",
     "info_nce",
     "load_embeddings",
     "load_emoji",
     "load_joint_embedding",
     "load_pairs",
     "max_hinge",
+    "open_gallery_images",
     "pairs_of_groups",
     "save_joint_embedding",
     "sigmoid_loss",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..ops import Similarity
 from ..spec import not_known
 from .losses import PRESETS, Preset
 from .ranks import embedded, scores
+from .words import Vocabulary
 
 
 class JointEmbedding(nn.Module):
@@ -42,7 +43,8 @@ class JointEmbedding(nn.Module):
         learned: numbers that a loss learns beside the embeddings, by name, and how they begin.
         words: what makes tokens of captions, kept for :meth:`encode_captions` and saved beside the
             weights.
-        description: how the encoders are built again, for the file; `build_joint_embedding` gives it.
+        built_as: model, image_size and width of the image encoder, by which a file brings it back;
+            `build_joint_embedding` gives it.
     """
 
     def __init__(
@@ -60,8 +62,8 @@ class JointEmbedding(nn.Module):
         image_features: int | None = None,
         text_features: int | None = None,
         learned: Mapping[str, float] | None = None,
-        words: Any = None,
-        description: Mapping[str, Any] | None = None,
+        words: Vocabulary | None = None,
+        built_as: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if similarity not in ("cosine", "order"):
@@ -89,7 +91,7 @@ class JointEmbedding(nn.Module):
         )
         self._learned = dict(learned or {})
         self.words = words
-        self.description = dict(description or {})
+        self.built_as = dict(built_as or {})
         self.frozen = False
         self.freeze(freeze)
 
@@ -162,7 +164,7 @@ class JointEmbedding(nn.Module):
         image = self.encode_image(images, precomputed=precomputed)
         return image, self.encode_text(tokens, lengths)
 
-    def encode_captions(self, captions: list[str]) -> Tensor:
+    def encode_captions(self, captions: Sequence[str]) -> Tensor:
         """g [B, dim] of texts, where the model has its words."""
         if self.words is None:
             raise ValueError("JointEmbedding: the model has no words; give encode_text tokens")

@@ -13,12 +13,17 @@ from torch import Tensor
 
 from ..data.image_sets import ImageSet
 from ..data.sources import load_images
+from .emoji import load_emoji
 from .formats import read_captioned_files, read_karpathy, read_precomputed, read_table
 from .text import as_text
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
+EMOJI = "emoji"
+"""The name of the embedded set."""
+
 LAYOUTS = (
+    '"emoji"; '
     "a .csv or .jsonl with image, caption and optionally group and split; Karpathy's dataset_*.json; a "
     "folder with {split}_ims.npy and {split}_caps.txt, or with a .txt beside each image; a tuple "
     "(images or features, captions)"
@@ -91,6 +96,7 @@ def load_pairs(
     """Open images with captions; nothing is downloaded.
 
     source is one of
+    - "emoji": the embedded set (`load_emoji`), with splits "train", "val", "test" and "all"
     - a .csv with a header, or a .jsonl: image, caption, and optionally group and split. An image has as
       many rows as captions; in a .jsonl caption may also be a list
     - Karpathy's dataset_*.json; the split "restval" is his, and "train+restval" joins two
@@ -116,6 +122,12 @@ def load_pairs(
         return _of_arrays(source, image_size)
     if not isinstance(source, str | os.PathLike):
         raise TypeError(f"load_pairs: cannot open this {type(source).__name__}; give {LAYOUTS}")
+    if source == EMOJI:
+        if root is not None:
+            raise ValueError(
+                f"load_pairs: root goes with a file of names, and {EMOJI!r} is embedded"
+            )
+        return _of_emoji(split, image_size)
     path = Path(source)
     folder = None if root is None else Path(root)
     if path.is_dir():
@@ -141,6 +153,14 @@ def load_pairs(
         group_names=found.group_names(),
         name=str(path),
     )
+
+
+def _of_emoji(split: str, image_size: int | None) -> Pairs:
+    found = load_emoji(split)
+    images = found.images if image_size is None else found.images.resized(image_size)
+    captions = [text for texts in found.texts for text in texts]
+    owner = [i for i, texts in enumerate(found.texts) for _ in texts]
+    return Pairs(images, captions, owner, group=found.group, name=f"{EMOJI}-{split}")
 
 
 def _of_arrays(source: tuple[Any, ...], image_size: int | None) -> Pairs:

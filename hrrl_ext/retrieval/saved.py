@@ -20,18 +20,20 @@ from ..models import build_model
 from ..pretrained import from_pretrained, read_config, save_pretrained
 from ..spec import not_known
 from ..training.run_folder import load_model
+from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .losses import Preset
 from .model import JointEmbedding, without_classifier
 from .text_encoders import GRUEncoder
-from .words import Words
+from .words import Vocabulary, Words
 
 FEATURES = "features"
 """In place of a network's name: images come as features that were computed before."""
+HF = "huggingface"
 
 
 def build_joint_embedding(
     image: str | nn.Module,
-    words: Words,
+    words: Vocabulary | None = None,
     *,
     text: str | nn.Module = "gru",
     image_size: int | None = None,
@@ -52,37 +54,26 @@ def build_joint_embedding(
             of ``width``; "features", where images come as features of width ``features``; or a module
             of your own, which a folder does not bring back: it is to be given again.
         words: of the training captions.
-        text: "gru", of ``word_dim`` and ``text_width``; or a module of your own.
+        text: "gru", of ``word_dim`` and ``text_width``; "huggingface:FOLDER", a trained model with a
+            tokenizer.json, which takes the place of ``words``; or a module of your own.
         dim, preset, normalise_features, freeze, learned: as for `JointEmbedding`.
     """
-    encoder, name = _image_encoder(image, image_size, width)
-    text_encoder: nn.Module
-    if isinstance(text, nn.Module):
-        text_encoder, of_text = text, None
-    elif text == "gru":
-        text_encoder = GRUEncoder(len(words), word_dim=word_dim, width=text_width)
-        of_text = {"name": text, "word_dim": word_dim, "text_width": text_width}
-    else:
-        raise ValueError(f"build_joint_embedding: text {not_known(text, ['gru'])}")
-    model = JointEmbedding.of_preset(
+    if isinstance(text, str):
+        text, words = _text_encoder(text, words, word_dim, text_width)
+    return JointEmbedding.of_preset(
         preset,
-        encoder,
-        text_encoder,
+        _image_encoder(image, image_size, width),
+        text,
         dim,
         normalise_features=normalise_features,
         freeze=freeze,
         learned=learned,
         image_features=features,
         words=words,
+        built_as=None
+        if isinstance(image, nn.Module)
+        else {"model": image, "image_size": image_size, "width": width},
     )
-    model.description = {
-        "model": name,
-        "classes": [],
-        "image_size": image_size,
-        "width": width,
-        "joint": model.settings() | {"features": model.project_image.in_features, "text": of_text},
-    }
-    return model
 
 
 def save_joint_embedding(model: JointEmbedding, folder: str | os.PathLike[str]) -> None:
@@ -91,9 +82,14 @@ def save_joint_embedding(model: JointEmbedding, folder: str | os.PathLike[str]) 
 
 
 def described(model: JointEmbedding) -> dict[str, Any]:
-    """What a run's ``description`` must have for its folder to be opened again."""
-    nothing: dict[str, Any] = {"model": None, "classes": [], "image_size": None, "width": None}
-    return nothing | {"joint": model.settings()} | model.description
+    """What the configuration of a folder must hold for :func:`load_joint_embedding` to open it."""
+    image: dict[str, Any] = {"model": None, "image_size": None, "width": None}
+    describe = getattr(model.text_encoder, "description", None)
+    joint = model.settings() | {
+        "image_features": model.project_image.in_features,
+        "text": None if describe is None else describe(),
+    }
+    return image | model.built_as | {"classes": [], "joint": joint}
 
 
 def load_joint_embedding(
@@ -108,7 +104,7 @@ def load_joint_embedding(
     config = read_config(folder)
     if "joint" not in config:
         raise ValueError(
-            f"{folder} is of another model than a joint embedding; hrrl train made it?"
+            f"{folder} holds no joint embedding; hrrl_ext.load_model opens what hrrl train made"
         )
     alone = (folder / "model.safetensors").is_file()
     if model is None:
@@ -120,33 +116,48 @@ def load_joint_embedding(
     return model
 
 
+def load_words(path: str | os.PathLike[str]) -> Vocabulary:
+    """Those of a tokenizer.json: `Words`, or what the package tokenizers makes of another one."""
+    if Path(path).is_file() and not Words.wrote(path):
+        return TokenizerWords(path)
+    return Words.load(path)
+
+
 def _rebuilt(config: Mapping[str, Any], folder: Path) -> JointEmbedding:
     joint = dict(config["joint"])
-    features, text = joint.pop("features", None), joint.pop("text", None)
+    text = joint.pop("text")
     if config["model"] is None or text is None:
-        raise ValueError(f"{folder} has a module of your own; pass a fresh model=")
-    words = Words.load(folder / "tokenizer.json")
-    encoder, _ = _image_encoder(config["model"], config["image_size"], config["width"])
-    text_encoder = GRUEncoder(len(words), word_dim=text["word_dim"], width=text["text_width"])
-    return JointEmbedding(
-        encoder,
-        text_encoder,
-        **joint,
-        image_features=features,
-        words=words,
-        description=config,
-    )
+        raise ValueError(f"{folder} has a module of your own; pass a fresh one as model=")
+    words = load_words(folder / "tokenizer.json")
+    kind = text.pop("name")
+    encoder = HuggingFaceEncoder.of_config(**text) if kind == HF else GRUEncoder(**text)
+    built_as = {name: config[name] for name in ("model", "image_size", "width")}
+    image = _image_encoder(config["model"], config["image_size"], config["width"])
+    return JointEmbedding(image, encoder, **joint, words=words, built_as=built_as)
 
 
-def _image_encoder(
-    image: str | nn.Module, image_size: int | None, width: int
-) -> tuple[nn.Module, str | None]:
-    """And its name, None of a module of one's own."""
+def _image_encoder(image: str | nn.Module, image_size: int | None, width: int) -> nn.Module:
     if isinstance(image, nn.Module):
-        return image, None
+        return image
     if image == FEATURES:
-        return nn.Identity(), image
+        return nn.Identity()
     if image_size is None:
         raise ValueError(f"build_joint_embedding: image={image!r} needs image_size=...")
-    network = build_model(image, num_classes=1, image_size=image_size, width=width)
-    return without_classifier(network), image
+    return without_classifier(build_model(image, num_classes=1, image_size=image_size, width=width))
+
+
+def _text_encoder(
+    text: str, words: Vocabulary | None, word_dim: int, text_width: int
+) -> tuple[nn.Module, Vocabulary]:
+    kind, colon, folder = text.partition(":")
+    if text == "gru":
+        if words is None:
+            raise ValueError('build_joint_embedding: text="gru" needs the words of the captions')
+        return GRUEncoder(len(words), word_dim=word_dim, width=text_width), words
+    if kind != HF or not colon:
+        known = ["gru", f"{HF}:FOLDER"]
+        raise ValueError(f"build_joint_embedding: text {not_known(text, known)}")
+    if words is not None:
+        raise ValueError(f"build_joint_embedding: {text} has words of its own; leave words out")
+    encoder = HuggingFaceEncoder.from_folder(folder)
+    return encoder, TokenizerWords(Path(folder) / "tokenizer.json", max_length=encoder.max_length)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -24,9 +27,14 @@ class GRUEncoder(nn.Module):
                 f"got {words}, {word_dim} and {width}"
             )
         self.num_features = width
+        self._sizes = {"words": words, "word_dim": word_dim, "width": width}
         self.embed = nn.Embedding(words, word_dim)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)  # as in the public code
         self.gru = nn.GRU(word_dim, width, batch_first=True)
+
+    def description(self) -> dict[str, Any]:
+        """For the file of a model: how it is built again."""
+        return {"name": "gru", **self._sizes}
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """tokens [B, L] int64 and lengths [B], from 1 to L; what stands behind a length has no effect.
@@ -34,12 +42,31 @@ class GRUEncoder(nn.Module):
         ``lengths`` on the CPU spare a GPU from being waited for.
         """
         x = self.embed(tokens)
-        if torch.compiler.is_compiling():  # also in torch.export, which cannot pack
-            states, _ = self.gru(x)
-            last = (lengths - 1)[:, None, None].expand(-1, 1, self.num_features)
-            return states.gather(1, last.to(states.device))[:, 0]
+        if torch.compiler.is_exporting():
+            return self._scan(x, lengths)
         if len(tokens) == 0:
             return x.new_zeros(0, self.num_features)
         packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
         _, last = self.gru(packed)
         return last[0]
+
+    def _scan(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """The same, word by word: torch.export would unroll nn.GRU to one length for ever."""
+        from torch._higher_order_ops.scan import scan
+
+        of_input, weight, input_bias, bias = self.gru.all_weights[0]
+        of_words = F.linear(x, of_input, input_bias).transpose(0, 1)
+
+        def step(h: Tensor, word: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+            of_word, place = word
+            r, z, n = of_word.chunk(3, 1)
+            h_r, h_z, h_n = F.linear(h, weight, bias).chunk(3, 1)
+            z = torch.sigmoid(z + h_z)
+            new = torch.tanh(n + torch.sigmoid(r + h_r) * h_n)
+            new = torch.where((place < lengths)[:, None], new + z * (h - new), h)
+            return new, new.new_zeros(0)  # scan wants an output of each step: an empty one
+
+        start = x.new_zeros(x.shape[0], self.num_features)
+        places = torch.arange(x.shape[1], device=x.device)
+        last, _ = scan(step, start, (of_words, places))
+        return last

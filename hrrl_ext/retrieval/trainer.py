@@ -25,8 +25,8 @@ from .losses import Preset
 from .model import JointEmbedding
 from .pairs import Pairs, Source, load_pairs
 from .recipe import VSE
-from .saved import FEATURES, build_joint_embedding
-from .words import Words
+from .saved import FEATURES, HF, build_joint_embedding, load_words
+from .words import Vocabulary, Words
 
 _OF_MODEL = ("dim", "similarity", "normalise_image", "normalise_caption", "absolute", "freeze")
 _SIGMOID = {"log_scale": 2.302585, "bias": -10.0}  # a scale of 10, as SigLIP begins
@@ -44,7 +44,7 @@ class RetrievalTrainer:
         model: the image encoder, by a name that :func:`hrrl_ext.models.build_model` knows, or any module
             from images [B, 3, H, W] in [0, 1] to features [B, ``num_features``], trained in place; or a
             whole :class:`JointEmbedding` with its words. Where data are features, a name has no meaning.
-        text: "gru", or any module from tokens and lengths to [B, ``num_features``].
+        text: "gru"; "huggingface:FOLDER", a trained text model; or any module from tokens and lengths to [B, ``num_features``].
         data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
             a group, are no negatives of each other.
         validation: pairs to measure recall on after each epoch; a source is opened with split="val".
@@ -281,7 +281,7 @@ def _built(
         torch.manual_seed(seed)
         return build_joint_embedding(
             model,
-            _words(pairs, config, init),
+            _words(pairs, text, config, init),
             text=text,
             image_size=images.image_shape[-1] if isinstance(images, ImageSet) else None,
             width=config.width,
@@ -295,10 +295,17 @@ def _built(
         )
 
 
-def _words(pairs: Pairs, config: RetrievalConfig, init: str | os.PathLike[str] | None) -> Words:
-    """Those of the model to begin with, or of the training captions."""
+def _words(
+    pairs: Pairs,
+    text: str | nn.Module,
+    config: RetrievalConfig,
+    init: str | os.PathLike[str] | None,
+) -> Vocabulary | None:
+    """Those of the model to begin with, or of the training captions; none where ``text`` has its own."""
+    if isinstance(text, str) and text.startswith(f"{HF}:"):
+        return None
     if init is not None and (file := Path(init) / "tokenizer.json").is_file():
-        return Words.load(file)
+        return load_words(file)
     return Words.of(pairs.captions, min_count=config.min_count)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,16 @@ _SPLIT = {
     "behavior": "Removed",
     "invert": True,
 }
+
+
+class Vocabulary(Protocol):
+    """What makes tokens of captions: `Words`, `TokenizerWords`, or one of your own."""
+
+    def __len__(self) -> int: ...
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]: ...
+
+    def save(self, path: FilePath) -> None: ...
 
 
 class Words:
@@ -98,6 +108,11 @@ class Words:
     def save(self, path: FilePath) -> None:
         """A JSON file that :meth:`load` and ``tokenizers.Tokenizer.from_file`` read."""
         write_json(path, self._description())
+
+    @staticmethod
+    def wrote(path: FilePath) -> bool:
+        """Whether a JSON file splits texts as this class does."""
+        return read_json(Path(path)).get("pre_tokenizer") == _SPLIT
 
     @classmethod
     def load(cls, path: FilePath) -> Words:
