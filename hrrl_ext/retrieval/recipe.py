@@ -153,8 +153,8 @@ class VSE(Recipe):
             return
         self._warned = True
         warnings.warn(
-            f"{found}: the hardest negatives hold the embeddings near one point, where training is slow or "
-            f"stays. {self.advice}",
+            f"{found}: the hardest negatives hold the embeddings near one point, where training is slow, "
+            f"or stays. {self.advice}",
             stacklevel=4,
         )
 

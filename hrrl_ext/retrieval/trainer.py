@@ -44,7 +44,8 @@ class RetrievalTrainer:
         model: the image encoder, by a name that :func:`hrrl_ext.models.build_model` knows, or any module
             from images [B, 3, H, W] in [0, 1] to features [B, ``num_features``], trained in place; or a
             whole :class:`JointEmbedding` with its words. Where data are features, a name has no meaning.
-        text: "gru"; "huggingface:FOLDER", a trained text model; or any module from tokens and lengths to [B, ``num_features``].
+        text: "gru"; "huggingface:FOLDER", a trained text model; or any module from tokens and lengths to
+            [B, ``num_features``].
         data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
             a group, are no negatives of each other.
         validation: pairs to measure recall on after each epoch; a source is opened with split="val".
@@ -115,13 +116,15 @@ class RetrievalTrainer:
         self.model = _built(model, text, pairs, method, training.seed, init)
         if init is not None and not (report := load_weights(self.model, init)).complete:
             warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=2)
+        words = self.model.words
+        assert words is not None
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         train, *val = (
             EncodedPairs(
                 of,
-                self.model.words.encode(of.captions),
+                words.encode(of.captions),
                 device=device_,
                 processes=processes,
                 num_workers=num_workers,
