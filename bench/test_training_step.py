@@ -120,7 +120,8 @@ def gather_step(trainer: RetrievalTrainer) -> Callable[[], Tensor]:
     (batch,) = trainer.batches.epoch(0)
 
     def step() -> Tensor:
-        loss = peers.gather_max_hinge(*model(*batch[:3], precomputed=True), False)
+        image, caption = model(*batch[:3], precomputed=True)
+        loss = peers.gather_max_hinge(image, caption, False)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 2.0)
@@ -137,7 +138,8 @@ def test_joint_embedding_step(provider: str, place: Place, measure: Callable[...
     trainer.model.train()
     (batch,) = trainer.batches.epoch(0)
     with torch.no_grad():
-        expected = peers.gather_max_hinge(*trainer.model(*batch[:3], precomputed=True), False)
+        image, caption = trainer.model(*batch[:3], precomputed=True)
+        expected = peers.gather_max_hinge(image, caption, False)
     trainer.loop.move.set_lr(1e-9)  # so that every step is at the same weights, or nearly
     step = (joint_step if provider == "ours" else gather_step)(trainer)
     measure(

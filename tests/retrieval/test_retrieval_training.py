@@ -194,21 +194,33 @@ def test_bad_input_is_told_before_any_work(settings: dict[str, Any], message: st
         trainer(**settings)
 
 
-def test_a_model_of_ones_own_brings_its_settings() -> None:
+def model_of_ones_own(**settings: Any) -> JointEmbedding:
     words = Words.of(pairs().captions, min_count=1)
-    model = JointEmbedding(
-        nn.Identity(), GRUEncoder(len(words), word_dim=4, width=5), 3, similarity="order", image_features=6,
-        words=words,
-    )  # fmt: skip
-    settings = {k: v for k, v in SMALL.items() if k != "dim"}
-    own = RetrievalTrainer(model, data=pairs(), **settings)
+    text = GRUEncoder(len(words), word_dim=4, width=5)
+    return JointEmbedding(nn.Identity(), text, 3, image_features=6, words=words, **settings)
+
+
+OTHERS = {name: value for name, value in SMALL.items() if name != "dim"} | {"data": pairs()}
+
+
+def test_a_model_of_ones_own_brings_its_settings() -> None:
+    model = model_of_ones_own(similarity="order")
+    own = RetrievalTrainer(model, **OTHERS)
     assert own.model is model
     assert (own.recipe.config.dim, own.recipe.config.similarity) == (3, "order")
     with pytest.raises(ValueError, match="dim is 3 in model, got 4"):
-        RetrievalTrainer(model, data=pairs(), **settings, dim=4)
+        RetrievalTrainer(model, **OTHERS, dim=4)
     model.words = None
     with pytest.raises(ValueError, match="model has no words"):
-        RetrievalTrainer(model, data=pairs(), **settings)
+        RetrievalTrainer(model, **OTHERS)
+
+
+def test_a_model_of_ones_own_has_the_numbers_that_the_loss_learns() -> None:
+    with pytest.raises(ValueError, match="learns bias, log_scale, which model has not") as told:
+        RetrievalTrainer(model_of_ones_own(), **OTHERS, loss="sigmoid")
+    learned = {"log_scale": math.log(10), "bias": -10.0}
+    assert str(told.value).endswith(f"learned={learned}")
+    RetrievalTrainer(model_of_ones_own(learned=learned), **OTHERS, loss="sigmoid").fit()
 
 
 def test_a_misfit_of_the_encoder_shows_before_any_work() -> None:
