@@ -267,15 +267,6 @@ def test_the_last_model_opens_without_validation(tmp_path: Path) -> None:
     assert own.model.learned["bias"] != -10  # the loss's own numbers are of the model
 
 
-def test_evaluation_leaves_modes_as_they_were() -> None:
-    """Each module's own, in the middle of an epoch: none goes on in eval mode."""
-    own = trainer(validation=pairs(12), evaluate_every="1 steps")
-    own.model.text_encoder.embed.eval()
-    before = [m.training for m in own.model.modules()]
-    own.recipe.evaluate(own.model)
-    assert [m.training for m in own.model.modules()] == before and not all(before)
-
-
 class Counted(nn.Module):
     """An encoder with dropout and batch normalisation, that counts the images it has seen."""
 
@@ -290,6 +281,19 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.images += len(x)
         return self.body(x)
+
+
+def test_evaluation_is_in_eval_mode_and_leaves_modes_as_they_were() -> None:
+    """Each module's own, in the middle of an epoch; no statistic moves, no dropout draws."""
+    own = trainer(pictures(), model=Counted(), validation=pictures(), dim=3)
+    own.model.train()
+    own.model.text_encoder.eval()
+    before = [m.training for m in own.model.modules()]
+    state = copy.deepcopy(own.model.state_dict())
+    first, again = (own.recipe.evaluate(own.model) for _ in range(2))
+    assert first == again
+    assert [m.training for m in own.model.modules()] == before and len(set(before)) == 2
+    assert all(torch.equal(value, state[name]) for name, value in own.model.state_dict().items())
 
 
 def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
