@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._arrays import to_numpy
 from .._modes import evaluating
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
@@ -22,6 +24,7 @@ from ..training.scalars import require_tensorboard
 from .batches import EncodedPairs, PairBatches
 from .config import RetrievalConfig, configs
 from .losses import Preset
+from .measures import Ids
 from .model import JointEmbedding
 from .pairs import Pairs, Source, load_pairs
 from .recipe import VSE
@@ -48,6 +51,8 @@ class RetrievalTrainer:
         data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
             a group, are no negatives of each other.
         validation: pairs to measure recall on after each epoch; a source is opened with split="val".
+        validation_concepts: the concept of each validation image, a number or a name, to measure the rsum
+            of each; or "classes", those that the images have, as the emoji do.
         preset: "VSE++", "VSE0", "Order++" or "Order0": sets those of loss, similarity, margin,
             normalise_image, normalise_caption, absolute and lr that are not given.
         out: folder of the run; None saves nothing. Its ``best`` is the epoch of the largest rsum.
@@ -84,6 +89,7 @@ class RetrievalTrainer:
         data: Source,
         text: str | nn.Module = "gru",
         validation: Source | None = None,
+        validation_concepts: Ids | None = None,
         preset: str = "VSE++",
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
@@ -145,6 +151,7 @@ class RetrievalTrainer:
             method,
             processes,
             batch_size=training.batch_size,
+            concepts=_concepts(measured, validation_concepts),
         )
         self.loop = Loop(
             self.recipe,
@@ -250,6 +257,28 @@ def _open_pairs(
             "give image_size, or features of one encoder"
         )
     return pairs, measured
+
+
+def _concepts(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
+    """Names, of each image."""
+    if concepts is None:
+        return None
+    if measured is None:
+        raise ValueError("validation_concepts are of validation; give both, or none")
+    if isinstance(concepts, str):
+        if concepts != "classes" or not isinstance(measured.images, ImageSet):
+            raise ValueError(
+                f"validation_concepts must be ids of the images, or 'classes' where they have any, got "
+                f"{concepts!r}"
+            )
+        return [measured.images.classes[at] for at in measured.images.target.tolist()]
+    names = [str(name) for name in np.asarray(to_numpy(concepts)).tolist()]
+    if len(names) != len(measured.images):
+        raise ValueError(
+            f"validation_concepts must have one entry for each of {len(measured.images)} images, got "
+            f"{len(names)}"
+        )
+    return names
 
 
 def _built(

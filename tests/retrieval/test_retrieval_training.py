@@ -184,6 +184,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data": Pairs(torch.zeros(3, 2, 2), ["a b"] * 3, range(3))}, r"features must be \[N, F\]"),
     ({"validation": pairs(size=5)}, r"of \[5\], and data of \[6\]"),
     ({"validation": pictures()}, r"of \[3, 8, 8\], and data of \[6\]"),
+    ({"validation_concepts": [0, 1]}, "validation_concepts are of validation"),
+    ({"validation": pairs(4), "validation_concepts": [0, 1]}, "each of 4 images, got 2"),
+    ({"validation": pairs(4), "validation_concepts": "classes"}, "'classes' where they have any"),
     ({"min_count": 1000}, "no word is in the captions 1000 times"),
 ]
 
@@ -265,6 +268,26 @@ def test_the_last_model_opens_without_validation(tmp_path: Path) -> None:
     for name, value in own.model.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
     assert own.model.learned["bias"] != -10  # the loss's own numbers are of the model
+
+
+def test_recall_by_concept_is_in_the_row(tmp_path: Path) -> None:
+    """The names are those of the images, and the worst has the smallest rsum; as `evaluate` finds them."""
+    of = pairs(24)
+    names = ["<b>", "x", "y"] * 8
+    own = trainer(of, validation=of, validation_concepts=names, epochs=1, out=tmp_path)
+    row = own.fit().last
+    with torch.no_grad():
+        image = own.model.eval().encode_image(of.images, precomputed=True)
+        caption = own.model.encode_captions(of.captions)
+    found = evaluate(image, caption, of.image_group, of.caption_group, names)
+    assert row["concept_rsum"] == {name: one["rsum"] for name, one in found.concepts.items()}
+    assert row["worst_concept_rsum"] == min(row["concept_rsum"].values())
+    assert f"({found.worst_concept})" in own.recipe.line(row)
+    assert "concept_rsum/x" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    by_class = trainer(
+        pictures(), model=Counted(), validation=pictures(), validation_concepts="classes"
+    )
+    assert by_class.recipe.concepts == ["0"] * 24
 
 
 class Counted(nn.Module):
