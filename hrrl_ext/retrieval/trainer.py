@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,23 +119,19 @@ class RetrievalTrainer:
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         pairs, measured = _open_pairs(data, validation, method, root)
-        self.model = _built(model, text, pairs, method, training.seed, init)
-        if init is not None and not (report := load_weights(self.model, init)).complete:
-            warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=2)
+        begun = out if resume else init  # whose words a run goes on with
+        self.model = _built(model, text, pairs, method, training.seed, begun)
+        if init is not None:
+            _begin_from(init, self.model)
         words = self.model.words
         assert words is not None
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoded = partial(EncodedPairs, device=device_, processes=processes)
+        files: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
         train, *val = (
-            EncodedPairs(
-                of,
-                words.encode(of.captions),
-                device=device_,
-                processes=processes,
-                num_workers=num_workers,
-                keep_gib=keep_gib,
-            )
+            encoded(of, words.encode(of.captions), **files)
             for of in (pairs, measured)
             if of is not None
         )
@@ -287,7 +284,7 @@ def _built(
     pairs: Pairs,
     config: RetrievalConfig,
     seed: int,
-    init: str | os.PathLike[str] | None,
+    begun: str | os.PathLike[str] | None,
 ) -> JointEmbedding:
     """A fresh model, by the seed alone, or that of the user."""
     if isinstance(model, JointEmbedding):
@@ -313,7 +310,7 @@ def _built(
         torch.manual_seed(seed)
         return build_joint_embedding(
             model,
-            _words(pairs, text, config, init),
+            _words(pairs, text, config, begun),
             text=text,
             image_size=images.image_shape[-1] if isinstance(images, ImageSet) else None,
             width=config.width,
@@ -327,16 +324,23 @@ def _built(
         )
 
 
+def _begin_from(init: str | os.PathLike[str], model: JointEmbedding) -> None:
+    """Fills the model with weights, and says what of them it could not take."""
+    if not (report := load_weights(model, init)).complete:
+        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+
+
 def _words(
     pairs: Pairs,
     text: str | nn.Module,
     config: RetrievalConfig,
-    init: str | os.PathLike[str] | None,
+    begun: str | os.PathLike[str] | None,
 ) -> Vocabulary | None:
-    """Those of the model to begin with, or of the training captions; none where ``text`` has its own."""
+    """Those that a run or a model has begun with, or of the training captions; None where ``text`` has
+    its own."""
     if isinstance(text, str) and text.startswith(f"{HF}:"):
         return None
-    if init is not None and (file := Path(init) / "tokenizer.json").is_file():
+    if begun is not None and (file := Path(begun) / "tokenizer.json").is_file():
         return load_words(file)
     return Words.of(pairs.captions, min_count=config.min_count)
 

@@ -343,18 +343,22 @@ def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
 
 def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
     of = pictures()
-    settings: dict[str, Any] = {"model": "convnet", "width": 2, "validation": of}
+    settings: dict[str, Any] = {"model": "convnet", "width": 2, "validation": of, "min_count": 1}
     trainer(of, out=tmp_path / "frozen", freeze=True, **settings).fit()
     first = load_joint_embedding(tmp_path / "frozen")
     other = Pairs(of.images, ["some other words", *of.captions[1:]], of.owner)
-    tuned = trainer(other, init=tmp_path / "frozen" / "best", flip=True, **settings)
+    settings |= {"flip": True, "out": tmp_path / "tuned"}
+    tuned = trainer(other, init=tmp_path / "frozen" / "best", **settings)
     assert tuned.model.words is not None and first.words is not None
     assert (
         tuned.model.words.encode(["apple pear"])[0].tolist()
         == first.words.encode(["apple pear"])[0].tolist()
     )
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in tuned.model.state_dict().items())
-    tuned.fit()
+    tuned.fit(until=1)
+    again = trainer(other, resume=True, **settings)  # with the words that it began with
+    assert again.model.words is not None and len(again.model.words) == len(first.words)
+    again.fit()
     moved = [k for k, v in tuned.model.image_encoder.named_parameters()
              if not torch.equal(v, first.image_encoder.state_dict()[k])]  # fmt: skip
     assert moved
