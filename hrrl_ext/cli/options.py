@@ -52,21 +52,26 @@ def model_of_classes(folder: str | Path, images: ImageSet) -> nn.Module:
     return open_model(folder)
 
 
-def run_arguments(parser: CommandParser) -> None:
-    """What the trainer takes, besides the model and its configuration."""
+def image_run_arguments(parser: CommandParser) -> None:
+    """What the trainer of images with classes takes, besides the model and its configuration."""
     parser.add_argument(
         "--data",
         nargs="+",
         required=True,
         help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME",
     )
-    parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument(
         "--concepts",
         help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
         "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
     )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
+    run_arguments(parser)
+
+
+def run_arguments(parser: CommandParser) -> None:
+    """What every trainer takes, besides data, model and configuration."""
+    parser.add_argument("--out", required=True, help="folder of the run")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument(

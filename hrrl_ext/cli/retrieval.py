@@ -1,15 +1,60 @@
-"""hrrl evaluate-retrieval."""
+"""hrrl train-retrieval, hrrl evaluate-retrieval."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Commands
+from .options import Commands, finish_run, run_arguments
 from .parser import CommandParser
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
+
+
+# --- train-retrieval
+
+
+def _train_arguments(parser: CommandParser) -> None:
+    from ..retrieval.config import RetrievalConfig, RetrievalTraining
+
+    parser.add_config()
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="pairs: emoji, a .csv or .jsonl of image and caption, Karpathy's .json, a folder "
+        "of *_ims.npy and *_caps.txt, or of images with a .txt beside each",
+    )
+    parser.add_argument("--validation", help="pairs to measure recall on")
+    parser.add_argument(
+        "--validation_concepts",
+        help="classes: also the rsum of each concept, where those are the images' classes, as in emoji",
+    )
+    parser.add_argument("--model", default="resnet18", help="name of the image encoder")
+    parser.add_argument("--text", default="gru", help="gru, or huggingface:FOLDER")
+    parser.add_argument(
+        "--preset", default="VSE++", help="VSE++, VSE0, Order++ or Order0: sets what is not given"
+    )
+    parser.add_argument("--init", help="best of another run, which a new one begins with")
+    run_arguments(parser)
+    parser.add_class_arguments(RetrievalConfig)
+    parser.add_class_arguments(RetrievalTraining)
+    parser.leave_out(
+        *("loss", "margin", "similarity", "lr"),
+        *("normalise_image", "normalise_caption", "absolute"),
+    )
+
+
+def _train(args: Namespace) -> None:
+    """Learn a joint embedding of images and captions, by their hardest negatives (VSE++)."""
+    from ..retrieval import RetrievalTrainer
+
+    options = args.as_dict()
+    options.pop("config")
+    finish_run(RetrievalTrainer(**options).fit())
+
+
+# --- evaluate-retrieval
 
 
 def _evaluate_arguments(parser: CommandParser) -> None:
@@ -55,4 +100,7 @@ def _evaluate(args: Namespace) -> None:
         print(f"saved {args.out}")
 
 
-COMMANDS: Commands = {"evaluate-retrieval": (_evaluate_arguments, _evaluate)}
+COMMANDS: Commands = {
+    "train-retrieval": (_train_arguments, _train),
+    "evaluate-retrieval": (_evaluate_arguments, _evaluate),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import Commands, finish_run, run_arguments, source
+from .options import Commands, finish_run, image_run_arguments, source
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _train_arguments(parser: CommandParser) -> None:
         default="given",
         help="auto sets those of tau and lam that are not given, without a search",
     )
-    run_arguments(parser)
+    image_run_arguments(parser)
     parser.add_class_arguments(HRRLConfig)
     parser.add_class_arguments(TrainingConfig)
     parser.leave_out("tau", "tau_multiple", "lam", "adversary")

@@ -9,9 +9,9 @@ import jsonargparse
 from .options import (
     Commands,
     finish_run,
+    image_run_arguments,
     is_folder,
     number,
-    run_arguments,
     source,
     weights_arguments,
     weights_model,
@@ -148,7 +148,7 @@ def _finetune_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--classifier", help="name of the last layer, where it is not the last linear"
     )
-    run_arguments(parser)
+    image_run_arguments(parser)
     parser.add_argument(
         "--image_size", type=int, help="side that images are resized to; MODEL's if not given"
     )

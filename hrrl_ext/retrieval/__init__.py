@@ -1,5 +1,6 @@
 """Images and captions in one space (Faghri's thesis, chapter 3)."""
 
+from .config import RetrievalConfig, RetrievalTraining
 from .embeddings import Embeddings, load_embeddings
 from .emoji import EmojiPairs, load_emoji
 from .exported import export
@@ -18,12 +19,15 @@ from .losses import (
 from .measures import Retrieval, evaluate
 from .model import JointEmbedding
 from .pairs import Pairs, load_pairs
+from .recipe import VSE
 from .saved import build_joint_embedding, load_joint_embedding, save_joint_embedding
 from .text_encoders import GRUEncoder
+from .trainer import RetrievalTrainer
 from .words import Words
 
 __all__ = [
     "PRESETS",
+    "VSE",
     "Embeddings",
     "EmojiPairs",
     "Found",
@@ -35,6 +39,9 @@ __all__ = [
     "Pairs",
     "Preset",
     "Retrieval",
+    "RetrievalConfig",
+    "RetrievalTrainer",
+    "RetrievalTraining",
     "TokenizerWords",
     "Words",
     "build_joint_embedding",

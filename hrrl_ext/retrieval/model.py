@@ -40,6 +40,7 @@ class JointEmbedding(nn.Module):
         normalise_features: φ to norm 1.
         freeze: the image encoder is not trained: no gradient, and eval mode even in training.
         image_features, text_features: F and W, of an encoder without ``num_features``.
+        learned: numbers that a loss learns beside the embeddings, by name, and how they begin.
         words: what makes tokens of captions, kept for :meth:`encode_captions` and saved beside the
             weights.
         built_as: model, image_size and width of the image encoder, by which a file brings it back;
@@ -60,6 +61,7 @@ class JointEmbedding(nn.Module):
         freeze: bool = False,
         image_features: int | None = None,
         text_features: int | None = None,
+        learned: Mapping[str, float] | None = None,
         words: Vocabulary | None = None,
         built_as: Mapping[str, Any] | None = None,
     ) -> None:
@@ -80,6 +82,13 @@ class JointEmbedding(nn.Module):
         self.order = similarity == "order"
         self.normalise_image, self.normalise_caption = normalise_image, normalise_caption
         self.absolute, self.normalise_features = absolute, normalise_features
+        self.learned = nn.ParameterDict(
+            {
+                name: nn.Parameter(torch.tensor(float(value)))
+                for name, value in (learned or {}).items()
+            }
+        )
+        self._learned = dict(learned or {})
         self.words = words
         self.built_as = dict(built_as or {})
         self.frozen = False
@@ -192,6 +201,7 @@ class JointEmbedding(nn.Module):
             "absolute": self.absolute,
             "normalise_features": self.normalise_features,
             "freeze": self.frozen,
+            "learned": self._learned,
         }
 
     def save_files(self, folder: Path) -> None:

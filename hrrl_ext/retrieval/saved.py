@@ -45,6 +45,7 @@ def build_joint_embedding(
     preset: str | Preset = "VSE++",
     normalise_features: bool = True,
     freeze: bool = False,
+    learned: Mapping[str, float] | None = None,
 ) -> JointEmbedding:
     """A fresh model that its folder alone brings back.
 
@@ -55,7 +56,7 @@ def build_joint_embedding(
         words: of the training captions.
         text: "gru", of ``word_dim`` and ``text_width``; "huggingface:FOLDER", a trained model with a
             tokenizer.json, which takes the place of ``words``; or a module of your own.
-        dim, preset, normalise_features, freeze: as for `JointEmbedding`.
+        dim, preset, normalise_features, freeze, learned: as for `JointEmbedding`.
     """
     if isinstance(text, str):
         text, words = _text_encoder(text, words, word_dim, text_width)
@@ -66,6 +67,7 @@ def build_joint_embedding(
         dim,
         normalise_features=normalise_features,
         freeze=freeze,
+        learned=learned,
         image_features=features,
         words=words,
         built_as=None

@@ -1,0 +1,361 @@
+"""Joint embeddings from pairs to a model that searches, in one call."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .._arrays import to_numpy
+from .._modes import evaluating
+from ..data import Augmentation
+from ..data.image_sets import ImageSet, as_float
+from ..pretrained import load_weights
+from ..processes import Processes, start_processes
+from ..training import Loop, RunFolder, TrainingResult
+from ..training.progress import ProgressStyle
+from ..training.scalars import require_tensorboard
+from .batches import EncodedPairs, PairBatches
+from .config import RetrievalConfig, configs
+from .losses import Preset
+from .measures import Ids
+from .model import JointEmbedding
+from .pairs import Pairs, Source, load_pairs
+from .recipe import VSE
+from .saved import FEATURES, HF, build_joint_embedding, load_words
+from .words import Vocabulary, Words
+
+_OF_MODEL = ("dim", "similarity", "normalise_image", "normalise_caption", "absolute", "freeze")
+
+
+class RetrievalTrainer:
+    """Learns a joint embedding of images and captions (Faghri et al., 2018).
+
+    ::
+
+        result = RetrievalTrainer(data="pairs.csv", validation="pairs.csv", out="runs/vse").fit()
+        image, caption = result.model.encode_image(x), result.model.encode_captions(["a red fruit"])
+
+    Args:
+        model: the image encoder, by a name that :func:`hrrl_ext.models.build_model` knows, or any module
+            from images [B, 3, H, W] in [0, 1] to features [B, ``num_features``], trained in place; or a
+            whole :class:`JointEmbedding` with its words. Where data are features, a name has no meaning.
+        text: "gru"; "huggingface:FOLDER", a trained text model; or any module from tokens and lengths to
+            [B, ``num_features``].
+        data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
+            a group, are no negatives of each other.
+        validation: pairs to measure recall on after each epoch; a source is opened with split="val".
+        validation_concepts: the concept of each validation image, a number or a name, to measure the rsum
+            of each; or "classes", those that the images have, as the emoji do.
+        preset: "VSE++", "VSE0", "Order++" or "Order0": sets those of loss, similarity, margin,
+            normalise_image, normalise_caption, absolute and lr that are not given.
+        out: folder of the run; None saves nothing. Its ``best`` is the epoch of the largest rsum.
+        resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had never
+            stopped. Without it a folder that holds a run is refused.
+        init: the model of another run (``best`` of it) that a new one begins with, its words too, such as
+            one of a frozen image encoder that is now fine-tuned. A warning names what did not match.
+        checkpoint_every: save every so many steps, besides at the end of each epoch.
+        max_minutes: stop after so long, saved so that it can be resumed.
+        root: where the images of a file of pairs lie, if not beside it.
+        device: "auto" is CUDA where there is one.
+        num_workers: processes that decode images from files.
+        keep_gib: images of up to so many GiB are decoded once and kept.
+        progress: "auto", "bar", "plain" or "off".
+        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        after_step: called with the trainer and the number of steps done, after each of them and before a
+            checkpoint of it, in every process.
+        **config: the fields of :class:`RetrievalConfig` (loss, margin, dim, freeze, ...) and of
+            :class:`RetrievalTraining` (epochs, batch_size, optimizer, lr, ...).
+
+    Deterministic given the seed and the number of threads. Bad arguments raise before any training.
+    Embeddings that collapse to one point, or a loss that is not finite, stop the run at that step and
+    leave the last checkpoint. SIGTERM saves and exits with status 143.
+
+    Under torchrun the processes share every batch and gather their negatives: ``batch_size`` counts the
+    pairs of all of them, and every pair has as many negatives as on one process. Only batch normalisation
+    sees its own part.
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "resnet18",
+        *,
+        data: Source,
+        text: str | nn.Module = "gru",
+        validation: Source | None = None,
+        validation_concepts: Ids | None = None,
+        preset: str = "VSE++",
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        init: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        max_minutes: float | None = None,
+        root: str | None = None,
+        device: str = "auto",
+        num_workers: int = 0,
+        keep_gib: float = 2.0,
+        progress: ProgressStyle = "auto",
+        tensorboard: bool = False,
+        after_step: Callable[[RetrievalTrainer, int], object] | None = None,
+        **config: Any,
+    ) -> None:
+        if isinstance(model, JointEmbedding):
+            config = _of_model(model, config)
+        training, method = configs(preset, config, "RetrievalTrainer")
+        self.after_step = after_step
+        processes, device_ = start_processes(device)
+        run = _open_run(out, resume, tensorboard)
+        if run is not None and not resume:
+            run.require_free()  # before any work; and again, where the loop takes it
+        if init is not None and resume:
+            raise ValueError("init begins a new run and resume continues one; give one of the two")
+        if training.patience is not None and validation is None:
+            raise ValueError("patience needs validation: without, no evaluation is better or worse")
+        pairs, measured = _open_pairs(data, validation, method, root)
+        begun = out if resume else init  # whose words a run goes on with
+        self.model = _built(model, text, pairs, method, training.seed, begun)
+        if init is not None:
+            _begin_from(init, self.model)
+        words = self.model.words
+        assert words is not None
+        self.model.to(device_)
+        if training.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoded = partial(EncodedPairs, device=device_, processes=processes)
+        files: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
+        train, *val = (
+            encoded(of, words.encode(of.captions), **files)
+            for of in (pairs, measured)
+            if of is not None
+        )
+        _check_model(self.model, train)
+        if self.model.frozen:
+            train, *val = (
+                _with_features(self.model, of, training.batch_size) for of in (train, *val)
+            )
+        augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
+        self.recipe = VSE(
+            self.model,
+            PairBatches(train, training.batch_size, seed=training.seed, augment=augment),
+            val[0] if val else None,
+            method,
+            processes,
+            batch_size=training.batch_size,
+            concepts=_concepts(measured, validation_concepts),
+        )
+        self.loop = Loop(
+            self.recipe,
+            training,
+            processes=processes,
+            device=device_,
+            run=run,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            max_minutes=max_minutes,
+            progress=progress,
+            tensorboard=run.path / "tensorboard" if run is not None and tensorboard else None,
+            after_step=self._after_step,
+        )
+
+    def fit(self, until: int | None = None) -> TrainingResult:
+        """Trains what is left of ``epochs``, or of its first ``until``, and returns the model of the last
+        iterate; another call goes on from there, as does a run that is resumed."""
+        if self.run is not None and self.processes.main:
+            self.model.save_files(self.run.path)  # words, for load_joint_embedding
+        return self.loop.fit(until)
+
+    def train_step(self, *batch: Tensor, pairs: int | None = None) -> Tensor:
+        """One step on a batch that ``batches`` yields, this process's part of ``pairs`` (all of it, if
+        not given); returns the mean loss of a pair. Never waits for the device."""
+        return self.recipe.step(batch, self.loop.move.of(len(batch[0]) if pairs is None else pairs))
+
+    def _after_step(self, step: int) -> None:
+        if self.after_step is not None:
+            self.after_step(self, step)
+
+    # --- what a loop of one's own, or a look at a run needs
+
+    @property
+    def batches(self) -> PairBatches:
+        return self.recipe.batches
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return self.loop.history
+
+    @property
+    def run(self) -> RunFolder | None:
+        return self.loop.run
+
+    @property
+    def processes(self) -> Processes:
+        return self.loop.processes
+
+    @property
+    def device(self) -> torch.device:
+        return self.loop.device
+
+
+def _open_run(
+    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool
+) -> RunFolder | None:
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs out, the folder of the run to continue")
+        if tensorboard:
+            raise ValueError("tensorboard=True needs out, the folder that it writes to")
+        return None
+    if tensorboard:
+        require_tensorboard()
+    return RunFolder(out)
+
+
+def _of_model(model: JointEmbedding, config: dict[str, Any]) -> dict[str, Any]:
+    """Settings, with those that a model of the user's has already."""
+    if model.words is None:
+        raise ValueError("model has no words; build it with words=Words.of(training captions)")
+    own = {name: value for name, value in model.settings().items() if name in _OF_MODEL}
+    for name, value in own.items():
+        if config.get(name, value) != value:
+            raise ValueError(f"{name} is {value!r} in model, got {config[name]!r}; leave it out")
+    return own | config
+
+
+def _open_pairs(
+    data: Source, validation: Source | None, config: RetrievalConfig, root: str | None
+) -> tuple[Pairs, Pairs | None]:
+    pairs = load_pairs(data, split="train", image_size=config.image_size, root=root)
+    if len(pairs.image_group.unique()) < 2:
+        raise ValueError(
+            f"data: {pairs} are all of one group, and items of one group are no negatives of each other; "
+            "give pairs of several"
+        )
+    if config.augmented and not isinstance(pairs.images, ImageSet):
+        raise ValueError(
+            "crop_padding and flip are of images, and data are features; leave both out"
+        )
+    if validation is None:
+        return pairs, None
+    measured = load_pairs(validation, split="val", image_size=config.image_size, root=root)
+    shapes = [
+        list(of.images.image_shape if isinstance(of.images, ImageSet) else of.images.shape[1:])
+        for of in (pairs, measured)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"validation: {measured} has images, or features, of {shapes[1]}, and data of {shapes[0]}; "
+            "give image_size, or features of one encoder"
+        )
+    return pairs, measured
+
+
+def _concepts(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
+    """Names, of each image."""
+    if concepts is None:
+        return None
+    if measured is None:
+        raise ValueError("validation_concepts are of validation; give both, or none")
+    if isinstance(concepts, str):
+        if concepts != "classes" or not isinstance(measured.images, ImageSet):
+            raise ValueError(
+                f"validation_concepts must be ids of the images, or 'classes' where they have any, got "
+                f"{concepts!r}"
+            )
+        return [measured.images.classes[at] for at in measured.images.target.tolist()]
+    names = [str(name) for name in np.asarray(to_numpy(concepts)).tolist()]
+    if len(names) != len(measured.images):
+        raise ValueError(
+            f"validation_concepts must have one entry for each of {len(measured.images)} images, got "
+            f"{len(names)}"
+        )
+    return names
+
+
+def _built(
+    model: str | nn.Module,
+    text: str | nn.Module,
+    pairs: Pairs,
+    config: RetrievalConfig,
+    seed: int,
+    begun: str | os.PathLike[str] | None,
+) -> JointEmbedding:
+    """A fresh model, by the seed alone, or that of the user."""
+    if isinstance(model, JointEmbedding):
+        if lacking := config.learned.keys() - model.learned.keys():
+            raise ValueError(
+                f"loss={config.loss!r} learns {', '.join(sorted(lacking))}, which model has not; "
+                f"build it with learned={config.learned}"
+            )
+        return model
+    images, features = pairs.images, None
+    if not isinstance(images, ImageSet):
+        if images.ndim != 2:
+            raise ValueError(f"data: features must be [N, F], got {list(images.shape)}")
+        model, features = FEATURES, images.shape[1]
+    published = Preset(
+        "hardest",
+        config.similarity,
+        normalise_image=config.normalise_image,
+        normalise_caption=config.normalise_caption,
+        absolute=config.absolute,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_joint_embedding(
+            model,
+            _words(pairs, text, config, begun),
+            text=text,
+            image_size=images.image_shape[-1] if isinstance(images, ImageSet) else None,
+            width=config.width,
+            features=features,
+            word_dim=config.word_dim,
+            text_width=config.text_width,
+            dim=config.dim,
+            preset=published,
+            freeze=config.freeze,
+            learned=config.learned,
+        )
+
+
+def _begin_from(init: str | os.PathLike[str], model: JointEmbedding) -> None:
+    """Fills the model with weights, and says what of them it could not take."""
+    if not (report := load_weights(model, init)).complete:
+        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+
+
+def _words(
+    pairs: Pairs,
+    text: str | nn.Module,
+    config: RetrievalConfig,
+    begun: str | os.PathLike[str] | None,
+) -> Vocabulary | None:
+    """Those that a run or a model has begun with, or of the training captions; None where ``text`` has
+    its own."""
+    if isinstance(text, str) and text.startswith(f"{HF}:"):
+        return None
+    if begun is not None and (file := Path(begun) / "tokenizer.json").is_file():
+        return load_words(file)
+    return Words.of(pairs.captions, min_count=config.min_count)
+
+
+def _with_features(model: JointEmbedding, of: EncodedPairs, batch_size: int) -> EncodedPairs:
+    """The same pairs with what a frozen encoder makes of their images, computed once."""
+    if of.precomputed:
+        return of
+    with evaluating(model):
+        return of.with_features(of.of_images(model.features, batch_size))
+
+
+def _check_model(model: JointEmbedding, encoded: EncodedPairs) -> None:
+    """One forward pass of one pair, so that a misfit shows before any work."""
+    row = torch.zeros(1, dtype=torch.int64)
+    with evaluating(model):
+        (x,) = encoded.images([encoded.pairs.owner[row]])
+        model(as_float(x), *encoded.captions(row), precomputed=encoded.precomputed)
