@@ -20,6 +20,8 @@ LOOP_BAR = 1.05
 """An epoch of HRRLTrainer over the bare steps on the same batches, made beforehand."""
 TRANSFER_BARS = {"extraction": ("bare", 1 / 0.95), "finetuning_step": ("plain", 1.4)}
 """Over the provider's time: features over the bare forward passes, similarity over a plain step."""
+RECALL_BAR = 1.1
+"""retrieval.evaluate over the matrix product of all scores."""
 ATTACK_BAR = 1.1
 """Steps of APGD over the forward and backward passes they contain."""
 

@@ -88,7 +88,7 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
   for (bool order : {false, true}) {
     const hrrl::cpu::HardestArgs hardest{in.data(), in.data(), ids.data(), ids.data(), size, order};
     on_threads([&](int64_t begin, int64_t end) {
-      std::vector<double> panel(static_cast<size_t>(size * hrrl::cpu::kHardestColumns));
+      std::vector<double> panel(static_cast<size_t>(size * hrrl::cpu::kScoreColumns));
       const int64_t range = begin / kAtOnce * kRows;
       kernels.hardest_negatives(dtype, hardest,
                                 {0, kRows, begin, end, of_images.data() + range, images.data() + range,

@@ -19,7 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._precision import full_float32
-from ..ops import Similarity, hardest_negatives
+from ..ops import (
+    Similarity,
+    hardest_negatives,
+    hinge_coefficients,
+    pair_gradients,
+    reference,
+)
 
 Reduction = Literal["sum", "mean"]
 Matches = tuple[Tensor, Tensor]
@@ -35,6 +41,12 @@ class _Batch(NamedTuple):
     """Rows of image and caption, or None: row n and row n."""
     image_group: Tensor
     caption_group: Tensor
+
+    def rows(self) -> Matches:
+        if self.pairs is not None:
+            return self.pairs
+        row = torch.arange(len(self.image), device=self.image.device)
+        return row, row.view_as(row)  # torch.compile takes no Function that is handed one tensor twice
 
     def paired(self) -> tuple[Tensor, Tensor]:
         if self.pairs is None:
@@ -87,19 +99,56 @@ def max_hinge(
         (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
     """
     batch = _checked("max_hinge", image, caption, pairs, image_group, caption_group)
-    positive = _score(*batch.paired(), similarity)
     if semi_hard:
+        positive = _score(*batch.paired(), similarity)
         of_image, of_caption = _semi_hard(batch, positive.detach(), similarity)
+        below = margin - positive
+        loss = ((below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)).sum()
     else:
-        hardest = hardest_negatives(
-            batch.image, batch.caption, batch.image_group, batch.caption_group, similarity
+        rows = batch.rows()
+        groups = batch.image_group, batch.caption_group
+        loss = _MaxHinge.apply(batch.image, batch.caption, *rows, *groups, margin, similarity)
+    return _reduced(loss, len(image if pairs is None else pairs[0]), reduction)
+
+
+class _MaxHinge(torch.autograd.Function):
+    """All pairs and negatives at once: at the size of a batch, calls cost more than what they compute."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        caption: Tensor,
+        row: Tensor,
+        column: Tensor,
+        image_group: Tensor,
+        caption_group: Tensor,
+        margin: float,
+        similarity: Similarity,
+    ) -> Tensor:
+        hardest = hardest_negatives(image, caption, image_group, caption_group, similarity)
+        positive = _score(image[row], caption[column], similarity)
+        negative = torch.cat((hardest.caption_score[row], hardest.image_score[column]))
+        hinge = negative.view(2, -1).add_(margin - positive).clamp_(min=0)
+        ctx.save_for_backward(
+            image, caption, row, column, hardest.caption_index, hardest.image_index, hinge
         )
-        of_image, of_caption = hardest.caption_score, hardest.image_score
-        if pairs is not None:
-            of_image, of_caption = of_image[pairs[0]], of_caption[pairs[1]]
-    below = margin - positive
-    hinges = (below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)
-    return _reduced(hinges.sum(), len(positive), reduction)
+        ctx.similarity = similarity
+        return hinge.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, caption, row, column, caption_index, image_index, hinge = ctx.saved_tensors
+        weight = torch.where(hinge > 0, grad, 0)
+        grads = pair_gradients(
+            image,
+            caption,
+            torch.cat((row, row, image_index[column])),
+            torch.cat((column, caption_index[row], column)),
+            torch.cat((-weight.sum(0), weight.view(-1))),
+            ctx.similarity,
+        )
+        return *grads, *(None,) * 6
 
 
 def sum_hinge(
@@ -149,27 +198,28 @@ class _SumHinge(torch.autograd.Function):
         similarity: Similarity,
     ) -> Tensor:
         loss = positive.new_zeros(())
-        wanted = any(ctx.needs_input_grad)
-        grads = [torch.zeros_like(t) for t in (image, caption, positive) if wanted]
+        grads = [torch.zeros_like(t) for t in (image, caption, positive)]
         below = margin - positive
+        ones = torch.ones_like(positive)
+        image_weight = ones if image_weight is None else image_weight
+        caption_weight = ones if caption_weight is None else caption_weight
         with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
             for rows in _tiles(len(image), len(caption), image.shape[1], similarity):
-                score, back = _scores_of(image[rows], caption, similarity)
-                score.masked_fill_(image_group[rows, None] == caption_group, -torch.inf)
-                of_image = (score + below[rows, None]).clamp_(min=0)
-                of_caption = (score + below).clamp_(min=0)
-                weights = (
-                    caption_weight,
-                    None if image_weight is None else image_weight[rows, None],
-                )
-                loss += _weighted_sum(of_image, weights[0]) + _weighted_sum(of_caption, weights[1])
-                if wanted:
-                    active = _active(of_image, weights[0]), _active(of_caption, weights[1])
-                    grads[2][rows] -= active[0].sum(1)
-                    grads[2] -= active[1].sum(0)
-                    to_image, to_caption = back(active[0] + active[1])
-                    grads[0][rows] = to_image
-                    grads[1] += to_caption
+                groups = image_group[rows], caption_group
+                weights = image_weight[rows], caption_weight
+                settings = (below[rows], below, *weights, *groups)
+                if similarity == "cosine":
+                    hinges = hinge_coefficients(image[rows], caption, *settings)
+                    torch.mm(hinges.coefficient, caption, out=grads[0][rows])
+                    grads[1].addmm_(hinges.coefficient.T, image[rows])
+                else:
+                    score, back = _scores_of(image[rows], caption, similarity)
+                    hinges = reference.hinges_of(score, *settings)
+                    grads[0][rows], of_caption = back(hinges.coefficient)
+                    grads[1] += of_caption
+                loss += hinges.loss
+                grads[2][rows] -= hinges.of_image
+                grads[2] -= hinges.of_caption
         ctx.save_for_backward(*grads)
         return loss
 
@@ -177,16 +227,6 @@ class _SumHinge(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return *(grad * t for t in ctx.saved_tensors), *(None,) * 6
-
-
-def _weighted_sum(hinge: Tensor, weight: Tensor | None) -> Tensor:
-    return hinge.sum() if weight is None else (hinge * weight).sum()
-
-
-def _active(hinge: Tensor, weight: Tensor | None) -> Tensor:
-    """The derivative of the weighted hinges in their scores."""
-    active = (hinge > 0).to(hinge.dtype)
-    return active if weight is None else active * weight
 
 
 def _scores_of(
