@@ -4,8 +4,9 @@
     python bench/retrieval_bars.py > bench/results/retrieval-NAME.md
     python bench/retrieval_bars.py --only sum_hinge --threads 1
 
-Ways take turns, for a machine that others use: other load meets neighbours alike. A ratio is theirs over
-ours, of the fastest turns; the quartiles are those of neighbouring turns. Every way is checked against
+Ways take turns, for a machine that others use: other load meets neighbours alike. Of one thread it is
+processor time, of two the wall clock. A ratio is theirs over ours, of the fastest turns; the quartiles
+are those of neighbouring turns. Every way is checked against
 float64 first. MB is what torch allocates at most beyond the embeddings; ours take O((I + C) D) more.
 """
 
@@ -130,25 +131,27 @@ def recall(_: Place) -> Row:
     return Row((image, caption), {"ours": ours, "product": Way(product, 1 / bars.RECALL_BAR)})
 
 
-def measured(row: Row, rounds: int) -> dict[str, list[float]]:
+def measured(row: Row, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
     """Seconds of a call, by way and turn."""
     calls, seconds = {}, {name: [] for name in row.ways}
     for name, way in row.ways.items():
-        begun = time.perf_counter()
+        begun = clock()
         way.call()
-        calls[name] = max(1, round(TURN / (time.perf_counter() - begun)))
+        calls[name] = max(1, round(TURN / (clock() - begun)))
     slow = sum(times > 1 for times in calls.values()) == 0
     for _ in range(min(rounds, 7) if slow else rounds):
         for name, way in row.ways.items():
-            begun = time.perf_counter()
+            begun = clock()
             for _ in range(calls[name]):
                 way.call()
-            seconds[name].append((time.perf_counter() - begun) / calls[name])
+            seconds[name].append((clock() - begun) / calls[name])
     return seconds
 
 
 def lines(case: str, row: Row, place: Place, rounds: int) -> Iterator[str]:
-    seconds = measured(row, rounds)
+    # Of one thread the processor's time, in which others have no part.
+    clock = time.process_time if place.threads == 1 else time.perf_counter
+    seconds = measured(row, rounds, clock)
     held = sum(t.numel() * t.element_size() for t in row.held)
     peak = {
         n: (memory.peak_bytes(w.call, row.held, None) - held) / 1e6 for n, w in row.ways.items()

@@ -22,10 +22,10 @@ def hinge_coefficients(
     image_group: Tensor,
     caption_group: Tensor,
 ) -> HingeCoefficients:
-    """loss = Σ_ic v_c [b_i + s_ic]₊ + u_i [d_c + s_ic]₊   over i and c of different groups, s_ic = f_i · g_c.
+    """loss = Σ_ic v_c [b_i + s_ic]₊ + u_i [d_c + s_ic]₊   over different groups, s_ic = f_i · g_c.
 
-    With b and d the margin less the score of a pair this is the sum of hinges (Faghri et al. 2018, Eq. 5),
-    and ``coefficient @ caption`` and ``coefficient.T @ image`` are its gradients. No score is kept.
+    With b and d the margin less the score of a pair this is the sum of hinges (Faghri et al. 2018, Eq. 5);
+    ``coefficient @ caption`` and ``coefficient.T @ image`` are its gradients. No score is kept.
 
     Args:
         image: [I, D] f, float16, bfloat16, float32 or float64.
@@ -38,20 +38,19 @@ def hinge_coefficients(
         caption_group: [C] int64.
 
     Returns:
-        loss [], coefficient [I, C] = v_c [b_i + s_ic > 0] + u_i [d_c + s_ic > 0], of_image [I], the sum of its
-        first terms along a row, and of_caption [C], of its second ones along a column; of the dtype of
-        image_below. Scores are computed in it, sums in float64 from tiles on. NaN in a score gives a loss of
-        NaN.
+        loss [], coefficient [I, C] = v_c [b_i + s_ic > 0] + u_i [d_c + s_ic > 0], of_image [I], the sum of
+        its first terms along a row, and of_caption [C], of its second ones along a column; of the dtype of
+        image_below, in which scores are computed. A NaN among the scores gives a loss of NaN.
 
-    Gradients: none; it returns them. Deterministic, on any number of threads. Raises ValueError for shapes,
-    dtypes or devices that do not match.
+    Gradients: none; it returns them. Deterministic, on any number of threads. Raises ValueError for
+    shapes, dtypes or devices that do not match.
 
     Equivalent to::
 
         score = (image @ caption.T).masked_fill(image_group[:, None] == caption_group, -torch.inf)
-        of_pair, of_other = score + image_below[:, None], score + caption_below
-        loss = (of_pair.clamp(min=0) * caption_weight + of_other.clamp(min=0) * image_weight[:, None]).sum()
-        row, column = (of_pair > 0) * caption_weight, (of_other > 0) * image_weight[:, None]
+        of_pair, of_other, u = score + image_below[:, None], score + caption_below, image_weight[:, None]
+        loss = (of_pair.clamp(min=0) * caption_weight + of_other.clamp(min=0) * u).sum()
+        row, column = (of_pair > 0) * caption_weight, (of_other > 0) * u
         coefficient, of_image, of_caption = row + column, row.sum(1), column.sum(0)
     """
     return HingeCoefficients(

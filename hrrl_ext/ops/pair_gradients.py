@@ -22,22 +22,23 @@ def pair_gradients(
 ) -> tuple[Tensor, Tensor]:
     """∂/∂f and ∂/∂g of Σ_n w_n s(f_row(n), g_column(n)).
 
-    s(f, g) = f · g ("cosine"), whose gradient is g and f; or -‖r‖₂, r = max(0, g - f) ("order"): r/‖r‖ and
-    -r/‖r‖, and 0 at r = 0, where the maximum of the score lies.
+    s(f, g) = f · g ("cosine"), whose gradient is g and f; or -‖r‖₂, r = max(0, g - f) ("order"): r/‖r‖
+    and -r/‖r‖, and 0 at r = 0, where the maximum of the score lies.
 
     Args:
         image: [I, D] f, float16, bfloat16, float32 or float64.
         caption: [C, D] g, of the same dtype.
         row: [N] int64, a row of image. A pair is none where its row or column is below 0.
         column: [N] int64, a row of caption.
-        weight: [N] w, float32, or float64 for float64. A pair of weight 0 adds nothing, whatever its rows hold.
+        weight: [N] w, float32, or float64 for float64. A pair of weight 0 adds nothing, whatever its rows
+            hold.
         similarity: "cosine" or "order", as for :func:`hardest_negatives`.
 
     Returns:
         (grad_image [I, D], grad_caption [C, D]), of the dtype of weight.
 
-    Gradients: where image, caption or weight requires one, :mod:`reference` computes this instead, which is
-    differentiable to any order.
+    Gradients: where image, caption or weight requires one, :mod:`reference` computes this instead, which
+    is differentiable to any order.
 
     Deterministic, on any number of threads: terms are added in the order of the pairs. Raises ValueError
     for shapes, dtypes or devices that do not match, and for a similarity that is not known; IndexError on

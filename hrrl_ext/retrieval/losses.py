@@ -30,8 +30,8 @@ from ..ops import (
 Reduction = Literal["sum", "mean"]
 Matches = tuple[Tensor, Tensor]
 
-_TILE = 2**18
-"""Scores that are kept at a time: they stay in the second-level cache."""
+_TILE = 2**20
+"""Scores that are kept at a time: few enough for a cache, and rows enough for products of matrices."""
 
 
 class _Batch(NamedTuple):
@@ -41,12 +41,6 @@ class _Batch(NamedTuple):
     """Rows of image and caption, or None: row n and row n."""
     image_group: Tensor
     caption_group: Tensor
-
-    def rows(self) -> Matches:
-        if self.pairs is not None:
-            return self.pairs
-        row = torch.arange(len(self.image), device=self.image.device)
-        return row, row.view_as(row)  # torch.compile takes no Function that is handed one tensor twice
 
     def paired(self) -> tuple[Tensor, Tensor]:
         if self.pairs is None:
@@ -105,8 +99,8 @@ def max_hinge(
         below = margin - positive
         loss = ((below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)).sum()
     else:
-        rows = batch.rows()
         groups = batch.image_group, batch.caption_group
+        rows = pairs or (None, None)
         loss = _MaxHinge.apply(batch.image, batch.caption, *rows, *groups, margin, similarity)
     return _reduced(loss, len(image if pairs is None else pairs[0]), reduction)
 
@@ -119,35 +113,35 @@ class _MaxHinge(torch.autograd.Function):
         ctx: Any,
         image: Tensor,
         caption: Tensor,
-        row: Tensor,
-        column: Tensor,
+        row: Tensor | None,
+        column: Tensor | None,
         image_group: Tensor,
         caption_group: Tensor,
         margin: float,
         similarity: Similarity,
     ) -> Tensor:
-        hardest = hardest_negatives(image, caption, image_group, caption_group, similarity)
-        positive = _score(image[row], caption[column], similarity)
-        negative = torch.cat((hardest.caption_score[row], hardest.image_score[column]))
-        hinge = negative.view(2, -1).add_(margin - positive).clamp_(min=0)
-        ctx.save_for_backward(
-            image, caption, row, column, hardest.caption_index, hardest.image_index, hinge
+        caption_index, of_image, image_index, of_caption = hardest_negatives(
+            image, caption, image_group, caption_group, similarity
         )
+        f, g = image, caption
+        if row is None or column is None:
+            row = column = torch.arange(len(image), device=image.device)
+        else:
+            f, caption_index, of_image = (t[row] for t in (f, caption_index, of_image))
+            g, image_index, of_caption = (t[column] for t in (g, image_index, of_caption))
+        positive = _score(f, g, similarity)
+        hinge = torch.stack((of_image, of_caption)).add_(margin - positive).clamp_(min=0)
+        pairs = torch.cat((row, row, image_index)), torch.cat((column, caption_index, column))
+        ctx.save_for_backward(image, caption, *pairs, hinge)
         ctx.similarity = similarity
         return hinge.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, caption, row, column, caption_index, image_index, hinge = ctx.saved_tensors
+        image, caption, row, column, hinge = ctx.saved_tensors
         weight = torch.where(hinge > 0, grad, 0)
-        grads = pair_gradients(
-            image,
-            caption,
-            torch.cat((row, row, image_index[column])),
-            torch.cat((column, caption_index[row], column)),
-            torch.cat((-weight.sum(0), weight.view(-1))),
-            ctx.similarity,
-        )
+        weight = torch.cat((weight.sum(0).neg_(), weight.view(-1)))
+        grads = pair_gradients(image, caption, row, column, weight, ctx.similarity)
         return *grads, *(None,) * 6
 
 
@@ -174,22 +168,19 @@ def sum_hinge(
     if pairs is not None:
         groups = groups[0][pairs[0]], groups[1][pairs[1]]
         weights = tuple(_shares(rows).to(image.dtype) for rows in pairs)
-    positive = _score(image, caption, similarity)
-    arguments = (*groups, *weights, margin, similarity)
-    loss: Tensor = _SumHinge.apply(image, caption, positive, *arguments)
-    return _reduced(loss, len(positive), reduction)
+    loss: Tensor = _SumHinge.apply(image, caption, *groups, *weights, margin, similarity)
+    return _reduced(loss, len(image), reduction)
 
 
 class _SumHinge(torch.autograd.Function):
-    """Σ_n Σ_m v_m [α - p_n + s(n,m)]₊ + u_n [α - p_m + s(n,m)]₊ over n, m of different groups, where
-    s(n,m) is of image n and caption m, and p_n of pair n."""
+    """Σ_n Σ_m v_m [α - s(n,n) + s(n,m)]₊ + u_n [α - s(m,m) + s(n,m)]₊ over n, m of different groups, where
+    s(n,m) is of image n and caption m."""
 
     @staticmethod
     def forward(
         ctx: Any,
         image: Tensor,
         caption: Tensor,
-        positive: Tensor,
         image_group: Tensor,
         caption_group: Tensor,
         image_weight: Tensor | None,
@@ -197,30 +188,30 @@ class _SumHinge(torch.autograd.Function):
         margin: float,
         similarity: Similarity,
     ) -> Tensor:
-        loss = positive.new_zeros(())
-        grads = [torch.zeros_like(t) for t in (image, caption, positive)]
-        below = margin - positive
-        ones = torch.ones_like(positive)
+        below = margin - _score(image, caption, similarity)
+        loss, of_pair, ones = below.new_zeros(()), torch.zeros_like(below), torch.ones_like(below)
+        to_image, to_caption = torch.empty_like(image), torch.zeros_like(caption)
         image_weight = ones if image_weight is None else image_weight
         caption_weight = ones if caption_weight is None else caption_weight
         with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
             for rows in _tiles(len(image), len(caption), image.shape[1], similarity):
-                groups = image_group[rows], caption_group
                 weights = image_weight[rows], caption_weight
-                settings = (below[rows], below, *weights, *groups)
+                of_tile = below[rows], below, *weights, image_group[rows], caption_group
                 if similarity == "cosine":
-                    hinges = hinge_coefficients(image[rows], caption, *settings)
-                    torch.mm(hinges.coefficient, caption, out=grads[0][rows])
-                    grads[1].addmm_(hinges.coefficient.T, image[rows])
+                    hinges = hinge_coefficients(image[rows], caption, *of_tile)
+                    to_image[rows] = hinges.coefficient @ caption
+                    to_caption.addmm_(hinges.coefficient.T, image[rows])
                 else:
                     score, back = _scores_of(image[rows], caption, similarity)
-                    hinges = reference.hinges_of(score, *settings)
-                    grads[0][rows], of_caption = back(hinges.coefficient)
-                    grads[1] += of_caption
+                    hinges = reference.hinges_of(score, *of_tile)
+                    to_image[rows], of_captions = back(hinges.coefficient)
+                    to_caption += of_captions
                 loss += hinges.loss
-                grads[2][rows] -= hinges.of_image
-                grads[2] -= hinges.of_caption
-        ctx.save_for_backward(*grads)
+                of_pair[rows] -= hinges.of_image
+                of_pair -= hinges.of_caption
+        n = torch.arange(len(image), device=image.device)
+        of_pairs = pair_gradients(image, caption, n, n.view_as(n), of_pair, similarity)
+        ctx.save_for_backward(to_image.add_(of_pairs[0]), to_caption.add_(of_pairs[1]))
         return loss
 
     @staticmethod
