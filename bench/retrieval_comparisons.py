@@ -26,6 +26,8 @@ from comparisons import (
 from shapes import Embeddings
 from torch import Tensor
 
+from hrrl_ext import ops
+from hrrl_ext.ops import HingeCoefficients, reference
 from hrrl_ext.retrieval import max_hinge, sum_hinge
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -87,6 +89,56 @@ def hardest_negatives(case: Embeddings, device: str) -> Comparison:
     }
     exact = losses["gather" if order else "eager"]
     return _comparison(case, device, op="hardest_negatives", exact=exact, losses=losses)
+
+
+@lru_cache(maxsize=1)
+def hinge_coefficients(case: Embeddings, device: str) -> Comparison:
+    """One pass over the scores, of which sum_hinge has two more."""
+    image, caption = (t.detach() for t in _embeddings(case, device))
+    own = torch.arange(case.batch, device=device)
+    below = 0.2 - (image * caption).sum(1)
+    rest = (below, below, torch.ones_like(below), torch.ones_like(below), own, own)
+    wide = [t.double() if t.is_floating_point() else t for t in rest]
+    expected = reference.hinges_of(image.double() @ caption.double().T, *wide)
+
+    def check(actual: HingeCoefficients) -> None:
+        agree([actual.loss], [expected.loss], 10 * TOLERANCE["fp32"])
+        most_rows_agree(actual.coefficient[:, :, None], expected.coefficient[:, :, None], 1e-6)
+
+    return Comparison(
+        op="hinge_coefficients",
+        case=case,
+        check=check,
+        ways={
+            "ours": plain(lambda: ops.hinge_coefficients(image, caption, *rest)),
+            "eager": plain(lambda: reference.hinges_of(image @ caption.T, *rest)),
+        },
+        held=(image, caption),
+    )
+
+
+@lru_cache(maxsize=1)
+def pair_gradients(case: Embeddings, device: str) -> Comparison:
+    """As many pairs as max_hinge has: every row three times."""
+    image, caption = (t.detach() for t in _embeddings(case, device))
+    g, shape = generator(device), (3 * case.batch,)
+    row, column = (torch.randint(case.batch, shape, generator=g, device=device) for _ in range(2))
+    weight = torch.randn(shape, generator=g, device=device)
+    pairs = row, column, weight
+    wide = image.double(), caption.double(), row, column, weight.double()
+    expected = reference.pair_gradients(*wide, case.similarity)
+    return Comparison(
+        op="pair_gradients",
+        case=case,
+        check=lambda actual: agree(actual, expected, TOLERANCE["fp32"]),
+        ways={
+            "ours": plain(lambda: ops.pair_gradients(image, caption, *pairs, case.similarity)),
+            "eager": plain(
+                lambda: reference.pair_gradients(image, caption, *pairs, case.similarity)
+            ),
+        },
+        held=(image, caption),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -47,7 +47,9 @@ class HingeCase:
                 of_image[i] += v[c] * (of_pair > 0)
                 of_caption[c] += u[i] * (of_other > 0)
                 coefficient[i, c] = v[c] * (of_pair > 0) + u[i] * (of_other > 0)
-        for t, want in zip(got, (torch.tensor(loss), coefficient, of_image, of_caption), strict=True):
+        for t, want in zip(
+            got, (torch.tensor(loss), coefficient, of_image, of_caption), strict=True
+        ):
             assert t.dtype == torch.promote_types(self.dtype, torch.float32)
             # A loss may be too large to be exact in float32: it is rounded once.
             torch.testing.assert_close(t.double(), want.double(), rtol=2**-24, atol=0)
@@ -72,7 +74,13 @@ class PairCase:
             torch.randint(-1, n, (self.pairs,), generator=g) for n in (self.images, self.captions)
         )
         weight = torch.randint(-2, 3, (self.pairs,), generator=g) / 2
-        return [image, caption, row, column, weight.to(torch.promote_types(self.dtype, torch.float32))]
+        return [
+            image,
+            caption,
+            row,
+            column,
+            weight.to(torch.promote_types(self.dtype, torch.float32)),
+        ]
 
     def check(self, got: Sequence[Tensor]) -> None:
         image, caption, row, column, weight = (t.tolist() for t in self.arguments())

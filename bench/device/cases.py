@@ -146,7 +146,12 @@ SANITISED: list[tuple[str, Shape]] = [
     *(("update_distribution", Vector(size, "near")) for size in (100, 5003, 20_011, 200_003)),
     *(("chi_square_response", Game(size, "ball")) for size in (100, 6200)),
     *(("rank1_dot", Products(5, 7, terms)) for terms in (1, 37, 300, 1500)),
-    *(("hardest_negatives", Embeddings(70, 19, kind)) for kind in ("cosine", "order")),
+    *(
+        (op, Embeddings(70, 19, kind))
+        for op in ("hardest_negatives", "pair_gradients")
+        for kind in ("cosine", "order")
+    ),
+    ("hinge_coefficients", Embeddings(70, 19)),
     *(("rank1_argmin", Centres(9, clusters)) for clusters in (5, 100, 1100)),
 ]
 """One for every way in which the kernels lay out their work, as small as that allows."""

@@ -21,6 +21,11 @@ struct HingeTiles {
 };
 
 template <class acc_t>
+__device__ acc_t above_zero(acc_t v) {
+  return v <= 0 ? 0 : v;  // a NaN stays one
+}
+
+template <class acc_t>
 struct HingeShared {
   ScoreShared<acc_t> scores;
   double of_image[kScoreSide][kScoreTile], of_caption[kScoreSide][kScoreTile];
@@ -48,8 +53,7 @@ __global__ void __launch_bounds__(kScoreBlock) hinge_kernel(const HingeParams a,
                     of_other = score[r][c] + static_cast<acc_t>(load(a.caption_below, at_j));
         const double v = load(a.caption_weight, at_j), u = load(a.image_weight, at_i);
         const double of_row = of_pair > 0 ? v : 0, of_column = of_other > 0 ? u : 0;
-        if (!(of_pair <= 0)) loss += of_pair * v;  // also a NaN
-        if (!(of_other <= 0)) loss += of_other * u;
+        loss += above_zero(of_pair) * v + above_zero(of_other) * u;
         of_image[r] += of_row;
         of_caption[c] += of_column;
         coefficient = of_row + of_column;
@@ -61,8 +65,7 @@ __global__ void __launch_bounds__(kScoreBlock) hinge_kernel(const HingeParams a,
     shared.of_image[column][row + r * kScoreSide] = of_image[r];
     shared.of_caption[row][column + r * kScoreSide] = of_caption[r];
   }
-  loss = BlockOf<kScoreBlock>::reduce(loss, Sum{});
-  __syncthreads();  // the sums of all threads
+  loss = BlockOf<kScoreBlock>::reduce(loss, Sum{});  // with barriers: the sums of all threads are there
   if (threadIdx.x == 0) tiles.loss[blockIdx.x] = loss;
   const bool images = threadIdx.x < kScoreTile;
   const int at = static_cast<int>(threadIdx.x) % kScoreTile;
