@@ -149,7 +149,7 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
         case "hardest_negatives" if facts["kind"] == "cosine":
             return _ratios(gather=2 if size <= 128 and facts["shape"][0] >= 512 else 1, eager=1)
         case "hardest_negatives":
-            return _ratios(compile=1, gather=1, eager=60)
+            return _ratios(compile=1, gather=1, eager=60 if size >= 1024 else 1)
         case "sum_hinge":
             return _ratios(eager=1.5 if size <= 256 and facts["shape"][0] >= 512 else 1)
         case "rank1_assign":

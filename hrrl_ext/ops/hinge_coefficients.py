@@ -24,8 +24,8 @@ def hinge_coefficients(
 ) -> HingeCoefficients:
     """loss = Σ_ic v_c [b_i + s_ic]₊ + u_i [d_c + s_ic]₊   over different groups, s_ic = f_i · g_c.
 
-    With b and d the margin less the score of a pair this is the sum of hinges (Faghri et al. 2018, Eq. 5);
-    ``coefficient @ caption`` and ``coefficient.T @ image`` are its gradients. No score is kept.
+    With b and d the margin less the score of a pair this is the sum of hinges (Faghri et al. 2018,
+    Eq. 5); ``coefficient @ caption`` and ``coefficient.T @ image`` are its gradients. No score is kept.
 
     Args:
         image: [I, D] f, float16, bfloat16, float32 or float64.
@@ -38,9 +38,9 @@ def hinge_coefficients(
         caption_group: [C] int64.
 
     Returns:
-        loss [], coefficient [I, C] = v_c [b_i + s_ic > 0] + u_i [d_c + s_ic > 0], of_image [I], the sum of
-        its first terms along a row, and of_caption [C], of its second ones along a column; of the dtype of
-        image_below, in which scores are computed. A NaN among the scores gives a loss of NaN.
+        loss [], coefficient [I, C] = v_c [b_i + s_ic > 0] + u_i [d_c + s_ic > 0], of_image [I], the sum
+        of its first terms along a row, and of_caption [C], of its second ones along a column; of the
+        dtype of image_below, in which scores are computed. A NaN among the scores gives a loss of NaN.
 
     Gradients: none; it returns them. Deterministic, on any number of threads. Raises ValueError for
     shapes, dtypes or devices that do not match.

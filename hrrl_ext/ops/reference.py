@@ -353,12 +353,9 @@ def hinge_coefficients(
 ) -> HingeCoefficients:
     """See :func:`hrrl_ext.ops.hinge_coefficients`. In float64."""
     score = (image.double()[:, None] * caption.double()).sum(2)
-    found = hinges_of(
-        score,
-        *(t.double() for t in (image_below, caption_below, image_weight, caption_weight)),
-        image_group,
-        caption_group,
-    )
+    below, weights = (image_below, caption_below), (image_weight, caption_weight)
+    b, d, u, v = (t.double() for t in below + weights)
+    found = hinges_of(score, b, d, u, v, image_group, caption_group)
     return HingeCoefficients(*(t.to(image_below.dtype) for t in found))
 
 

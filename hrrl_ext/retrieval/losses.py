@@ -173,8 +173,8 @@ def sum_hinge(
 
 
 class _SumHinge(torch.autograd.Function):
-    """Σ_n Σ_m v_m [α - s(n,n) + s(n,m)]₊ + u_n [α - s(m,m) + s(n,m)]₊ over n, m of different groups, where
-    s(n,m) is of image n and caption m."""
+    """Σ_n Σ_m v_m [α - s(n,n) + s(n,m)]₊ + u_n [α - s(m,m) + s(n,m)]₊ over n, m of different groups,
+    s(n,m) of image n and caption m."""
 
     @staticmethod
     def forward(
@@ -199,7 +199,7 @@ class _SumHinge(torch.autograd.Function):
                 of_tile = below[rows], below, *weights, image_group[rows], caption_group
                 if similarity == "cosine":
                     hinges = hinge_coefficients(image[rows], caption, *of_tile)
-                    to_image[rows] = hinges.coefficient @ caption
+                    torch.mm(hinges.coefficient, caption, out=to_image[rows])
                     to_caption.addmm_(hinges.coefficient.T, image[rows])
                 else:
                     score, back = _scores_of(image[rows], caption, similarity)
@@ -209,15 +209,26 @@ class _SumHinge(torch.autograd.Function):
                 loss += hinges.loss
                 of_pair[rows] -= hinges.of_image
                 of_pair -= hinges.of_caption
-        n = torch.arange(len(image), device=image.device)
-        of_pairs = pair_gradients(image, caption, n, n.view_as(n), of_pair, similarity)
-        ctx.save_for_backward(to_image.add_(of_pairs[0]), to_caption.add_(of_pairs[1]))
+        if similarity == "cosine":
+            to_image.addcmul_(caption, of_pair[:, None])
+            to_caption.addcmul_(image, of_pair[:, None])
+        else:
+            n = torch.arange(len(image), device=image.device)
+            of_pairs = pair_gradients(image, caption, n, n, of_pair, similarity)
+            to_image += of_pairs[0]
+            to_caption += of_pairs[1]
+        ctx.save_for_backward(to_image, to_caption)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * t for t in ctx.saved_tensors), *(None,) * 6
+        to_image, to_caption = ctx.saved_tensors
+        # As of concept_cross_entropy: loss.backward() itself sends 1, which is cheaper to see than to use.
+        traced = torch.compiler.is_compiling() or type(grad) is not Tensor
+        if traced or not grad.is_cpu or grad.item() != 1.0:
+            to_image, to_caption = grad * to_image, grad * to_caption
+        return to_image, to_caption, *(None,) * 6
 
 
 def _scores_of(
