@@ -79,7 +79,7 @@ class SumHinge(torch.autograd.Function):
     ) -> Tensor:
         below = margin - pair_scores(image, caption, similarity)
         loss, of_pair, ones = below.new_zeros(()), torch.zeros_like(below), torch.ones_like(below)
-        to_image, to_caption = torch.empty_like(image), torch.zeros_like(caption)
+        to_image, to_caption = torch.empty_like(image), torch.empty_like(caption)
         image_weight = ones if image_weight is None else image_weight
         caption_weight = ones if caption_weight is None else caption_weight
         with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
@@ -89,12 +89,13 @@ class SumHinge(torch.autograd.Function):
                 if similarity == "cosine":
                     hinges = hinge_coefficients(image[rows], caption, *of_tile)
                     torch.mm(hinges.coefficient, caption, out=to_image[rows])
-                    to_caption.addmm_(hinges.coefficient.T, image[rows])
+                    first = rows.start == 0  # what is there is not read then
+                    to_caption.addmm_(hinges.coefficient.T, image[rows], beta=0 if first else 1)
                 else:
                     scores, back = all_scores(image[rows], caption, similarity)
                     hinges = reference.hinges_of(scores, *of_tile)
                     to_image[rows], of_captions = back(hinges.coefficient)
-                    to_caption += of_captions
+                    to_caption = of_captions if rows.start == 0 else to_caption + of_captions
                 loss += hinges.loss
                 of_pair[rows] -= hinges.of_image
                 of_pair -= hinges.of_caption
