@@ -96,16 +96,7 @@ class ClassificationLoss(nn.Module):
                 concept_count,
                 label_smoothing=self.label_smoothing,
             )
-        example_loss = self(logits, target)
-        batch = max(len(target), 1)
-        p = concept_count.double() / concept_count.double().sum()
-        loss = ((q / p).to(example_loss)[concept] * example_loss).sum() / batch
-        example_loss = example_loss.detach()
-        # A column for each concept: sums in a fixed order on every device, and a loss that is not
-        # finite stays in its own.
-        own = concept[:, None] == torch.arange(len(p), device=p.device)
-        sums = torch.where(own, example_loss.double()[:, None], 0.0).sum(0)
-        return ops.ConceptLoss(loss, (sums / (p * batch)).to(q.dtype), example_loss)
+        return weighed(self(logits, target), concept, q, concept_count)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         return logits if self.offset is None else logits + self.offset
@@ -115,6 +106,21 @@ class ClassificationLoss(nn.Module):
             f"label_smoothing={self.label_smoothing:g}, focal={self.focal:g}, "
             f"logit_adjustment={self.logit_adjustment:g}"
         )
+
+
+def weighed(
+    example_loss: Tensor, concept: Tensor, q: Tensor, concept_count: Tensor
+) -> ops.ConceptLoss:
+    """What :func:`hrrl_ext.ops.concept_cross_entropy` returns, of any losses ℓ_i [B]."""
+    batch = max(len(example_loss), 1)
+    p = concept_count.double() / concept_count.double().sum()
+    loss = ((q / p).to(example_loss)[concept] * example_loss).sum() / batch
+    example_loss = example_loss.detach()
+    # A column for each concept: sums in a fixed order on every device, and a loss that is not
+    # finite stays in its own.
+    own = concept[:, None] == torch.arange(len(p), device=p.device)
+    sums = torch.where(own, example_loss.double()[:, None], 0.0).sum(0)
+    return ops.ConceptLoss(loss, (sums / (p * batch)).to(q.dtype), example_loss)
 
 
 def _log_share(class_count: Tensor | Sequence[int] | None) -> Tensor:

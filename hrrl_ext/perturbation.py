@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
@@ -15,6 +15,9 @@ from . import ops
 from .losses import ClassificationLoss
 
 BatchNormStatistics = Literal["batch", "running"]
+
+FP16_LOSS_SCALE = 1024.0
+"""Of the input-gradient pass under float16 autocast: keeps float16 gradients normal."""
 
 
 class ExamplePerturbation(nn.Module):
@@ -101,16 +104,21 @@ class ExamplePerturbation(nn.Module):
         if torch.compiler.is_compiling():  # which traces this form in one graph, and not the other
             with torch.no_grad():  # of the gradient itself: to the weights it is a constant
                 return torch.func.grad(loss)(x)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            (grad,) = torch.autograd.grad(loss(leaf), leaf)
-        return grad
+        return gradient_in(loss, x)
 
     def update(self) -> None:
         """Ends a step, for a perturbation that learns of it: this one does not."""
 
     def extra_repr(self) -> str:
         return f"tau={self.tau}, batch_norm={self.batch_norm!r}, steps={self.steps}"
+
+
+def gradient_in(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """∇_x of ``loss(x)`` [], detached; no weight gets a gradient."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        (grad,) = torch.autograd.grad(loss(leaf), leaf)
+    return grad
 
 
 def checked_image(x: Tensor) -> Tensor:

@@ -30,6 +30,10 @@ def _train_arguments(parser: CommandParser) -> None:
         "--validation_concepts",
         help="classes: also the rsum of each concept, where those are the images' classes, as in emoji",
     )
+    parser.add_argument(
+        "--concepts",
+        help="classes: concepts of the pairs, where those are the images' classes, for lam to weight",
+    )
     parser.add_argument("--model", default="resnet18", help="name of the image encoder")
     parser.add_argument("--text", default="gru", help="gru, or huggingface:FOLDER")
     parser.add_argument(

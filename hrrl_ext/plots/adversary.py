@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..robust.concepts import slow_phase_divisor, variance_gain
+from ..concept_weights import slow_phase_divisor, variance_gain
 from .figures import History, over_epochs, panels_of, save, shown
 
 _NAMED = 5  # lines of q that are named where there are too many for a legend

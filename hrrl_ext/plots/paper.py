@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..robust.concepts import variance_gain
+from ..concept_weights import variance_gain
 from ..transfer.study.analysis import CONCEPT, EPOCH, MU, STEP, Row, by_seed, matching, study_rows
 from ..transfer.study.config import SOURCE
 from ..transfer.study.queue import Study

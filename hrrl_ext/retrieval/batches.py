@@ -102,7 +102,8 @@ class PairBatches:
 
     A batch is images [B, 3, H, W] float32 in [0, 1] or features [B, F], tokens [B, L] int64, lengths [B]
     int64 on the CPU, and group [N] int64: that of each pair of the whole batch, of which this process has
-    a part, in order. Items of one group are no negatives of each other.
+    a part, in order. Items of one group are no negatives of each other. Where pairs have a ``concept``
+    [M] int64, that follows in the same way.
 
     The order is a function of (seed, epoch), the augmentation of (seed, epoch, batch number): starting at
     any epoch or batch gives the same bits as getting there, and on several processes the pairs of a batch
@@ -116,8 +117,10 @@ class PairBatches:
         *,
         seed: int = 0,
         augment: Augmentation | None = None,
+        concept: Tensor | None = None,
     ) -> None:
         self.encoded, self.seed, self.augment = encoded, seed, augment
+        self._of_pairs = [encoded.pairs.caption_group, *([] if concept is None else [concept])]
         self.processes, self.device = encoded.processes, encoded.device
         count, least = len(encoded.pairs), 2 * self.processes.size
         if min(batch_size, count) < least:
@@ -147,5 +150,5 @@ class PairBatches:
             if self.augment is not None:
                 draws = random_stream(self.seed, epoch, number)
                 x = self.augment(x, draws, part, len(batch))
-            group = pairs.caption_group[batch].to(self.device, non_blocking=True)
-            yield as_float(x), *self.encoded.captions(at), group
+            of_whole = [of[batch].to(self.device, non_blocking=True) for of in self._of_pairs]
+            yield as_float(x), *self.encoded.captions(at), *of_whole

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -53,6 +53,17 @@ class RetrievalConfig:
     """How long they do: epochs, or text such as "500 steps"."""
     negatives: int | None = None
     """Pairs of a batch among which each has its negatives, itself included; all of them if not given."""
+    tau: float = 0.0
+    """Example level: length of the perturbation of an image, in [0, 1] pixel units, or of features as the
+    data have them; 0 is without."""
+    lam: float | None = None
+    """Concept level: λ, how strongly q is held at q0, in units of the loss; None is without."""
+    s: int = 1000
+    """Number of slow first steps of q."""
+    c: float | Literal["auto"] = 10.0
+    """How many times slower they are; "auto" estimates it from a few mini-batches."""
+    q0: Sequence[float] | None = None
+    """Reference distribution over the concepts, in the order of their names; N_k/N if not given."""
     temperature: float = 0.07
     """Of info_nce, as training begins."""
     dim: int = 1024
@@ -78,7 +89,9 @@ class RetrievalConfig:
         require_positive(
             self, "negatives", "temperature", "dim", "word_dim", "text_width", "min_count", "width"
         )
-        require_not_negative(self, "margin", "crop_padding")
+        require_not_negative(self, "margin", "crop_padding", "tau")
+        if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
+            object.__setattr__(self, "q0", [float(share) for share in self.q0])
         require_one_of(
             self, loss=Loss, similarity=Similarity, reduction=Reduction, warmup_loss=Warmup
         )

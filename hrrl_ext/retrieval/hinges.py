@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,12 +17,17 @@ from ..ops import (
     reference,
 )
 
+Back = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 TILE = 2**20
 """Scores that are kept at a time: few enough for a cache, and rows enough for products of matrices."""
 
 
 class MaxHinge(torch.autograd.Function):
-    """All pairs and negatives at once: at the size of a batch, calls cost more than what they compute."""
+    """All pairs and negatives at once: at the size of a batch, calls cost more than what they compute.
+
+    With ``each`` the hinges of every pair, [P], else their sum.
+    """
 
     @staticmethod
     def forward(
@@ -35,6 +40,7 @@ class MaxHinge(torch.autograd.Function):
         caption_group: Tensor,
         margin: float,
         similarity: Similarity,
+        each: bool,
     ) -> Tensor:
         caption_index, of_image, image_index, of_caption = hardest_negatives(
             image, caption, image_group, caption_group, similarity
@@ -50,7 +56,7 @@ class MaxHinge(torch.autograd.Function):
         pairs = torch.cat((row, row, image_index)), torch.cat((column, caption_index, column))
         ctx.save_for_backward(image, caption, *pairs, hinge)
         ctx.similarity = similarity
-        return hinge.sum()
+        return hinge.sum(0) if each else hinge.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -58,7 +64,7 @@ class MaxHinge(torch.autograd.Function):
         weight = torch.where(hinge > 0, grad, 0)
         weight = torch.cat((weight.sum(0).neg_(), weight.view(-1)))
         grads = pair_gradients(image, caption, row, column, weight, ctx.similarity)
-        return *grads, *(None,) * 6
+        return *grads, *(None,) * 7
 
 
 class SumHinge(torch.autograd.Function):
@@ -121,6 +127,59 @@ class SumHinge(torch.autograd.Function):
         return to_image, to_caption, *(None,) * 6
 
 
+class SumHingeOfEach(torch.autograd.Function):
+    """The terms of :class:`SumHinge`, [P], of every pair n:
+
+        Σ_m v_m [α - s(n,n) + s(n,m)]₊ + Σ_m u_m [α - s(n,n) + s(m,n)]₊
+
+    What each counts for is known as the gradient comes, for which scores are computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        caption: Tensor,
+        image_group: Tensor,
+        caption_group: Tensor,
+        image_weight: Tensor | None,
+        caption_weight: Tensor | None,
+        margin: float,
+        similarity: Similarity,
+    ) -> Tensor:
+        below = margin - pair_scores(image, caption, similarity)
+        ones = torch.ones_like(below)
+        image_weight = ones if image_weight is None else image_weight
+        caption_weight = ones if caption_weight is None else caption_weight
+        of = below, image_group, caption_group
+        ctx.save_for_backward(image, caption, *of, image_weight, caption_weight)
+        ctx.similarity = similarity
+        loss = torch.zeros_like(below)
+        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+            for rows, (of_image, of_caption), _ in _hinges(image, caption, of, similarity):
+                loss[rows] += of_image.clamp_(min=0) @ caption_weight
+                loss += image_weight[rows] @ of_caption.clamp_(min=0)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, caption, *of, image_weight, caption_weight = ctx.saved_tensors
+        to_image, to_caption = torch.empty_like(image), torch.zeros_like(caption)
+        of_pair = torch.zeros_like(grad)
+        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+            for rows, (of_image, of_caption), back in _hinges(image, caption, of, ctx.similarity):
+                row = (of_image > 0) * (grad[rows, None] * caption_weight)
+                column = (of_caption > 0) * (image_weight[rows, None] * grad)
+                to_image[rows], of_captions = back(row + column)
+                to_caption += of_captions
+                of_pair[rows] -= row.sum(1)
+                of_pair -= column.sum(0)
+        n = torch.arange(len(image), device=image.device)
+        of_pairs = pair_gradients(image, caption, n, n, of_pair, ctx.similarity)
+        return to_image + of_pairs[0], to_caption + of_pairs[1], *(None,) * 6
+
+
 def pair_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
     """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
     if similarity == "cosine":
@@ -128,9 +187,7 @@ def pair_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> Tenso
     return -torch.linalg.vector_norm((caption - image).relu_(), dim=1)
 
 
-def all_scores(
-    image: Tensor, caption: Tensor, similarity: Similarity
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+def all_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> tuple[Tensor, Back]:
     """All scores [I, C], and what gradients of them are in image and caption."""
     if similarity == "cosine":
         return image @ caption.T, lambda grad: (grad @ caption, grad.T @ image)
@@ -142,6 +199,18 @@ def all_scores(
         return unit.sum(1), -unit.sum(0)
 
     return -norm, back
+
+
+def _hinges(
+    image: Tensor, caption: Tensor, of: Sequence[Tensor], similarity: Similarity
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor], Back]]:
+    """Rows, the hinges of them with all captions before they are cut at 0, in both directions, and the
+    gradient of their scores."""
+    below, image_group, caption_group = of
+    for rows in tiles(len(image), len(caption), image.shape[1], similarity):
+        scores, back = all_scores(image[rows], caption, similarity)
+        scores = scores.masked_fill(image_group[rows, None] == caption_group, -torch.inf)
+        yield rows, (scores + below[rows, None], scores + below), back
 
 
 def tiles(rows: int, columns: int, size: int, similarity: Similarity) -> Iterator[slice]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from torch import Tensor
 
 from .._precision import full_float32
 from ..ops import Similarity
-from .hinges import MaxHinge, SumHinge, all_scores, pair_scores, tiles
+from .hinges import MaxHinge, SumHinge, SumHingeOfEach, all_scores, pair_scores, tiles
 
 Reduction = Literal["sum", "mean"]
+ReductionOrNone = Literal["sum", "mean", "none"]
 Matches = tuple[Tensor, Tensor]
 
 
@@ -61,7 +62,7 @@ def max_hinge(
     caption_group: Tensor | None = None,
     margin: float = 0.2,
     similarity: Similarity = "cosine",
-    reduction: Reduction = "sum",
+    reduction: ReductionOrNone = "sum",
     semi_hard: bool = False,
 ) -> Tensor:
     """The hinge of the hardest negative alone, in both directions (Eq. 3.6).
@@ -75,25 +76,29 @@ def max_hinge(
             None: every row is a group of its own. Needed where ``pairs`` are given.
         margin: α.
         similarity: "cosine", the product (normalise before), or "order".
-        reduction: "sum" over the pairs, as the public code has it, or their "mean".
+        reduction: "sum" over the pairs, as the public code has it, their "mean", or "none": of each pair,
+            to be weighted.
         semi_hard: negatives that score below their pair alone, as FaceNet takes them: a warm-up where the
             hardest make everything collapse to one point.
 
     Returns:
-        the loss [], in float32, or float64 for float64. A pair without a negative counts 0. The gradient
-        touches the pairs and their hardest negatives, and no matrix of scores is kept
-        (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
+        the loss [], or of each pair [P], in float32, or float64 for float64. A pair without a negative
+        counts 0. The gradient touches the pairs and their hardest negatives, and no matrix of scores is
+        kept (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
     """
     batch = _checked("max_hinge", image, caption, pairs, image_group, caption_group)
     if semi_hard:
         positive = pair_scores(*batch.paired(), similarity)
         of_image, of_caption = _semi_hard(batch, positive.detach(), similarity)
         below = margin - positive
-        loss = ((below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)).sum()
+        loss = (below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)
+        if reduction != "none":
+            loss = loss.sum()
     else:
         groups = batch.image_group, batch.caption_group
         rows = pairs or (None, None)
-        loss = MaxHinge.apply(batch.image, batch.caption, *rows, *groups, margin, similarity)
+        each = reduction == "none"
+        loss = MaxHinge.apply(batch.image, batch.caption, *rows, *groups, margin, similarity, each)
     return _reduced(loss, len(image if pairs is None else pairs[0]), reduction)
 
 
@@ -106,7 +111,7 @@ def sum_hinge(
     caption_group: Tensor | None = None,
     margin: float = 0.2,
     similarity: Similarity = "cosine",
-    reduction: Reduction = "sum",
+    reduction: ReductionOrNone = "sum",
 ) -> Tensor:
     """The hinges of all negatives, in both directions (Eq. 3.5); arguments as of :func:`max_hinge`.
 
@@ -120,7 +125,8 @@ def sum_hinge(
     if pairs is not None:
         groups = groups[0][pairs[0]], groups[1][pairs[1]]
         weights = tuple(_shares(rows).to(image.dtype) for rows in pairs)
-    loss: Tensor = SumHinge.apply(image, caption, *groups, *weights, margin, similarity)
+    kind = SumHingeOfEach if reduction == "none" else SumHinge
+    loss: Tensor = kind.apply(image, caption, *groups, *weights, margin, similarity)
     return _reduced(loss, len(image), reduction)
 
 
@@ -189,10 +195,10 @@ def _shares(rows: Tensor) -> Tensor:
     return count[which].double().reciprocal()
 
 
-def _reduced(total: Tensor, pairs: int, reduction: Reduction) -> Tensor:
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f'reduction must be "sum" or "mean", got {reduction!r}')
-    return total if reduction == "sum" else total / max(pairs, 1)
+def _reduced(loss: Tensor, pairs: int, reduction: ReductionOrNone) -> Tensor:
+    if reduction not in get_args(ReductionOrNone):
+        raise ValueError(f'reduction must be "sum", "mean" or "none", got {reduction!r}')
+    return loss / max(pairs, 1) if reduction == "mean" else loss
 
 
 def _checked(
@@ -267,13 +273,16 @@ def info_nce(
     *,
     group: Tensor | None = None,
     temperature: float | Tensor = 0.07,
+    reduction: ReductionOrNone = "mean",
 ) -> Tensor:
     """CLIP's loss: the mean of two cross-entropies, in which row n belongs to row n.
 
-    ``group`` [B]: other rows of one group are left out. Plain PyTorch, which keeps [B, B] scores."""
+    ``group`` [B]: other rows of one group are left out. ``reduction="none"``: of each pair. Plain
+    PyTorch, which keeps [B, B] scores."""
     score = _others_of_group_left_out(_wide(image) @ _wide(caption).T / temperature, group)
     row = torch.arange(len(image), device=image.device)
-    return (F.cross_entropy(score, row) + F.cross_entropy(score.T, row)) / 2
+    of_image = F.cross_entropy(score, row, reduction=reduction)
+    return (of_image + F.cross_entropy(score.T, row, reduction=reduction)) / 2
 
 
 def sigmoid_loss(
@@ -283,13 +292,17 @@ def sigmoid_loss(
     group: Tensor | None = None,
     scale: float | Tensor = 10.0,
     bias: float | Tensor = -10.0,
+    reduction: ReductionOrNone = "mean",
 ) -> Tensor:
     """SigLIP's loss: every score is a yes or no of its own, -Σ_nm log σ(±(scale s(n,m) + bias)) / B.
 
-    ``group`` as for :func:`info_nce`. Plain PyTorch, which keeps [B, B] scores."""
+    ``group`` as for :func:`info_nce`; so ``reduction``, where a score of two pairs is half of each.
+    Plain PyTorch, which keeps [B, B] scores."""
     score = _wide(image) @ _wide(caption).T * scale + bias
     sign = 1 - 2 * torch.eye(len(image), dtype=score.dtype, device=image.device)
-    return F.softplus(_others_of_group_left_out(sign * score, group)).sum() / max(len(image), 1)
+    terms = F.softplus(_others_of_group_left_out(sign * score, group))
+    loss = (terms.sum(0) + terms.sum(1)) / 2 if reduction == "none" else terms.sum()
+    return _reduced(loss, len(image), reduction)
 
 
 def _others_of_group_left_out(score: Tensor, group: Tensor | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -11,14 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from .._modes import evaluating
 from .._tables import one_line
+from ..concept_weights import CALIBRATION_BATCHES
 from ..data.batches import batch_sizes
+from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
-from ..training import Recipe
+from ..training import Move, Recipe
+from ..training.progress import Progress
 from ..training.recipe import Row
 from ..training.schedule import in_steps
 from .batches import EncodedPairs, PairBatches
+from .concept_level import ConceptLevel
 from .config import RetrievalConfig
 from .losses import info_nce, max_hinge, sigmoid_loss, sum_hinge
 from .measures import CUTS, Retrieval, evaluate, summary
@@ -33,12 +39,17 @@ _LOOKED_AT = 128  # pairs whose scores are looked at
 class VSE(Recipe):
     """min_θ Σ_(i,c) ℓ(i, c; θ), the negatives of a pair being others of its batch   (thesis, Eq. 3.4).
 
+    With a concept level min_θ max_{q in Δ} Σ_k (q_k/N_k) Σ_{(i,c) in k} ℓ(i, c; θ) - (λ/2) ‖q - q0‖²
+    (HRRL, Eq. 4), k the concept of the image; with tau of the images x̃ = x + τ ∇ℓ/‖∇ℓ‖_F.
+
     Args:
         model: on its device, as it is trained.
         batches: what it is trained on.
         validation: what it is measured on, if on anything.
         batch_size: images, and captions, that are embedded at once in evaluation.
         concepts: of each validation image, its name.
+        level: q over the concepts of the pairs, whose ``concept`` the batches have.
+        loss_scale: of the input-gradient pass; see :class:`hrrl_ext.ExamplePerturbation`.
     """
 
     chosen = "rsum"
@@ -61,10 +72,13 @@ class VSE(Recipe):
         *,
         batch_size: int,
         concepts: Sequence[str] | None = None,
+        level: ConceptLevel | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self.model, self.batches, self.config = model, batches, config
         self.validation, self.processes = validation, processes
         self.batch_size, self.concepts = batch_size, concepts
+        self.level, self.loss_scale = level, loss_scale
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
@@ -76,8 +90,11 @@ class VSE(Recipe):
     # --- one step
 
     def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> Tensor:
-        """Encodes both sides, finds the negatives, moves θ; returns the mean loss of a pair []."""
-        loss = move(self.losses, *batch)
+        """Encodes both sides, finds the negatives, moves θ, and q; returns the mean loss of a pair []."""
+        means = move(self.losses, *batch)
+        loss = means if self.level is None else means[0]
+        if self.level is not None:
+            self.level.update(means[1:])  # with the losses at θ_t
         self._loss += loss.double() * len(batch[-1])
         self._last = loss
         self._steps += 1
@@ -85,40 +102,76 @@ class VSE(Recipe):
         return loss
 
     def losses(
-        self, model: nn.Module, images: Tensor, tokens: Tensor, lengths: Tensor, group: Tensor
+        self,
+        model: nn.Module,
+        images: Tensor,
+        tokens: Tensor,
+        lengths: Tensor,
+        group: Tensor,
+        concept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The loss of the whole batch, that is of all processes, and its mean over the pairs.
+        """The loss of the whole batch, that is of all processes, and its mean over the pairs; behind it,
+        where there is a concept level, ĝ [K].
 
         Every process has the same embeddings, hence the same loss; what it sends back reaches those
         that made them.
         """
+        if self.config.tau > 0:
+            images = self.perturbed(images, tokens, lengths, group)
         image, caption = (
             self.processes.whole(x, len(group))
             for x in model(images, tokens, lengths, precomputed=self.batches.encoded.precomputed)
         )
         self._pairs = image.detach()[:_LOOKED_AT], caption.detach()[:_LOOKED_AT]
         with torch.autocast(image.device.type, enabled=False):
-            total = self._of_sets(image, caption, group)
-        mean = total / len(group)
-        summed = self.config.hinge and self.config.reduction == "sum"
-        return total if summed else mean, mean.detach()
+            loss = self._of_sets(image, caption, group, each=self.level is not None)
+            summed = self.config.hinge and self.config.reduction == "sum"
+            if self.level is None or concept is None:
+                mean = loss / len(group)
+                return loss if summed else mean, mean.detach()
+            out = self.level.weighed(loss, concept)
+        means = torch.cat([loss.detach().double().mean().view(1), out.concept_loss])
+        return out.loss * len(group) if summed else out.loss, means
 
-    def _of_sets(self, image: Tensor, caption: Tensor, group: Tensor) -> Tensor:
-        """The sum of the pairs' losses, whose negatives are those of their set."""
+    def perturbed(self, images: Tensor, tokens: Tensor, lengths: Tensor, group: Tensor) -> Tensor:
+        """x̃_n = x_n + τ ∇_{x_n} Σ_m ℓ_m / ‖∇_{x_n} Σ_m ℓ_m‖_F of every row, image or features, detached.
+
+        The sum is over the whole batch, as x_n is also a negative of others. It is without the concepts'
+        weights, of which one of 0 would switch a row off. Of the model nothing changes.
+        """
+        encode_image = partial(
+            self.model.encode_image, precomputed=self.batches.encoded.precomputed
+        )
+        with frozen_statistics(self.model, "batch"):
+            with torch.no_grad():
+                caption = self.processes.whole(self.model.encode_text(tokens, lengths), len(group))
+
+            def loss(x: Tensor) -> Tensor:
+                image = self.processes.whole(encode_image(x), len(group))
+                with torch.autocast(image.device.type, enabled=False):
+                    return self._of_sets(image, caption, group, each=False) * self.loss_scale
+
+            return ops.perturb(images, gradient_in(loss, images), self.config.tau)[0]
+
+    def _of_sets(self, image: Tensor, caption: Tensor, group: Tensor, *, each: bool) -> Tensor:
+        """The losses of the pairs, whose negatives are those of their set: of each, [N], or their sum."""
         if self.config.negatives is None:
-            return self._of_pairs(image, caption, group)
+            return self._of_pairs(image, caption, group, each=each)
         sizes = batch_sizes(len(group), self.config.negatives, least=2)
         sets = zip(*(x.split(sizes) for x in (image, caption, group)), strict=True)
-        return torch.stack([self._of_pairs(*one) for one in sets]).sum()
+        losses = [self._of_pairs(*one, each=each) for one in sets]
+        return torch.cat(losses) if each else torch.stack(losses).sum()
 
-    def _of_pairs(self, image: Tensor, caption: Tensor, group: Tensor) -> Tensor:
+    def _of_pairs(self, image: Tensor, caption: Tensor, group: Tensor, *, each: bool) -> Tensor:
         config, learned = self.config, self.model.learned
-        if config.loss == "info_nce":
-            temperature = (-learned["log_scale"]).exp()
-            return info_nce(image, caption, group=group, temperature=temperature) * len(group)
-        if config.loss == "sigmoid":
-            scale, bias = learned["log_scale"].exp(), learned["bias"]
-            return sigmoid_loss(image, caption, group=group, scale=scale, bias=bias) * len(group)
+        if not config.hinge:
+            of: dict[str, Any] = {"group": group, "reduction": "none" if each else "mean"}
+            if config.loss == "info_nce":
+                loss = info_nce(image, caption, temperature=(-learned["log_scale"]).exp(), **of)
+            else:
+                scale, bias = learned["log_scale"].exp(), learned["bias"]
+                loss = sigmoid_loss(image, caption, scale=scale, bias=bias, **of)
+            return loss if each else loss * len(group)
         begins = self.done < in_steps(config.warmup_for, len(self.batches))
         warmup = config.warmup_loss if begins else "none"
         settings: dict[str, Any] = {
@@ -126,11 +179,26 @@ class VSE(Recipe):
             "caption_group": group,
             "margin": config.margin,
             "similarity": config.similarity,
+            "reduction": "none" if each else "sum",
         }
         if config.loss == "sum_hinge" or warmup == "sum_hinge":
             return sum_hinge(image, caption, **settings)
         semi_hard = config.semi_hard or warmup == "semi_hard"
         return max_hinge(image, caption, semi_hard=semi_hard, **settings)
+
+    # --- as the first epoch begins
+
+    def before(self, epoch: int, move: Move, progress: Progress) -> bool:
+        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step."""
+        if epoch > 0 or self.level is None or self.config.c != "auto" or self.config.lam is None:
+            return False
+        losses = []
+        with evaluating(self.model), torch.no_grad():  # leaves no trace in running statistics
+            for batch in itertools.islice(self.batches.epoch(0), CALIBRATION_BATCHES):
+                with move.autocast():
+                    losses.append(self.losses(self.model, *batch)[1][1:])
+        self.level.distribution.calibrate(losses)
+        return False
 
     # --- what it reports
 
@@ -148,6 +216,8 @@ class VSE(Recipe):
         if spread < _LEAST_SPREAD:
             raise FloatingPointError(f"the embeddings have collapsed: {found}")
         self._warn_of_collapse(loss, spread, found)
+        if self.level is not None:
+            self.level.check(where)
 
     def _warn_of_collapse(self, loss: float, spread: float, found: str) -> None:
         """Once, where both hinges of a pair have come to be the margin: its own score is that of its
@@ -167,6 +237,8 @@ class VSE(Recipe):
 
     def row(self, measured: Row) -> dict[str, Any]:
         row = {"loss": self._mean()} | dict(measured)
+        if self.level is not None:
+            row |= self.level.row()
         self._loss, self._steps = torch.zeros_like(self._loss), 0
         return row
 
@@ -181,6 +253,9 @@ class VSE(Recipe):
             of = row["concept_rsum"]
             worst = min(of, key=lambda name: of[name])
             parts.append(f"worst concept {of[worst]:.1f} ({worst})")
+        if row.get("lam") is not None:
+            largest = max(row["q"], key=lambda name: row["q"][name])
+            parts.append(f"q {row['q'][largest]:.2f} ({largest})")
         return one_line("  ".join(parts))
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -223,17 +298,22 @@ class VSE(Recipe):
 
     def description(self) -> dict[str, Any]:
         pairs = self.batches.encoded.pairs
+        concepts = {} if self.level is None else {"concepts": self.level.names}
         return {
             **described(self.model),
             "data": pairs.name,
             "images": len(pairs.images),
             "captions": len(pairs),
             "words": None if self.model.words is None else len(self.model.words),
+            **concepts,
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"steps": (self.done, self._steps), "loss": self._loss}
+        state = {"steps": (self.done, self._steps), "loss": self._loss}
+        return state if self.level is None else state | {"concepts": self.level.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done, self._steps = state["steps"]
         self._loss = state["loss"].to(self._loss)
+        if self.level is not None:
+            self.level.load_state_dict(state["concepts"])

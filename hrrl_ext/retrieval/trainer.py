@@ -17,12 +17,14 @@ from .._arrays import to_numpy
 from .._modes import evaluating
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
+from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import Processes, start_processes
 from ..training import Loop, RunFolder, TrainingResult
 from ..training.progress import ProgressStyle
 from ..training.scalars import require_tensorboard
 from .batches import EncodedPairs, PairBatches
+from .concept_level import ConceptLevel
 from .config import RetrievalConfig, configs
 from .losses import Preset
 from .measures import Ids
@@ -54,6 +56,8 @@ class RetrievalTrainer:
         validation: pairs to measure recall on after each epoch; a source is opened with split="val".
         validation_concepts: the concept of each validation image, a number or a name, to measure the rsum
             of each; or "classes", those that the images have, as the emoji do.
+        concepts: the concept of each training image, in the same way; that of a pair is its image's. With
+            ``lam`` an adversary weights them (HRRL, Eq. 4); ``lam=None`` reports their losses.
         preset: "VSE++", "VSE0", "Order++" or "Order0": sets those of loss, similarity, margin,
             normalise_image, normalise_caption, absolute and lr that are not given.
         out: folder of the run; None saves nothing. Its ``best`` is the epoch of the largest rsum.
@@ -91,6 +95,7 @@ class RetrievalTrainer:
         text: str | nn.Module = "gru",
         validation: Source | None = None,
         validation_concepts: Ids | None = None,
+        concepts: Ids | None = None,
         preset: str = "VSE++",
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
@@ -119,6 +124,7 @@ class RetrievalTrainer:
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         pairs, measured = _open_pairs(data, validation, method, root)
+        level = _level(pairs, concepts, method, device_)
         begun = out if resume else init  # whose words a run goes on with
         self.model = _built(model, text, pairs, method, training.seed, begun)
         if init is not None:
@@ -143,12 +149,20 @@ class RetrievalTrainer:
         augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
         self.recipe = VSE(
             self.model,
-            PairBatches(train, training.batch_size, seed=training.seed, augment=augment),
+            PairBatches(
+                train,
+                training.batch_size,
+                seed=training.seed,
+                augment=augment,
+                concept=None if level is None else level.concept,
+            ),
             val[0] if val else None,
             method,
             processes,
             batch_size=training.batch_size,
-            concepts=_concepts(measured, validation_concepts),
+            concepts=_validation_concepts(measured, validation_concepts),
+            level=level,
+            loss_scale=FP16_LOSS_SCALE if training.precision == "fp16" else 1.0,
         )
         self.loop = Loop(
             self.recipe,
@@ -256,26 +270,46 @@ def _open_pairs(
     return pairs, measured
 
 
-def _concepts(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
+def _level(
+    pairs: Pairs, concepts: Ids | None, config: RetrievalConfig, device: torch.device
+) -> ConceptLevel | None:
+    if concepts is not None:
+        names, of_image = _concepts("concepts", pairs, concepts)
+        return ConceptLevel(names, of_image[pairs.owner], config, device)
+    if config.lam is not None or config.q0 is not None:
+        raise ValueError(
+            f"lam={config.lam} and q0={config.q0} weight concepts, and there are none; give concepts, of "
+            "each training image, or leave both out"
+        )
+    return None
+
+
+def _validation_concepts(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
     """Names, of each image."""
     if concepts is None:
         return None
     if measured is None:
         raise ValueError("validation_concepts are of validation; give both, or none")
+    names, of_image = _concepts("validation_concepts", measured, concepts)
+    return [names[k] for k in of_image.tolist()]
+
+
+def _concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], Tensor]:
+    """Names of those that are there, in their order, and which of them each image has [N]."""
     if isinstance(concepts, str):
-        if concepts != "classes" or not isinstance(measured.images, ImageSet):
+        if concepts != "classes" or not isinstance(of.images, ImageSet):
             raise ValueError(
-                f"validation_concepts must be ids of the images, or 'classes' where they have any, got "
+                f"{argument} must be ids of the images, or 'classes' where they have any, got "
                 f"{concepts!r}"
             )
-        return [measured.images.classes[at] for at in measured.images.target.tolist()]
-    names = [str(name) for name in np.asarray(to_numpy(concepts)).tolist()]
-    if len(names) != len(measured.images):
+        found, of_image = of.images.target.unique(return_inverse=True)
+        return [of.images.classes[at] for at in found.tolist()], of_image
+    ids, index = np.unique(np.asarray(to_numpy(concepts)), return_inverse=True)
+    if len(index) != len(of.images):
         raise ValueError(
-            f"validation_concepts must have one entry for each of {len(measured.images)} images, got "
-            f"{len(names)}"
+            f"{argument} must have one entry for each of {len(of.images)} images, got {len(index)}"
         )
-    return names
+    return [str(name) for name in ids.tolist()], torch.from_numpy(index)
 
 
 def _built(

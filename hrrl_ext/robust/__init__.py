@@ -15,11 +15,11 @@
 ================================== ==============================================================
 """
 
+from ..concept_weights import ConceptDistribution, ConceptWeights, slow_phase_divisor, variance_gain
 from ..losses import ClassificationLoss
 from ..perturbation import ExamplePerturbation
 from .baselines import CVaR, GroupDRO
 from .chi_square import ChiSquare
-from .concepts import ConceptDistribution, ConceptWeights, slow_phase_divisor, variance_gain
 from .config import HRRLConfig
 from .consistency import jensen_shannon
 from .objective import HRRLObjective

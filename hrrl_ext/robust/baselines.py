@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .concepts import ConceptWeights
+from ..concept_weights import ConceptWeights
 
 
 class GroupDRO(ConceptWeights):

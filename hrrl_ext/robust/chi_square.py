@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from .concepts import ConceptWeights
+from ..concept_weights import ConceptWeights
 
 LEAST_HORIZON = 100
 """Steps; those of a small set's epoch are too few: docs/tuning.md has what came of 3 and 12."""

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..concept_weights import ConceptDistribution, ConceptWeights
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics, ExamplePerturbation
 from ..processes import Processes
-from .concepts import ConceptDistribution, ConceptWeights
 from .theorem2 import Theorem2Perturbation
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..clustering.discovered import Discovery
+from ..concept_weights import CALIBRATION_BATCHES, ConceptDistribution, ConceptWeights
 from ..data import Augmentation, Batches, ImageSet
 from ..evaluation import accuracy
 from ..losses import ClassificationLoss
@@ -24,7 +25,6 @@ from ..training.recipe import Row
 from . import report
 from .baselines import CVaR, GroupDRO
 from .chi_square import LEAST_HORIZON, ChiSquare
-from .concepts import ConceptDistribution, ConceptWeights, effective_number
 from .config import HRRLConfig
 from .consistency import JensenShannon
 from .objective import HRRLObjective
@@ -32,8 +32,6 @@ from .sets import Sets
 from .stored import StoredDirections, StoredPerturbation
 from .tally import Tally
 from .theorem2 import Theorem2Perturbation
-
-_CALIBRATION_BATCHES = 8
 
 
 class HRRL(Recipe):
@@ -166,7 +164,7 @@ class HRRL(Recipe):
         losses = []
         with evaluating(self.model):  # leaves no trace in the running statistics
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
-            for (x, target, concept, *_), size in itertools.islice(batches, _CALIBRATION_BATCHES):
+            for (x, target, concept, *_), size in itertools.islice(batches, CALIBRATION_BATCHES):
                 with move.autocast():
                     logits = self.model(x)
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
@@ -191,24 +189,18 @@ class HRRL(Recipe):
             return
         if distribution.lam is None:
             return
-        here, there = (effective_number(q).item() for q in (distribution.q, distribution.q0))
-        if here > there / 2:
+        found = distribution.concentration(self.sets.concept_names)
+        if found is None:
             return
         self._warned = True
-        k = int(distribution.q.argmax())
         if isinstance(distribution, ChiSquare):
             advised, or_else = distribution.spread.item(), ", or lower rho or max_weight"
         else:
             mean_loss = self.tally.concept_loss / self.tally.steps
-            advised, or_else = len(distribution.q) * mean_loss.std(correction=0).item(), ""
-            if distribution.t <= min(FIRST_STEPS, distribution.s):
-                advised /= distribution.c.item()  # these steps are c times shorter
+            advised, or_else = distribution.advised_lam(mean_loss, FIRST_STEPS), ""
         warnings.warn(
-            f"in {where} q has concentrated on {here:.1f} of {there:.1f} "
-            f"concepts: {self.sets.concept_names[k]!r} has q = {distribution.q[k].item():.2f}, each of "
-            f"its examples counts {distribution.weight[k].item():.0f}-fold. Training can collapse. "
-            f"Raise lam (now {distribution.lam:g}); the spread of the concepts' losses asks for "
-            f"{advised:.2g}{or_else}",
+            f"in {where} {found}. Raise lam (now {distribution.lam:g}); the spread of the "
+            f"concepts' losses asks for {advised:.2g}{or_else}",
             stacklevel=4,
         )
 

@@ -18,6 +18,7 @@ from ..data.classes import require_same_classes
 from ..data.ids import Ids
 from ..data.image_sets import as_float
 from ..models import build_model
+from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import classes_of, load_weights
 from ..processes import Processes, start_processes
 from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
@@ -27,8 +28,6 @@ from .config import HRRLConfig, Levels, by_config, with_levels
 from .objective import HRRLObjective
 from .recipe import HRRL
 from .sets import open_sets
-
-_FP16_LOSS_SCALE = 1024.0  # of the input-gradient pass: keeps float16 gradients normal
 
 
 class HRRLTrainer:
@@ -162,7 +161,7 @@ class HRRLTrainer:
             sets,
             method,
             processes,
-            loss_scale=_FP16_LOSS_SCALE if training.precision == "fp16" else 1.0,
+            loss_scale=FP16_LOSS_SCALE if training.precision == "fp16" else 1.0,
             at_once=math.ceil(training.batch_size / (processes.size * training.accumulate)),
             penalty=penalty,
             model_name=model if isinstance(model, str) else model_name,

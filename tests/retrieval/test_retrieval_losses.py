@@ -109,6 +109,48 @@ def test_any_number_of_captions_and_images(kind: str, similarity: Similarity) ->
 
 
 @both
+@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_of_each_pair(
+    kind: str, paired: bool, dtype: torch.dtype, similarity: Similarity, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """Losses, and gradients of their sum with weights of any sign and 0, by loops in float64. In float32
+    a loss is a sum of up to 16 hinges below 3, a gradient one of as many rows of norm 1."""
+    f, g = embeddings(6, seed=3), embeddings(9, seed=4)
+    groups = torch.tensor([4, 0, 1, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 3, 3, 3, 4, 0])
+    settings: dict[str, Any] = {"image_group": groups[0], "caption_group": groups[1]}
+    rows = pairs_of_groups(*groups)
+    if not paired:
+        f, g = embeddings(len(rows[0]), seed=5), embeddings(len(rows[0]), seed=6)  # without ties
+        groups = groups[0][rows[0]], groups[1][rows[1]]
+        settings = {"image_group": groups[0], "caption_group": groups[1]}
+        rows = (torch.arange(len(f)), torch.arange(len(f)))
+    else:
+        settings["pairs"] = rows
+    expected = list(zip(*(t.tolist() for t in rows), strict=True))
+    weight = torch.linspace(-1, 2, len(expected), dtype=torch.float64)
+    weight[4] = 0
+    settings |= {"similarity": similarity, "margin": 0.7, "reduction": "none"}
+    weighed = lambda f, g: LOSSES[kind](f, g, **settings) @ weight.to(f.dtype)  # noqa: E731
+    f.requires_grad_()
+    g.requires_grad_()
+    of_each = [by_hand(kind, f, g, [pair], groups, similarity, 0.7) for pair in expected]
+    total = (torch.stack(of_each) * weight).sum()
+    want = torch.stack(of_each).detach(), total.detach(), *torch.autograd.grad(total, (f, g))
+    assert want[0].min() >= 0
+    assert want[0].max() > 0.5
+    tolerance = 1e-12 if dtype == torch.float64 else 16 * 3 * 2.0**-23
+    for tile in (2**20, 1):
+        monkeypatch.setattr("hrrl_ext.retrieval.hinges.TILE", tile)
+        leaves = f.detach().to(dtype), g.detach().to(dtype)
+        got = [LOSSES[kind](*leaves, **settings), *loss_and_gradients(weighed, *leaves)]
+        for a, b in zip(got, want, strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance)
+
+
+@both
 @pytest.mark.parametrize("kind", ["sum", "semi-hard"])
 def test_tiles_change_nothing(
     kind: str, similarity: Similarity, monkeypatch: pytest.MonkeyPatch
@@ -246,7 +288,7 @@ def test_info_nce_and_sigmoid() -> None:
         ({"caption": torch.ones(3, 5)}, r"must have shapes \[I, D\] and \[C, D\]"),
         ({"image_group": torch.arange(3)}, "image_group and caption_group go together"),
         ({"pairs": (torch.arange(3),) * 2}, "pairs need both"),
-        ({"reduction": "average"}, "reduction must be .sum. or .mean., got .average."),
+        ({"reduction": "average"}, "reduction must be .sum., .mean. or .none., got .average."),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:

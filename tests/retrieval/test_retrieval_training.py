@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,27 +78,33 @@ def test_a_step_is_the_lines_written_out(settings: dict[str, Any]) -> None:
     assert own.recipe.done == 1
 
 
-def of_set(f: Tensor, g: Tensor, group: list[int], model: JointEmbedding, config: Any) -> Tensor:
-    """The sum of the losses of the pairs, by loops."""
+def of_set(
+    f: Tensor, g: Tensor, group: list[int], model: JointEmbedding, config: Any,
+    of: Iterable[int] | None = None,
+) -> Tensor:  # fmt: skip
+    """The sum of the losses of the pairs, or of these rows of them, by loops."""
+    of = range(len(f)) if of is None else of
     if config.hinge:
         kind = "sum" if config.loss == "sum_hinge" else "semi-hard" if config.semi_hard else "max"
-        rows = [(n, n) for n in range(len(f))]
+        rows = [(n, n) for n in of]
         return by_hand(kind, f, g, rows, (group, group), config.similarity, config.margin)
     learned = model.learned
     scale = learned["log_scale"].exp()
     total = f.new_zeros(())
-    for n in range(len(f)):
+    for n in of:
         others = [m for m in range(len(f)) if m == n or group[m] != group[n]]
         if config.loss == "info_nce":
             for scores in ([f[n] @ g[m] for m in others], [f[m] @ g[n] for m in others]):
                 top = torch.stack(scores).mul(scale).logsumexp(0)
                 total = total + (top - scale * (f[n] @ g[n])) / 2
         else:
-            for m in others:
+            for (
+                m
+            ) in others:  # a score is half of the pair of its row, and half of that of its column
                 sign = 1 if m == n else -1
-                total = total - nn.functional.logsigmoid(
-                    sign * (scale * (f[n] @ g[m]) + learned["bias"])
-                )
+                for score in (f[n] @ g[m], f[m] @ g[n]):
+                    logit = sign * (scale * score + learned["bias"])
+                    total = total - nn.functional.logsigmoid(logit) / 2
     return total
 
 
@@ -473,12 +480,16 @@ sys.path.insert(0, FOLDER)
 from retrieval_cases import pairs, trainer
 found = {}
 for name, settings in {"max_hinge": {}, "sum_hinge": {"preset": "Order0", "reduction": "mean"},
-                       "info_nce": {"loss": "info_nce"}, "sigmoid": {"loss": "sigmoid"}}.items():
+                       "info_nce": {"loss": "info_nce"}, "sigmoid": {"loss": "sigmoid"},
+                       "players": {"tau": 0.1, "lam": 0.5, "c": "auto", "concepts": [0, 1, 2] * 10 + [2]},
+                       }.items():
     own = trainer(pairs(31, groups=11), validation=pairs(12), epochs=4, batch_size=17, clip_norm=1.0,
                   min_count=1, **{"lr": 0.01} | settings)
     assert own.processes.size == int(sys.argv[2])
     result = own.fit()
     found |= {f"{name} {k}": value for k, value in result.model.state_dict().items()}
+    if own.recipe.level is not None:
+        found[f"{name} q"] = own.recipe.level.distribution.q
     found[f"{name} rows"] = torch.tensor([[row["loss"], row["rsum"]] for row in result.history])
 save_file(found, f"{sys.argv[1]}/rank-{own.processes.rank}.safetensors")
 stop_processes()

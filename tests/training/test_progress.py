@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from hrrl_ext.robust.concepts import effective_number
+from hrrl_ext.concept_weights import effective_number
 from hrrl_ext.robust.report import results, running, summary
 from hrrl_ext.training.progress import Progress
 

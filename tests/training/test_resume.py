@@ -112,6 +112,8 @@ JOINT: dict[str, Any] = {
         {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2},
         {"loss": "info_nce", "precision": "fp16", "ema": 0.9, "evaluate_every": "2 steps"},
         {"negatives": 30, "channels_last": True},
+        {"concepts": "classes", "lam": 2.0, "c": "auto", "tau": 0.1, "flip": True},
+        {"concepts": "classes", "lam": 50.0, "tau": 0.1, "precision": "fp16", "loss": "sum_hinge"},
     ],
     ids=str,
 )

@@ -9,7 +9,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from . import ops
+
+CALIBRATION_BATCHES = 8
+"""Mini-batches that c="auto" is estimated from."""
 
 
 def slow_phase_divisor(s: int, mu: float, lam: float) -> float:
@@ -74,6 +77,18 @@ class ConceptWeights(nn.Module):
     def effective_concepts(self) -> Tensor:
         """[] exp of the entropy of q: K where q is uniform, 1 where one concept has everything."""
         return effective_number(self.q)
+
+    def concentration(self, names: Sequence[str]) -> str | None:
+        """What is to be said where q has run into a corner of the simplex, if it has."""
+        here, there = (effective_number(q).item() for q in (self.q, self.q0))
+        if here > there / 2:
+            return None
+        k = int(self.q.argmax())
+        return (
+            f"q has concentrated on {here:.1f} of {there:.1f} concepts: {names[k]!r} has q = "
+            f"{self.q[k].item():.2f}, each of its examples counts {self.weight[k].item():.0f}-fold. "
+            "Training can collapse"
+        )
 
     def seen(self, concept: Tensor) -> Tensor:
         """[K] how often a batch, ``concept`` [B], has each concept, over how often it is expected to:
@@ -175,6 +190,12 @@ class ConceptDistribution(ConceptWeights):
         self.c.fill_(slow_phase_divisor(self.s, mu, self.lam))
         self._calibrated = True
         return mu
+
+    def advised_lam(self, concept_loss: Tensor, first_steps: int) -> float:
+        """K σ of the concepts' mean losses; of c times less where only ``first_steps``, which are short,
+        are to keep q out of a corner."""
+        advised: float = len(self.q) * concept_loss.std(correction=0).item()
+        return advised / self.c.item() if self.t <= min(first_steps, self.s) else advised
 
     def extra_repr(self) -> str:
         return f"num_concepts={len(self.q)}, lam={self.lam}, s={self.s}, c={self.c.item():g}"

@@ -1,0 +1,96 @@
+"""HRRL's adversary over the concepts of pairs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..concept_weights import ConceptDistribution
+from ..losses import weighed
+from ..ops import ConceptLoss
+from ..training.loop import FIRST_STEPS
+from .config import RetrievalConfig
+
+
+class ConceptLevel:
+    """q over the K concepts, what it makes a pair count for, and what an epoch says of it.
+
+    Args:
+        names: [K] of the concepts.
+        concept: [M] int64, that of every pair: of its image.
+        config: whose lam, s, c and q0 are of the distribution.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        concept: Tensor,
+        config: RetrievalConfig,
+        device: torch.device,
+    ) -> None:
+        self.names, self.concept = list(names), concept
+        count = torch.bincount(concept, minlength=len(names))
+        self.distribution = ConceptDistribution(
+            count, lam=config.lam, s=config.s, c=config.c, q0=config.q0
+        ).to(device)
+        self._sum = torch.zeros_like(self.distribution.q)  # of ĝ, over the steps of an epoch
+        self._steps = 0
+        self._warned = False
+
+    def weighed(self, pair_loss: Tensor, concept: Tensor) -> ConceptLoss:
+        """Σ_n (N q_k/N_k) ℓ_n / B, k the concept of pair n, and ĝ [K], of losses [B]."""
+        return weighed(pair_loss, concept, self.distribution.q, self.distribution.concept_count)
+
+    def update(self, concept_loss: Tensor) -> None:
+        """One ascent step of q with ĝ [K]."""
+        self.distribution.update(concept_loss)
+        self._sum += concept_loss
+        self._steps += 1
+
+    def check(self, where: str) -> None:
+        """Warns once when q has run into a corner of the simplex."""
+        distribution = self.distribution
+        if self._warned or distribution.lam is None:
+            return
+        found = distribution.concentration(self.names)
+        if found is None:
+            return
+        self._warned = True
+        advised = distribution.advised_lam(self._sum / self._steps, FIRST_STEPS)
+        warnings.warn(
+            f"in {where} {found}. Raise lam (now {distribution.lam:g}); the spread of the concepts' "
+            f"losses asks for {advised:.2g}",
+            stacklevel=4,
+        )
+
+    def row(self) -> dict[str, Any]:
+        """Of the epoch, whose sums begin anew."""
+        distribution = self.distribution
+        row = {
+            "concept_loss": self._by_name(self._sum / self._steps),
+            "q": self._by_name(distribution.q),
+            "effective_concepts": distribution.effective_concepts.item(),
+            "largest_weight": distribution.weight.max().item(),
+        }
+        if distribution.lam is not None:
+            row |= {"lam": distribution.lam, "s": distribution.s, "c": distribution.c.item()}
+        self._sum, self._steps = torch.zeros_like(self._sum), 0
+        return row
+
+    def _by_name(self, values: Tensor) -> dict[str, float]:
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "distribution": self.distribution.state_dict(),
+            "concept_loss": self._sum,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.distribution.load_state_dict(state["distribution"])
+        self._sum, self._steps = state["concept_loss"].to(self._sum), state["steps"]
