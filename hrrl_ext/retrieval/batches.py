@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -102,8 +102,8 @@ class PairBatches:
 
     A batch is images [B, 3, H, W] float32 in [0, 1] or features [B, F], tokens [B, L] int64, lengths [B]
     int64 on the CPU, and group [N] int64: that of each pair of the whole batch, of which this process has
-    a part, in order. Items of one group are no negatives of each other. Where pairs have a ``concept``
-    [M] int64, that follows in the same way.
+    a part, in order. Items of one group are no negatives of each other. What else is known of the pairs,
+    each of ``more`` [M], follows in the same way.
 
     The order is a function of (seed, epoch), the augmentation of (seed, epoch, batch number): starting at
     any epoch or batch gives the same bits as getting there, and on several processes the pairs of a batch
@@ -117,10 +117,10 @@ class PairBatches:
         *,
         seed: int = 0,
         augment: Augmentation | None = None,
-        concept: Tensor | None = None,
+        more: Sequence[Tensor] = (),
     ) -> None:
         self.encoded, self.seed, self.augment = encoded, seed, augment
-        self._of_pairs = [encoded.pairs.caption_group, *([] if concept is None else [concept])]
+        self._of_pairs = (encoded.pairs.caption_group, *more)
         self.processes, self.device = encoded.processes, encoded.device
         count, least = len(encoded.pairs), 2 * self.processes.size
         if min(batch_size, count) < least:

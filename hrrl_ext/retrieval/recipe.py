@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._modes import evaluating
+from .._precision import full_float32
 from .._tables import one_line
 from ..concept_weights import CALIBRATION_BATCHES
 from ..data.batches import batch_sizes
@@ -48,7 +49,8 @@ class VSE(Recipe):
         validation: what it is measured on, if on anything.
         batch_size: images, and captions, that are embedded at once in evaluation.
         concepts: of each validation image, its name.
-        level: q over the concepts of the pairs, whose ``concept`` the batches have.
+        level: q over the concepts of the pairs. With it the batches have the concept of each pair, and
+            with tau, before that, the image of each.
         loss_scale: of the input-gradient pass; see :class:`hrrl_ext.ExamplePerturbation`.
     """
 
@@ -108,16 +110,18 @@ class VSE(Recipe):
         tokens: Tensor,
         lengths: Tensor,
         group: Tensor,
-        concept: Tensor | None = None,
+        *more: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The loss of the whole batch, that is of all processes, and its mean over the pairs; behind it,
         where there is a concept level, ĝ [K].
+
+        ``more``, of all pairs as group: with tau their images, with a concept level their concepts.
 
         Every process has the same embeddings, hence the same loss; what it sends back reaches those
         that made them.
         """
         if self.config.tau > 0:
-            images = self.perturbed(images, tokens, lengths, group)
+            images = self.perturbed(images, tokens, lengths, group, more[0])
         image, caption = (
             self.processes.whole(x, len(group))
             for x in model(images, tokens, lengths, precomputed=self.batches.encoded.precomputed)
@@ -126,32 +130,37 @@ class VSE(Recipe):
         with torch.autocast(image.device.type, enabled=False):
             loss = self._of_sets(image, caption, group, each=self.level is not None)
             summed = self.config.hinge and self.config.reduction == "sum"
-            if self.level is None or concept is None:
+            if self.level is None:
                 mean = loss / len(group)
                 return loss if summed else mean, mean.detach()
-            out = self.level.weighed(loss, concept)
+            out = self.level.weighed(loss, more[-1])
         means = torch.cat([loss.detach().double().mean().view(1), out.concept_loss])
         return out.loss * len(group) if summed else out.loss, means
 
-    def perturbed(self, images: Tensor, tokens: Tensor, lengths: Tensor, group: Tensor) -> Tensor:
-        """x̃_n = x_n + τ ∇_{x_n} Σ_m ℓ_m / ‖∇_{x_n} Σ_m ℓ_m‖_F of every row, image or features, detached.
+    def perturbed(
+        self, images: Tensor, tokens: Tensor, lengths: Tensor, group: Tensor, owner: Tensor
+    ) -> Tensor:
+        """x̃ = x + τ ∇_x Σ_m ℓ_m / ‖∇_x Σ_m ℓ_m‖_F of every row, image or features, detached.
 
-        The sum is over the whole batch, as x_n is also a negative of others. It is without the concepts'
-        weights, of which one of 0 would switch a row off. Of the model nothing changes.
+        The sum is over the whole batch, as an image is also a negative of others, and the gradient that
+        of the image, that is of all rows [N] of one ``owner``: which of these is the negative where they
+        tie is then all the same. It is without the concepts' weights, of which one of 0 would switch an
+        image off. Of the model nothing changes.
         """
-        encode_image = partial(
-            self.model.encode_image, precomputed=self.batches.encoded.precomputed
-        )
+        count, part = len(group), self.processes.part(len(group))
         with frozen_statistics(self.model, "batch"):
             with torch.no_grad():
-                caption = self.processes.whole(self.model.encode_text(tokens, lengths), len(group))
-
-            def loss(x: Tensor) -> Tensor:
-                image = self.processes.whole(encode_image(x), len(group))
-                with torch.autocast(image.device.type, enabled=False):
-                    return self._of_sets(image, caption, group, each=False) * self.loss_scale
-
-            return ops.perturb(images, gradient_in(loss, images), self.config.tau)[0]
+                caption = self.processes.whole(self.model.encode_text(tokens, lengths), count)
+            with torch.enable_grad():
+                leaf = images.detach().requires_grad_()
+                mine = self.model.encode_image(leaf, precomputed=self.batches.encoded.precomputed)
+            whole = self.processes.whole(mine.detach(), count)
+            with torch.autocast(whole.device.type, enabled=False), full_float32(whole.device):
+                grad = gradient_in(lambda f: self._of_sets(f, caption, group, each=False), whole)
+                same = owner[part.start : part.stop, None] == owner
+                grad = same.to(grad) @ grad * self.loss_scale
+            (grad,) = torch.autograd.grad(mine, leaf, grad)
+        return ops.perturb(images, grad, self.config.tau)[0]
 
     def _of_sets(self, image: Tensor, caption: Tensor, group: Tensor, *, each: bool) -> Tensor:
         """The losses of the pairs, whose negatives are those of their set: of each, [N], or their sum."""

@@ -147,6 +147,8 @@ class RetrievalTrainer:
                 _with_features(self.model, of, training.batch_size) for of in (train, *val)
             )
         augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
+        more = [pairs.owner] if method.tau > 0 else []
+        more += [] if level is None else [level.concept]
         self.recipe = VSE(
             self.model,
             PairBatches(
@@ -154,7 +156,7 @@ class RetrievalTrainer:
                 training.batch_size,
                 seed=training.seed,
                 augment=augment,
-                concept=None if level is None else level.concept,
+                more=more,
             ),
             val[0] if val else None,
             method,

@@ -49,8 +49,7 @@ def test_a_step_is_the_lines_written_out(settings: dict[str, Any]) -> None:
     """Two steps of plain descent, the second with a q that is not q0, against loops in float64: x̃ by the
     gradient of the sum, the pairs' losses one by one, weighted; then q.
 
-    Every image has one caption: of equal negatives, the first alone has the gradient. In float32 x̃ has
-    the rounding of a direction, some 2⁻²³ of the norm over that of its parts."""
+    In float32 x̃ has the rounding of a direction, some 2⁻²³ of the norm over that of its parts."""
     plain: dict[str, Any] = {"optimizer": "sgd", "momentum": 0.0, "clip_norm": None, "lr": 0.05}
     of = single()
     own = players(of, tau=0.5, concepts=CONCEPTS * 2, **plain | settings)
@@ -66,7 +65,7 @@ def test_a_step_is_the_lines_written_out(settings: dict[str, Any]) -> None:
         if step == 2:
             break
         model = copy.deepcopy(own.model).double()
-        x, _, _, group, concept = batch
+        x, _, _, group, _, concept = batch
         images = [int((of.images == row).all(1).nonzero()) for row in x]  # type: ignore[union-attr]
         assert [level.names[k] for k in concept.tolist()] == [CONCEPTS[i % 30] for i in images]
         x = x.double().requires_grad_()
@@ -100,7 +99,7 @@ def single() -> Pairs:
 
 def pair_losses(model: Any, x: Tensor, batch: tuple[Tensor, ...], config: Any, size: int) -> Tensor:
     """[B] of each pair among the ``size`` of its set, by loops: those of its row and of its column."""
-    _, tokens, lengths, group, _ = batch
+    _, tokens, lengths, group, *_ = batch
     f, g = model(x, tokens, lengths, precomputed=True)
     n, losses = len(group), []
     for first in range(0, n, size):
@@ -178,8 +177,8 @@ def test_an_image_that_no_loss_knows_stays() -> None:
     move so that the loss rises, and falls the other way."""
     own = trainer(single(), tau=0.01, margin=0.0, min_count=1, epochs=15, lr=0.02)
     own.fit()
-    x, tokens, lengths, group = next(own.batches.epoch(0))
-    moved = own.recipe.perturbed(x, tokens, lengths, group)
+    x, tokens, lengths, group, owner = next(own.batches.epoch(0))
+    moved = own.recipe.perturbed(x, tokens, lengths, group, owner)
     with torch.no_grad():
         f, g = own.model(x, tokens, lengths, precomputed=True)
         score = (f @ g.T).masked_fill(group[:, None] == group, -2)
@@ -196,6 +195,23 @@ def test_an_image_that_no_loss_knows_stays() -> None:
         sides = [own.model.encode_image(at, precomputed=True) for at in (2 * x - moved, x, moved)]
         losses = [own.recipe._of_sets(f, g, group, each=False) for f in sides]
     assert losses[0] < losses[1] < losses[2]
+
+
+def test_the_pairs_of_one_image_move_alike() -> None:
+    """By the gradient of the image, in which all of its pairs are: as in float64 by autograd through one
+    copy of each image. Where they tie as a negative it does not matter which is taken."""
+    own = trainer(tau=0.3)
+    x, tokens, lengths, group, owner = next(own.batches.epoch(0))
+    images, copy_of = owner.unique(return_inverse=True)
+    assert len(images) < len(owner)
+    moved = own.recipe.perturbed(x, tokens, lengths, group, owner)
+    model = copy.deepcopy(own.model).double()
+    once = own.batches.encoded.pairs.images[images].double().requires_grad_()  # type: ignore[index]
+    f, g = model(once[copy_of], tokens, lengths, precomputed=True)
+    loss = of_set(f, g, group.tolist(), model, own.recipe.config)
+    (grad,) = torch.autograd.grad(loss, once)
+    want = (once + 0.3 * grad / grad.norm(dim=1, keepdim=True))[copy_of].detach()
+    torch.testing.assert_close(moved.double(), want, rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_keeps_the_direction() -> None:
