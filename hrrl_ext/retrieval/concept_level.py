@@ -6,14 +6,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .._arrays import to_numpy
 from ..concept_weights import ConceptDistribution
+from ..data.image_sets import ImageSet
 from ..losses import weighed
 from ..ops import ConceptLoss
 from ..training.loop import FIRST_STEPS
 from .config import RetrievalConfig
+from .measures import Ids
+from .pairs import Pairs
 
 
 class ConceptLevel:
@@ -94,3 +99,21 @@ class ConceptLevel:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.distribution.load_state_dict(state["distribution"])
         self._sum, self._steps = state["concept_loss"].to(self._sum), state["steps"]
+
+
+def named_concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], Tensor]:
+    """Names of those that are there, in their order, and which of them each image has [N]."""
+    if isinstance(concepts, str):
+        if concepts != "classes" or not isinstance(of.images, ImageSet):
+            raise ValueError(
+                f"{argument} must be ids of the images, or 'classes' where they have any, got "
+                f"{concepts!r}"
+            )
+        found, of_image = of.images.target.unique(return_inverse=True)
+        return [of.images.classes[at] for at in found.tolist()], of_image
+    ids, index = np.unique(np.asarray(to_numpy(concepts)), return_inverse=True)
+    if len(index) != len(of.images):
+        raise ValueError(
+            f"{argument} must have one entry for each of {len(of.images)} images, got {len(index)}"
+        )
+    return [str(name) for name in ids.tolist()], torch.from_numpy(index)

@@ -9,11 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .._arrays import to_numpy
 from .._modes import evaluating
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
@@ -24,8 +22,8 @@ from ..training import Loop, RunFolder, TrainingResult
 from ..training.progress import ProgressStyle
 from ..training.scalars import require_tensorboard
 from .batches import EncodedPairs, PairBatches
-from .concept_level import ConceptLevel
-from .config import RetrievalConfig, configs
+from .concept_level import ConceptLevel, named_concepts
+from .config import RetrievalConfig, RetrievalTraining, configs
 from .losses import Preset
 from .measures import Ids
 from .model import JointEmbedding
@@ -146,18 +144,9 @@ class RetrievalTrainer:
             train, *val = (
                 _with_features(self.model, of, training.batch_size) for of in (train, *val)
             )
-        augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
-        more = [pairs.owner] if method.tau > 0 else []
-        more += [] if level is None else [level.concept]
         self.recipe = VSE(
             self.model,
-            PairBatches(
-                train,
-                training.batch_size,
-                seed=training.seed,
-                augment=augment,
-                more=more,
-            ),
+            _batches(train, training, method, level),
             val[0] if val else None,
             method,
             processes,
@@ -276,7 +265,7 @@ def _level(
     pairs: Pairs, concepts: Ids | None, config: RetrievalConfig, device: torch.device
 ) -> ConceptLevel | None:
     if concepts is not None:
-        names, of_image = _concepts("concepts", pairs, concepts)
+        names, of_image = named_concepts("concepts", pairs, concepts)
         return ConceptLevel(names, of_image[pairs.owner], config, device)
     if config.lam is not None or config.q0 is not None:
         raise ValueError(
@@ -292,26 +281,8 @@ def _validation_concepts(measured: Pairs | None, concepts: Ids | None) -> list[s
         return None
     if measured is None:
         raise ValueError("validation_concepts are of validation; give both, or none")
-    names, of_image = _concepts("validation_concepts", measured, concepts)
+    names, of_image = named_concepts("validation_concepts", measured, concepts)
     return [names[k] for k in of_image.tolist()]
-
-
-def _concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], Tensor]:
-    """Names of those that are there, in their order, and which of them each image has [N]."""
-    if isinstance(concepts, str):
-        if concepts != "classes" or not isinstance(of.images, ImageSet):
-            raise ValueError(
-                f"{argument} must be ids of the images, or 'classes' where they have any, got "
-                f"{concepts!r}"
-            )
-        found, of_image = of.images.target.unique(return_inverse=True)
-        return [of.images.classes[at] for at in found.tolist()], of_image
-    ids, index = np.unique(np.asarray(to_numpy(concepts)), return_inverse=True)
-    if len(index) != len(of.images):
-        raise ValueError(
-            f"{argument} must have one entry for each of {len(of.images)} images, got {len(index)}"
-        )
-    return [str(name) for name in ids.tolist()], torch.from_numpy(index)
 
 
 def _built(
@@ -387,6 +358,19 @@ def _with_features(model: JointEmbedding, of: EncodedPairs, batch_size: int) -> 
         return of
     with evaluating(model):
         return of.with_features(of.of_images(model.features, batch_size))
+
+
+def _batches(
+    train: EncodedPairs,
+    training: RetrievalTraining,
+    method: RetrievalConfig,
+    level: ConceptLevel | None,
+) -> PairBatches:
+    """With what the players need of each pair."""
+    more = [train.pairs.owner] if method.tau > 0 else []
+    more += [] if level is None else [level.concept]
+    augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
+    return PairBatches(train, training.batch_size, seed=training.seed, augment=augment, more=more)
 
 
 def _check_model(model: JointEmbedding, encoded: EncodedPairs) -> None:
