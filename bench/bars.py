@@ -21,6 +21,8 @@ LOOP_BAR = 1.05
 RetrievalTrainer over its lines by hand."""
 TRANSFER_BARS = {"extraction": ("bare", 1 / 0.95), "finetuning_step": ("plain", 1.4)}
 """Over the provider's time: features over the bare forward passes, similarity over a plain step."""
+RECALL_BAR = 1.1
+"""retrieval.evaluate over the matrix product of all scores."""
 ATTACK_BAR = 1.1
 """Steps of APGD over the forward and backward passes they contain."""
 
@@ -150,7 +152,7 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
         case "hardest_negatives" if facts["kind"] == "cosine":
             return _ratios(gather=2 if size <= 128 and facts["shape"][0] >= 512 else 1, eager=1)
         case "hardest_negatives":
-            return _ratios(compile=1, gather=1, eager=60)
+            return _ratios(compile=1, gather=1, eager=60 if size >= 1024 else 1)
         case "sum_hinge":
             return _ratios(eager=1.5 if size <= 256 and facts["shape"][0] >= 512 else 1)
         case "rank1_assign":

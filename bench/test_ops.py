@@ -18,7 +18,12 @@ from comparisons import (
 from measurement import Measurement
 from places import Place
 from rank1_comparisons import rank1_argmin, rank1_dot
-from retrieval_comparisons import all_negatives, hardest_negatives
+from retrieval_comparisons import (
+    all_negatives,
+    hardest_negatives,
+    hinge_coefficients,
+    pair_gradients,
+)
 from shapes import Centres, Embeddings, Game, Images, Logits, Products, StoredImages, Vector
 from stored_comparisons import perturb_stored, store_directions
 
@@ -179,6 +184,20 @@ def test_max_hinge(case: Embeddings, provider: str, place: Place, measure: Measu
 @pytest.mark.parametrize(("case", "provider"), product(EMBEDDINGS, "ours", "eager"))
 def test_sum_hinge(case: Embeddings, provider: str, place: Place, measure: Measurement) -> None:
     measure.compare(all_negatives(case, place.device), provider)
+
+
+@pytest.mark.parametrize(("case", "provider"), product(EMBEDDINGS, "ours", "eager"))
+def test_hinge_coefficients(
+    case: Embeddings, provider: str, place: Place, measure: Measurement
+) -> None:
+    measure.compare(hinge_coefficients(case, place.device), provider)
+
+
+@pytest.mark.parametrize(("case", "provider"), product([*EMBEDDINGS, *ORDERED], "ours", "eager"))
+def test_pair_gradients(
+    case: Embeddings, provider: str, place: Place, measure: Measurement
+) -> None:
+    measure.compare(pair_gradients(case, place.device), provider)
 
 
 CENTRES = [Centres(*shape) for shape in ((512, 10), (512, 100), (512, 1000), (64, 10), (64, 128))]

@@ -46,6 +46,20 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "hardest_negatives(Tensor image, Tensor caption, Tensor image_group, Tensor caption_group, bool order) "
       "-> (Tensor caption_index, Tensor caption_score, Tensor image_index, Tensor image_score)");
 
+  // image [I, D], caption [C, D], [I] and [C] of either -> sum_im v_m (b_i + s_im)+ + u_i (d_m + s_im)+ over different
+  // groups, s = image caption^T, with b, d the below and u, v the weights of images and captions: loss [], its
+  // derivative in s [I, C], and how much weight is above 0 in every row [I] and column [C], of v and of u
+  m.def(
+      "hinge_coefficients(Tensor image, Tensor caption, Tensor image_below, Tensor caption_below, Tensor image_weight, "
+      "Tensor caption_weight, Tensor image_group, Tensor caption_group) "
+      "-> (Tensor loss, Tensor coefficient, Tensor of_image, Tensor of_caption)");
+
+  // image [I, D], caption [C, D], row, column, weight [N] -> the gradient of sum_n weight_n s(image_row,
+  // caption_column) in image and in caption; s as of hardest_negatives
+  m.def(
+      "pair_gradients(Tensor image, Tensor caption, Tensor row, Tensor column, Tensor weight, bool order) "
+      "-> (Tensor grad_image, Tensor grad_caption)");
+
   // x [B, C, H, W] -> x + tau A z_i / ||A z_i||_F, z_i in row row_i of values, A by view [B, 3]
   m.def(
       "perturb_stored(Tensor x, Tensor values, Tensor scale, Tensor row, Tensor view, float tau, int padding, "

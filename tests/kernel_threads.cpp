@@ -4,6 +4,7 @@
 // Rows are dealt out one by one to several threads, and their sizes are no multiple of a vector. A store that reaches
 // into the next row, a read of a row that another thread is writing, or anything shared that is written to is a race.
 // With the argument "race" all threads get all rows: the net holds.
+#include <algorithm>
 #include <cstring>
 #include <thread>
 #include <vector>
@@ -88,11 +89,35 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
   for (bool order : {false, true}) {
     const hrrl::cpu::HardestArgs hardest{in.data(), in.data(), ids.data(), ids.data(), size, order};
     on_threads([&](int64_t begin, int64_t end) {
-      std::vector<double> panel(static_cast<size_t>(size * hrrl::cpu::kHardestColumns));
+      std::vector<double> panel(static_cast<size_t>(size * hrrl::cpu::kScoreColumns));
       const int64_t range = begin / kAtOnce * kRows;
       kernels.hardest_negatives(dtype, hardest,
                                 {0, kRows, begin, end, of_images.data() + range, images.data() + range,
                                  of_captions.data(), captions.data(), panel.data()});
+    });
+  }
+  // In the same way; its coefficients are a row for every image.
+  const std::vector<double> side(kRows, 0.5);
+  std::vector<double> coefficient(kRows * kRows), sums(kRanges * kRows), losses(kRanges);
+  const hrrl::cpu::HingeArgs hinges{in.data(),   in.data(),   ids.data(),         ids.data(), side.data(), side.data(),
+                                    side.data(), side.data(), coefficient.data(), kRows,      size};
+  on_threads([&](int64_t begin, int64_t end) {
+    std::vector<double> panel(static_cast<size_t>(size * hrrl::cpu::kScoreColumns));
+    const int64_t range = begin / kAtOnce;
+    kernels.hinge_coefficients(
+        dtype, hinges,
+        {0, kRows, begin, end, losses.data() + range, sums.data() + range * kRows, of_captions.data(), panel.data()});
+  });
+  for (bool order : {false, true}) {
+    std::vector<double> scales(kRows), to_image(kRows * size), to_caption(kRows * size);
+    const hrrl::cpu::PairArgs pairs{
+        in.data(),         in.data(), row.data(), row.data(), side.data(), scales.data(), to_image.data(),
+        to_caption.data(), kRows,     kRows,      size,       kRows,       order};
+    on_threads([&](int64_t begin, int64_t end) { kernels.pair_scales(dtype, pairs, begin, end); });
+    const int64_t slice = (size + kRanges - 1) / kRanges;
+    on_threads([&](int64_t begin, int64_t) {
+      const int64_t first = std::min(size, begin / kAtOnce * slice);
+      kernels.pair_gradients(dtype, pairs, first, std::min(size, first + slice));
     });
   }
   const std::vector<double> one(static_cast<size_t>(kRows + size), 1.0);

@@ -75,6 +75,8 @@ CALL_A: dict[str, list[Measured]] = {
                *_EAGER),
         *_each("rank1_dot", [Products(64, 128, 1024), Products(512, 1000, 1)], *_EAGER),
         *_each("rank1_argmin", [Centres(512, 1000)], *_EAGER),
+        *_each("hinge_coefficients", [Embeddings(4096, 1024)], "ours", "eager"),
+        *_each("pair_gradients", [Embeddings(4096, 1024)], "ours", "eager"),
         *_each("hardest_negatives", [Embeddings(4096, 1024), Embeddings(128, 1024, "order")],
                "ours", "gather"),
     ],
@@ -121,6 +123,8 @@ _DRY: dict[str, list[Shape]] = {
     "rank1_dot": [Products(4, 5, 6)],
     "rank1_argmin": [Centres(8, 6)],
     "hardest_negatives": [Embeddings(8, 6), Embeddings(8, 6, "order")],
+    "hinge_coefficients": [Embeddings(8, 6)],
+    "pair_gradients": [Embeddings(8, 6)],
 }
 
 HOT: list[tuple[str, Shape]] = [
@@ -146,7 +150,12 @@ SANITISED: list[tuple[str, Shape]] = [
     *(("update_distribution", Vector(size, "near")) for size in (100, 5003, 20_011, 200_003)),
     *(("chi_square_response", Game(size, "ball")) for size in (100, 6200)),
     *(("rank1_dot", Products(5, 7, terms)) for terms in (1, 37, 300, 1500)),
-    *(("hardest_negatives", Embeddings(70, 19, kind)) for kind in ("cosine", "order")),
+    *(
+        (op, Embeddings(70, 19, kind))
+        for op in ("hardest_negatives", "pair_gradients")
+        for kind in ("cosine", "order")
+    ),
+    ("hinge_coefficients", Embeddings(70, 19)),
     *(("rank1_argmin", Centres(9, clusters)) for clusters in (5, 100, 1100)),
 ]
 """One for every way in which the kernels lay out their work, as small as that allows."""

@@ -33,6 +33,8 @@ COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "rank1_dot": rank1_comparisons.rank1_dot,
     "rank1_argmin": rank1_comparisons.rank1_argmin,
     "hardest_negatives": retrieval_comparisons.hardest_negatives,
+    "hinge_coefficients": retrieval_comparisons.hinge_coefficients,
+    "pair_gradients": retrieval_comparisons.pair_gradients,
     "rank1_assign": rank1_comparisons.assignment,
 }
 SAMPLES, DRY_SAMPLES = 60, 3

@@ -21,7 +21,13 @@ TESTS_OF = {
 }
 TOGETHER = "together"
 _PYTEST = ("-m", "pytest", "-q", "-p", "device.pytest_records", "-p", "no:cacheprovider")
-OPS_TESTS = ("test_properties", "test_rank1", "test_registration", "test_hardest_negatives")
+OPS_TESTS = (
+    "test_properties",
+    "test_rank1",
+    "test_registration",
+    "test_hardest_negatives",
+    "test_hinges",
+)
 _LIMITS = {"perturb": 40, "concept_cross_entropy": 45, "simplex": 35, "rank1": 40}
 _ESTIMATES = {"perturb": 16, "concept_cross_entropy": 20, "simplex": 16, "rank1": 18}
 

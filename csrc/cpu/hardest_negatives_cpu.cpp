@@ -1,44 +1,15 @@
 #include <torch/csrc/stable/library.h>
 
-#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
-#include "cpu/dtype.h"
+#include "cpu/score_parts.h"
 #include "hardest_negatives.h"
 
 namespace hrrl {
 
 namespace {
-
-// Parts of n rows or columns that threads work on, whole steps each. Never by the number of threads, though the highest
-// of the highest does not depend on it: so many pieces for every row, and no more, are kept.
-struct Parts {
-  int64_t total, step, count;
-  Parts(int64_t total, int64_t step)
-      : total(total), step(step), count(std::min<int64_t>((total + step - 1) / step, 16)) {}
-  int64_t begin(int64_t part) const {
-    return std::min(total, ((total + step - 1) / step * part + count - 1) / count * step);
-  }
-};
-
-// Groups by numbers of 32 bits: their own where those have room for all, else their places among all that there are.
-std::vector<int32_t> short_groups(const int64_t* images, int64_t image_count, const int64_t* captions,
-                                  int64_t caption_count) {
-  std::vector<int64_t> all(images, images + image_count);
-  all.insert(all.end(), captions, captions + caption_count);
-  const auto fits = [](int64_t group) { return group == static_cast<int32_t>(group); };
-  if (std::all_of(all.begin(), all.end(), fits)) return {all.begin(), all.end()};
-  std::vector<int64_t> known = all;
-  std::sort(known.begin(), known.end());
-  known.erase(std::unique(known.begin(), known.end()), known.end());
-  std::vector<int32_t> places(all.size());
-  std::transform(all.begin(), all.end(), places.begin(), [&](int64_t group) {
-    return static_cast<int32_t>(std::lower_bound(known.begin(), known.end(), group) - known.begin());
-  });
-  return places;
-}
 
 // What every part found of `count` rows or columns.
 template <class scalar_t>
@@ -78,33 +49,18 @@ class Found {
 
 template <class scalar_t>
 void find_hardest(const HardestNegatives& h, bool order) {
-  const auto *image_group = static_cast<const int64_t*>(h.image_group.data_ptr()),
-             *caption_group = static_cast<const int64_t*>(h.caption_group.data_ptr());
-  constexpr bool kShort = std::is_same_v<scalar_t, float>;
-  std::vector<int32_t> groups;
-  if (kShort) groups = short_groups(image_group, h.images, caption_group, h.captions);
-  constexpr ScalarType type = kShort ? ScalarType::Float : ScalarType::Double;
-  const Tensor image = as_type(h.image, type), caption = as_type(h.caption, type);
-  const cpu::HardestArgs args{image.data_ptr(),
-                              caption.data_ptr(),
-                              kShort ? static_cast<const void*>(groups.data()) : image_group,
-                              kShort ? static_cast<const void*>(groups.data() + h.images) : caption_group,
-                              h.size,
-                              order};
-  const Parts rows(h.images, cpu::kHardestRows), columns(h.captions, cpu::kHardestColumns);
+  const Tensor image = as_type(h.image, h.caption_score.scalar_type()),
+               caption = as_type(h.caption, h.caption_score.scalar_type());
+  const cpu::Groups<scalar_t> groups(h.image_group, h.caption_group);
+  const cpu::HardestArgs args{image.data_ptr(), caption.data_ptr(), groups.images(), groups.captions(), h.size, order};
+  const cpu::Parts rows(h.images, cpu::kScoreRows), columns(h.captions, cpu::kScoreColumns);
   Found<scalar_t> of_image(columns.count, h.images), of_caption(rows.count, h.captions);
+  const Dtype dtype = cpu::dtype_of(h.caption_score);
   const auto kernel = cpu::kernels().hardest_negatives;
-  const int64_t pairs = rows.count * columns.count == 0 ? 0 : h.images * h.captions / (rows.count * columns.count);
-  cpu::parallel_rows(rows.count * columns.count, pairs * (h.size + 1), [&](int64_t begin, int64_t end) {
-    constexpr int64_t kLine = 64 / sizeof(scalar_t);  // a panel begins where a cache line does
-    std::vector<scalar_t> scratch(static_cast<size_t>(h.size * cpu::kHardestColumns + kLine));
-    void* panel = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(scratch.data()) + 63) / 64 * 64);
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t row = task / columns.count, column = task % columns.count;
-      kernel(kShort ? Dtype::kFloat : Dtype::kDouble, args,
-             {rows.begin(row), rows.begin(row + 1), columns.begin(column), columns.begin(column + 1),
-              of_image.score(column), of_image.index(column), of_caption.score(row), of_caption.index(row), panel});
-    }
+  cpu::over_parts<scalar_t>(rows, columns, h.size, [&](int64_t row, int64_t column, void* panel) {
+    kernel(dtype, args,
+           {rows.begin(row), rows.begin(row + 1), columns.begin(column), columns.begin(column + 1),
+            of_image.score(column), of_image.index(column), of_caption.score(row), of_caption.index(row), panel});
   });
   of_image.write(order, static_cast<scalar_t*>(h.caption_score.data_ptr()),
                  static_cast<int64_t*>(h.caption_index.data_ptr()));

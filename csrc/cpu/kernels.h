@@ -120,9 +120,37 @@ struct HardestRange {
   int64_t* caption_index;
   void* image_score;
   int64_t* image_index;
-  void* panel;  // D * kHardestColumns of scratch
+  void* panel;  // D * kScoreColumns of scratch
 };
-constexpr int64_t kHardestRows = 192, kHardestColumns = 64;  // ranges begin at multiples of these
+constexpr int64_t kScoreRows = 192, kScoreColumns = 64;  // ranges begin at multiples of these
+
+// The hinges of a rectangle of images and captions (csrc/cpu/kernels/hinge_coefficients.cpp)
+struct HingeArgs {
+  const void *image, *caption;                // [I, D], [C, D] float or double
+  const void *image_group, *caption_group;    // as of HardestArgs
+  const void *image_below, *caption_below;    // [I], [C] as image
+  const void *image_weight, *caption_weight;  // [I], [C] as image
+  void* coefficient;                          // [I, C] as image
+  int64_t captions, size;                     // C, D
+};
+struct HingeRange {
+  int64_t image_begin, image_end, caption_begin, caption_end;
+  double *loss, *of_image, *of_caption;  // added to: [], [I], [C]
+  void* panel;                           // as of HardestRange
+};
+
+// What pairs add to the gradients of their rows (csrc/cpu/kernels/pair_gradients.cpp); indices are in range, or below
+// 0.
+struct PairArgs {
+  const void *image, *caption;  // [I, D], [C, D] float or double
+  const int64_t *row, *column;  // [N]
+  const void* weight;           // [N] as image
+  void* scale;                  // [N], what pair_scales leaves for pair_gradients
+  void *grad_image, *grad_caption;
+  int64_t images, captions, size, pairs;  // I, C, D, N
+  bool order;
+};
+constexpr int64_t kPairColumns = 64;  // threads part columns at multiples of these
 
 // Entries of a row of the projection that share a maximum.
 constexpr int64_t kSimplexBlock = 128;
@@ -140,6 +168,9 @@ struct Kernels {
   void (*rank1_dot)(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);  // kFloat, kDouble
   void (*rank1_argmin)(const Rank1ArgminArgs&, int64_t begin, int64_t end);
   void (*hardest_negatives)(Dtype, const HardestArgs&, const HardestRange&);  // kFloat, kDouble
+  void (*hinge_coefficients)(Dtype, const HingeArgs&, const HingeRange&);
+  void (*pair_scales)(Dtype, const PairArgs&, int64_t begin, int64_t end);     // of pairs
+  void (*pair_gradients)(Dtype, const PairArgs&, int64_t begin, int64_t end);  // of columns
   void (*perturb_stored)(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);
   // scratch: store_scratch() doubles
   void (*store_directions)(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);
@@ -155,6 +186,9 @@ struct Kernels {
   void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \
   void rank1_argmin(const Rank1ArgminArgs&, int64_t begin, int64_t end);                                   \
   void hardest_negatives(Dtype, const HardestArgs&, const HardestRange&);                                  \
+  void hinge_coefficients(Dtype, const HingeArgs&, const HingeRange&);                                     \
+  void pair_scales(Dtype, const PairArgs&, int64_t begin, int64_t end);                                    \
+  void pair_gradients(Dtype, const PairArgs&, int64_t begin, int64_t end);                                 \
   void perturb_stored(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);                        \
   void store_directions(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);   \
   }

@@ -1,20 +1,14 @@
 // hardest_negatives: a rectangle of the scores of images and captions, and the highest of its rows and columns.
 //
-// - A block takes tiles of 64 x 64 scores, 16 entries of the embeddings at a time through shared memory; a thread has 4
-//   rows and 4 columns of a tile in registers. No score is kept but the highest.
+// - A block takes tiles of scores (score_tile.cuh) and keeps none but the highest.
 // - The grid has up to 32 ranges of rows by 32 of columns, so that what a second launch merges is 32 numbers for each
 //   row and column, whatever there are. The highest of the highest, and the lowest of equal ones, depend on no order.
-// - Products are of float32 (of float64 for float64), never of TF32: what is compared decides.
 #include <cmath>
 
-#include "cuda/kernel_launch.cuh"
-#include "cuda/scalar.cuh"
+#include "cuda/score_tile.cuh"
 
 namespace hrrl::cuda {
 
-constexpr int kHardestTile = 64, kHardestDepth = 16, kHardestThread = 4;
-constexpr int kHardestSide = kHardestTile / kHardestThread;  // threads along a side of the tile
-constexpr int kHardestBlock = kHardestSide * kHardestSide;
 constexpr int64_t kHardestRanges = 32;
 constexpr int kMergeBlock = 256;
 
@@ -33,40 +27,29 @@ struct Candidate {
 __device__ inline Candidate nobody() { return {-HUGE_VAL, -1}; }
 
 static int64_t ranges_of(int64_t count) {
-  const int64_t tiles = ceil_div(count, kHardestTile);
+  const int64_t tiles = ceil_div(count, kScoreTile);
   return tiles < kHardestRanges ? tiles : kHardestRanges;
 }
 
 // The first tile of a range
 __device__ inline int64_t first_tile(int64_t count, int64_t range, int64_t ranges) {
-  return (count + kHardestTile - 1) / kHardestTile * range / ranges;
+  return (count + kScoreTile - 1) / kScoreTile * range / ranges;
 }
 
 template <class acc_t>
 struct HardestShared {
-  acc_t image[kHardestDepth][kHardestTile + 1], caption[kHardestDepth][kHardestTile + 1];
-  Candidate candidates[kHardestSide][kHardestTile];
+  ScoreShared<acc_t> scores;
+  Candidate candidates[kScoreSide][kScoreTile];
 };
 
-// Entries [k, k + kHardestDepth) of the rows of a tile; 0 where there are none.
-template <class scalar_t, class acc_t>
-__device__ void load_rows(acc_t (&to)[kHardestDepth][kHardestTile + 1], const scalar_t* rows, int64_t first,
-                          int64_t count, int64_t k, int64_t size) {
-  for (int at = static_cast<int>(threadIdx.x); at < kHardestTile * kHardestDepth; at += kHardestBlock) {
-    const int row = at / kHardestDepth, depth = at % kHardestDepth;
-    const bool there = first + row < count && k + depth < size;
-    to[depth][row] = there ? to_acc(rows[(first + row) * size + k + depth]) : acc_t{};
-  }
-}
-
 // The candidates of all threads for the tile's rows or columns, merged into those of the range in global memory.
-__device__ inline void merge_tile(const Candidate (&candidates)[kHardestSide][kHardestTile], double* score,
-                                  int64_t* index, int64_t first, int64_t count) {
+__device__ inline void merge_tile(const Candidate (&candidates)[kScoreSide][kScoreTile], double* score, int64_t* index,
+                                  int64_t first, int64_t count) {
   __syncthreads();
   const int64_t at = first + threadIdx.x;
-  if (threadIdx.x < kHardestTile && at < count) {
+  if (threadIdx.x < kScoreTile && at < count) {
     Candidate best{score[at], index[at]};
-    for (int side = 0; side < kHardestSide; ++side)
+    for (int side = 0; side < kScoreSide; ++side)
       best.offer(candidates[side][threadIdx.x].score, candidates[side][threadIdx.x].index);
     score[at] = best.score;
     index[at] = best.index;
@@ -75,7 +58,7 @@ __device__ inline void merge_tile(const Candidate (&candidates)[kHardestSide][kH
 }
 
 template <class scalar_t, bool kOrder>
-__global__ void __launch_bounds__(kHardestBlock)
+__global__ void __launch_bounds__(kScoreBlock)
     hardest_kernel(const HardestParams a, int64_t row_ranges, int64_t column_ranges) {
   using acc_t = acc_type<scalar_t>;
   __shared__ HardestShared<acc_t> shared;
@@ -92,7 +75,7 @@ __global__ void __launch_bounds__(kHardestBlock)
 
   // Nobody else writes to these, so they need no launch of their own to begin with.
   const auto clear = [&](double* score, int64_t* index, int64_t begin, int64_t end, int64_t count) {
-    for (int64_t at = begin * kHardestTile + threadIdx.x; at < end * kHardestTile && at < count; at += kHardestBlock) {
+    for (int64_t at = begin * kScoreTile + threadIdx.x; at < end * kScoreTile && at < count; at += kScoreBlock) {
       score[at] = -HUGE_VAL;
       index[at] = -1;
     }
@@ -101,58 +84,35 @@ __global__ void __launch_bounds__(kHardestBlock)
   clear(of_caption, whose_caption, j_begin, j_end, a.captions);
   __syncthreads();
 
-  const int row = static_cast<int>(threadIdx.x) / kHardestSide, column = static_cast<int>(threadIdx.x) % kHardestSide;
+  const int row = static_cast<int>(threadIdx.x) / kScoreSide, column = static_cast<int>(threadIdx.x) % kScoreSide;
   for (int64_t i_tile = i_begin; i_tile < i_end; ++i_tile)
     for (int64_t j_tile = j_begin; j_tile < j_end; ++j_tile) {
-      const int64_t i = i_tile * kHardestTile, j = j_tile * kHardestTile;
-      acc_t total[kHardestThread][kHardestThread] = {};
-      for (int64_t k = 0; k < a.size; k += kHardestDepth) {
-        load_rows(shared.image, image, i, a.images, k, a.size);
-        load_rows(shared.caption, caption, j, a.captions, k, a.size);
-        __syncthreads();
-        for (int depth = 0; depth < kHardestDepth; ++depth) {
-          acc_t f[kHardestThread], g[kHardestThread];
-#pragma unroll
-          for (int r = 0; r < kHardestThread; ++r) f[r] = shared.image[depth][row + r * kHardestSide];
-#pragma unroll
-          for (int c = 0; c < kHardestThread; ++c) g[c] = shared.caption[depth][column + c * kHardestSide];
-#pragma unroll
-          for (int r = 0; r < kHardestThread; ++r)
-#pragma unroll
-            for (int c = 0; c < kHardestThread; ++c) {
-              if constexpr (kOrder) {
-                const acc_t beyond = g[c] - f[r];
-                if (!(beyond <= 0)) total[r][c] -= beyond * beyond;  // also a NaN
-              } else {
-                total[r][c] += f[r] * g[c];
-              }
-            }
-        }
-        __syncthreads();
-      }
+      const int64_t i = i_tile * kScoreTile, j = j_tile * kScoreTile;
+      acc_t total[kScoreThread][kScoreThread];
+      score_tile<kOrder>(shared.scores, image, caption, i, a.images, j, a.captions, a.size, total);
     // What is no pair, or one of the same group, is nobody's.
 #pragma unroll
-      for (int r = 0; r < kHardestThread; ++r)
+      for (int r = 0; r < kScoreThread; ++r)
 #pragma unroll
-        for (int c = 0; c < kHardestThread; ++c) {
-          const int64_t at_i = i + row + r * kHardestSide, at_j = j + column + c * kHardestSide;
+        for (int c = 0; c < kScoreThread; ++c) {
+          const int64_t at_i = i + row + r * kScoreSide, at_j = j + column + c * kScoreSide;
           if (at_i >= a.images || at_j >= a.captions || a.image_group[at_i] == a.caption_group[at_j])
             total[r][c] = static_cast<acc_t>(-HUGE_VAL);
         }
 #pragma unroll
-      for (int r = 0; r < kHardestThread; ++r) {
+      for (int r = 0; r < kScoreThread; ++r) {
         Candidate best = nobody();
 #pragma unroll
-        for (int c = 0; c < kHardestThread; ++c) best.offer(total[r][c], j + column + c * kHardestSide);
-        shared.candidates[column][row + r * kHardestSide] = best;
+        for (int c = 0; c < kScoreThread; ++c) best.offer(total[r][c], j + column + c * kScoreSide);
+        shared.candidates[column][row + r * kScoreSide] = best;
       }
       merge_tile(shared.candidates, of_image, whose_image, i, a.images);
 #pragma unroll
-      for (int c = 0; c < kHardestThread; ++c) {
+      for (int c = 0; c < kScoreThread; ++c) {
         Candidate best = nobody();
 #pragma unroll
-        for (int r = 0; r < kHardestThread; ++r) best.offer(total[r][c], i + row + r * kHardestSide);
-        shared.candidates[row][column + c * kHardestSide] = best;
+        for (int r = 0; r < kScoreThread; ++r) best.offer(total[r][c], i + row + r * kScoreSide);
+        shared.candidates[row][column + c * kScoreSide] = best;
       }
       merge_tile(shared.candidates, of_caption, whose_caption, j, a.captions);
     }
@@ -180,7 +140,7 @@ int64_t hardest_workspace(int64_t images, int64_t captions) {
 template <class scalar_t, bool kOrder>
 static void launch_scores(const HardestParams& p, int64_t rows, int64_t columns, CUstream_st* stream) {
   if (rows * columns > 0)
-    launch_kernel<hardest_kernel<scalar_t, kOrder>>({rows * columns, kHardestBlock}, stream, p, rows, columns);
+    launch_kernel<hardest_kernel<scalar_t, kOrder>>({rows * columns, kScoreBlock}, stream, p, rows, columns);
 }
 
 void launch_hardest_negatives(Dtype dtype, const HardestParams& p, CUstream_st* stream) {

@@ -129,6 +129,34 @@ struct HardestParams {
 int64_t hardest_workspace(int64_t images, int64_t captions);
 void launch_hardest_negatives(Dtype dtype, const HardestParams& params, CUstream_st* stream);
 
+// sum_im v_m (b_i + s_im)+ + u_i (d_m + s_im)+ over different groups, its derivative in every score, and the sums of
+// that derivative's first terms along rows and second ones along columns; there may be none of either.
+struct HingeParams {
+  const void *image, *caption;                 // [I, D], [C, D]
+  const int64_t *image_group, *caption_group;  // [I], [C]
+  Reals image_below, caption_below;            // b [I], d [C] float, or double for kDouble, as what follows
+  Reals image_weight, caption_weight;          // u [I], v [C]
+  MutableReals loss, coefficient;              // [], [I, C]
+  MutableReals of_image, of_caption;           // [I], [C]
+  int64_t images, captions, size;              // I, C, D
+  double* sums;                                // hinge_workspace(), uninitialised
+};
+int64_t hinge_workspace(int64_t images, int64_t captions);
+void launch_hinge_coefficients(Dtype dtype, const HingeParams& params, CUstream_st* stream);
+
+// The gradient of sum_n weight_n s(image_row, caption_column); at least one row in all. A pair with an index below 0 is
+// none; beside an index that is too large the gradient is NaN.
+struct PairParams {
+  const void *image, *caption;            // [I, D], [C, D]
+  const int64_t *row, *column;            // [N]
+  Reals weight;                           // [N] float, or double for kDouble
+  MutableReals grad_image, grad_caption;  // [I, D], [C, D] of that type
+  int64_t images, captions, size, pairs;  // I, C, D, N
+  bool order;
+  double* scale;  // [N], uninitialised
+};
+void launch_pair_gradients(Dtype dtype, const PairParams& params, CUstream_st* stream);
+
 // out_i = x_i + tau A z_i / ||A z_i||, z_i in row row_i of values. An example whose row is out of range gets NaN.
 struct PerturbStoredParams {
   StoredImages images;

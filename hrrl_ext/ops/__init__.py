@@ -13,6 +13,8 @@
 :func:`rank1_dot`              ⟨C_k, g_b⟩ of one layer, for all examples and centres
 :func:`rank1_argmin`           a_b = argmin_k N_k ‖C_k - g_b‖² from their sums
 :func:`hardest_negatives`      argmax_c s(i, c) and argmax_i s(i, c) over pairs of different groups
+:func:`pair_gradients`         the gradient of Σ_n w_n s(i_n, c_n), a sum over chosen pairs
+:func:`hinge_coefficients`     Σ_ic [b_i + s(i, c)]₊ + [d_c + s(i, c)]₊, and its derivative in s(i, c)
 :func:`check_labels`           raises for labels out of range, on any device
 :mod:`reference`               the same functions in plain PyTorch
 ============================== =============================================================
@@ -23,6 +25,7 @@ from ._types import (
     ConceptLoss,
     Convolution,
     HardestNegatives,
+    HingeCoefficients,
     LayerGradient,
     NearestCentre,
     Rank1Centre,
@@ -31,6 +34,8 @@ from ._types import (
 from .chi_square_response import chi_square_response
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .hardest_negatives import hardest_negatives
+from .hinge_coefficients import hinge_coefficients
+from .pair_gradients import pair_gradients
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
 from .rank1_assign import Rank1Products, centre_products, rank1_assign, rank1_products
@@ -41,6 +46,7 @@ __all__ = [
     "ConceptLoss",
     "Convolution",
     "HardestNegatives",
+    "HingeCoefficients",
     "LayerGradient",
     "NearestCentre",
     "Rank1Centre",
@@ -51,6 +57,8 @@ __all__ = [
     "chi_square_response",
     "concept_cross_entropy",
     "hardest_negatives",
+    "hinge_coefficients",
+    "pair_gradients",
     "perturb",
     "perturb_stored",
     "project_simplex",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._library import operator
+from .pair_gradients import pair_gradients
 
 concept_cross_entropy = operator("concept_cross_entropy")
 hardest_negatives = operator("hardest_negatives")
@@ -92,6 +93,31 @@ def _(
     return index[0], score[0], index[1], score[1]
 
 
+@torch.library.register_fake("hrrl_ext::hinge_coefficients")
+def _(
+    image: Tensor,
+    caption: Tensor,
+    image_below: Tensor,
+    caption_below: Tensor,
+    image_weight: Tensor,
+    caption_weight: Tensor,
+    image_group: Tensor,
+    caption_group: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype, images, captions = _loss_dtype(image.dtype), image.shape[0], caption.shape[0]
+    shapes = ((), (images, captions), (images,), (captions,))
+    loss, coefficient, of_image, of_caption = (image.new_empty(s, dtype=dtype) for s in shapes)
+    return loss, coefficient, of_image, of_caption
+
+
+@torch.library.register_fake("hrrl_ext::pair_gradients")
+def _(
+    image: Tensor, caption: Tensor, row: Tensor, column: Tensor, weight: Tensor, order: bool
+) -> tuple[Tensor, Tensor]:
+    dtype = _loss_dtype(image.dtype)
+    return image.new_empty(image.shape, dtype=dtype), image.new_empty(caption.shape, dtype=dtype)
+
+
 @torch.library.register_fake("hrrl_ext::perturb_stored")
 def _(
     x: Tensor,
@@ -151,61 +177,24 @@ class ConceptCrossEntropy(torch.autograd.Function):
 
 
 class HardestNegatives(torch.autograd.Function):
-    """With f and g of a chosen pair: ∂(f · g) is g and f; ∂(-‖r‖) is r/‖r‖ and -r/‖r‖, r = max(0, g - f),
-    and 0 at r = 0, where the maximum of the score lies."""
+    """The gradient of the chosen pairs' scores, each weighted by what comes from above."""
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
         out: tuple[Tensor, ...] = hardest_negatives(*arguments)
         ctx.mark_non_differentiable(out[0], out[2])
-        ctx.save_for_backward(*arguments[:2], *out)
-        ctx.order = arguments[-1]
+        ctx.save_for_backward(*arguments[:2], out[0], out[2])
+        ctx.similarity = "order" if arguments[-1] else "cosine"
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, caption, caption_index, caption_score, image_index, image_score = ctx.saved_tensors
-        if len(image) == 0 or len(caption) == 0:
-            return torch.zeros_like(image), torch.zeros_like(caption), None, None, None
-        f, g = image.to(grads[1].dtype), caption.to(grads[3].dtype)
-        of_caption, caption_index = _found(grads[1], caption_index)
-        of_image, image_index = _found(grads[3], image_index)
-        # In place, in what indexing has copied: at these sizes new memory costs more than arithmetic.
-        if ctx.order:
-            of_caption, of_image = (
-                _per_norm(of_caption, caption_score),
-                _per_norm(of_image, image_score),
-            )
-            chosen = g.index_select(0, caption_index).sub_(f).clamp_(min=0).mul_(of_caption)
-            own = f.index_select(0, image_index).neg_().add_(g).clamp_(min=0).mul_(of_image)
-            grad_image = _add_rows(chosen.clone(), image_index, own)
-            grad_caption = _add_rows(own, caption_index, chosen).neg_()
-        else:
-            grad_image = _add_rows(
-                g.index_select(0, caption_index).mul_(of_caption), image_index, of_image * g
-            )
-            grad_caption = _add_rows(
-                f.index_select(0, image_index).mul_(of_image), caption_index, of_caption * f
-            )
-        return grad_image.to(image.dtype), grad_caption.to(caption.dtype), None, None, None
-
-
-def _found(grad: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient of a score, as a column, and its index; 0 where nothing was found."""
-    return torch.where(index >= 0, grad, 0)[:, None], index.clamp(min=0)
-
-
-def _per_norm(grad: Tensor, score: Tensor) -> Tensor:
-    """Of a score -‖r‖, what r is to be multiplied with; 0 at r = 0."""
-    return grad / torch.where(score < 0, -score, torch.inf)[:, None]
-
-
-def _add_rows(total: Tensor, index: Tensor, rows: Tensor) -> Tensor:
-    """In place. Indices may be equal: on a GPU only index_put adds in a fixed order, and on a CPU only
-    scatter_add adds in vectors."""
-    if total.is_cuda:
-        return total.index_put_((index,), rows, accumulate=True)
-    return total.scatter_add_(0, index[:, None].expand_as(rows), rows)
+        image, caption, caption_index, image_index = ctx.saved_tensors
+        i, c = (torch.arange(len(t), device=t.device) for t in (image, caption))
+        row, column = torch.cat((i, image_index)), torch.cat((caption_index, c))
+        weight = torch.cat((grads[1], grads[3]))
+        found = pair_gradients(image, caption, row, column, weight, ctx.similarity)
+        return found[0].to(image.dtype), found[1].to(caption.dtype), None, None, None
 
 
 class ProjectSimplex(torch.autograd.Function):

@@ -50,6 +50,19 @@ class HardestNegatives(NamedTuple):
     """[C] its score."""
 
 
+class HingeCoefficients(NamedTuple):
+    """What :func:`hrrl_ext.ops.hinge_coefficients` returns. None of it carries a gradient."""
+
+    loss: Tensor
+    """[] the sum of all hinges, weighted."""
+    coefficient: Tensor
+    """[I, C] its derivative in each score; 0 within a group."""
+    of_image: Tensor
+    """[I] its derivative in image_below."""
+    of_caption: Tensor
+    """[C] its derivative in caption_below."""
+
+
 class Convolution(NamedTuple):
     """The geometry of a two-dimensional convolution, zero padding."""
 

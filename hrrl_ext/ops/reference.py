@@ -16,6 +16,7 @@ from torch import Tensor
 from ._types import (
     ConceptLoss,
     HardestNegatives,
+    HingeCoefficients,
     LayerGradient,
     NearestCentre,
     Rank1Centre,
@@ -314,3 +315,62 @@ def _looked_at(
     row, column = row.clamp(0, height - 1), column.clamp(0, width - 1)
     row, column = row // resolution, column // resolution
     return row[:, :, None] * -(-width // resolution) + column[:, None, :], shown
+
+
+def pair_gradients(
+    image: Tensor,
+    caption: Tensor,
+    row: Tensor,
+    column: Tensor,
+    weight: Tensor,
+    similarity: Similarity = "cosine",
+) -> tuple[Tensor, Tensor]:
+    """See :func:`hrrl_ext.ops.pair_gradients`. Copies the rows of every pair."""
+    f, g = image.to(weight.dtype), caption.to(weight.dtype)
+    total = torch.zeros_like(f), torch.zeros_like(g)
+    if len(f) == 0 or len(g) == 0:
+        return total
+    weight = torch.where((row >= 0) & (column >= 0), weight, 0)[:, None]
+    row, column = row.clamp(min=0), column.clamp(min=0)
+    f, g = (torch.where(weight == 0, 0, rows) for rows in (f[row], g[column]))
+    if similarity == "order":
+        g = (g - f).clamp(min=0)
+        square = g.square().sum(1, keepdim=True)
+        weight = weight / torch.where(square == 0, torch.inf, square).sqrt()
+        f = -g
+    return total[0].index_add(0, row, weight * g), total[1].index_add(0, column, weight * f)
+
+
+def hinge_coefficients(
+    image: Tensor,
+    caption: Tensor,
+    image_below: Tensor,
+    caption_below: Tensor,
+    image_weight: Tensor,
+    caption_weight: Tensor,
+    image_group: Tensor,
+    caption_group: Tensor,
+) -> HingeCoefficients:
+    """See :func:`hrrl_ext.ops.hinge_coefficients`. In float64."""
+    score = (image.double()[:, None] * caption.double()).sum(2)
+    below, weights = (image_below, caption_below), (image_weight, caption_weight)
+    b, d, u, v = (t.double() for t in below + weights)
+    found = hinges_of(score, b, d, u, v, image_group, caption_group)
+    return HingeCoefficients(*(t.to(image_below.dtype) for t in found))
+
+
+def hinges_of(
+    score: Tensor,
+    image_below: Tensor,
+    caption_below: Tensor,
+    image_weight: Tensor,
+    caption_weight: Tensor,
+    image_group: Tensor,
+    caption_group: Tensor,
+) -> HingeCoefficients:
+    """:func:`hinge_coefficients` of scores [I, C], whatever they measure."""
+    score = score.masked_fill(image_group[:, None] == caption_group, -torch.inf)
+    of_pair, of_other = score + image_below[:, None], score + caption_below
+    loss = of_pair.clamp(min=0) * caption_weight + of_other.clamp(min=0) * image_weight[:, None]
+    row, column = (of_pair > 0) * caption_weight, (of_other > 0) * image_weight[:, None]
+    return HingeCoefficients(loss.sum(), row + column, row.sum(1), column.sum(0))

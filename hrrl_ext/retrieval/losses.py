@@ -10,7 +10,7 @@ are items of another group:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -19,13 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._precision import full_float32
-from ..ops import Similarity, hardest_negatives
+from ..ops import Similarity
+from .hinges import MaxHinge, SumHinge, all_scores, pair_scores, tiles
 
 Reduction = Literal["sum", "mean"]
 Matches = tuple[Tensor, Tensor]
-
-_TILE = 2**18
-"""Scores that are kept at a time: they stay in the second-level cache."""
 
 
 class _Batch(NamedTuple):
@@ -87,19 +85,16 @@ def max_hinge(
         (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
     """
     batch = _checked("max_hinge", image, caption, pairs, image_group, caption_group)
-    positive = _score(*batch.paired(), similarity)
     if semi_hard:
+        positive = pair_scores(*batch.paired(), similarity)
         of_image, of_caption = _semi_hard(batch, positive.detach(), similarity)
+        below = margin - positive
+        loss = ((below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)).sum()
     else:
-        hardest = hardest_negatives(
-            batch.image, batch.caption, batch.image_group, batch.caption_group, similarity
-        )
-        of_image, of_caption = hardest.caption_score, hardest.image_score
-        if pairs is not None:
-            of_image, of_caption = of_image[pairs[0]], of_caption[pairs[1]]
-    below = margin - positive
-    hinges = (below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)
-    return _reduced(hinges.sum(), len(positive), reduction)
+        groups = batch.image_group, batch.caption_group
+        rows = pairs or (None, None)
+        loss = MaxHinge.apply(batch.image, batch.caption, *rows, *groups, margin, similarity)
+    return _reduced(loss, len(image if pairs is None else pairs[0]), reduction)
 
 
 def sum_hinge(
@@ -125,90 +120,8 @@ def sum_hinge(
     if pairs is not None:
         groups = groups[0][pairs[0]], groups[1][pairs[1]]
         weights = tuple(_shares(rows).to(image.dtype) for rows in pairs)
-    positive = _score(image, caption, similarity)
-    arguments = (*groups, *weights, margin, similarity)
-    loss: Tensor = _SumHinge.apply(image, caption, positive, *arguments)
-    return _reduced(loss, len(positive), reduction)
-
-
-class _SumHinge(torch.autograd.Function):
-    """Σ_n Σ_m v_m [α - p_n + s(n,m)]₊ + u_n [α - p_m + s(n,m)]₊ over n, m of different groups, where
-    s(n,m) is of image n and caption m, and p_n of pair n."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        image: Tensor,
-        caption: Tensor,
-        positive: Tensor,
-        image_group: Tensor,
-        caption_group: Tensor,
-        image_weight: Tensor | None,
-        caption_weight: Tensor | None,
-        margin: float,
-        similarity: Similarity,
-    ) -> Tensor:
-        loss = positive.new_zeros(())
-        wanted = any(ctx.needs_input_grad)
-        grads = [torch.zeros_like(t) for t in (image, caption, positive) if wanted]
-        below = margin - positive
-        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
-            for rows in _tiles(len(image), len(caption), image.shape[1], similarity):
-                score, back = _scores_of(image[rows], caption, similarity)
-                score.masked_fill_(image_group[rows, None] == caption_group, -torch.inf)
-                of_image = (score + below[rows, None]).clamp_(min=0)
-                of_caption = (score + below).clamp_(min=0)
-                weights = (
-                    caption_weight,
-                    None if image_weight is None else image_weight[rows, None],
-                )
-                loss += _weighted_sum(of_image, weights[0]) + _weighted_sum(of_caption, weights[1])
-                if wanted:
-                    active = _active(of_image, weights[0]), _active(of_caption, weights[1])
-                    grads[2][rows] -= active[0].sum(1)
-                    grads[2] -= active[1].sum(0)
-                    to_image, to_caption = back(active[0] + active[1])
-                    grads[0][rows] = to_image
-                    grads[1] += to_caption
-        ctx.save_for_backward(*grads)
-        return loss
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *(grad * t for t in ctx.saved_tensors), *(None,) * 6
-
-
-def _weighted_sum(hinge: Tensor, weight: Tensor | None) -> Tensor:
-    return hinge.sum() if weight is None else (hinge * weight).sum()
-
-
-def _active(hinge: Tensor, weight: Tensor | None) -> Tensor:
-    """The derivative of the weighted hinges in their scores."""
-    active = (hinge > 0).to(hinge.dtype)
-    return active if weight is None else active * weight
-
-
-def _scores_of(
-    image: Tensor, caption: Tensor, similarity: Similarity
-) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
-    """All scores [I, C], and what gradients of them are in image and caption."""
-    if similarity == "cosine":
-        return image @ caption.T, lambda grad: (grad @ caption, grad.T @ image)
-    beyond = (caption - image[:, None]).clamp_(min=0)
-    norm = torch.linalg.vector_norm(beyond, dim=2)
-
-    def back(grad: Tensor) -> tuple[Tensor, Tensor]:
-        unit = beyond * (grad / torch.where(norm == 0, torch.inf, norm))[:, :, None]
-        return unit.sum(1), -unit.sum(0)
-
-    return -norm, back
-
-
-def _tiles(rows: int, columns: int, size: int, similarity: Similarity) -> Iterator[slice]:
-    of_row = max(columns, 1) * (max(size, 1) if similarity == "order" else 1)
-    step = max(_TILE // of_row, 1)
-    return (slice(first, first + step) for first in range(0, rows, step))
+    loss: Tensor = SumHinge.apply(image, caption, *groups, *weights, margin, similarity)
+    return _reduced(loss, len(image), reduction)
 
 
 def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
@@ -219,10 +132,10 @@ def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple
     rows = batch.pairs or (slice(None), slice(None))
 
     def of_images(f: Tensor, g: Tensor) -> Tensor:
-        return _scores_of(f, g, similarity)[0]
+        return all_scores(f, g, similarity)[0]
 
     def of_captions(g: Tensor, f: Tensor) -> Tensor:
-        return _scores_of(f, g, similarity)[0].T
+        return all_scores(f, g, similarity)[0].T
 
     found, index = _highest_below(
         (image, batch.caption),
@@ -231,7 +144,7 @@ def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple
         of_images,
         similarity,
     )
-    of_image = torch.where(found, _score(image, batch.caption[index], similarity), -torch.inf)
+    of_image = torch.where(found, pair_scores(image, batch.caption[index], similarity), -torch.inf)
     found, index = _highest_below(
         (caption, batch.image),
         (caption_group[rows[1]], image_group),
@@ -239,7 +152,9 @@ def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple
         of_captions,
         similarity,
     )
-    return of_image, torch.where(found, _score(batch.image[index], caption, similarity), -torch.inf)
+    return of_image, torch.where(
+        found, pair_scores(batch.image[index], caption, similarity), -torch.inf
+    )
 
 
 @torch.no_grad()
@@ -256,19 +171,12 @@ def _highest_below(
     index = query.new_zeros(len(query), dtype=torch.int64)
     best = torch.full_like(positive, -torch.inf)
     with torch.autocast(query.device.type, enabled=False), full_float32(query.device):
-        for rows in _tiles(len(query), len(keys), query.shape[1], similarity):
+        for rows in tiles(len(query), len(keys), query.shape[1], similarity):
             scores = score(query[rows], keys)
             masked = groups[0][rows, None] == groups[1]
             scores.masked_fill_(masked | (scores >= positive[rows, None]), -torch.inf)
             best[rows], index[rows] = scores.max(1)
     return best != -torch.inf, index
-
-
-def _score(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
-    """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
-    if similarity == "cosine":
-        return (image * caption).sum(1)
-    return -torch.linalg.vector_norm((caption - image).relu_(), dim=1)
 
 
 def _wide(t: Tensor) -> Tensor:

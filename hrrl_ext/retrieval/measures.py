@@ -171,9 +171,9 @@ def _embeddings(x: Any, what: str, like: Tensor | None = None) -> Tensor:
     if like is not None:
         x, dtype = x.to(like.device), like.dtype
     x = x.to(dtype)
-    bad = (~x.isfinite()).any(1).nonzero()
-    if len(bad):
-        raise ValueError(f"evaluate: row {int(bad[0])} of {what} is not finite")
+    if not all(end.isfinite() for end in x.aminmax()):
+        bad = int((~x.isfinite()).any(1).nonzero()[0])
+        raise ValueError(f"evaluate: row {bad} of {what} is not finite")
     return x
 
 

@@ -22,7 +22,7 @@ TIES = {"half": 0.5, "worst": 1.0}
 _DECIDED = 10
 """Up to here a place is a matter of recall, and what float32 cannot tell apart is told by float64."""
 
-_BLOCK = {"cpu": (512, 2048), "cuda": (4096, 16384)}  # scores at once: those of a CPU stay in cache
+_BLOCK = {"cpu": (512, 1024), "cuda": (4096, 16384)}  # scores at once: those of a CPU stay in cache
 _PIECE = 2**18  # numbers at once in what is no matrix product, for the same reason
 
 
@@ -117,11 +117,16 @@ def embedded(x: Tensor, similarity: str) -> Tensor:
 
 def _exact(x: Tensor, similarity: str) -> Tensor:
     """:func:`embedded` in float64, where no square of a float32 is out of range."""
-    x = x.to(torch.float64, copy=True)
+    return x.to(torch.float64, copy=True).div_(_norm(x, similarity)[:, None])
+
+
+def _norm(x: Tensor, similarity: str) -> Tensor:
+    """[N] float64: what rows are divided by."""
     if similarity != "cosine":
-        return x
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-    return x.div_(norm.masked_fill_(norm == 0, 1))
+        return x.new_ones(len(x), dtype=torch.float64)
+    at_once = max(1, _PIECE // max(1, x.shape[1]))
+    norm = torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in x.split(at_once)])
+    return norm.masked_fill_(norm == 0, 1)
 
 
 def scores(image: Tensor, caption: Tensor, similarity: str) -> Tensor:
@@ -154,7 +159,7 @@ class _Count:
         above = torch.gt(score, self.high[at, None], out=mask) @ ones
         as_good = torch.ge(score, self.low[at, None], out=mask) @ ones
         self.above[at] += above
-        self.equal[at] += as_good - above
+        self.equal[at] += as_good.sub_(above)
 
     def undecided(self) -> Tensor:
         """Queries whose place among the first depends on the rounding."""
@@ -199,15 +204,16 @@ def _pairs(right: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
 def _best(image: Tensor, caption: Tensor, right: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
     """The largest score of a right answer, [N] and [M] float64; inf where there is none."""
     best = [x.new_full((len(x),), -torch.inf, dtype=torch.float64) for x in (image, caption)]
+    norm_i, norm_c = (_norm(x, similarity) for x in (image, caption))
     at_once = max(1, _PIECE // max(1, image.shape[1]))
     for rows, columns in _tiles(image, caption):
         row, column = _pairs(right[:, rows], columns.start, columns.stop)
         for r, c in zip((row + rows.start).split(at_once), column.split(at_once), strict=True):
-            f, g = _exact(image[r], similarity), _exact(caption[c], similarity)
+            f, g = image[r].double(), caption[c].double()
             if similarity == "order":
-                score = -torch.linalg.vector_norm((g - f).clamp_min_(0), dim=1)
+                score = -torch.linalg.vector_norm(g.sub_(f).clamp_min_(0), dim=1)
             else:
-                score = (f * g).sum(1)
+                score = f.mul_(g).sum(1) / (norm_i[r] * norm_c[c])
             for top, at in zip(best, (r, c), strict=True):
                 top.scatter_reduce_(0, at, score, "amax")
     for top in best:
@@ -233,11 +239,13 @@ def _blocks(
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Blocks of scores, -inf where an answer is right. Queries are images, or ``captions``; rows are
     :func:`embedded`, or with ``exact`` as they are given, and become so in float64, block by block."""
+    first, last = right.tolist()  # in order, as queries and gallery are
     for at, of in _tiles(query, gallery):
         x, y = query[at], gallery[of]
         if exact:
             x, y = _exact(x, similarity), _exact(y, similarity)
         score = scores(y, x, similarity).T if captions else scores(x, y, similarity)
-        row, column = _pairs(right[:, at], of.start, of.stop)
-        score[row, column - of.start] = -torch.inf
+        if first[at.start] < of.stop and last[at.stop - 1] > of.start:
+            row, column = _pairs(right[:, at], of.start, of.stop)
+            score[row, column - of.start] = -torch.inf
         yield at, of, score

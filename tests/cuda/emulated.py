@@ -336,6 +336,45 @@ class Emulation:
         )
         return index[0].values, score[0].values, index[1].values, score[1].values
 
+    def hinge_coefficients(self, *arguments: Tensor, offset: int = 0) -> tuple[Tensor, ...]:
+        inputs = [Array(t, offset) for t in arguments[:2]] + [Array(t) for t in arguments[2:]]
+        image, caption, dtype = *arguments[:2], arguments[2].dtype
+        sides = (len(image), len(caption))
+        shapes = ((), sides, sides[:1], sides[1:])
+        out = [Array.output(*shape, dtype=dtype) for shape in shapes]
+        self._call(
+            "hinge_coefficients",
+            "emulate_hinge_coefficients",
+            inputs,
+            *(DTYPES.index(image.dtype), DTYPES.index(dtype), *inputs, *out),
+            *(ctypes.c_int64(size) for size in (*sides, image.shape[1])),
+        )
+        return tuple(t.values for t in out)
+
+    def pair_gradients(
+        self,
+        image: Tensor,
+        caption: Tensor,
+        row: Tensor,
+        column: Tensor,
+        weight: Tensor,
+        order: bool,
+        *,
+        offset: int = 0,
+    ) -> tuple[Tensor, Tensor]:
+        inputs = [Array(image, offset), Array(caption, offset)]
+        inputs += [Array(t) for t in (row, column, weight)]
+        grads = [Array.output(*t.shape, dtype=weight.dtype) for t in (image, caption)]
+        self._call(
+            "pair_gradients",
+            "emulate_pair_gradients",
+            inputs,
+            *(DTYPES.index(image.dtype), DTYPES.index(weight.dtype), *inputs, *grads),
+            *(ctypes.c_int64(n) for n in (len(image), len(caption), image.shape[1], len(weight))),
+            order,
+        )
+        return grads[0].values, grads[1].values
+
     def perturb_stored(self, x: Tensor, z: Kept, tau: float) -> Tensor:
         """x dense, in any layout."""
         inputs = [Array(in_memory(x)), *(Array(t) for t in z.arguments)]

@@ -23,6 +23,7 @@ from cases import (
     images,
 )
 from hardest_cases import SIMILARITIES, HardestCase
+from hinge_cases import HingeCase, PairCase
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, PADDED, SIDES, check_moved, check_stored, kept
 from torch import Tensor
@@ -217,6 +218,25 @@ def test_hardest_negatives(dtype: torch.dtype, similarity: Similarity) -> None:
         case.check([t.cpu() for t in got])
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_hardest_hinges(dtype: torch.dtype) -> None:
+    """Their coefficients around a tile, and what pairs add around a block."""
+    for hinges in (HingeCase(63, 65, 17, dtype), HingeCase(130, 1, 3, dtype)):
+        given = [t.to(DEVICE) for t in hinges.arguments()]
+        with no_synchronisation():
+            found = ops.hinge_coefficients(*given)
+        hinges.check([t.cpu() for t in found])
+    for similarity in SIMILARITIES:
+        for pairs in (
+            PairCase(7, 5, 129, 127, similarity, dtype),
+            PairCase(3, 2, 5, 300, similarity, dtype),
+        ):
+            given = [t.to(DEVICE) for t in pairs.arguments()]
+            with no_synchronisation():
+                grads = ops.pair_gradients(*given, similarity=similarity)  # type: ignore[misc]
+            pairs.check([t.cpu() for t in grads])
+
+
 @pytest.mark.parametrize("size", [1, 11, 1000, 6144, 6145, 100_003])
 def test_chi_square_response(size: int) -> None:
     """On both sides of what shared memory holds. Sums of K terms in another order than the CPU's."""
@@ -325,7 +345,23 @@ def iteration(
         kernels.store_directions(values, scale, grad[:4], *stored[2:], 4, 1)
         flat = x.flatten(1)[:, :3001]
         hardest = kernels.hardest_negatives(flat, flat[:33], ids, ids[:33], True)
-        known = [*hardest, *moved, *losses, new_q, response, projected, cross, *nearest]
+        some = flat.float()[:, 0]
+        hinges = kernels.hinge_coefficients(
+            flat, flat[:33], some, some[:33], some, some[:33], ids, ids[:33]
+        )
+        pairs = kernels.pair_gradients(flat, flat[:33], ids, ids % 33, some, True)
+        known = [
+            *hardest,
+            *hinges,
+            *pairs,
+            *moved,
+            *losses,
+            new_q,
+            response,
+            projected,
+            cross,
+            *nearest,
+        ]
         return [*known, along, values, scale]
 
     return run, [x, grad, *arguments.values()]
@@ -414,6 +450,9 @@ def test_opcheck() -> None:
     for order in (False, True):
         ids = torch.arange(4, device=DEVICE)
         torch.library.opcheck(kernels.hardest_negatives.default, (x, grad, ids, ids, order))
+        torch.library.opcheck(kernels.pair_gradients.default, (x, grad, ids, ids, x[:, 0], order))
+    hinges = (x, grad, *(x[:, 0],) * 4, ids, ids)
+    torch.library.opcheck(kernels.hinge_coefficients.default, hinges)
     products = on_device(ProductCase(3, 2, 5, 7).arguments())
     torch.library.opcheck(kernels.rank1_dot.default, tuple(products.values()))
     points = on_device(PointCase(3, 5).arguments())

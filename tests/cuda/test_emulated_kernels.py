@@ -17,6 +17,7 @@ import torch
 from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase, gradients, images
 from emulated import Device, Emulation, EmulationError, build, same_bits
 from hardest_cases import SIMILARITIES, HardestCase
+from hinge_cases import HingeCase, PairCase
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, check_moved, check_stored, kept
 from torch import Tensor
@@ -59,6 +60,9 @@ def all_results(emulation: Emulation) -> list[Tensor]:
     for similarity in SIMILARITIES:
         hardest = HardestCase(70, 131, 19, similarity)
         results += emulation.hardest_negatives(*hardest.arguments(), similarity == "order")
+        pairs = PairCase(5, 4, 131, 200, similarity)
+        results += emulation.pair_gradients(*pairs.arguments(), similarity == "order")  # type: ignore[misc]
+    results += emulation.hinge_coefficients(*HingeCase(70, 131, 19).arguments())
     for code in CODES:
         z = kept((30, 41), code, padding=3)
         results += [emulation.perturb_stored(images(4, 3, 30, 41), z, 0.3)]
@@ -119,6 +123,16 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
             found, cpu.hardest_negatives(image, caption, *groups, order), strict=True
         ):
             kc.close(got, want, rtol=1e-13, atol=0)
+        weight = image[:66, 0].contiguous()
+        given = (image, caption, groups[0][:66], groups[1], weight, order)
+        found, wanted = emulation.pair_gradients(*given), cpu.pair_gradients(*given)
+        for got, want in zip(found, wanted, strict=True):
+            kc.close(got, want, rtol=1e-13, atol=1e-15)
+    side = [image[:, 1].contiguous(), caption[:, 1].contiguous()]
+    given = (image, caption, *side, *(t.abs() for t in side), *groups)
+    found, wanted = emulation.hinge_coefficients(*given), cpu.hinge_coefficients(*given)
+    for got, want in zip(found, wanted, strict=True):
+        kc.close(got, want, rtol=1e-12, atol=0)
     for code in CODES:
         z, x, grad = kept((9, 12), code), images(4, 3, 9, 12), gradients(4, 3, 9, 12)
         moved = cpu.perturb_stored(x, *z.arguments, 0.3, z.padding, 1)
@@ -233,7 +247,28 @@ def check_hardest_negatives(emulation: Emulation) -> None:
         assert torch.equal(got[3].isnan(), met) and torch.equal(got[2] == -1, met)
 
 
+def check_hinge_coefficients(emulation: Emulation) -> None:
+    for shape in ((65, 130, 17), (3, 1, 2)):
+        case = HingeCase(*shape)
+        case.check(emulation.hinge_coefficients(*case.arguments()))
+    image, *others = HingeCase(65, 3, 4).arguments()
+    image[64, 0] = NAN
+    assert emulation.hinge_coefficients(image, *others)[0].isnan()
+
+
+def check_pair_gradients(emulation: Emulation) -> None:
+    for similarity in SIMILARITIES:
+        case = PairCase(3, 2, 131, 260, similarity)
+        case.check(emulation.pair_gradients(*case.arguments(), similarity == "order"))  # type: ignore[misc]
+    image, caption, row, column, weight = PairCase(3, 2, 5, 2).arguments()
+    row[:], column[:], weight[:] = torch.tensor([0, 7]), 1, 1.0
+    to_image, to_caption = emulation.pair_gradients(image, caption, row, column, weight, False)
+    assert to_caption[1].isnan().all() and to_image.isfinite().all()
+
+
 CHECKS = {
+    "hinge_coefficients": check_hinge_coefficients,
+    "pair_gradients": check_pair_gradients,
     "hardest_negatives": check_hardest_negatives,
     "perturb": check_perturb,
     "concept_cross_entropy": check_concept_cross_entropy,
@@ -251,6 +286,9 @@ GAME = ("../common/chi_square.h", "chi_square_response")
 RANK1 = ("rank1.cu", "rank1")
 STORED = ("stored.cu", "stored")
 HARDEST = ("hardest_negatives.cu", "hardest_negatives")
+SCORES = ("score_tile.cuh", "hardest_negatives")
+HINGES = ("hinge_coefficients.cu", "hinge_coefficients")
+PAIRS = ("pair_gradients.cu", "pair_gradients")
 BARRIER = "__syncthreads();\n"
 DEVICE_P, DEVICE_S, DEVICE_C = (
     ("device.cuh", operator) for operator in ("perturb", "project_simplex", "concept_cross_entropy")
@@ -264,18 +302,12 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     ),
     "rows that are not there": (HARDEST, "at_i >= a.images || ", ""),
     "columns that are not there": (HARDEST, "at_j >= a.captions || ", ""),
-    "entries that are not there": (HARDEST, " && k + depth < size", ""),
+    "entries that are not there": (SCORES, " && k + depth < size", ""),
     "a tile that is written too early": (
-        *(
-            HARDEST,
-            "            }\n        }\n        __syncthreads();",
-            "            }\n        }",
-        ),
+        *(SCORES, "        }\n    }\n    __syncthreads();", "        }\n    }"),
     ),
     "a tile that is read too early": (
-        HARDEST,
-        "a.captions, k, a.size);\n        __syncthreads();",
-        "a.captions, k, a.size);",
+        *(SCORES, "captions, k, size);\n    __syncthreads();", "captions, k, size);"),
     ),
     "candidates that are read too early": (
         HARDEST,
@@ -289,7 +321,24 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     ),
     "ranges that are not cleared": (HARDEST, "clear(of_caption", "if (false) clear(of_caption"),
     "the root of the distance": (HARDEST, "a.order ? -sqrt", "false ? -sqrt"),
-    "a square with a sign": (HARDEST, "if (!(beyond <= 0)) ", ""),
+    "a square with a sign": (SCORES, "if (!(beyond <= 0)) ", ""),
+    "hinges within a group": (
+        *(HINGES, "if (a.image_group[at_i] != a.caption_group[at_j]) {", "{"),
+    ),
+    "hinges that are not there": (HINGES, " || at_j >= a.captions) continue", ") continue"),
+    "a hinge of exactly 0": (HINGES, "of_pair > 0 ? v", "of_pair >= 0 ? v"),
+    "a NaN that has no hinge": (HINGES, "v <= 0 ? 0 : v", "v > 0 ? v : 0"),
+    "a tile's last row of sums": (HINGES, "side < kScoreSide", "side + 1 < kScoreSide"),
+    "pairs that are none": (PAIRS, " && other_index[mine] >= 0", ""),
+    "pairs that are read too early": (PAIRS, "__syncthreads();  // all of it", "// all of it"),
+    "pairs that are written too early": (PAIRS, "__syncthreads();  // everybody", "// everybody"),
+    "an index that is too large": (PAIRS, "other < others ? scale_of(n) : NAN", "scale_of(n)"),
+    "the distance of a pair": (
+        PAIRS,
+        "square == 0 ? 0 : weight / sqrt",
+        "false ? 0 : weight * sqrt",
+    ),
+    "the sign of a caption's gradient": (PAIRS, ": -beyond(", ": beyond("),
     "first barrier of a reduction": (
         *(REDUCE, BARRIER + "    if (lane == 0) partial", "if (lane == 0) partial"),
     ),

@@ -55,7 +55,8 @@ MUTANTS = [
     ("scalar.cuh", "% bytes == 0", "% bytes < 999", "misaligned address"),
     ("concept_cross_entropy.cu", "valid ? to_acc", "true ? to_acc", "AddressSanitizer"),
     ("chi_square_response.cu", "? 2 * sizeof(double)", "? sizeof(double)", "heap-buffer-overflow"),
-    ("hardest_negatives.cu", "first + row < count && ", "count >= 0 && ", "heap-buffer-overflow"),
+    ("score_tile.cuh", "first + row < count && ", "count >= 0 && ", "heap-buffer-overflow"),
+    ("pair_gradients.cu", "other < others ? other_rows", "true ? other_rows", "AddressSanitizer"),
     ("rank1.cu", "(i >= a.batch", "(i > a.batch", "heap-buffer-overflow"),
 ]
 # A process per mutant, for it ends there; they share what torch takes to be imported.
@@ -74,7 +75,10 @@ for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
     if file == "rank1.cu":
         one = torch.ones(1, 1, 5, 1)
         kernels.rank1_dot(torch.zeros(1, 5, dtype=torch.float64), one, one)
-    elif file == "hardest_negatives.cu":
+    elif file == "pair_gradients.cu":
+        one, id = torch.ones(1, 3), torch.zeros(1, dtype=torch.int64)
+        kernels.pair_gradients(one, one, id, id + 2**40, torch.ones(1), False)
+    elif file == "score_tile.cuh":
         one, id = torch.ones(5, 3), torch.arange(5)
         kernels.hardest_negatives(one, one, id, id, False)
     elif file == "chi_square_response.cu":

@@ -48,6 +48,9 @@ for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         for image, of in ((x, ids[0]), (x.view(size, 3), ids[1])):
             for similarity in ("cosine", "order"):
                 ops.hardest_negatives(image, image, of, of, similarity)
+                one = at_the_edge(torch.ones(len(image), dtype=torch.promote_types(dtype, torch.float32)))
+                ops.pair_gradients(image, image, of, of, one, similarity)
+            ops.hinge_coefficients(image, image, one, one, one, one, of, of)
         x, row = x.view(3, 1, 1, size), at_the_edge(torch.arange(3))
         view, scale = at_the_edge(torch.tensor([[1, 0, 1], [1, 2, 0], [1, 1, 1]])), at_the_edge(torch.ones(3))
         for code, length in ((torch.int8, size), (torch.uint8, -(-size // 8))):

@@ -519,3 +519,48 @@ def test_relabelling_the_clusters(device: str, problem: p.Centres) -> None:
     order = torch.randperm(problem.batch, generator=cases.generator(problem.seed)).to(device)
     shuffled = ops.rank1_argmin(cross[order], square[order], *arguments[2:], rtol=0.0)
     assert all(torch.equal(a, b[order]) for a, b in zip(shuffled, plain, strict=True))
+
+
+# --- hinge_coefficients and pair_gradients
+
+
+@repeatable(100)
+@given(problem=p.negatives)
+def test_hinge_coefficients(device: str, problem: p.Negatives) -> None:
+    """The loss is that of float64 but for the rounding of every score; coefficients are 0, 1 or 2, and add
+    up to the two sums."""
+    image, caption, *groups = problem.tensors(device)
+    dtype = computed_in(image.dtype)
+    ones = [torch.ones(len(t), dtype=dtype, device=device) for t in (image, caption)]
+    with borrowed(image, caption, *groups):
+        got = ops.hinge_coefficients(image, caption, *ones, *ones, *groups)
+    want = reference.hinge_coefficients(
+        image.double(), caption.double(), *(t.double() for t in ones * 2), *groups
+    )
+    score = image.double().abs() @ caption.double().abs().T
+    atol = 2 * (problem.size + 4) * cases.EPS[dtype] * (score.sum().item() + 2 * score.numel())
+    assert_within(got.loss, want.loss, atol)
+    assert got.coefficient.unique().tolist() == [
+        n for n in (0, 1, 2) if (got.coefficient == n).any()
+    ]
+    total = got.of_image.double().sum() + got.of_caption.double().sum()
+    assert total.item() == got.coefficient.double().sum().item()
+
+
+@repeatable(100)
+@given(problem=p.negatives)
+def test_pair_gradients(device: str, problem: p.Negatives) -> None:
+    """Of every image with every caption of its group: those of the reference in float64."""
+    image, caption, *groups = problem.tensors(device)
+    row, column = (groups[0][:, None] == groups[1]).nonzero().T
+    weight = torch.ones(len(row), dtype=computed_in(image.dtype), device=device)
+    eps, terms = cases.EPS[weight.dtype], problem.size + len(row)
+    for similarity in ("cosine", "order"):
+        with borrowed(image, caption, row, column, weight):
+            got = ops.pair_gradients(image, caption, row, column, weight, similarity)  # type: ignore[arg-type]
+        wide = (image.double(), caption.double(), row, column, weight.double())
+        want = reference.pair_gradients(*wide, similarity)  # type: ignore[arg-type]
+        largest = max((t.abs().max().item() for t in wide[:2] if t.numel()), default=0.0)
+        size = largest if similarity == "cosine" else 1.0
+        for a, b in zip(got, want, strict=True):
+            assert_within(a, b, (terms + 8) * eps * size * max(len(row), 1))

@@ -94,6 +94,18 @@ def hardest_calls(image: Tensor) -> list[tuple[Any, ...]]:
     return [(image, caption, group, group, False), (image, image[:1], group, group[:1], True)]
 
 
+def hinge_calls(image: Tensor) -> list[tuple[Any, ...]]:
+    group = torch.arange(len(image), device=image.device) // 2
+    side = group.to(torch.promote_types(image.dtype, torch.float32)) / 4
+    return [(image, image.flip(0), *(side,) * 4, group, group)]
+
+
+def pair_calls(image: Tensor) -> list[tuple[Any, ...]]:
+    row = torch.arange(len(image), device=image.device) - 1
+    weight = row.to(torch.promote_types(image.dtype, torch.float32))
+    return [(image, image.flip(0), row, row.flip(0), weight, order) for order in (False, True)]
+
+
 # Per operator: the shapes of the tensor whose layout and dtype vary, and the calls made with it.
 GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, ...]]]]] = {
     "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
@@ -106,6 +118,8 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "perturb_stored": ([(3, 2, 4, 5)], moving_calls),
     "store_directions": ([(3, 2, 4, 5)], storing_calls),
     "hardest_negatives": ([(6, 5)], hardest_calls),
+    "hinge_coefficients": ([(6, 5)], hinge_calls),
+    "pair_gradients": ([(6, 5)], pair_calls),
 }
 
 

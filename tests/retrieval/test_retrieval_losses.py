@@ -116,7 +116,7 @@ def test_tiles_change_nothing(
     f, g = embeddings(37, seed=5), embeddings(37, seed=6)
     whole = loss_and_gradients(lambda f, g: LOSSES[kind](f, g, similarity=similarity), f, g)
     for tile in (1, 37 * 6 * 5):
-        monkeypatch.setattr("hrrl_ext.retrieval.losses._TILE", tile)
+        monkeypatch.setattr("hrrl_ext.retrieval.hinges.TILE", tile)
         parts = loss_and_gradients(lambda f, g: LOSSES[kind](f, g, similarity=similarity), f, g)
         for a, b in zip(parts, whole, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

@@ -1,175 +1,19 @@
 // hardest_negatives: a rectangle of the scores of images and captions, and the highest of its rows and columns.
 //
-// - Captions are packed in panels, transposed: lanes are captions, and an image's entry is the same in all of them. A
-//   tile of kRows images and a panel has its sums in registers from the first entry to the last, and leaves no score
-//   behind but the highest. The order similarity differs by two instructions, and is as good as a product then.
-// - What is compared is the product, or minus the square of the distance, which has no root yet.
+// - A tile of scores (score_tile.h) leaves none behind but the highest. What is compared is the product, or minus the
+//   square of the distance, which has no root yet.
 // - Of a tile, a row or column is looked into only where its maximum is above what was found before, which gets rare. A
 //   tile with a NaN, or at an edge, is gone through score by score.
-#include "cpu/kernels.h"
-#include "cpu/kernels/simd.h"
+#include "cpu/kernels/score_tile.h"
 
 namespace hrrl::cpu::HRRL_ISA {
 
-template <class scalar_t>
-struct Lanes {
-  using vector = vfloat;
-  using mask = vint;
-  using id = int32_t;
-  static constexpr int kCount = kWidth;
-};
-template <>
-struct Lanes<double> {
-  using vector = vdouble;
-  using mask = vlong;
-  using id = int64_t;
-  static constexpr int kCount = kDoubles;
-};
-template <class scalar_t>
-using vector_of = typename Lanes<scalar_t>::vector;
-template <class scalar_t>
-using id_of = typename Lanes<scalar_t>::id;
-
-#if defined(__AVX512F__)
-constexpr int kPanelVectors = 4;  // with kRows: 24 sums, 4 vectors of captions, and what they are computed with
-#else
-constexpr int kPanelVectors = 2;  // 12, of 16 registers
-#endif
-constexpr int kRows = 6;
-static_assert(kHardestRows % kRows == 0, "a range of rows is whole tiles");
-
-template <class scalar_t>
-constexpr int kPanel = kPanelVectors * Lanes<scalar_t>::kCount;
-static_assert(kHardestColumns % kPanel<float> == 0 && kHardestColumns % kPanel<double> == 0, "whole panels");
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Panels
-
-template <int kPart, class vector, size_t... kLane>
-HRRL_INLINE vector interleave(vector a, vector b, std::index_sequence<kLane...>) {
-  constexpr size_t kLanes = sizeof...(kLane);
-  return __builtin_shufflevector(a, b, (kLane % 2 * kLanes + kPart * kLanes / 2 + kLane / 2)...);
-}
-
-// A square of as many rows as lanes: every round deals out two halves of the rows one by one.
-template <int kLanes, class vector>
-HRRL_INLINE void transpose(vector* rows) {
-  constexpr auto kSequence = std::make_index_sequence<kLanes>();
-  for (int round = 1; round < kLanes; round *= 2) {
-    vector dealt[kLanes];
-    for (int r = 0; r < kLanes / 2; ++r) {
-      dealt[2 * r] = interleave<0>(rows[r], rows[r + kLanes / 2], kSequence);
-      dealt[2 * r + 1] = interleave<1>(rows[r], rows[r + kLanes / 2], kSequence);
-    }
-    for (int r = 0; r < kLanes; ++r) rows[r] = dealt[r];
-  }
-}
-
-// panel[k][j] = rows[j][k], 0 where there is no row j
-template <class scalar_t>
-static void pack(const scalar_t* rows, int64_t count, int64_t size, scalar_t* panel) {
-  constexpr int kLanes = Lanes<scalar_t>::kCount;
-  for (int64_t first = 0; first < kPanel<scalar_t>; first += kLanes) {
-    const int64_t here = count - first;
-    int64_t k = 0;
-    for (; k + kLanes <= size; k += kLanes) {
-      vector_of<scalar_t> square[kLanes];
-      for (int r = 0; r < kLanes; ++r)
-        square[r] = r < here ? load(rows + (first + r) * size + k) : vector_of<scalar_t>{};
-      transpose<kLanes>(square);
-      for (int r = 0; r < kLanes; ++r) store(panel + (k + r) * kPanel<scalar_t> + first, square[r]);
-    }
-    for (; k < size; ++k)
-      for (int r = 0; r < kLanes; ++r)
-        panel[k * kPanel<scalar_t> + first + r] = r < here ? rows[(first + r) * size + k] : 0;
-  }
-}
-
-// ---------------------------------------------------------------------------------------------------------------------
-// Tiles
-
-// max(v, 0); NaN stays NaN, which the instruction takes from its second operand.
-HRRL_INLINE vfloat positive(vfloat v) {
-#if defined(__AVX512F__)
-  return bit_cast<vfloat>(_mm512_max_ps(_mm512_setzero_ps(), bit_cast<__m512>(v)));
-#elif defined(__AVX2__)
-  return bit_cast<vfloat>(_mm256_max_ps(_mm256_setzero_ps(), bit_cast<__m256>(v)));
-#else
-  return v < 0.0f ? vfloat{} : v;
-#endif
-}
-HRRL_INLINE vdouble positive(vdouble v) {
-#if defined(__AVX512F__)
-  return bit_cast<vdouble>(_mm512_max_pd(_mm512_setzero_pd(), bit_cast<__m512d>(v)));
-#elif defined(__AVX2__)
-  return bit_cast<vdouble>(_mm256_max_pd(_mm256_setzero_pd(), bit_cast<__m256d>(v)));
-#else
-  return v < 0.0 ? vdouble{} : v;
-#endif
-}
-
-template <class scalar_t>
-struct Tile {
-  vector_of<scalar_t> scores[kRows][kPanelVectors];
-};
-
-template <bool kOrder, class scalar_t>
-HRRL_INLINE void score(const scalar_t* const (&rows)[kRows], const scalar_t* panel, int64_t size,
-                       Tile<scalar_t>& tile) {
-  using vector = vector_of<scalar_t>;
-  constexpr int kLanes = Lanes<scalar_t>::kCount;
-  vector total[kRows][kPanelVectors] = {};
-  for (int64_t k = 0; k < size; ++k, panel += kPanel<scalar_t>) {
-    vector captions[kPanelVectors];
-    for (int v = 0; v < kPanelVectors; ++v) captions[v] = load(panel + v * kLanes);
-    for (int r = 0; r < kRows; ++r) {
-      const vector image = rows[r][k] - vector{};
-      for (int v = 0; v < kPanelVectors; ++v) {
-        if constexpr (kOrder) {
-          const vector beyond = positive(captions[v] - image);
-          total[r][v] -= beyond * beyond;
-        } else {
-          total[r][v] += image * captions[v];
-        }
-      }
-    }
-  }
-  for (int r = 0; r < kRows; ++r)
-    for (int v = 0; v < kPanelVectors; ++v) tile.scores[r][v] = total[r][v];
-}
-
-struct Or {
-  template <class vector>
-  vector operator()(vector a, vector b) const {
-    return a | b;
-  }
-};
-
-// Pairs of one group get -Inf, which nobody takes. Returns whether a NaN is left.
-template <class scalar_t>
-HRRL_INLINE bool mask_groups(const id_of<scalar_t> (&image)[kRows], const id_of<scalar_t>* caption,
-                             Tile<scalar_t>& tile) {
-  using mask = typename Lanes<scalar_t>::mask;
-  constexpr int kLanes = Lanes<scalar_t>::kCount;
-  const vector_of<scalar_t> none = vector_of<scalar_t>{} - static_cast<scalar_t>(__builtin_inf());
-  mask nan = {};
-  for (int v = 0; v < kPanelVectors; ++v) {
-    mask group;
-    __builtin_memcpy(&group, caption + v * kLanes, sizeof(group));
-    for (int r = 0; r < kRows; ++r) {
-      tile.scores[r][v] = group == image[r] ? none : tile.scores[r][v];
-      nan |= tile.scores[r][v] != tile.scores[r][v];
-    }
-  }
-  return across<kLanes>(nan, Or{}) != 0;
-}
-
 // The highest score so far and whose it is; the first of equal ones, and a NaN for good.
-template <class scalar_t>
+template <class scalar_t, class index_t>
 struct Hardest {
   scalar_t* value;
-  int64_t* index;
-  HRRL_INLINE_MEMBER void offer(int64_t of, scalar_t score, int64_t whose) const {
+  index_t* index;
+  HRRL_INLINE_MEMBER void offer(int64_t of, scalar_t score, index_t whose) const {
     if (score > value[of] || score != score) {  // nothing is above a NaN
       value[of] = score;
       index[of] = whose;
@@ -177,22 +21,29 @@ struct Hardest {
   }
 };
 
+// Of captions those of one panel, whose images are counted from the first of the range: they fit into a lane.
 template <class scalar_t>
-HRRL_INLINE void take_all(const Tile<scalar_t>& tile, const Hardest<scalar_t>& of_image,
-                          const Hardest<scalar_t>& of_caption, int64_t i, int64_t j, int64_t rows, int64_t columns) {
+using HardestImages = Hardest<scalar_t, id_of<scalar_t>>;
+template <class scalar_t>
+using HardestCaptions = Hardest<scalar_t, int64_t>;
+
+template <class scalar_t>
+HRRL_INLINE void take_all(const Tile<scalar_t>& tile, const HardestCaptions<scalar_t>& of_image,
+                          const HardestImages<scalar_t>& of_caption, int64_t i, int64_t begin, int64_t j, int64_t rows,
+                          int64_t columns) {
   const auto* scores = reinterpret_cast<const scalar_t*>(tile.scores);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t c = 0; c < columns; ++c) {
       const scalar_t score = scores[r * kPanel<scalar_t> + c];
       of_image.offer(i + r, score, j + c);
-      of_caption.offer(j + c, score, i + r);
+      of_caption.offer(c, score, static_cast<id_of<scalar_t>>(i + r - begin));
     }
 }
 
 // The same for a whole tile without NaN. What was found before may be NaN, and is below nothing.
 template <class scalar_t>
-HRRL_INLINE void take_highest(const Tile<scalar_t>& tile, const Hardest<scalar_t>& of_image,
-                              const Hardest<scalar_t>& of_caption, int64_t i, int64_t j) {
+HRRL_INLINE void take_highest(const Tile<scalar_t>& tile, const HardestCaptions<scalar_t>& of_image,
+                              const HardestImages<scalar_t>& of_caption, int64_t i, int64_t begin, int64_t j) {
   using vector = vector_of<scalar_t>;
   constexpr int kLanes = Lanes<scalar_t>::kCount;
   const auto* scores = reinterpret_cast<const scalar_t*>(tile.scores);
@@ -210,12 +61,17 @@ HRRL_INLINE void take_highest(const Tile<scalar_t>& tile, const Hardest<scalar_t
   for (int v = 0; v < kPanelVectors; ++v) {
     vector highest = tile.scores[0][v];
     for (int r = 1; r < kRows; ++r) highest = max(highest, tile.scores[r][v]);
-    const int64_t first = j + v * kLanes;
-    const auto above = highest > load(of_caption.value + first);
-    if (across<kLanes>(above, Or{}) == 0) continue;
-    for (int lane = 0; lane < kLanes; ++lane)
-      for (int r = 0; r < kRows; ++r)
-        of_caption.offer(first + lane, scores[r * kPanel<scalar_t> + v * kLanes + lane], i + r);
+    vector best = load(of_caption.value + v * kLanes);
+    if (across<kLanes>(highest > best, Or{}) == 0) continue;
+    typename Lanes<scalar_t>::mask whose;
+    __builtin_memcpy(&whose, of_caption.index + v * kLanes, sizeof(whose));
+    for (int r = 0; r < kRows; ++r) {
+      const auto above = tile.scores[r][v] > best;
+      best = above ? tile.scores[r][v] : best;
+      whose = above ? static_cast<id_of<scalar_t>>(i + r - begin) - typename Lanes<scalar_t>::mask{} : whose;
+    }
+    store(of_caption.value + v * kLanes, best);
+    __builtin_memcpy(of_caption.index + v * kLanes, &whose, sizeof(whose));
   }
 }
 
@@ -226,30 +82,26 @@ static void hardest_of(const HardestArgs& a, const HardestRange& range) {
   const auto *image_group = static_cast<const id*>(a.image_group),
              *caption_group = static_cast<const id*>(a.caption_group);
   auto* panel = static_cast<scalar_t*>(range.panel);
-  const Hardest<scalar_t> of_image{static_cast<scalar_t*>(range.caption_score), range.caption_index};
-  const Hardest<scalar_t> of_caption{static_cast<scalar_t*>(range.image_score), range.image_index};
+  const HardestCaptions<scalar_t> of_image{static_cast<scalar_t*>(range.caption_score), range.caption_index};
   for (int64_t j = range.caption_begin; j < range.caption_end; j += kPanel<scalar_t>) {
     const int64_t left = range.caption_end - j, columns = left < kPanel<scalar_t> ? left : kPanel<scalar_t>;
     pack(caption + j * a.size, columns, a.size, panel);
-    id groups[kPanel<scalar_t>] = {};
+    id groups[kPanel<scalar_t>] = {}, whose[kPanel<scalar_t>];
     for (int64_t c = 0; c < columns; ++c) groups[c] = caption_group[j + c];
+    for (id& image_of : whose) image_of = -1;
+    const HardestImages<scalar_t> of_caption{static_cast<scalar_t*>(range.image_score) + j, whose};
     for (int64_t i = range.image_begin; i < range.image_end; i += kRows) {
       const int64_t below = range.image_end - i, rows = below < kRows ? below : kRows;
-      const scalar_t* pointers[kRows];
-      id group[kRows];
-      for (int64_t r = 0; r < kRows; ++r) {
-        const int64_t row = i + (r < rows ? r : rows - 1);
-        pointers[r] = image + row * a.size;
-        group[r] = image_group[row];
-      }
+      const Rows<scalar_t> from(image, image_group, i, rows, a.size);
       Tile<scalar_t> tile;
-      score<kOrder>(pointers, panel, a.size, tile);
-      const bool nan = mask_groups(group, groups, tile);
+      score<kOrder>(from.row, panel, a.size, tile);
+      const bool nan = mask_groups(from.group, groups, tile);
       if (nan || rows < kRows || columns < kPanel<scalar_t>)
-        take_all(tile, of_image, of_caption, i, j, rows, columns);
+        take_all(tile, of_image, of_caption, i, range.image_begin, j, rows, columns);
       else
-        take_highest(tile, of_image, of_caption, i, j);
+        take_highest(tile, of_image, of_caption, i, range.image_begin, j);
     }
+    for (int64_t c = 0; c < columns; ++c) range.image_index[j + c] = whose[c] < 0 ? -1 : range.image_begin + whose[c];
   }
 }
 

@@ -1,0 +1,150 @@
+"""Both sums of hinges with their gradients, in one piece, and the scores that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._precision import full_float32
+from ..ops import (
+    Similarity,
+    hardest_negatives,
+    hinge_coefficients,
+    pair_gradients,
+    reference,
+)
+
+TILE = 2**20
+"""Scores that are kept at a time: few enough for a cache, and rows enough for products of matrices."""
+
+
+class MaxHinge(torch.autograd.Function):
+    """All pairs and negatives at once: at the size of a batch, calls cost more than what they compute."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        caption: Tensor,
+        row: Tensor | None,
+        column: Tensor | None,
+        image_group: Tensor,
+        caption_group: Tensor,
+        margin: float,
+        similarity: Similarity,
+    ) -> Tensor:
+        caption_index, of_image, image_index, of_caption = hardest_negatives(
+            image, caption, image_group, caption_group, similarity
+        )
+        f, g = image, caption
+        if row is None or column is None:
+            row = column = torch.arange(len(image), device=image.device)
+        else:
+            f, caption_index, of_image = (t[row] for t in (f, caption_index, of_image))
+            g, image_index, of_caption = (t[column] for t in (g, image_index, of_caption))
+        positive = pair_scores(f, g, similarity)
+        hinge = torch.stack((of_image, of_caption)).add_(margin - positive).clamp_(min=0)
+        pairs = torch.cat((row, row, image_index)), torch.cat((column, caption_index, column))
+        ctx.save_for_backward(image, caption, *pairs, hinge)
+        ctx.similarity = similarity
+        return hinge.sum()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        image, caption, row, column, hinge = ctx.saved_tensors
+        weight = torch.where(hinge > 0, grad, 0)
+        weight = torch.cat((weight.sum(0).neg_(), weight.view(-1)))
+        grads = pair_gradients(image, caption, row, column, weight, ctx.similarity)
+        return *grads, *(None,) * 6
+
+
+class SumHinge(torch.autograd.Function):
+    """Σ_n Σ_m v_m [α - s(n,n) + s(n,m)]₊ + u_n [α - s(m,m) + s(n,m)]₊ over n, m of different groups,
+    s(n,m) of image n and caption m."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        image: Tensor,
+        caption: Tensor,
+        image_group: Tensor,
+        caption_group: Tensor,
+        image_weight: Tensor | None,
+        caption_weight: Tensor | None,
+        margin: float,
+        similarity: Similarity,
+    ) -> Tensor:
+        below = margin - pair_scores(image, caption, similarity)
+        loss, of_pair, ones = below.new_zeros(()), torch.zeros_like(below), torch.ones_like(below)
+        to_image, to_caption = torch.empty_like(image), torch.empty_like(caption)
+        image_weight = ones if image_weight is None else image_weight
+        caption_weight = ones if caption_weight is None else caption_weight
+        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+            for rows in tiles(len(image), len(caption), image.shape[1], similarity):
+                weights = image_weight[rows], caption_weight
+                of_tile = below[rows], below, *weights, image_group[rows], caption_group
+                if similarity == "cosine":
+                    hinges = hinge_coefficients(image[rows], caption, *of_tile)
+                    torch.mm(hinges.coefficient, caption, out=to_image[rows])
+                    first = rows.start == 0  # what is there is not read then
+                    to_caption.addmm_(hinges.coefficient.T, image[rows], beta=0 if first else 1)
+                else:
+                    scores, back = all_scores(image[rows], caption, similarity)
+                    hinges = reference.hinges_of(scores, *of_tile)
+                    to_image[rows], of_captions = back(hinges.coefficient)
+                    to_caption = of_captions if rows.start == 0 else to_caption + of_captions
+                loss += hinges.loss
+                of_pair[rows] -= hinges.of_image
+                of_pair -= hinges.of_caption
+        if similarity == "cosine":
+            to_image.addcmul_(caption, of_pair[:, None])
+            to_caption.addcmul_(image, of_pair[:, None])
+        else:
+            n = torch.arange(len(image), device=image.device)
+            of_pairs = pair_gradients(image, caption, n, n, of_pair, similarity)
+            to_image += of_pairs[0]
+            to_caption += of_pairs[1]
+        ctx.save_for_backward(to_image, to_caption)
+        return loss
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_image, to_caption = ctx.saved_tensors
+        # As in concept_cross_entropy: loss.backward() itself sends 1, which is cheaper seen than used.
+        traced = torch.compiler.is_compiling() or type(grad) is not Tensor
+        if traced or not grad.is_cpu or grad.item() != 1.0:
+            to_image, to_caption = grad * to_image, grad * to_caption
+        return to_image, to_caption, *(None,) * 6
+
+
+def pair_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
+    """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
+    if similarity == "cosine":
+        return (image * caption).sum(1)
+    return -torch.linalg.vector_norm((caption - image).relu_(), dim=1)
+
+
+def all_scores(
+    image: Tensor, caption: Tensor, similarity: Similarity
+) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, Tensor]]]:
+    """All scores [I, C], and what gradients of them are in image and caption."""
+    if similarity == "cosine":
+        return image @ caption.T, lambda grad: (grad @ caption, grad.T @ image)
+    beyond = (caption - image[:, None]).clamp_(min=0)
+    norm = torch.linalg.vector_norm(beyond, dim=2)
+
+    def back(grad: Tensor) -> tuple[Tensor, Tensor]:
+        unit = beyond * (grad / torch.where(norm == 0, torch.inf, norm))[:, :, None]
+        return unit.sum(1), -unit.sum(0)
+
+    return -norm, back
+
+
+def tiles(rows: int, columns: int, size: int, similarity: Similarity) -> Iterator[slice]:
+    of_row = max(columns, 1) * (max(size, 1) if similarity == "order" else 1)
+    step = max(TILE // of_row, 1)
+    return (slice(first, first + step) for first in range(0, rows, step))
