@@ -37,6 +37,15 @@ class Processes:
             dist.all_reduce(value)
         return value
 
+    def whole(self, rows: Tensor, count: int) -> Tensor:
+        """All ``count`` rows of a batch, of which each process has its :meth:`part`, in order: the same
+        bits in each of them. Differentiable: the gradient of a row is the sum of those that the
+        processes have for it."""
+        if self.size == 1:
+            return rows
+        gathered: Tensor = _Whole.apply(rows, self, count)
+        return gathered
+
     def agree(self, tensors: Iterable[Tensor]) -> None:
         """Overwrites the floating-point ones of ``tensors`` with those of the first process."""
         if self.size == 1:
@@ -80,6 +89,21 @@ class Processes:
         """
         if self.size > 1:
             time.sleep(_SETTLING_SECONDS)
+
+
+class _Whole(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, processes: Processes, count: int) -> Tensor:
+        ctx.processes, ctx.part = processes, processes.part(count)
+        whole = rows.new_zeros(count, *rows.shape[1:])
+        whole[ctx.part.start : ctx.part.stop] = rows
+        return processes.sum(whole)  # parts may differ in size, which a gather does not take
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        summed = ctx.processes.sum(grad.clone(memory_format=torch.contiguous_format))
+        return summed[ctx.part.start : ctx.part.stop], None, None
 
 
 def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:

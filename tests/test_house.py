@@ -26,7 +26,7 @@ FLOOR = {
     **dict.fromkeys(
         (
             *("ops", "norms", "losses", "perturbation", "spec", "storage", "processes"),
-            *("models", "pretrained"),
+            *("models", "layers", "pretrained"),
         ),
         0,
     ),

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .._streams import random_stream
 from ..processes import Processes
 from .augmix import AugMix
+from .fetching import Fetcher
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
-from .memory import KeptImages, keep
 from .sampling import GroupSampling, Sampling
 
 
@@ -159,19 +157,20 @@ class Batches:
             raise ValueError(f"Batches: balance must lie in [0, 1], got {balance}")
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
-        if num_workers < 0:
-            raise ValueError(f"Batches: num_workers must be at least 0, got {num_workers}")
-        if not keep_gib >= 0:
-            raise ValueError(f"Batches: keep_gib must be at least 0, got {keep_gib}")
         self.images = images
+        self._fetcher = Fetcher(
+            images,
+            device=torch.device(device),
+            num_workers=num_workers,
+            keep_gib=keep_gib,
+            processes=processes,
+        )
         self.concept = checked_ids(concept, "Batches: concept", size=len(images))
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.seed = seed
         self.augment = augment
         self.device = torch.device(device)
-        self.num_workers = num_workers
-        self.keep_gib = keep_gib
         self.processes = processes
         self.views = views
         self.sampling = sampling
@@ -188,11 +187,8 @@ class Batches:
                 f"Batches: {processes.size} processes need at least two examples each in every batch; "
                 f"got a batch_size of {batch_size} and {len(images)} images"
             )
-        whole, rest = divmod(len(images), batch_size)
-        self.sizes = [batch_size] * whole + ([rest] if rest else [])
+        self.sizes = batch_sizes(len(images), batch_size, least if shuffle else 1)
         """Examples per batch, over all processes."""
-        if shuffle and 0 < rest < least and whole:
-            self.sizes[-2:] = [batch_size + rest]
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -209,12 +205,11 @@ class Batches:
         rows = order.split(self.sizes)[start:] if len(order) else ()
         parts = [self.processes.part(len(batch)) for batch in rows]
         mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
-        images = self._images([indices for indices in mine if len(indices)])
+        images = self._fetcher.batches([indices for indices in mine if len(indices)])
         for number, (indices, part) in enumerate(zip(mine, parts, strict=True), start):
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
-            x = next(images).to(self.device, non_blocking=True)
-            x, view, mixtures = self._augmented(x, part, epoch, number)
+            x, view, mixtures = self._augmented(next(images), part, epoch, number)
             others = [self.images.target[indices], self.concept[indices]]
             others += [indices, view] if self.views else []
             yield x, *(t.to(self.device, non_blocking=True) for t in others), *mixtures
@@ -255,38 +250,10 @@ class Batches:
             return by_group.order(generator)
         return torch.randperm(len(self.images), generator=generator)
 
-    @cached_property  # not before the first epoch: for images in files it opens one
-    def _kept(self) -> KeptImages | None:
-        return keep(self.images, self.device, self.keep_gib * 2**30)
 
-    def _images(self, rows: list[Tensor]) -> Iterator[Tensor]:
-        """Images [B, 3, H, W] of each of the rows [B]: those kept, and the others from the set."""
-        kept = self._kept
-        if kept is None:
-            yield from (x for x, _ in self._fetched([indices.tolist() for indices in rows]))
-            return
-        unknown = kept.unknown(rows)
-        fetched = self._fetched([indices.tolist() for indices in unknown if len(indices)])
-        for indices, new in zip(rows, unknown, strict=True):
-            if len(new):
-                kept.put(new, next(fetched)[0])
-            yield kept.take(indices)
-
-    def _fetched(self, rows: list[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-        if self.num_workers == 0 or not rows:
-            return (self.images.__getitems__(indices) for indices in rows)
-        self.processes.let_go()
-        loader = DataLoader(
-            self.images,
-            batch_sampler=rows,
-            collate_fn=_as_fetched,
-            num_workers=self.num_workers,
-            pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # else the loader draws from the global one
-        )
-        return iter(loader)
-
-
-def _as_fetched(batch: Any) -> Any:
-    """Nothing to collate: an image set returns whole batches."""
-    return batch
+def batch_sizes(examples: int, batch_size: int, least: int) -> list[int]:
+    """Of the batches of an epoch; a last one of fewer than ``least`` joins the one before it."""
+    whole, rest = divmod(examples, batch_size)
+    if 0 < rest < least and whole:
+        return [batch_size] * (whole - 1) + [batch_size + rest]
+    return [batch_size] * whole + ([rest] if rest else [])

@@ -40,6 +40,9 @@ class Recipe(Protocol):
     model: nn.Module
     """What is trained, on its device."""
     batches: Epochs
+    part: str | None = None
+    """The submodule of ``model`` that a run is for, which :meth:`description` names, ``best/`` holds and
+    :func:`load_model` opens: a network without what only its training needs. None: all of it."""
     config: Any = None
     """Settings of the method: a dataclass with defaults, whose fields are among those of a run."""
     chosen: str = "accuracy"
