@@ -16,12 +16,24 @@ from typing import Any, NoReturn
 import jsonargparse
 
 from ..spec import nearest
-from . import clustering, evaluation, linear, retrieval, show, study, training, transfer, tuning
+from . import (
+    clustering,
+    evaluation,
+    linear,
+    pretraining,
+    retrieval,
+    show,
+    study,
+    training,
+    transfer,
+    tuning,
+)
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
     training.COMMANDS
     | tuning.COMMANDS
+    | pretraining.COMMANDS
     | transfer.COMMANDS
     | evaluation.COMMANDS
     | study.COMMANDS

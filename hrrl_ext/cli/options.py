@@ -52,8 +52,8 @@ def model_of_classes(folder: str | Path, images: ImageSet) -> nn.Module:
     return open_model(folder)
 
 
-def run_arguments(parser: CommandParser) -> None:
-    """What the trainer takes, besides the model and its configuration."""
+def run_arguments(parser: CommandParser, *, concepts: bool = True) -> None:
+    """What a trainer takes, besides the model and its configuration."""
     parser.add_argument(
         "--data",
         nargs="+",
@@ -61,11 +61,12 @@ def run_arguments(parser: CommandParser) -> None:
         help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME",
     )
     parser.add_argument("--out", required=True, help="folder of the run")
-    parser.add_argument(
-        "--concepts",
-        help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
-        "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
-    )
+    if concepts:
+        parser.add_argument(
+            "--concepts",
+            help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
+            "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
+        )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")

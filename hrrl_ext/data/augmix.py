@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
@@ -32,6 +32,12 @@ class Chains:
 
     def __getitem__(self, images: slice) -> Chains:
         return Chains(*(getattr(self, field.name)[images] for field in fields(self)))
+
+
+def joined(chains: Sequence[Chains]) -> Chains:
+    """Those of several batches, one after the other."""
+    fields_ = (field.name for field in fields(Chains))
+    return Chains(*(torch.cat([getattr(one, name) for one in chains]) for name in fields_))
 
 
 @dataclass(frozen=True)

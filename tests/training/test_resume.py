@@ -11,22 +11,29 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from crops import Crops
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hrrl_ext import HRRLTrainer
+from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import load_images
 
 DIGITS = load_images("digits", split="train").subset(range(100))
 SETTINGS: dict[str, Any] = {
     "data": DIGITS, "validation": DIGITS, "concepts": "classes", "tau": 0.1, "lam": 20.0,
     "epochs": 2, "batch_size": 16, "lr": 0.05, "crop_padding": 1, "device": "cpu", "progress": "off",
+}  # fmt: skip
+
+PRETRAINING: dict[str, Any] = {
+    "data": DIGITS, "validation": DIGITS, "views": Crops(), "epochs": 2, "batch_size": 16, "queue": 40,
+    "dim": 8, "lr": 0.01, "temperature": 0.1, "norm_groups": 4, "key_momentum": 0.9, "device": "cpu", "progress": "off",
 }  # fmt: skip
 
 CLOCK = ("images_per_second", "seconds")
@@ -49,6 +56,16 @@ class Net(nn.Module):
 def start(out: Path, resume: bool = False, **settings: Any) -> HRRLTrainer:
     torch.manual_seed(3 if not resume else 99)  # whatever the new process did before
     return HRRLTrainer(Net(), **(SETTINGS | settings), out=out, resume=resume, checkpoint_every=2)
+
+
+def pretrain(out: Path, resume: bool = False, **settings: Any) -> URRLTrainer:
+    torch.manual_seed(3 if not resume else 99)
+    return URRLTrainer(
+        Net(), **(PRETRAINING | settings), out=out, resume=resume, checkpoint_every=2
+    )
+
+
+START: dict[str, Callable[..., HRRLTrainer | URRLTrainer]] = {"HRRL": start, "URRL": pretrain}
 
 
 def result(trainer: HRRLTrainer) -> list[Any]:
@@ -96,7 +113,30 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert result(trainer) == result(whole)
 
 
-def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"num_workers": 2, "ema": 0.5},
+        {"precision": "bf16", "channels_last": True},
+        {"precision": "fp16", "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_within_an_epoch_of_pretraining(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """The queue, which wraps in the third step, the key encoder and the shuffles as well."""
+    pretrain(tmp_path / "whole", **settings).fit()
+    trainer = pretrain(tmp_path / "cut", **settings)
+    for steps in (3, 6):
+        stop_after(trainer, steps)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+        trainer = pretrain(tmp_path / "cut", resume=True, **settings)
+    trainer.fit()
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")
+
+
+def stop_after(trainer: HRRLTrainer | URRLTrainer, steps: int | None) -> None:
     step = trainer.recipe.step
     done = 0
 
@@ -112,12 +152,10 @@ def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
 
 SCRIPT = """
 import json, sys, torch
-sys.path.insert(0, {folder!r})
-from test_resume import SETTINGS, Net, HRRLTrainer
-out, settings, resume = sys.argv[1], json.loads(sys.argv[2]), len(sys.argv) > 3
-torch.manual_seed(3)
-settings = SETTINGS | {{"epochs": 12}} | settings
-trainer = HRRLTrainer(Net(), **settings, out=out, resume=resume, checkpoint_every=3)
+sys.path[:0] = {folders!r}
+from test_resume import START
+method, out, settings, resume = *sys.argv[1:3], json.loads(sys.argv[3]), len(sys.argv) > 4
+trainer = START[method](out, resume, **({{"epochs": 12}} | settings))
 print("ready", flush=True)
 trainer.fit()
 """
@@ -125,8 +163,9 @@ trainer.fit()
 
 def start_processes(out: Path, way: Way, resume: bool = False) -> list[subprocess.Popen[str]]:
     """All processes of one run, those of several connected as torchrun connects them."""
-    script = SCRIPT.format(folder=str(Path(__file__).parent))
-    arguments = [str(out), json.dumps(way.settings), *(["resume"] if resume else [])]
+    script = SCRIPT.format(folders=[str(Path(__file__).parents[i]) for i in (0, 1)])
+    settings = json.dumps(way.settings)
+    arguments = [way.method, str(out), settings, *(["resume"] if resume else [])]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -154,6 +193,7 @@ class Way:
 
     settings: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    method: str = "HRRL"
 
 
 WAYS = {
@@ -165,6 +205,8 @@ WAYS = {
     "two processes, chi-square": Way({"adversary": "chi_square", "lam": 0.3}, 2),
     "two processes, stored": Way({"example_level": "stored"}, 2),
     "two processes, balanced": Way({"sampling": "concept"}, 2),
+    "pretraining": Way({"num_workers": 2}, method="URRL"),
+    "pretraining, two processes": Way(processes=2, method="URRL"),
 }
 
 
@@ -177,7 +219,11 @@ def final(out: Path) -> dict[str, Any]:
     weights = load_file(newest / "model.safetensors")
     return {
         "weights": {name: value.tolist() for name, value in weights.items()},
-        "adversary": {name: t.tolist() for name, t in state["objective"].items()},
+        "recipe": {
+            f"{of} {name}": t.tolist()
+            for of in ("objective", "keys", "queue")
+            for name, t in state.get(of, {}).items()
+        },
         "rng": [rng.tolist() for rng in state["rng"]],
         "history": state["history"],
         "directions": {name: t.tolist() for name, t in state.get("directions", {}).items()},
