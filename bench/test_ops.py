@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from augmix_comparisons import mix_chains
 from comparisons import (
     LARGE,
     chi_square_response,
@@ -19,7 +20,17 @@ from measurement import Measurement
 from places import Place
 from rank1_comparisons import rank1_argmin, rank1_dot
 from retrieval_comparisons import all_negatives, hardest_negatives
-from shapes import Centres, Embeddings, Game, Images, Logits, Products, StoredImages, Vector
+from shapes import (
+    Centres,
+    Embeddings,
+    Game,
+    Images,
+    Logits,
+    Mixtures,
+    Products,
+    StoredImages,
+    Vector,
+)
 from stored_comparisons import perturb_stored, store_directions
 
 # A round is half a millisecond at least, so that neither the clock nor one call's jitter shows.
@@ -82,6 +93,18 @@ def test_store_directions(
     case: StoredImages, provider: str, place: Place, measure: Measurement
 ) -> None:
     measure.compare(store_directions(case, place.device), provider)
+
+
+MIXTURES = [
+    Mixtures(shape, operations)
+    for shape in ((64, 3, 32, 32), (256, 3, 32, 32), (8, 3, 224, 224))
+    for operations in ("paper", "all")
+]
+
+
+@pytest.mark.parametrize(("case", "provider"), product(MIXTURES, "ours", "eager", "Pillow"))
+def test_mix_chains(case: Mixtures, provider: str, place: Place, measure: Measurement) -> None:
+    measure.compare(mix_chains(case, place.device), provider)
 
 
 LOGITS = [

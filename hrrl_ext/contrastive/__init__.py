@@ -14,12 +14,11 @@ from .losses import info_nce
 from .queue import KeyQueue
 from .recipe import MoCo
 from .trainer import URRLTrainer
-from .views import CropViews, TwoViews, ViewBatches
+from .views import TwoViews, ViewBatches
 
 __all__ = [
     "ContrastiveConfig",
     "ContrastiveTraining",
-    "CropViews",
     "Encoder",
     "KeyEncoder",
     "KeyQueue",

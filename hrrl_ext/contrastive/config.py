@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from ..data.augmix import AugMix
-from ..training.config import (
-    TrainingConfig,
-    require_positive,
-)
+from ..data import RandomResizedCrop, Views
+from ..data.views import AugMixViews, MoCoViews, URRLViews, ViewFamily
+from ..training.config import TrainingConfig, require_one_of, require_positive
 from ..training.schedule import ScheduleName
+
+Family = Literal["moco", "augmix", "augmix:all", "augmix:moco", "urrl", "own"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastiveConfig:
     """Settings of the method. The defaults are those of MoCo v2, with URRL's views."""
 
+    views: Family = "urrl"
+    """What becomes of an image after its crop: moco, MoCo v2's (T_rep); augmix, AugMix of nine
+    operations; augmix:all, of 13 (T_rob); augmix:moco, of MoCo's too; urrl, T_rob or T_rep by chance. The
+    trainer takes an object in its place: own."""
     p: float = 0.5
-    """Probability that a view of an image is T_rob, AugMix of its crop, and not T_rep, the crop alone."""
-    crop_padding: int = 4
-    """Random crop after padding by so many pixels; 0 is without."""
+    """Of urrl: the probability of T_rob."""
+    share_family: bool = False
+    """Of urrl: both views of an image have the family that was drawn once for it."""
+    crop_scale: float = 0.2
+    """The least share of an image's area that a crop shows."""
     flip: bool = True
     """Random horizontal flip."""
-    augmix: float = 3.0
-    """Severity of AugMix, 0.1 to 10: 3 for images of 32 pixels, 1 for 224; its 13 operations."""
+    blur: float = 0.5
+    """Of T_rep: the probability of a Gaussian blur; for images of 32 pixels 0 is common."""
+    augmix: float | None = None
+    """Severity of AugMix, 0.1 to 10; the paper's if not given, 3 below 128 pixels and 1 from there on."""
     dim: int = 128
     """Of z, which is compared."""
     queue: int = 65_536
@@ -53,10 +62,26 @@ class ContrastiveConfig:
             self, "dim", "queue", "temperature", "norm_groups", "bank", "neighbours",
             "neighbour_temperature", "width",
         )  # fmt: skip
-        AugMix(self.augmix)  # for its errors, before any work
-        for name in ("p", "key_momentum"):
+        require_one_of(self, views=Family)
+        for name in ("p", "blur", "key_momentum", "crop_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.crop_scale == 0:
+            raise ValueError("crop_scale must be above 0, the least share that a crop shows; got 0")
+        self.make_views(0)  # for its errors, before any work
+
+    def make_views(self, seed: int) -> Views:
+        """What ``views`` names; T_urrl where it is own."""
+        crop = RandomResizedCrop((self.crop_scale, 1.0), flip=0.5 if self.flip else 0.0)
+        rep, rob = MoCoViews(blur_p=self.blur), AugMixViews("all", self.augmix)
+        families: dict[str, ViewFamily] = {
+            "moco": rep,
+            "augmix": AugMixViews("paper", self.augmix),
+            "augmix:all": rob,
+            "augmix:moco": AugMixViews("moco", self.augmix),
+        }
+        urrl = URRLViews(self.p, self.share_family, rep, rob)
+        return Views(families.get(self.views, urrl), crop, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

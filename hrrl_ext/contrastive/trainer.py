@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Augmentation, AugMix, Batches, ImageSet, Source, load_images
+from ..data import Batches, ImageSet, Source, load_images
 from ..data.classes import require_same_classes
 from ..data.sources import takes_root
 from ..processes import Processes, start_processes
@@ -20,7 +20,7 @@ from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
 from .encoder import Encoder
 from .recipe import Measured, MoCo
-from .views import CropViews, TwoViews, ViewBatches, drawn_once
+from .views import TwoViews, ViewBatches, drawn_once
 
 
 class URRLTrainer:
@@ -38,8 +38,9 @@ class URRLTrainer:
         data: images; whatever :func:`hrrl_ext.data.load_images` opens. Their labels train the last layer
             alone, on features that carry no gradient, and are measured by: no feature depends on them.
         validation: images to measure on after each epoch; a source is opened with split="test".
-        views: what makes both views of an image, see :class:`TwoViews`; :class:`CropViews` of the
-            settings if not given. ``str`` of it is among the settings that a run is continued with.
+        views: one of :class:`ContrastiveConfig`'s by name, or an object in its place with a method
+            ``two(images, index, epoch)``, such as :class:`hrrl_ext.data.Views`, whose ``str`` is then
+            among the settings that a run is continued with.
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had never
             stopped. Without it a folder that holds a run is refused.
@@ -79,7 +80,7 @@ class URRLTrainer:
         *,
         data: Source,
         validation: Source | None = None,
-        views: TwoViews | None = None,
+        views: str | TwoViews = ContrastiveConfig.views,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
@@ -97,9 +98,12 @@ class URRLTrainer:
     ) -> None:
         of_loop, of_method = parted(config, ContrastiveTraining, ContrastiveConfig, "URRLTrainer")
         training = ContrastiveTraining(**of_loop)
-        method = ContrastiveConfig(**of_method)
+        if views == "own":
+            raise ValueError("views='own' is an object that makes views; give it as views")
+        name: Any = views if isinstance(views, str) else "own"
+        method = ContrastiveConfig(views=name, **of_method)
         _check_groups(method, training)
-        make = _views(method, training.seed) if views is None else views
+        make = method.make_views(training.seed) if isinstance(views, str) else views
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = open_run(out, resume, tensorboard)
@@ -182,11 +186,6 @@ def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> N
             f"norm_groups={method.norm_groups} leave fewer than two images of a batch of "
             f"{training.batch_size} to each, and batch normalisation needs two; lower norm_groups"
         )
-
-
-def _views(config: ContrastiveConfig, seed: int) -> TwoViews:
-    augment = Augmentation(config.crop_padding, config.flip)
-    return CropViews(augment, AugMix(config.augmix, all_ops=True), config.p, seed)
 
 
 def _measured(

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from .._streams import random_stream
-from ..data import Augmentation, AugMix, ImageSet
-from ..data.augmix import joined
+from ..data import ImageSet
 from ..data.batches import batch_sizes
 from ..data.fetching import Fetcher
 from ..data.image_sets import as_float
@@ -19,37 +17,12 @@ from ..processes import Processes
 
 
 class TwoViews(Protocol):
-    """What makes views, such as :class:`CropViews`."""
+    """What makes views, such as :class:`hrrl_ext.data.Views`."""
 
     def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Both views of images [B, 3, H, W], uint8 or float in [0, 1], of the same kind: a function of
         each image, its number in index [B] and the epoch alone."""
         ...
-
-
-@dataclass(frozen=True)
-class CropViews:
-    """T_urrl: with probability p T_rob, AugMix of a crop, else T_rep, the crop; for each view of each
-    image by draws of its own, from (seed, epoch, index, view)."""
-
-    augment: Augmentation = field(default_factory=Augmentation)
-    augmix: AugMix = field(default_factory=lambda: AugMix(all_ops=True))
-    p: float = 0.5
-    seed: int = 0
-
-    def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        return self._view(images, index, epoch, 0), self._view(images, index, epoch, 1)
-
-    def _view(self, images: Tensor, index: Tensor, epoch: int, view: int) -> Tensor:
-        streams = [random_stream(self.seed, epoch, i, "view", view) for i in index.tolist()]
-        images = self.augment.apply(images, torch.cat([self.augment.draw(1, s) for s in streams]))
-        robust = [i for i, s in enumerate(streams) if torch.rand((), generator=s) < self.p]
-        if robust:
-            chains = [self.augmix.draw(1, streams[i]) for i in robust]
-            rows = torch.tensor(robust, device=images.device)
-            mixed = self.augmix.apply(images[rows], joined(chains))
-            images = images.index_copy(0, rows, mixed)
-        return images
 
 
 class ViewBatches:

@@ -13,6 +13,7 @@
 :func:`rank1_dot`              ⟨C_k, g_b⟩ of one layer, for all examples and centres
 :func:`rank1_argmin`           a_b = argmin_k N_k ‖C_k - g_b‖² from their sums
 :func:`hardest_negatives`      argmax_c s(i, c) and argmax_i s(i, c) over pairs of different groups
+:func:`mix_chains`             (1 - m) x + m Σ_j w_j chain_j(x), chains of operations on 8-bit images
 :func:`check_labels`           raises for labels out of range, on any device
 :mod:`reference`               the same functions in plain PyTorch
 ============================== =============================================================
@@ -31,6 +32,7 @@ from ._types import (
 from .chi_square_response import chi_square_response
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .hardest_negatives import hardest_negatives
+from .mix_chains import IMAGE_OPERATIONS, mix_chains
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
 from .rank1_assign import Rank1Products, centre_products, rank1_assign, rank1_products
@@ -38,6 +40,7 @@ from .simplex import project_simplex, update_distribution
 from .stored import perturb_stored, store_directions
 
 __all__ = [
+    "IMAGE_OPERATIONS",
     "ConceptLoss",
     "Convolution",
     "HardestNegatives",
@@ -51,6 +54,7 @@ __all__ = [
     "chi_square_response",
     "concept_cross_entropy",
     "hardest_negatives",
+    "mix_chains",
     "perturb",
     "perturb_stored",
     "project_simplex",

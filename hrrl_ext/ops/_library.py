@@ -56,6 +56,6 @@ elif torch.version.cuda is not None:
     for _name in (
         *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
         *("chi_square_response", "rank1_dot", "rank1_argmin"),
-        *("perturb_stored", "store_directions", "hardest_negatives"),
+        *("perturb_stored", "store_directions", "hardest_negatives", "mix_chains"),
     ):
         torch.library.impl(f"hrrl_ext::{_name}", "CUDA", _refuse)

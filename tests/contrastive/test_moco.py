@@ -256,6 +256,12 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ({"key_momentum": 1.5}, r"key_momentum must lie in \[0, 1\], got 1.5"),
         ({"p": 1.5}, r"p must lie in \[0, 1\], got 1.5"),
         ({"augmix": 20.0}, "severity must lie between 0.1 and 10, got 20"),
+        ({"crop_scale": 0.0}, "crop_scale must be above 0"),
+        (
+            {"views": "augmix:al"},
+            "views must be one of moco, augmix, augmix:all, .* got 'augmix:al'",
+        ),
+        ({"views": "own"}, "views='own' is an object"),
         ({"norm_groups": 9}, "norm_groups=9 leave fewer than two images of a batch of 16"),
         ({"batch_size": 1, "norm_groups": 1}, "norm_groups=1 leave fewer than two"),
         ({"patience": 2}, "patience needs validation"),

@@ -1,4 +1,4 @@
-"""Views depend on (seed, epoch, index, view) alone, and batches on nothing else."""
+"""Batches of views depend on seed and epoch alone, whoever makes them; and which views a name stands for."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from hrrl_ext.contrastive import CropViews, ViewBatches
-from hrrl_ext.data import Augmentation, AugMix, load_images
+from hrrl_ext.contrastive import ContrastiveConfig, ViewBatches
+from hrrl_ext.data import Views, load_images
 from hrrl_ext.processes import Processes
 
 DIGITS = load_images("digits", split="train").subset(range(53))
 
 
-def batches(views: CropViews = CropViews(Augmentation(1)), **settings: Any) -> ViewBatches:  # noqa: B008
+def batches(**settings: Any) -> ViewBatches:
     options = {"seed": 0, "device": torch.device("cpu"), "processes": Processes()} | settings
-    return ViewBatches(DIGITS, views, 16, **options)
+    return ViewBatches(DIGITS, Views(), 16, **options)
 
 
 def whole(made: ViewBatches, epoch: int, start: int = 0) -> list[Tensor]:
@@ -50,33 +50,22 @@ def test_processes_have_the_images_of_one() -> None:
             assert torch.equal(torch.cat(halves), one)
 
 
-def test_an_image_looks_the_same_in_any_batch() -> None:
-    views = CropViews(Augmentation(2), p=0.5, seed=7)
-    index = torch.tensor([5, 31, 8, 52])
-    together = views.two(DIGITS.images[index], index, epoch=1)
-    for place, number in enumerate(index.tolist()):
-        alone = views.two(DIGITS.images[number][None], torch.tensor([number]), epoch=1)
-        for whole_batch, one in zip(together, alone, strict=True):
-            assert torch.equal(whole_batch[place], one[0])
+def test_names_of_views_and_an_object() -> None:
+    """Each name is a family with these settings; T_rob and T_rep are those of their own names."""
+    x, index = DIGITS.images, torch.arange(53)
 
+    def first(**settings: Any) -> Tensor:
+        return ContrastiveConfig(**settings).make_views(5).two(x, index, 2)[0]
 
-def test_the_share_of_robust_views() -> None:
-    """At 0 none, at 1 all, and between by a draw for each image and view; crops stay the same."""
-    images, index = DIGITS.images, torch.arange(53)
-    plain, half, robust = (
-        CropViews(Augmentation(1), AugMix(9.0, all_ops=True), p).two(images, index, 0)
-        for p in (0.0, 0.5, 1.0)
-    )
-    for i in (0, 1):
-        is_plain = (half[i] == plain[i]).flatten(1).all(1)
-        is_robust = (half[i] == robust[i]).flatten(1).all(1)
-        assert (is_plain | is_robust).all()
-        assert 10 < is_plain.sum() < 43  # of 53 draws: 26.5, standard deviation 3.6
-        assert (robust[i] != plain[i]).flatten(1).any(1).sum() > 45
-    which = [(h == p).flatten(1).all(1) for h, p in zip(half, plain, strict=True)]
-    assert (which[0] != which[1]).sum() > 10  # drawn for each view
-    expected = Augmentation(1, flip=False), CropViews(Augmentation(0, flip=False), p=0.0)
-    assert torch.equal(expected[1].two(images, index, 0)[0], images)
+    rep, rob, mixed = first(views="moco", blur=0.0), first(views="augmix:all"), first(blur=0.0)
+    is_rep, is_rob = ((mixed == other).flatten(1).all(1) for other in (rep, rob))
+    assert (is_rep | is_rob).all() and 10 < is_rep.sum() < 43  # of 53: 26.5, standard deviation 3.6
+    assert torch.equal(first(p=1.0), rob) and torch.equal(first(p=0.0, blur=0.0), rep)
+    names = ("moco", "augmix", "augmix:all", "augmix:moco")
+    assert len({first(views=name).sum().item() for name in names}) == 4
+    assert not torch.equal(first(views="augmix", augmix=0.1), first(views="augmix", augmix=9.0))
+    plain = {"views": "augmix", "augmix": 0.1, "crop_scale": 1.0, "flip": False}
+    assert (first(**plain).float() - x.float()).abs().mean() < 40  # all but a crop to 3/4 or 4/3
 
 
 def test_too_few_images() -> None:

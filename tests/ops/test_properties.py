@@ -102,6 +102,21 @@ def test_perturb_knows_no_order_of_the_examples(device: str, problem: p.Perturba
     assert_within(shuffled, got[order].double(), bound + p.smallest(x.dtype))
 
 
+# --- mix_chains
+
+
+@repeatable(200)
+@given(problem=p.mixtures)
+def test_mix_chains(device: str, problem: p.Mixtures) -> None:
+    """The bits of the specification, for any parameter."""
+    x, *program = problem.tensors(device)
+    with borrowed(x, *program):
+        got = ops.mix_chains(x, *program)
+    want = reference.mix_chains(*(t.cpu() for t in (x, *program)))
+    assert torch.equal(got.cpu(), want)
+    assert got.shape == x.shape and got.dtype == x.dtype
+
+
 # --- perturb_stored and store_directions
 
 
