@@ -163,7 +163,10 @@ class MoCo(Recipe):
         voters = KNeighbours(config.neighbours, temperature=config.neighbour_temperature)
         voters.fit(bank, labels)
         features, target, hits = self._features(model, self.measured.validation)
-        right = (torch.from_numpy(voters.predict(features)) == target) if len(features) else hits
+        right = hits
+        if len(features):
+            with torch.autocast("cpu", enabled=False):  # that of the passes
+                right = torch.from_numpy(voters.predict(features)) == target
         counts = torch.tensor([right.sum(), hits.sum(), len(hits)], dtype=torch.float64)
         knn, probe, count = sum(self.processes.gather(counts)).tolist()
         return measured | {"knn_accuracy": knn / count, "accuracy": probe / count}

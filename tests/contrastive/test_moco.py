@@ -14,7 +14,7 @@ from crops import Crops
 from torch import Tensor, nn
 
 from hrrl_ext._streams import random_stream
-from hrrl_ext.contrastive import URRLTrainer
+from hrrl_ext.contrastive import URRLTrainer, recipe
 from hrrl_ext.data import load_images
 from hrrl_ext.transfer import KNeighbours, extract_features
 
@@ -174,6 +174,19 @@ def test_an_evaluation_is_that_of_the_features() -> None:
     hits = (logits.argmax(1) == OTHERS.target).double().mean().item()
     assert measured["accuracy"] == pytest.approx(hits)
     assert 1 < measured["rank_me"] <= 32
+
+
+def test_neighbours_are_found_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features may be of half precision; their similarities are not."""
+
+    class Watched(KNeighbours):
+        def predict(self, X: Any) -> Any:
+            assert X.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+            return super().predict(X)
+
+    monkeypatch.setattr(recipe, "KNeighbours", Watched)
+    made = trainer(validation=OTHERS, precision="bf16")
+    assert "knn_accuracy" in made.loop._evaluate()
 
 
 def test_fewer_neighbours_than_asked_for_and_classes_that_are_missing() -> None:
