@@ -150,11 +150,13 @@ def want_levels(want: Tensor) -> Tensor:
 
 
 def test_a_crop_of_the_same_size_is_the_operators() -> None:
-    """uint8 images of unchanged size go through mix_chains: within a level, since each rounds once."""
+    """Images of unchanged size go through mix_chains: within a level, since each rounds once."""
     x, crop = images(40, 32, 32), RandomResizedCrop((0.1, 1))
     box = crop.boxes(draws(40), 32, 32)
     apart = resized_crop(x, box, (32, 32)).int() - crop(x, draws(40)).int()
     assert apart.abs().max() <= 1 and (apart != 0).double().mean() < 1e-3
+    floats = crop(x / 255, draws(40)) * 255  # a product with 1/255 instead of a quotient
+    torch.testing.assert_close(floats, crop(x, draws(40)).float(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.montecarlo

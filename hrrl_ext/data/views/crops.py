@@ -51,11 +51,12 @@ class RandomResizedCrop:
             raise ValueError(f"RandomResizedCrop: flip must be a probability, got {self.flip}")
 
     def __call__(self, images: Tensor, draws: Draws) -> Tensor:
-        """images [B, C, H, W], uint8 or float → the same kind"""
+        """images [B, C, H, W], uint8 or float in [0, 1] → the same kind. Floats are rounded to 8-bit
+        levels where the sides stay: then a native operator does it."""
         height, width = images.shape[2:]
         box = self.boxes(draws, height, width)
         sides = (height, width) if self.size is None else (self.size, self.size)
-        if images.dtype == torch.uint8 and sides == (height, width):
+        if sides == (height, width):
             return crop_program(box)(images)
         return resized_crop(images, box, sides)
 

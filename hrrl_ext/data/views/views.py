@@ -36,8 +36,9 @@ class Views:
 
     def __call__(self, images: Tensor, index: Tensor, epoch: int = 0, view: int = 0) -> Tensor:
         """images [B, C, H, W] of one channel or three, uint8 or float in [0, 1], of any device, with
-        their numbers [B] → new ones of the same kind. They are worked on as 8-bit levels, but for the
-        crop and the mixture of AugMix, which are not rounded where images are float."""
+        their numbers [B] → new ones of the same kind. They are worked on as 8-bit levels, but the mixture
+        of AugMix is not rounded where they are float. Draws are made on the CPU, and an index from
+        another device is waited for."""
         check_images(images, "Views")
         if index.shape != (len(images),) or index.dtype.is_floating_point:
             raise ValueError(
