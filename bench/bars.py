@@ -153,6 +153,8 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
             return _ratios(gather=2 if size <= 128 and facts["shape"][0] >= 512 else 1, eager=1)
         case "hardest_negatives":
             return _ratios(compile=1, gather=1, eager=60 if size >= 1024 else 1)
+        case "info_nce":
+            return _ratios(eager=2, compile=1, attention=1 / 1.2)
         case "mix_chains":
             return _ratios(eager=1, Pillow=10 if size <= 32 else 5)
         case "sum_hinge":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..data.augmix import AugMix
@@ -13,7 +13,13 @@ from ..data.views import RandomResizedCrop
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
 from ..spec import not_known
-from ..training.config import TrainingConfig, require_not_negative, require_one_of, require_positive
+from ..training.config import (
+    TrainingConfig,
+    parted,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
 from .chi_square import require_regularised
 
 Adversary = Literal["hrrl", "chi_square", "group_dro", "cvar"]
@@ -217,13 +223,7 @@ class HRRLConfig:
 def by_config(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The flat namespace of the user, parted: those of :class:`TrainingConfig` and of
     :class:`HRRLConfig`. TypeError for a name that neither knows."""
-    of_loop, of_method = ({f.name for f in fields(kind)} for kind in (TrainingConfig, HRRLConfig))
-    for name in settings:
-        if name not in of_loop | of_method:
-            known = not_known(name, sorted(of_loop | of_method))
-            raise TypeError(f"{where}: argument {known}")
-    loop = {name: value for name, value in settings.items() if name in of_loop}
-    return loop, {name: value for name, value in settings.items() if name in of_method}
+    return parted(settings, TrainingConfig, HRRLConfig, where)
 
 
 def with_levels(levels: Levels, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
