@@ -12,7 +12,7 @@ from torch import Tensor
 from hrrl_ext.data import AugMix
 from hrrl_ext.ops import IMAGE_OPERATIONS
 
-Program: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]
+Program: TypeAlias = tuple[Tensor, ...]
 DTYPES = (torch.uint8, torch.float32, torch.float64, torch.float16, torch.bfloat16)
 SIDES = [(1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (9, 13), (32, 32)]
 COUNT = 24

@@ -65,7 +65,7 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         hardest = HardestCase(70, 131, 19, similarity)
         results += emulation.hardest_negatives(*hardest.arguments(), similarity == "order")
         pairs = PairCase(5, 4, 131, 200, similarity)
-        results += emulation.pair_gradients(*pairs.arguments(), similarity == "order")  # type: ignore[misc]
+        results += emulation.pair_gradients(*pairs.arguments(), similarity == "order")  # type: ignore[call-arg]
     results += emulation.hinge_coefficients(*HingeCase(70, 131, 19).arguments())
     for x, program, _ in mix_problems():
         results += [emulation.mix_chains(x, *program)]
@@ -130,14 +130,16 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
         ):
             kc.close(got, want, rtol=1e-13, atol=0)
         weight = image[:66, 0].contiguous()
-        given = (image, caption, groups[0][:66], groups[1], weight, order)
-        found, wanted = emulation.pair_gradients(*given), cpu.pair_gradients(*given)
-        for got, want in zip(found, wanted, strict=True):
+        chosen = (image, caption, groups[0][:66], groups[1], weight, order)
+        for got, want in zip(
+            emulation.pair_gradients(*chosen), cpu.pair_gradients(*chosen), strict=True
+        ):
             kc.close(got, want, rtol=1e-13, atol=1e-15)
     side = [image[:, 1].contiguous(), caption[:, 1].contiguous()]
     given = (image, caption, *side, *(t.abs() for t in side), *groups)
-    found, wanted = emulation.hinge_coefficients(*given), cpu.hinge_coefficients(*given)
-    for got, want in zip(found, wanted, strict=True):
+    for got, want in zip(
+        emulation.hinge_coefficients(*given), cpu.hinge_coefficients(*given), strict=True
+    ):
         kc.close(got, want, rtol=1e-12, atol=0)
     for code in CODES:
         z, x, grad = kept((9, 12), code), images(4, 3, 9, 12), gradients(4, 3, 9, 12)
@@ -265,7 +267,7 @@ def check_hinge_coefficients(emulation: Emulation) -> None:
 def check_pair_gradients(emulation: Emulation) -> None:
     for similarity in SIMILARITIES:
         case = PairCase(3, 2, 131, 260, similarity)
-        case.check(emulation.pair_gradients(*case.arguments(), similarity == "order"))  # type: ignore[misc]
+        case.check(emulation.pair_gradients(*case.arguments(), similarity == "order"))  # type: ignore[call-arg]
     image, caption, row, column, weight = PairCase(3, 2, 5, 2).arguments()
     row[:], column[:], weight[:] = torch.tensor([0, 7]), 1, 1.0
     to_image, to_caption = emulation.pair_gradients(image, caption, row, column, weight, False)

@@ -56,8 +56,8 @@ def test_any_strides() -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_share_of_nothing_is_the_identity(dtype: torch.dtype) -> None:
     x = as_kind(images(9, 13), dtype).clamp(0, None if dtype == torch.uint8 else 1)
-    (program, *_) = chains(9, 13)
-    assert same(ops.mix_chains(x, *program[:3], torch.zeros(COUNT)), x)
+    ((operation, parameter, weight, _), *_) = chains(9, 13)
+    assert same(ops.mix_chains(x, operation, parameter, weight, torch.zeros(COUNT)), x)
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)

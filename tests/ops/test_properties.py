@@ -572,9 +572,9 @@ def test_pair_gradients(device: str, problem: p.Negatives) -> None:
     eps, terms = cases.EPS[weight.dtype], problem.size + len(row)
     for similarity in ("cosine", "order"):
         with borrowed(image, caption, row, column, weight):
-            got = ops.pair_gradients(image, caption, row, column, weight, similarity)  # type: ignore[arg-type]
+            got = ops.pair_gradients(image, caption, row, column, weight, similarity)
         wide = (image.double(), caption.double(), row, column, weight.double())
-        want = reference.pair_gradients(*wide, similarity)  # type: ignore[arg-type]
+        want = reference.pair_gradients(*wide, similarity)
         largest = max((t.abs().max().item() for t in wide[:2] if t.numel()), default=0.0)
         size = largest if similarity == "cosine" else 1.0
         for a, b in zip(got, want, strict=True):
