@@ -51,7 +51,9 @@ HRRL_INLINE void find_places(Places& places, int64_t count, int64_t size, At at)
   places.whole = fractions == 0;
 }
 
-// A line of pixels between four old ones each: word(x) are their numbers in the picture.
+// A line of pixels, each between old ones: corner(x, below, right) is the number of one of the four, across[x] and
+// down(x) are how far it is from the first. Those that weigh nothing in the whole line are not read; half is 0.5 to be
+// rounded, 0 to be cut off.
 template <bool kAcross, bool kDown, class Corner, class Down>
 HRRL_INLINE void line_between(const word* from, word* __restrict to, int64_t count, const float* across, Down down,
                               Corner corner, float half) {
