@@ -17,7 +17,8 @@ STORED_BAR = 1.05
 MEMORY_BAR = 1.1
 """Its peak memory over ERM's."""
 LOOP_BAR = 1.05
-"""An epoch of HRRLTrainer over the bare steps on the same batches, made beforehand."""
+"""An epoch of HRRLTrainer over the bare steps on the same batches, made beforehand; and a step of
+RetrievalTrainer over its lines by hand."""
 TRANSFER_BARS = {"extraction": ("bare", 1 / 0.95), "finetuning_step": ("plain", 1.4)}
 """Over the provider's time: features over the bare forward passes, similarity over a plain step."""
 ATTACK_BAR = 1.1
@@ -57,6 +58,8 @@ TIMES = ("device", "wall")
 
 def bars(facts: dict[str, Any]) -> list[Bar]:
     """All that hold for a case. A copy moves as many bytes as we must, so its bar is a share."""
+    if facts["op"] == "joint_embedding_step":
+        return _ratios(gather=1 / LOOP_BAR)
     if facts["device"] != "cuda":
         return _cpu_bars(facts)
     shape, size = facts["shape"], ITEMSIZE[facts["dtype"]]

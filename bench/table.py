@@ -33,6 +33,7 @@ STATISTICS = {"min": "fastest round", "median": "median round"}
 PEERS = {
     "eager": "eager",
     "compile": "torch.compile",
+    "gather": "the gather form",
     "eager32": "eager, sums in float32",
     "compile32": "torch.compile, sums in float32",
     "torchattacks": "torchattacks",

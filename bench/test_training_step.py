@@ -10,11 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import memory
+import peers
 import pytest
+import torch
 from places import Place
 from pytest_benchmark.fixture import BenchmarkFixture
 from steps import STEPS, StepCase, expected_losses, tolerance
-from torch import Tensor
+from torch import Tensor, nn
+
+from hrrl_ext.retrieval import Pairs, RetrievalTrainer
 
 CASES = [
     StepCase(width, dtype, last)
@@ -83,3 +87,68 @@ def test_training_step(
         erm_seconds[key] = fastest
     elif key in erm_seconds:
         benchmark.extra_info["ratio_to_erm"] = fastest / erm_seconds[key]
+
+
+# --- a step of joint embeddings
+
+PAIRS, WIDTH = 128, 1280
+
+
+def joint_trainer(device: str) -> RetrievalTrainer:
+    """VSE++ on features, as many pairs as a batch has, at sizes for a laptop: a GRU of 256, D = 256."""
+    g = torch.Generator().manual_seed(0)
+    numbers = torch.randint(2000, (PAIRS, 10), generator=g).tolist()
+    captions = [" ".join(f"w{n}" for n in row) for row in numbers]
+    return RetrievalTrainer(
+        data=Pairs(torch.randn(PAIRS, WIDTH, generator=g), captions, range(PAIRS)),
+        min_count=1,
+        dim=256,
+        text_width=256,
+        device=device,
+        progress="off",
+    )
+
+
+def joint_step(trainer: RetrievalTrainer) -> Callable[[], Tensor]:
+    (batch,) = trainer.batches.epoch(0)
+    return lambda: trainer.train_step(*batch)
+
+
+def gather_step(trainer: RetrievalTrainer) -> Callable[[], Tensor]:
+    """The same lines by hand, with the loss in its gather form, and no groups."""
+    model, optimizer = trainer.model, trainer.loop.move.optimizer
+    (batch,) = trainer.batches.epoch(0)
+
+    def step() -> Tensor:
+        image, caption = model(*batch[:3], precomputed=True)
+        loss = peers.gather_max_hinge(image, caption, False)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+        optimizer.step()
+        return loss.detach() / PAIRS
+
+    return step
+
+
+@pytest.mark.parametrize("provider", ["gather", "ours"])
+def test_joint_embedding_step(provider: str, place: Place, measure: Callable[..., None]) -> None:
+    """Of RetrievalTrainer, against the plain one; the first loss of both is the same."""
+    trainer = joint_trainer(place.device)
+    trainer.model.train()
+    (batch,) = trainer.batches.epoch(0)
+    with torch.no_grad():
+        image, caption = trainer.model(*batch[:3], precomputed=True)
+        expected = peers.gather_max_hinge(image, caption, False)
+    trainer.loop.move.set_lr(1e-9)  # so that every step is at the same weights, or nearly
+    step = (joint_step if provider == "ours" else gather_step)(trainer)
+    measure(
+        step,
+        lambda loss: torch.testing.assert_close(loss, expected / PAIRS, rtol=1e-4, atol=0),
+        op="joint_embedding_step",
+        case="128 pairs, GRU 256, D = 256",
+        provider=provider,
+        rounds=30,
+        shape=(PAIRS, WIDTH),
+        dtype="fp32",
+    )

@@ -208,7 +208,8 @@ def test_every_configuration_that_is_shipped_is_valid(capsys: pytest.CaptureFixt
     files = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
     assert files
     for path in files:
-        command = ["finetune", "run"] if path.stem == "finetune" else ["train"]
+        commands = {"finetune": ["finetune", "run"], "emoji": ["train-retrieval"]}
+        command = commands.get(path.stem, ["train"])
         status, _, stderr = run(
             capsys, *command, "--config", path, "--data", "digits", "--out", "x", "--print_config"
         )

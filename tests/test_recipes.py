@@ -19,6 +19,7 @@ from hrrl_ext.cli import command_parser, main
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
+COMMANDS = {"finetune": "finetune", "emoji": "train-retrieval"}
 OBJECTIVES = sorted((CONFIGS / "objective").glob("*.yaml"))
 # What each objective leaves of a recipe's tau and lam (or the lam that it has), and who moves q.
 LEVELS = {
@@ -92,9 +93,11 @@ def learning_rates(args, epochs: list[int]) -> list[float]:
 def test_the_command_in_a_recipe_is_one(recipe, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     text = re.sub(r"^# ?", "", recipe.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    found = re.search(r"^  hrrl (train|finetune) ((?:.*\\\n)*.*)$", text, re.MULTILINE)
+    found = re.search(
+        r"^  hrrl (train|train-retrieval|finetune) ((?:.*\\\n)*.*)$", text, re.MULTILINE
+    )
     assert found
-    assert (found[1] == "finetune") == (recipe.stem == "finetune")
+    assert found[1] == COMMANDS.get(recipe.stem, "train")
     args = command_parser(found[1]).parse(shlex.split(found[2].replace("\\\n", " ")))
     assert args.out.startswith("runs/")
     for word in ("Needs", "Takes", "Should reach"):

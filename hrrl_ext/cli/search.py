@@ -23,7 +23,7 @@ def _model_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="folder of train-retrieval, or of save_joint_embedding"
     )
-    parser.add_argument("--which", default="best", help="of a run: best, last or ema")
+    parser.add_argument("--which", help="of a run: best, last or ema; best if not given")
 
 
 def _images_arguments(parser: CommandParser) -> None:
@@ -198,11 +198,11 @@ def _image_size(model: JointEmbedding, args: Namespace) -> Any:
 
 def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
     from ..retrieval import embed, open_gallery_images
+    from ..retrieval.pairs import EMOJI
     from ..training.progress import Progress
 
-    embedded = Path(data).suffix == "" and not Path(data).exists()  # "emoji" is no path
     source = {
-        "data": data if embedded else str(Path(data).resolve()),
+        "data": data if data == EMOJI else str(Path(data).resolve()),
         "split": args.split,
         "image_size": _image_size(model, args),
         "root": None if args.root is None else str(Path(args.root).resolve()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
@@ -104,6 +105,16 @@ class RetrievalConfig:
     @property
     def hinge(self) -> bool:
         return self.loss in ("max_hinge", "sum_hinge")
+
+    @property
+    def learned(self) -> dict[str, float]:
+        """Numbers that the loss learns, as they begin."""
+        match self.loss:
+            case "info_nce":
+                return {"log_scale": -math.log(self.temperature)}
+            case "sigmoid":  # a scale of 10, as SigLIP begins
+                return {"log_scale": math.log(10), "bias": -10.0}
+        return {}
 
     @property
     def augmented(self) -> bool:

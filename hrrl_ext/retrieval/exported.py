@@ -68,7 +68,8 @@ def export(
         images = _example(model)
     if len(images) < 2:  # of one, B would be 1 for ever
         raise ValueError(f"export: images must be two or more, got {len(images)}")
-    batch, length = Dim("batch", min=1), Dim("length", min=1)
+    longest = getattr(model.text_encoder, "max_length", None)  # of an encoder with positions
+    batch, length = Dim("batch", min=1), Dim("length", min=1, max=longest)
     towers: list[tuple[str, nn.Module, tuple[Tensor, ...], dict[str, Any]]] = [
         ("image", _Image(model), (images,), {"image": {0: batch}}),
         (

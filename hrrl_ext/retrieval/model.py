@@ -149,7 +149,7 @@ class JointEmbedding(nn.Module):
         """f [B, dim]. With ``precomputed`` images are what :meth:`features` gave, [B, F]."""
         features = images if precomputed else self.features(images)
         if self.normalise_features:
-            features = unit_rows(_wide(features))
+            features = unit_rows(_wide(features)).to(features.dtype)
         return self._compared(self.project_image(features), self.normalise_image)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:

@@ -93,12 +93,16 @@ def described(model: JointEmbedding) -> dict[str, Any]:
 
 
 def load_joint_embedding(
-    folder: str | os.PathLike[str], model: JointEmbedding | None = None, *, which: str = "best"
+    folder: str | os.PathLike[str],
+    model: JointEmbedding | None = None,
+    *,
+    which: str | None = None,
 ) -> JointEmbedding:
-    """The model of a folder, or of a run ("best", "last" or "ema"), in eval mode on the CPU.
+    """The model of a folder, or of a run, in eval mode on the CPU.
 
-    Every tensor must be there and fit. One that has a module of your own is not built by name: pass a
-    fresh ``model``, which is filled.
+    ``which`` of a run is "best", "last" or "ema"; if not given, the best, or the last of a run that was
+    not evaluated. Every tensor must be there and fit. One that has a module of your own is not built by
+    name: pass a fresh ``model``, which is filled.
     """
     folder = Path(folder)
     config = read_config(folder)
@@ -106,12 +110,12 @@ def load_joint_embedding(
         raise ValueError(
             f"{folder} holds no joint embedding; hrrl_ext.load_model opens what hrrl train made"
         )
-    alone = (folder / "model.safetensors").is_file()
     if model is None:
-        model = _rebuilt(config, folder)  # a run has its words beside its config too
-    if alone:
+        model = _rebuilt(config, folder)
+    if (folder / "model.safetensors").is_file():
         from_pretrained(folder, model)
     else:
+        which = which or ("best" if (folder / "best").is_dir() else "last")
         load_model(folder, model, which=which)
     return model
 
@@ -129,8 +133,15 @@ def _rebuilt(config: Mapping[str, Any], folder: Path) -> JointEmbedding:
     if config["model"] is None or text is None:
         raise ValueError(f"{folder} has a module of your own; pass a fresh one as model=")
     words = load_words(folder / "tokenizer.json")
-    kind = text.pop("name")
-    encoder = HuggingFaceEncoder.of_config(**text) if kind == HF else GRUEncoder(**text)
+    if text.pop("name") == HF:
+        encoder: nn.Module = HuggingFaceEncoder.of_config(**text)
+    elif len(words) == text["words"]:
+        encoder = GRUEncoder(**text)
+    else:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} has {len(words)} words, expected {text['words']}: it is of "
+            "another model"
+        )
     built_as = {name: config[name] for name in ("model", "image_size", "width")}
     image = _image_encoder(config["model"], config["image_size"], config["width"])
     return JointEmbedding(image, encoder, **joint, words=words, built_as=built_as)

@@ -29,7 +29,6 @@ from .saved import FEATURES, HF, build_joint_embedding, load_words
 from .words import Vocabulary, Words
 
 _OF_MODEL = ("dim", "similarity", "normalise_image", "normalise_caption", "absolute", "freeze")
-_SIGMOID = {"log_scale": 2.302585, "bias": -10.0}  # a scale of 10, as SigLIP begins
 
 
 class RetrievalTrainer:
@@ -263,16 +262,17 @@ def _built(
 ) -> JointEmbedding:
     """A fresh model, by the seed alone, or that of the user."""
     if isinstance(model, JointEmbedding):
+        if lacking := config.learned.keys() - model.learned.keys():
+            raise ValueError(
+                f"loss={config.loss!r} learns {', '.join(sorted(lacking))}, which model has not; "
+                f"build it with learned={config.learned}"
+            )
         return model
     images, features = pairs.images, None
     if not isinstance(images, ImageSet):
         if images.ndim != 2:
             raise ValueError(f"data: features must be [N, F], got {list(images.shape)}")
         model, features = FEATURES, images.shape[1]
-    learned = {
-        "info_nce": {"log_scale": -torch.tensor(config.temperature).log().item()},
-        "sigmoid": _SIGMOID,
-    }
     published = Preset(
         "hardest",
         config.similarity,
@@ -294,7 +294,7 @@ def _built(
             dim=config.dim,
             preset=published,
             freeze=config.freeze,
-            learned=learned.get(config.loss),
+            learned=config.learned,
         )
 
 

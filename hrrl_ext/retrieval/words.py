@@ -1,8 +1,9 @@
 """Words of captions and their numbers, in a file that the package tokenizers reads too.
 
 A text is brought to Unicode's NFC and to lower case, letter by letter (a final sigma becomes σ, ß stays).
-A word is a run of letters, marks, digits and connectors (_); of punctuation and symbols, emoji among
-them, each character is a word of its own; spaces, controls and everything else only part words.
+A word is a run of letters, digits and connectors (_), with the marks in it; of punctuation and symbols,
+emoji among them, each character is a word of its own; spaces, controls and everything else only part
+words.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 _NORMALISER = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
 _SPLIT = {
     "type": "Split",
-    "pattern": {"Regex": r"[\p{L}\p{M}\p{N}\p{Pc}]+|[\p{P}\p{S}]"},
+    "pattern": {"Regex": r"[\p{L}\p{N}\p{Pc}][\p{L}\p{M}\p{N}\p{Pc}]*|[\p{P}\p{S}]"},
     "behavior": "Removed",
     "invert": True,
 }
@@ -183,10 +184,10 @@ def split_words(text: str) -> list[str]:
 @cache
 def _pattern() -> re.Pattern[str]:
     r"""That of _SPLIT, in the words of re, which has no \p{...}."""
-    kinds = {"word": "", "sign": ""}
+    of = {"letter": "", "mark": "", "sign": ""}
     for kind, first, last in _ranges():
-        kinds[kind] += f"\\U{first:08x}-\\U{last:08x}"
-    return re.compile(f"[{kinds['word']}]+|[{kinds['sign']}]")
+        of[kind] += f"\\U{first:08x}-\\U{last:08x}"
+    return re.compile(f"[{of['letter']}][{of['letter']}{of['mark']}]*|[{of['sign']}]")
 
 
 def _ranges() -> Iterator[tuple[str, int, int]]:
@@ -198,6 +199,6 @@ def _ranges() -> Iterator[tuple[str, int, int]]:
 
 def _kind(code: int) -> str | None:
     category = unicodedata.category(chr(code))
-    if category[0] in "LMN" or category == "Pc":
-        return "word"
-    return "sign" if category[0] in "PS" else None
+    if category == "Pc":
+        return "letter"
+    return {"L": "letter", "N": "letter", "M": "mark", "P": "sign", "S": "sign"}.get(category[0])

@@ -287,7 +287,7 @@ def test_arrays_and_bytes() -> None:
         (lambda: load_pairs((np.eye(1), [b"\xff"])), ValueError, "caption 0 is not text in UTF-8"),
         (lambda: load_pairs((np.eye(1), [["a", None]])), TypeError, "caption 1 must be text, got NoneType"),
         (lambda: load_pairs((np.eye(1), ["b'a'"])), ValueError, "bytes that were written by str"),
-        (lambda: load_pairs(3), TypeError, "cannot open this int; give a .csv"),
+        (lambda: load_pairs(3), TypeError, "cannot open this int; give \"emoji\""),
         (lambda: load_pairs("nowhere.csv"), FileNotFoundError, "nowhere.csv does not exist"),
         (lambda: Pairs(np.eye(2), ["a", "b"], [0, 2]), ValueError, r"owner must be in 0\.\.1, got 0\.\.2"),
         (lambda: Pairs(np.eye(2), ["a", "b"], [0.0, 1.0]), TypeError, "owner must be whole numbers"),
@@ -297,3 +297,21 @@ def test_arrays_and_bytes() -> None:
 def test_bad_arrays(call, error, message) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+# --- the embedded set
+
+
+def test_the_emoji_are_opened_by_name() -> None:
+    from hrrl_ext.retrieval import load_emoji
+
+    emoji = load_emoji("val")
+    pairs = load_pairs("emoji", split="val")
+    assert len(pairs.images) == len(emoji) and torch.equal(pairs.image_group, emoji.group)
+    assert [pairs.captions_of(i) for i in range(len(emoji))] == emoji.texts
+    assert torch.equal(pairs.images.images, emoji.images.images)
+    assert load_pairs("emoji", split="test", image_size=16).images.image_shape == (3, 16, 16)
+    with pytest.raises(ValueError, match="did you mean 'val'"):
+        load_pairs("emoji", split="vall")
+    with pytest.raises(ValueError, match="root goes with a file of names"):
+        load_pairs("emoji", root="somewhere")

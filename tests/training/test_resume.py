@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
+from hrrl_ext.retrieval import RetrievalTrainer, load_pairs
 
 DIGITS = load_images("digits", split="train").subset(range(100))
 SETTINGS: dict[str, Any] = {
@@ -96,7 +97,51 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert result(trainer) == result(whole)
 
 
-def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
+PAIRS = load_pairs("emoji", split="val", image_size=8)
+JOINT: dict[str, Any] = {
+    "data": PAIRS, "validation": PAIRS, "width": 2, "dim": 8, "word_dim": 4, "text_width": 6, "epochs": 2,
+    "device": "cpu", "progress": "off",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"warmup_loss": "semi_hard", "warmup_for": "4 steps"},
+        {"freeze": True, "preset": "Order0"},
+        {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2},
+        {"loss": "info_nce", "precision": "fp16", "ema": 0.9, "evaluate_every": "2 steps"},
+        {"negatives": 30, "channels_last": True},
+    ],
+    ids=str,
+)
+def test_joint_embeddings_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """As above, after 3 of 8 steps; and again in the second epoch."""
+
+    def begin(out: Path, resume: bool = False) -> RetrievalTrainer:
+        torch.manual_seed(3 if not resume else 99)
+        return RetrievalTrainer(
+            "convnet", **JOINT | settings, out=out, resume=resume, checkpoint_every=2
+        )  # fmt: skip
+
+    def came_to(trainer: RetrievalTrainer) -> list[Any]:
+        rows = [{k: v for k, v in r.items() if k not in CLOCK} for r in trainer.history]
+        return [rows, [value.tolist() for value in trainer.model.state_dict().values()]]
+
+    whole = begin(tmp_path / "whole")
+    assert len(whole.batches) == 8
+    whole.fit()
+    trainer = begin(tmp_path / "cut")
+    for steps in (3, 6):
+        stop_after(trainer, steps)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.fit()
+        trainer = begin(tmp_path / "cut", resume=True)
+    trainer.fit()
+    assert came_to(trainer) == came_to(whole)
+
+
+def stop_after(trainer: HRRLTrainer | RetrievalTrainer, steps: int | None) -> None:
     step = trainer.recipe.step
     done = 0
 
@@ -113,11 +158,14 @@ def stop_after(trainer: HRRLTrainer, steps: int | None) -> None:
 SCRIPT = """
 import json, sys, torch
 sys.path.insert(0, {folder!r})
-from test_resume import SETTINGS, Net, HRRLTrainer
+from test_resume import JOINT, SETTINGS, HRRLTrainer, Net, RetrievalTrainer
 out, settings, resume = sys.argv[1], json.loads(sys.argv[2]), len(sys.argv) > 3
 torch.manual_seed(3)
-settings = SETTINGS | {{"epochs": 12}} | settings
-trainer = HRRLTrainer(Net(), **settings, out=out, resume=resume, checkpoint_every=3)
+run = dict(out=out, resume=resume, checkpoint_every=3)
+if settings.pop("joint", False):
+    trainer = RetrievalTrainer("convnet", **JOINT | {{"epochs": 6}} | settings, **run)
+else:
+    trainer = HRRLTrainer(Net(), **SETTINGS | {{"epochs": 12}} | settings, **run)
 print("ready", flush=True)
 trainer.fit()
 """
@@ -165,6 +213,8 @@ WAYS = {
     "two processes, chi-square": Way({"adversary": "chi_square", "lam": 0.3}, 2),
     "two processes, stored": Way({"example_level": "stored"}, 2),
     "two processes, balanced": Way({"sampling": "concept"}, 2),
+    "joint embedding": Way({"joint": True, "warmup_loss": "sum_hinge"}),
+    "two processes, joint embedding": Way({"joint": True, "loss": "sigmoid"}, 2),
 }
 
 
@@ -177,7 +227,7 @@ def final(out: Path) -> dict[str, Any]:
     weights = load_file(newest / "model.safetensors")
     return {
         "weights": {name: value.tolist() for name, value in weights.items()},
-        "adversary": {name: t.tolist() for name, t in state["objective"].items()},
+        "adversary": {name: t.tolist() for name, t in state.get("objective", {}).items()},
         "rng": [rng.tolist() for rng in state["rng"]],
         "history": state["history"],
         "directions": {name: t.tolist() for name, t in state.get("directions", {}).items()},

@@ -1,0 +1,466 @@
+"""Training of joint embeddings: a step, the presets, what stops a run and what it leaves."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from retrieval_cases import SMALL, pairs, pictures, trainer
+from test_retrieval_losses import by_hand
+from torch import Tensor, nn
+from torchrun import tensors_of
+
+from hrrl_ext import HRRLTrainer
+from hrrl_ext.cli import main
+from hrrl_ext.retrieval import (
+    GRUEncoder,
+    JointEmbedding,
+    Pairs,
+    RetrievalTrainer,
+    Words,
+    evaluate,
+    load_joint_embedding,
+)
+from hrrl_ext.retrieval.config import RetrievalTraining, configs
+
+# --- a step
+
+LOSSES: list[dict[str, Any]] = [
+    {},
+    {"reduction": "mean"},
+    {"loss": "sum_hinge", "margin": 0.3},
+    {"semi_hard": True},
+    {"negatives": 5},
+    {"loss": "sum_hinge", "negatives": 2},
+    {"preset": "VSE0"},
+    {"preset": "Order++"},
+    {"preset": "Order0", "lr": 0.01},
+    {"loss": "info_nce", "temperature": 0.2},
+    {"loss": "sigmoid"},
+]
+
+
+@pytest.mark.parametrize("settings", LOSSES, ids=str)
+def test_a_step_is_the_lines_written_out(settings: dict[str, Any]) -> None:
+    """One step of plain descent against the loss by loops in float64, and its gradient. The step itself is
+    in float32, where up to n² hinges are summed that may cancel."""
+    own = trainer(
+        pairs(groups=9), optimizer="sgd", momentum=0.0, clip_norm=None, **{"lr": 0.05} | settings
+    )
+    config, lr = own.recipe.config, own.loop.config.lr
+    model = copy.deepcopy(own.model).double()
+    x, tokens, lengths, group = batch = next(own.batches.epoch(0))
+    f, g = model(x.double(), tokens, lengths, precomputed=True)
+    loss = torch.zeros((), dtype=torch.float64)
+    n, size = len(group), config.negatives or len(group)
+    for first in range(0, n, size):  # 16 = 5 + 5 + 6, the last one has joined
+        if first + 1 == n:
+            break
+        rows = range(first, n if n - first - size == 1 else min(first + size, n))
+        loss = loss + of_set(f[rows], g[rows], group[rows].tolist(), model, config)
+    mean = loss / n
+    total = loss if config.hinge and config.reduction == "sum" else mean
+    total.backward()
+    assert own.train_step(*batch).item() == pytest.approx(mean.item(), rel=1e-5)
+    for (name, got), start in zip(own.model.named_parameters(), model.parameters(), strict=True):
+        assert start.grad is not None
+        want = start.detach() - lr * start.grad
+        torch.testing.assert_close(
+            got.double(), want, rtol=1e-5, atol=lr * n * n * 2**-23, msg=name
+        )
+    assert own.recipe.done == 1
+
+
+def of_set(f: Tensor, g: Tensor, group: list[int], model: JointEmbedding, config: Any) -> Tensor:
+    """The sum of the losses of the pairs, by loops."""
+    if config.hinge:
+        kind = "sum" if config.loss == "sum_hinge" else "semi-hard" if config.semi_hard else "max"
+        rows = [(n, n) for n in range(len(f))]
+        return by_hand(kind, f, g, rows, (group, group), config.similarity, config.margin)
+    learned = model.learned
+    scale = learned["log_scale"].exp()
+    total = f.new_zeros(())
+    for n in range(len(f)):
+        others = [m for m in range(len(f)) if m == n or group[m] != group[n]]
+        if config.loss == "info_nce":
+            for scores in ([f[n] @ g[m] for m in others], [f[m] @ g[n] for m in others]):
+                top = torch.stack(scores).mul(scale).logsumexp(0)
+                total = total + (top - scale * (f[n] @ g[n])) / 2
+        else:
+            for m in others:
+                sign = 1 if m == n else -1
+                total = total - nn.functional.logsigmoid(
+                    sign * (scale * (f[n] @ g[m]) + learned["bias"])
+                )
+    return total
+
+
+def test_captions_of_one_group_are_no_negatives() -> None:
+    """With all but one pair in a group, pairs of it have the one outside as their only negative."""
+    of = Pairs(torch.eye(4), ["a b", "a c", "a d", "b"], range(4), group=[7, 7, 7, 1])
+    own = trainer(of, batch_size=4, min_count=1)
+    batch = next(own.batches.epoch(0))
+    f, g = own.model(*batch[:3], precomputed=True)
+    outside = int((batch[3] == 1).nonzero())
+    loss = torch.zeros(())
+    for n in range(4):
+        for m in range(4):
+            if (n == outside) != (
+                m == outside
+            ):  # of three pairs the one, and of it the hardest of three
+                hinges = [(0.2 - f[n] @ g[n] + s).clamp(min=0) for s in (f[n] @ g[m], f[m] @ g[n])]
+                loss = loss + (sum(hinges) if n != outside else 0)
+    rest = [m for m in range(4) if m != outside]
+    positive = f[outside] @ g[outside]
+    for scores in (
+        torch.stack([f[outside] @ g[m] for m in rest]),
+        torch.stack([f[m] @ g[outside] for m in rest]),
+    ):
+        loss = loss + (0.2 - positive + scores.max()).clamp(min=0)
+    assert own.train_step(*batch).item() == pytest.approx(loss.item() / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("warmup", ["sum_hinge", "semi_hard"])
+@pytest.mark.parametrize("span", [1, "3 steps"])
+def test_a_warm_up_uses_another_loss_for_so_long(warmup: str, span: Any) -> None:
+    """Up to its end the run is the one of that loss, to the bit; from then on it is not."""
+    of = {"loss": "sum_hinge"} if warmup == "sum_hinge" else {"semi_hard": True}
+    own, other = (trainer(**s) for s in ({"warmup_loss": warmup, "warmup_for": span}, of))
+    begins = len(own.batches) if span == 1 else 3
+    batches = [b for epoch in (0, 1) for b in own.batches.epoch(epoch)]
+    for step, batch in enumerate(batches[: begins + 1]):
+        same = own.train_step(*batch).item() == other.train_step(*batch).item()
+        assert same == (step < begins), step
+
+
+# --- settings
+
+
+def test_presets_set_what_is_not_given() -> None:
+    loop, method = configs("VSE++", {}, "test")
+    assert (loop.epochs, loop.batch_size, loop.optimizer, loop.lr) == (30, 128, "adam", 2e-4)
+    assert (loop.clip_norm, loop.milestones, loop.weight_decay) == (2.0, [15], 0.0)
+    assert (method.loss, method.margin, method.similarity) == ("max_hinge", 0.2, "cosine")
+    loop, method = configs("Order0", {}, "test")
+    assert (loop.lr, method.loss, method.margin) == (1e-3, "sum_hinge", 0.05)
+    assert (method.similarity, method.absolute, method.normalise_image) == ("order", True, True)
+    _, method = configs("VSE0", {}, "test")
+    assert (method.loss, method.normalise_image, method.normalise_caption) == (
+        "sum_hinge",
+        False,
+        True,
+    )
+    loop, method = configs("Order0", {"lr": 0.5, "margin": 0.1, "loss": "max_hinge"}, "test")
+    assert (loop.lr, method.margin, method.loss, method.absolute) == (0.5, 0.1, "max_hinge", True)
+    assert RetrievalTraining(epochs=7).milestones == [3]
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"preset": "VSE+"}, r"preset 'VSE\+' is not known; .*VSE\+\+"),
+    ({"margins": 0.1}, "argument 'margins' is not known; did you mean 'margin'"),
+    ({"margin": -0.1}, "margin must not be negative"),
+    ({"loss": "max"}, "loss must be one of max_hinge"),
+    ({"negatives": 1}, "pair alone, which has no negative"),
+    ({"loss": "info_nce", "preset": "Order++"}, "similarity must be 'cosine', got 'order'"),
+    ({"loss": "sum_hinge", "semi_hard": True}, "semi_hard and warmup_loss are of loss='max_hinge'"),
+    (
+        {"warmup_loss": "semi_hard", "warmup_for": "long"},
+        "warmup_for must be a whole number of epochs",
+    ),
+    ({"freeze": True, "flip": True}, "leave out crop_padding=0 and flip=True"),
+    ({"flip": True}, "data are features; leave both out"),
+    ({"accumulate": 2}, "accumulate must be 1, got 2: the negatives of a pair"),
+    ({"batch_size": 1}, "at least two pairs of a batch, which has 1"),
+    ({"patience": 3}, "patience needs validation"),
+    ({"resume": True}, "resume=True needs out"),
+    ({"data": pairs(groups=1)}, "all of one group"),
+    ({"data": (torch.zeros(2, 3), ["a"])}, "2 images and 1 captions"),
+    ({"data": Pairs(torch.zeros(3, 2, 2), ["a b"] * 3, range(3))}, r"features must be \[N, F\]"),
+    ({"validation": pairs(size=5)}, r"of \[5\], and data of \[6\]"),
+    ({"validation": pictures()}, r"of \[3, 8, 8\], and data of \[6\]"),
+    ({"min_count": 1000}, "no word is in the captions 1000 times"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input_is_told_before_any_work(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        trainer(**settings)
+
+
+def model_of_ones_own(**settings: Any) -> JointEmbedding:
+    words = Words.of(pairs().captions, min_count=1)
+    text = GRUEncoder(len(words), word_dim=4, width=5)
+    return JointEmbedding(nn.Identity(), text, 3, image_features=6, words=words, **settings)
+
+
+OTHERS = {name: value for name, value in SMALL.items() if name != "dim"} | {"data": pairs()}
+
+
+def test_a_model_of_ones_own_brings_its_settings() -> None:
+    model = model_of_ones_own(similarity="order")
+    own = RetrievalTrainer(model, **OTHERS)
+    assert own.model is model
+    assert (own.recipe.config.dim, own.recipe.config.similarity) == (3, "order")
+    with pytest.raises(ValueError, match="dim is 3 in model, got 4"):
+        RetrievalTrainer(model, **OTHERS, dim=4)
+    model.words = None
+    with pytest.raises(ValueError, match="model has no words"):
+        RetrievalTrainer(model, **OTHERS)
+
+
+def test_a_model_of_ones_own_has_the_numbers_that_the_loss_learns() -> None:
+    with pytest.raises(ValueError, match="learns bias, log_scale, which model has not") as told:
+        RetrievalTrainer(model_of_ones_own(), **OTHERS, loss="sigmoid")
+    learned = {"log_scale": math.log(10), "bias": -10.0}
+    assert str(told.value).endswith(f"learned={learned}")
+    RetrievalTrainer(model_of_ones_own(learned=learned), **OTHERS, loss="sigmoid").fit()
+
+
+def test_a_misfit_of_the_encoder_shows_before_any_work() -> None:
+    encoder = nn.Sequential(nn.Flatten(), nn.Linear(5, 4))
+    encoder.num_features = 4  # type: ignore[assignment]
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        trainer(pictures(), model=encoder)
+
+
+# --- a run
+
+
+def test_a_run_measures_and_keeps_the_best(tmp_path: Path) -> None:
+    """What is in best/ has the rsum of its row, as the embeddings of that model give it by `evaluate`."""
+    held_out = pairs(40)
+    own = trainer(validation=held_out, epochs=6, lr=0.02, out=tmp_path / "run", min_count=1)
+    result = own.fit()
+    assert result.model.training
+    rows = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    best = max(rows, key=lambda row: row["rsum"])
+    assert best["rsum"] > 1.2 * rows[0]["rsum"]  # it has learned
+    model = load_joint_embedding(tmp_path / "run")
+    assert model.words is not None
+    with torch.no_grad():
+        image = model.encode_image(held_out.images, precomputed=True)
+        caption = model.encode_captions(held_out.captions)
+    found = evaluate(image, caption, held_out.image_group, held_out.caption_group).measures
+    assert {name: best[name] for name in found} == found
+    assert (
+        json.loads((tmp_path / "run" / "results.json").read_text())["best"]["rsum"] == best["rsum"]
+    )
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["training"]
+    assert (config["loss"], config["margin"], config["milestones"]) == ("max_hinge", 0.2, [3])
+
+
+def test_the_last_model_opens_without_validation(tmp_path: Path) -> None:
+    own = trainer(out=tmp_path, loss="sigmoid")
+    own.fit()
+    model = load_joint_embedding(tmp_path, which="last")
+    for name, value in own.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    assert own.model.learned["bias"] != -10  # the loss's own numbers are of the model
+
+
+def test_evaluation_leaves_modes_as_they_were() -> None:
+    """Each module's own, in the middle of an epoch: none goes on in eval mode."""
+    own = trainer(validation=pairs(12), evaluate_every="1 steps")
+    own.model.text_encoder.embed.eval()
+    before = [m.training for m in own.model.modules()]
+    own.recipe.evaluate(own.model)
+    assert [m.training for m in own.model.modules()] == before and not all(before)
+
+
+class Counted(nn.Module):
+    """An encoder with dropout and batch normalisation, that counts the images it has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_features = 5
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 5, 8), nn.BatchNorm2d(5), nn.Dropout(0.5), nn.Flatten()
+        )
+        self.images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        return self.body(x)
+
+
+def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
+    """And what is trained is what training on its features gives, to the bit."""
+    of = pictures()
+    words = Words.of(of.captions, min_count=1)
+    torch.manual_seed(2)
+    encoder, text = Counted(), GRUEncoder(len(words), word_dim=4, width=5)
+    model = JointEmbedding(encoder, text, 3, freeze=True, words=words)
+    start = copy.deepcopy(model)
+    with torch.no_grad():
+        features = start.eval().features(of.images.images.float() / 255)  # type: ignore[union-attr]
+    settings = {k: v for k, v in SMALL.items() if k != "dim"} | {"epochs": 3}
+    RetrievalTrainer(model, data=of, validation=of, **settings).fit()
+    assert encoder.images == 2 * len(of.images) + 1  # and one pair, to see that it fits
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, start.image_encoder.state_dict()[name]), name
+    other = JointEmbedding(nn.Identity(), start.text_encoder, 3, image_features=5, words=words)
+    other.project_image, other.project_text = start.project_image, start.project_text
+    RetrievalTrainer(other, data=Pairs(features, of.captions, of.owner), **settings).fit()
+    for name, value in other.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
+    of = pictures()
+    settings: dict[str, Any] = {"model": "convnet", "width": 2, "validation": of}
+    trainer(of, out=tmp_path / "frozen", freeze=True, **settings).fit()
+    first = load_joint_embedding(tmp_path / "frozen")
+    other = Pairs(of.images, ["some other words", *of.captions[1:]], of.owner)
+    tuned = trainer(other, init=tmp_path / "frozen" / "best", flip=True, **settings)
+    assert tuned.model.words is not None and first.words is not None
+    assert (
+        tuned.model.words.encode(["apple pear"])[0].tolist()
+        == first.words.encode(["apple pear"])[0].tolist()
+    )
+    assert all(torch.equal(v, first.state_dict()[k]) for k, v in tuned.model.state_dict().items())
+    tuned.fit()
+    moved = [k for k, v in tuned.model.image_encoder.named_parameters()
+             if not torch.equal(v, first.image_encoder.state_dict()[k])]  # fmt: skip
+    assert moved
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_trains(precision: str) -> None:
+    """The loss itself is formed in float32, so the first one agrees to the rounding of the embeddings."""
+    runs = [
+        trainer(pictures(), model="convnet", width=2, precision=p, max_steps=1)
+        for p in ("fp32", precision)
+    ]
+    losses = [run.fit().last["loss"] for run in runs]
+    assert losses[1] == pytest.approx(losses[0], rel=0.02) and losses[1] != losses[0]
+
+
+def test_a_collapse_is_named_at_its_step(tmp_path: Path) -> None:
+    """All images are one point, and all captions: nothing tells a direction."""
+    own = trainer(out=tmp_path, checkpoint_every=1)
+    with torch.no_grad():
+        for linear in (own.model.project_image, own.model.project_text):
+            linear.weight.zero_()
+            linear.bias.fill_(1.0)
+    with pytest.raises(
+        FloatingPointError,
+        match=r"collapsed: in epoch 1, step 1 .* loss of 0\.4, .*semi_hard.*freeze",
+    ):
+        own.fit()
+    assert (
+        not list((tmp_path / "checkpoints").glob("*"))
+        if (tmp_path / "checkpoints").exists()
+        else True
+    )
+
+
+def test_a_loss_at_twice_the_margin_is_warned_of_once() -> None:
+    own = trainer(margin=2.0, lr=1e-9)
+    with torch.no_grad():
+        for linear in (own.model.project_image, own.model.project_text):
+            linear.bias.fill_(3.0)  # near one point
+    with pytest.warns(
+        UserWarning, match="hardest negatives hold the embeddings near one point"
+    ) as caught:
+        own.fit()
+    assert len([w for w in caught if "near one point" in str(w.message)]) == 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    own = trainer()
+    with torch.no_grad():
+        own.model.project_text.weight[0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match="the loss is not finite in epoch 1, step 1"):
+        own.fit()
+
+
+def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    HRRLTrainer(
+        "convnet", data="digits", concepts="classes", width=2, epochs=1, max_steps=1, tau=0.0, lam=None,
+        device="cpu", progress="off", out=tmp_path,
+    ).fit()  # fmt: skip
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        trainer(out=tmp_path)
+    with pytest.raises(ValueError, match=r"resume: .* is a run with other settings"):
+        trainer(out=tmp_path, resume=True)
+
+
+# --- the command line, and several processes
+
+
+def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """Settings from YAML, a preset, an epoch; what is given counts more than the preset."""
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text("batch_size: 128\ndim: 8\nmargin: 0.1\npreset: Order0\n")
+    words = [
+        *(
+            "train-retrieval",
+            "--config=run.yaml",
+            "--data=emoji",
+            "--validation=emoji",
+            "--model=convnet",
+        ),
+        *(
+            "--width=2",
+            "--text_width=8",
+            "--word_dim=8",
+            "--epochs=2",
+            "--max_steps=3",
+            "--device=cpu",
+        ),
+        *("--out=run", "--progress=off"),
+    ]
+    assert main(words) == 0
+    config = json.loads(Path("run/config.json").read_text())
+    got = {
+        name: config["training"][name]
+        for name in ("loss", "margin", "similarity", "absolute", "lr")
+    }
+    assert got == {
+        "loss": "sum_hinge", "margin": 0.1, "similarity": "order", "absolute": True, "lr": 1e-3,
+    }  # fmt: skip
+    assert config["data"] == "emoji-train" and load_joint_embedding("run").dim == 8
+    assert main(words) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert main([*words, "--resume"]) == 0
+
+
+SCRIPT = """
+import sys, torch
+from safetensors.torch import save_file
+from hrrl_ext.processes import stop_processes
+sys.path.insert(0, FOLDER)
+from retrieval_cases import pairs, trainer
+found = {}
+for name, settings in {"max_hinge": {}, "sum_hinge": {"preset": "Order0", "reduction": "mean"},
+                       "info_nce": {"loss": "info_nce"}, "sigmoid": {"loss": "sigmoid"}}.items():
+    own = trainer(pairs(31, groups=11), validation=pairs(12), epochs=4, batch_size=17, clip_norm=1.0,
+                  min_count=1, **{"lr": 0.01} | settings)
+    assert own.processes.size == int(sys.argv[2])
+    result = own.fit()
+    found |= {f"{name} {k}": value for k, value in result.model.state_dict().items()}
+    found[f"{name} rows"] = torch.tensor([[row["loss"], row["rsum"]] for row in result.history])
+save_file(found, f"{sys.argv[1]}/rank-{own.processes.rank}.safetensors")
+stop_processes()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    """Batches of 17, which two processes do not share evenly: every pair has the negatives of the whole
+    batch, and a number that the loss learns has the gradient of it once. Sums are taken in another order:
+    rounding of float32, which Adam amplifies."""
+    script = SCRIPT.replace("FOLDER", repr(os.fspath(Path(__file__).parents[1])))
+    (one,), (first, second) = (tensors_of(size, script, tmp_path) for size in (1, 2))
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-3, atol=2e-5, msg=name)
