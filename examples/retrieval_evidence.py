@@ -5,9 +5,9 @@
     python examples/retrieval_evidence.py emoji --out runs/look --splits 1 --image-epochs 2    # a look
 
 FEATURES.npz holds features [N, F] of N images and captions [N, C], texts; "emoji" is the embedded set.
-Each trial, a variant, a split and a seed, is a file in --out: the same command goes on after any end, and
-several may run on one --out; --page writes what is there, and trains nothing. The main comparison has all
-splits x seeds, the others seed s on split s.
+A trial is a variant, a split and a seed. Each learning rate of it is a file in --out: the same command
+goes on after any end, and several may run on one --out; --page writes what is there, and trains nothing.
+The main comparison has all splits x seeds, the others seed s on split s.
 
 A split tests on a fifth of the groups, each split on another, holds a seventh of them for validation, and
 trains on the rest; the vocabulary is of that rest. The learning rate and the epoch are chosen by rsum on
@@ -20,9 +20,9 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from hrrl_ext.transfer.study.config import file_name
 from hrrl_ext.transfer.study.parts import Part, Parts
 from hrrl_ext.transfer.study.queue import claimed
 
+Sets = dict[str, Pairs]
+Encoder = Callable[[], nn.Module]
 SPLITS = 5
 """Each tests on another fifth."""
 EMOJI = "emoji"
@@ -94,7 +96,7 @@ def open_pairs(where: str) -> Pairs:
     return load_pairs((features, [[str(text) for text in texts] for texts in captions]))
 
 
-def split_of(pairs: Pairs, number: int) -> dict[str, Pairs]:
+def split_of(pairs: Pairs, number: int) -> Sets:
     groups = pairs.image_group.unique()
     order = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))]
     fifths = list(order.tensor_split(SPLITS))
@@ -142,22 +144,16 @@ def training(args: argparse.Namespace, variant: Variant) -> dict[str, Any]:
     } | dict(variant.settings)  # fmt: skip
 
 
-def trial(variant: Variant, pairs: Pairs, args: argparse.Namespace, at: tuple[int, int]) -> Part:
-    """What the learning rate came to that is best on the validation part; a collapse is none."""
-    split, seed = at
-    sets = split_of(pairs, split)
-    encoder = classifier(sets["train"], args, seed) if variant.encoder in TRAINED_BEFORE else None
-    found, failed = [], {}
-    for lr in args.lr:
-        try:
-            found.append(Run(variant, sets, args, seed, lr, encoder).part())
-        except FloatingPointError as error:
-            failed[str(lr)] = str(error)
+def trial(
+    variant: Variant, sets: Sets, args: argparse.Namespace, seed: int, lr: float, encoder: Encoder
+) -> Part:
+    """What a learning rate came to; of a collapse, in which words it was told."""
     sizes = {name: [len(part.images), len(part)] for name, part in sets.items()}
-    if not found:
-        return {"sizes": sizes, "failed": failed}
-    best = max(found, key=lambda part: max(part["curve"]))
-    return {"sizes": sizes, "collapsed": failed, **best}
+    own = encoder() if variant.encoder in TRAINED_BEFORE else None
+    try:
+        return {"sizes": sizes, **Run(variant, sets, args, seed, lr, own).part()}
+    except FloatingPointError as error:
+        return {"sizes": sizes, "collapsed": str(error)}
 
 
 def classifier(train: Pairs, args: argparse.Namespace, seed: int) -> nn.Module:
@@ -189,7 +185,7 @@ class Run:
     def __init__(
         self,
         variant: Variant,
-        sets: dict[str, Pairs],
+        sets: Sets,
         args: argparse.Namespace,
         seed: int,
         lr: float,
@@ -291,31 +287,53 @@ def trials(
                     folder = args.out / "trials" / file_name(f"{short} {name} {at[0]} {at[1]}")
                     described = {
                         "data": short, "variant": asdict(variant), "split": at[0], "seed": at[1],
-                        "lr": args.lr, "training": training(args, variant),
+                        "training": training(args, variant),
                     }  # fmt: skip
                     yield data, name, variant, at, Parts(folder), described
 
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each trial that is through."""
+    """A row for each trial that is through, with what the learning rate came to that is best on the
+    validation part; without, where all have collapsed."""
     found = []
     for data, name, _, at, parts, of in trials(args):
-        if (part := parts.read("trial", of)) is not None:
-            found.append({"data": Path(data).stem, "variant": name, "at": at, **part})
+        every = [parts.read(f"lr {lr:g}", of | {"lr": lr}) for lr in args.lr]
+        if None in every:
+            continue
+        through = [part for part in every if part is not None]
+        best = max((part for part in through if "curve" in part), key=chosen_by, default={})
+        told = {"of": of, "sizes": through[0]["sizes"], "lrs": args.lr}
+        collapsed = sum("collapsed" in part for part in through)
+        row = {"data": Path(data).stem, "variant": name, "at": at, "collapsed": collapsed}
+        found.append(best | row | told)
     return found
+
+
+def chosen_by(part: Part) -> float:
+    best: float = max(part["curve"])
+    return best
 
 
 def work(args: argparse.Namespace) -> None:
     opened = cache(open_pairs)
-    for data, name, variant, at, parts, of in trials(args):
-        if parts.read("trial", of) is not None:
-            continue
-        with claimed(parts.folder) as mine:
-            if not mine or parts.read("trial", of) is not None:  # another's, or by now
+
+    @cache
+    def encoder(data: str, at: tuple[int, int]) -> nn.Module:
+        return classifier(split_of(opened(data), at[0])["train"], args, at[1])
+
+    for data, name, variant, at, parts, described in trials(args):
+        for lr in args.lr:
+            of = described | {"lr": lr}
+            if parts.read(f"lr {lr:g}", of) is not None:
                 continue
-            part = parts.keep("trial", of, lambda: trial(variant, opened(data), args, at))  # noqa: B023
+            with claimed(parts.folder) as mine:
+                if not mine:  # another's
+                    break
+                sets, own = split_of(opened(data), at[0]), partial(encoder, data, at)
+                make = partial(trial, variant, sets, args, at[1], lr, own)
+                part = parts.keep(f"lr {lr:g}", of, make)  # unless it is there by now
             shown = f"rsum {part['best']['rsum']:.1f}" if "best" in part else "collapsed"
-            where = f"split {at[0]}, seed {at[1]}"
+            where = f"split {at[0]}, seed {at[1]}, lr {lr:g}"
             print(f"{name}, {where}: {shown}  {part['processor_seconds']:.0f} s", flush=True)
 
 
@@ -327,7 +345,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60, help="on features")
     parser.add_argument("--image-epochs", type=int, default=24, help="where images are encoded")
-    parser.add_argument("--lr", type=float, nargs="+", default=[5e-4, 1e-3])
+    parser.add_argument("--lr", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--text-width", type=int, default=128)

@@ -159,27 +159,25 @@ def write_page(rows: Rows, page: Path, of_all: int) -> None:
 
 
 def state(rows: Rows, of_all: int) -> str:
-    failed = [f"{row['variant']} (split {row['at'][0]})" for row in rows if "best" not in row]
-    once = sum(len(row.get("collapsed", ())) for row in rows)
     text = f"{len(rows)} of {of_all} trials are through."
     for data in dict.fromkeys(row["data"] for row in rows):
-        sizes = [row["sizes"] for row in rows if row["data"] == data]
-        means = {
-            part: "{:.0f} images, {:.0f} captions".format(
-                *np.mean([one[part] for one in sizes], axis=0)
-            )
-            for part in sizes[0]
-        }
-        of = next(row["of"] for row in rows if row["data"] == data)
-        text += f" {data}: " + "; ".join(f"{part} {size}" for part, size in means.items())
-        told = {
-            k: of["training"][k] for k in ("epochs", "batch_size", "dim", "text_width", "word_dim")
-        }
-        text += "".join(f"; {name.replace('_', ' ')} {value}" for name, value in told.items())
-        text += f"; learning rates {', '.join(f'{lr:g}' for lr in of['lr'])}."
-    if once or failed:
-        text += f" Trainings that collapsed at one of the learning rates: {once}"
-        text += f"; at all of them: {', '.join(failed)}." if failed else "; at all of them: none."
+        of_data = [row for row in rows if row["data"] == data]
+        told = []
+        for part in of_data[0]["sizes"]:
+            images, captions = np.mean([row["sizes"][part] for row in of_data], axis=0)
+            told.append(f"{part} {images:.0f} images, {captions:.0f} captions")
+        of = of_data[0]["of"]["training"]
+        names = ("epochs", "batch_size", "dim", "text_width", "word_dim")
+        told += [f"{name.replace('_', ' ')} {of[name]}" for name in names]
+        chosen = [sum(row.get("lr") == lr for row in of_data) for lr in of_data[0]["lrs"]]
+        told += [
+            f"learning rate {lr:g} chosen {times} times"
+            for lr, times in zip(of_data[0]["lrs"], chosen, strict=True)
+        ]
+        text += f" {data}: {'; '.join(told)}."
+    lost = [f"{row['variant']} (split {row['at'][0]})" for row in rows if "best" not in row]
+    if once := sum(row["collapsed"] for row in rows):
+        text += f" {once} trainings collapsed; at all learning rates: {', '.join(lost) or 'none'}."
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def features(tmp_path: Path) -> Path:
     captions = [[" ".join(WORDS[w] for w in k[::step]) for step in (1, -1)] for k in kind]
     np.savez(tmp_path / "some.npz", features=features.astype(np.float16), captions=captions)
     return tmp_path / "some.npz"
+
+
+def no_encoder() -> torch.nn.Module:
+    raise AssertionError("features need none")
 
 
 def parsed(features: Path, *more: str) -> Any:
@@ -71,12 +76,11 @@ def test_without_the_mask_every_pair_is_alone(features: Path) -> None:
 
 def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
     """What is measured on test pairs is a run of its own that ends at that epoch."""
-    args = parsed(features, "--lr", "0.03")
-    whole = example.open_pairs(str(features))
-    part = example.trial(example.MAIN["SH"], whole, args, (1, 2))
+    args = parsed(features)
+    sets = example.split_of(example.open_pairs(str(features)), 1)
+    part = example.trial(example.MAIN["SH"], sets, args, 2, 0.03, no_encoder)
     assert len(part["curve"]) == 4
     assert part["best_epoch"] == part["curve"].index(max(part["curve"])) + 1
-    sets = example.split_of(whole, 1)
     for epoch, name in ((part["best_epoch"], "best"), (4, "final")):
         trainer = RetrievalTrainer(
             data=sets["train"], validation=sets["validation"], loss="sum_hinge", seed=2, lr=0.03,
@@ -90,28 +94,39 @@ def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
 
 
 def test_the_learning_rate_is_chosen_on_validation_pairs(
-    features: Path, monkeypatch: pytest.MonkeyPatch
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Not by the test pairs, and not among those that collapse."""
-    curve = {0.1: [3.0, 9.0], 0.2: [10.0, 1.0], 0.3: None}
+    curve = {0.1: [3.0, 9.0], 0.2: [10.0, 1.0]}
 
     class Fake:
         def __init__(self, *arguments: Any) -> None:
             self.lr = arguments[4]
-            if curve[self.lr] is None:
+            if self.lr not in curve:
                 raise FloatingPointError("one point")
 
         def part(self) -> dict[str, Any]:
             return {"lr": self.lr, "curve": curve[self.lr], "best": {"rsum": 1 / self.lr}}
 
     monkeypatch.setattr(example, "Run", Fake)
-    args = parsed(features, "--lr", "0.1", "0.2", "0.3")
-    whole = example.open_pairs(str(features))
-    part = example.trial(example.MAIN["VSE++"], whole, args, (0, 0))
-    assert part["lr"] == 0.2
-    assert part["collapsed"] == {"0.3": "one point"}
-    part = example.trial(example.MAIN["VSE++"], whole, parsed(features, "--lr", "0.3"), (0, 0))
-    assert "best" not in part and part["failed"] == {"0.3": "one point"}
+    out = ["--out", str(tmp_path / "out"), "--splits", "1", "--seeds", "1"]
+    args = parsed(features, *out, "--lr", "0.1", "0.2", "0.3")
+    example.work(args)
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "VSE++, split 0, seed 0, lr 0.3: collapsed  0 s"
+    )
+    first = example.rows(args)[0]
+    assert first["lr"] == 0.2 and first["best"] == {"rsum": 5.0} and first["collapsed"] == 1
+    lost = example.rows(parsed(features, *out, "--lr", "0.3"))[0]
+    assert "best" not in lost and lost["collapsed"] == 1
+    assert example.rows(parsed(features, *out, "--lr", "0.1", "0.4")) == []  # not there yet
+    text = retrieval_page.state([first, lost], 9)
+    assert "2 of 9 trials are through. some: train 27 images, 54 captions;" in text
+    assert "rate 0.1 chosen 0 times; learning rate 0.2 chosen 1 times;" in text
+    assert text.endswith("2 trainings collapsed; at all learning rates: VSE++ (split 0).")
 
 
 def test_distances_are_of_the_hardest_negatives(features: Path) -> None:
@@ -159,7 +174,7 @@ def test_it_goes_on_and_writes_its_page(
     example.main([*some, "--splits", "1", "--seeds", "1"])
     every = len(example.MAIN) + len(example.FURTHER) + len(example.NEGATIVES)
     assert len(capsys.readouterr().out.splitlines()) == every
-    kept = {path: path.read_bytes() for path in tmp_path.rglob("trial.json")}
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("lr-*.json")}
     more = ["--splits", "2", "--seeds", "1"]
     example.main([*some, *more, "--page", str(page)])  # trains nothing
     assert capsys.readouterr().out == ""
@@ -174,8 +189,8 @@ def test_it_goes_on_and_writes_its_page(
     text = page.read_text(encoding="utf-8")
     assert text.startswith("# By hand")
     parts = [
-        [read_json(tmp_path / f"out/trials/some-{name}-{split}-0/trial.json") for split in (0, 1)]
-        for name in ("VSE-", "VSE0")
+        [read_json(tmp_path / f"out/trials/some-{name}{split}-0/lr-0.01.json") for split in (0, 1)]
+        for name in ("VSE-", "VSE0-")
     ]
     apart = [a["best"]["rsum"] - b["best"]["rsum"] for a, b in zip(*parts, strict=True)]
     assert f"| VSE++ − VSE0 | 2 | 2 | {sum(apart) / 2:+.1f} (" in text
@@ -195,8 +210,10 @@ def test_every_trial_has_a_folder_of_its_own() -> None:
 def test_a_trial_of_other_settings_is_refused(features: Path, tmp_path: Path) -> None:
     some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--splits", "1", "--seeds", "1"]
     args = example.parser().parse_args(some)
-    _, _, variant, at, parts, of = next(example.trials(args))
-    parts.keep("trial", of, lambda: example.trial(variant, example.open_pairs(some[0]), args, at))
+    _, _, variant, _, parts, of = next(example.trials(args))
+    sets = example.split_of(example.open_pairs(some[0]), 0)
+    make = partial(example.trial, variant, sets, args, 0, 5e-4, no_encoder)
+    parts.keep("lr 0.0005", of | {"lr": 5e-4}, make)
     with pytest.raises(ValueError, match=r"other settings \(training\)"):
         example.rows(example.parser().parse_args([*some, "--dim", "7"]))
 

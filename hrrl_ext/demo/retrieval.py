@@ -48,7 +48,7 @@ SETTINGS: dict[str, Any] = {
     "word_dim": 128,
     "warmup_loss": "sum_hinge",
     "warmup_for": 5,
-    "epochs": 20,
+    "epochs": 16,
     "lr": 1e-3,
     "crop_padding": 2,
 }
