@@ -70,6 +70,7 @@ FURTHER = {
     "SH, no mask": Variant(settings=SH, masked=False),
     "Order++": Variant("Order++"),
     "Order0": Variant("Order0"),
+    "VSE++, free lengths": Variant(settings={"normalise_image": False}),
     "VSE++, begun by SH": Variant(settings={"warmup_loss": "sum_hinge", "warmup_for": 5}),
     "InfoNCE": Variant(settings={"loss": "info_nce"}),
     "SigLIP": Variant(settings={"loss": "sigmoid"}),
