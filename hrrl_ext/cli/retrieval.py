@@ -26,6 +26,10 @@ def _train_arguments(parser: CommandParser) -> None:
         "of *_ims.npy and *_caps.txt, or of images with a .txt beside each",
     )
     parser.add_argument("--validation", help="pairs to measure recall on")
+    parser.add_argument(
+        "--validation_concepts",
+        help="classes: also the rsum of each concept, where those are the images' classes, as in emoji",
+    )
     parser.add_argument("--model", default="resnet18", help="name of the image encoder")
     parser.add_argument("--text", default="gru", help="gru, or huggingface:FOLDER")
     parser.add_argument(

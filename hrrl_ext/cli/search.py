@@ -49,7 +49,9 @@ def _embed_arguments(parser: CommandParser) -> None:
 
 def _embed(args: Namespace) -> None:
     """Embed images, and their captions, by a trained model, to be searched or measured."""
-    if Path(args.out).exists():
+    from ..retrieval.gallery import check_npz
+
+    if check_npz(args.out).exists():  # before the work
         raise FileExistsError(f"{args.out} exists; choose another out")
     gallery = _embedded(_opened(args), args.data, args)
     gallery.save(args.out)
@@ -120,12 +122,15 @@ def _found(model: JointEmbedding, gallery: Gallery, args: Namespace) -> list[tup
             query = model.encode_captions(args.text)
             found += zip(args.text, gallery.find_images(query.cpu(), args.k), strict=True)
         if args.image:
+            size = _image_size(model, args)
+            if size is None:
+                raise ValueError(
+                    "--image: the model takes features, or images of no known size; give --image_size "
+                    "of the latter"
+                )
+            one_class = [0] * len(args.image)
             files = ImageFiles(
-                args.image,
-                [0] * len(args.image),
-                image_size=_image_size(model, args),
-                classes=["image"],
-                name="--image",
+                args.image, one_class, image_size=size, classes=["image"], name="--image"
             )
             images, _ = files.__getitems__(torch.arange(len(files)))
             images = as_float(images).to(model.project_image.weight)
@@ -139,7 +144,8 @@ def _print(query: str, hits: Sequence[Hit]) -> None:
 
     print(one_line(query))
     for place, hit in enumerate(hits, 1):
-        print(f"{place:4} {hit.score:7.3f}  {one_line('; '.join([hit.name, *hit.captions]))}")
+        what = "; ".join(filter(None, [hit.name, *hit.captions]))
+        print(f"{place:4} {hit.score:7.3f}  {one_line(what)}")
 
 
 def _draw(gallery: Gallery, found: list[tuple[str, list[Hit]]], args: Namespace) -> None:
@@ -197,7 +203,7 @@ def _image_size(model: JointEmbedding, args: Namespace) -> Any:
 
 
 def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
-    from ..retrieval import embed, open_gallery_images
+    from ..retrieval import Pairs, embed, open_gallery_images
     from ..retrieval.pairs import EMOJI
     from ..training.progress import Progress
 
@@ -207,11 +213,12 @@ def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
         "image_size": _image_size(model, args),
         "root": None if args.root is None else str(Path(args.root).resolve()),
     }
-    images = open_gallery_images(**source)
-    with Progress(args.progress, len(images)) as progress:
+    data_set = open_gallery_images(**source)
+    rows = len(data_set) + (len(data_set.images) if isinstance(data_set, Pairs) else 0)
+    with Progress(args.progress, rows) as progress:
         return embed(
             model,
-            images,
+            data_set,
             batch_size=args.batch_size,
             source=source,
             progress=lambda done, of: progress.step(done, f"row {done} of {of}", "embedding"),

@@ -19,6 +19,7 @@ from .losses import (
 from .measures import Retrieval, evaluate
 from .model import JointEmbedding
 from .pairs import Pairs, load_pairs
+from .recipe import VSE
 from .saved import build_joint_embedding, load_joint_embedding, save_joint_embedding
 from .text_encoders import GRUEncoder
 from .trainer import RetrievalTrainer
@@ -26,6 +27,7 @@ from .words import Words
 
 __all__ = [
     "PRESETS",
+    "VSE",
     "Embeddings",
     "EmojiPairs",
     "Found",

@@ -74,9 +74,7 @@ class Gallery:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """An .npz that :meth:`load`, `load_embeddings` and `hrrl evaluate-retrieval` read."""
-        path = Path(path)
-        if path.suffix != ".npz":
-            raise ValueError(f"Gallery: the file must end in .npz, got {path}")
+        path = check_npz(path)
         rows = {
             name: to_numpy(value)
             for name in ("image", "caption", "image_group", "caption_group", "owner")
@@ -100,12 +98,13 @@ class Gallery:
         with np.load(path, allow_pickle=False) as stored:
             if "about" not in stored.files:
                 return cls(image, caption, similarity)
-            about = json.loads(stored["about"].tobytes())
             names = ("image_group", "caption_group", "owner")
-            ids: dict[str, Any] = {
-                name: torch.from_numpy(stored[name]) for name in names if name in stored.files
-            }
-        return cls(image, caption, **ids, **about)
+            ids: dict[str, Any] = {n: torch.from_numpy(stored[n]) for n in names if n in stored}
+            about = stored["about"].tobytes()
+        try:
+            return cls(image, caption, **ids, **json.loads(about))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: about is not as hrrl embed writes it: {error}") from error
 
     def require_model(self, model: JointEmbedding, where: str) -> None:
         """ValueError where these are embeddings of another model, which no search would notice."""
@@ -146,6 +145,13 @@ class Gallery:
 
     def _texts(self, rows: Sequence[int]) -> list[str]:
         return [self.captions[row] if self.captions else f"caption {row}" for row in rows]
+
+
+def check_npz(path: str | os.PathLike[str]) -> Path:
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise ValueError(f"Gallery: the file must end in .npz, got {path}")
+    return path
 
 
 def open_gallery_images(

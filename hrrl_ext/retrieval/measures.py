@@ -135,7 +135,7 @@ def evaluate(
             "evaluate: no image and caption have the same group; give owner ids as caption_group, such "
             "as numpy.arange(M) // 5 for five captions of each image, one after another"
         )
-    every = [_summary(*one.rank) for one in queries]
+    every = [summary(*one.rank) for one in queries]
     return Retrieval(
         measures=_mean(every),
         intervals=_intervals(queries, bootstrap, seed),
@@ -268,7 +268,7 @@ def _in_part(rank: _Both, groups: _Both, part: np.ndarray) -> _Queries:
     )
 
 
-def _summary(
+def summary(
     i2t: np.ndarray,
     t2i: np.ndarray,
     i2t_weight: np.ndarray | None = None,
@@ -308,7 +308,7 @@ def _intervals(
             present = np.unique(np.concatenate(group))
             times = np.zeros(present[-1] + 1, np.int64)
             np.add.at(times, random.choice(present, len(present)), 1)
-            every.append(_summary(*rank, *(times[ids] for ids in group)))
+            every.append(summary(*rank, *(times[ids] for ids in group)))
         drawn.append(_mean(every))
     tail = 50 * (1 - _COVER)
     return {
@@ -337,7 +337,7 @@ def _by_concept(rank: _Both, groups: _Both, concepts: Ids | None) -> dict[str, d
     for c, name in enumerate(names):
         own = [r[(ids == c) & ~np.isnan(r)] for r, ids in zip(rank, of, strict=True)]
         if all(len(r) for r in own):
-            found[str(name)] = _summary(*own)
+            found[str(name)] = summary(*own)
     if not found:
         raise ValueError(
             f"evaluate: none of the concepts {listed([str(n) for n in names])} has a query"

@@ -72,9 +72,8 @@ class JointEmbedding(nn.Module):
             )
         if dim < 1:
             raise ValueError(f"JointEmbedding: dim must be at least 1, got {dim}")
-        if isinstance(image_encoder, ResNet18 | ConvNet) and isinstance(
-            image_encoder.fc, nn.Linear
-        ):
+        ours = isinstance(image_encoder, ResNet18 | ConvNet)
+        if ours and isinstance(image_encoder.fc, nn.Linear):  # it still has its last layer
             image_encoder = without_classifier(image_encoder)
         self.image_encoder, self.text_encoder = image_encoder, text_encoder
         self.project_image = _linear(image_encoder, image_features, dim, "image")
@@ -93,7 +92,8 @@ class JointEmbedding(nn.Module):
         self.words = words
         self.built_as = dict(built_as or {})
         self.frozen = False
-        self.freeze(freeze)
+        if freeze:  # without it, parts that its owner froze stay so
+            self.freeze()
 
     @classmethod
     def of_preset(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._modes import evaluating
+from .._tables import one_line
 from ..data.batches import batch_sizes
 from ..processes import Processes
 from ..training import Recipe
@@ -19,7 +21,7 @@ from ..training.schedule import in_steps
 from .batches import EncodedPairs, PairBatches
 from .config import RetrievalConfig
 from .losses import info_nce, max_hinge, sigmoid_loss, sum_hinge
-from .measures import CUTS, evaluate
+from .measures import CUTS, Retrieval, evaluate, summary
 from .model import JointEmbedding
 from .ranks import scores
 from .saved import described
@@ -36,6 +38,7 @@ class VSE(Recipe):
         batches: what it is trained on.
         validation: what it is measured on, if on anything.
         batch_size: images, and captions, that are embedded at once in evaluation.
+        concepts: of each validation image, its name.
     """
 
     chosen = "rsum"
@@ -57,10 +60,11 @@ class VSE(Recipe):
         processes: Processes,
         *,
         batch_size: int,
+        concepts: Sequence[str] | None = None,
     ) -> None:
         self.model, self.batches, self.config = model, batches, config
         self.validation, self.processes = validation, processes
-        self.batch_size = batch_size
+        self.batch_size, self.concepts = batch_size, concepts
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
@@ -173,10 +177,14 @@ class VSE(Recipe):
             for name, words in (("i2t", "captions"), ("t2i", "images")):
                 recalls = " ".join(f"{row[f'{name}_r{k}']:.1f}" for k in CUTS)
                 parts.append(f"{words} {recalls} (rank {row[f'{name}_median']:g})")
-        return "  ".join(parts)
+        if "concept_rsum" in row:
+            of = row["concept_rsum"]
+            worst = min(of, key=lambda name: of[name])
+            parts.append(f"worst concept {of[worst]:.1f} ({worst})")
+        return one_line("  ".join(parts))
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """Recall, median rank and rsum on the validation pairs, in both directions."""
+        """Recall, median rank and rsum on the validation pairs, in both directions; rsum by concept."""
         if self.validation is None:
             return {}
         assert isinstance(model, JointEmbedding)
@@ -190,7 +198,22 @@ class VSE(Recipe):
                 f"embeddings of the validation pairs are not finite. {self.advice}"
             )
         groups = pairs.image_group, pairs.caption_group
-        return evaluate(image, caption, *groups, similarity=model.compared).measures
+        found = evaluate(image, caption, *groups, similarity=model.compared)
+        return found.measures | self._by_concept(found)
+
+    def _by_concept(self, found: Retrieval) -> dict[str, Any]:
+        """rsum of each concept's queries; the concept of a caption is that of the image it came with."""
+        if self.concepts is None or self.validation is None:
+            return {}
+        of_image = np.array(self.concepts)
+        of_caption = of_image[self.validation.pairs.owner.numpy()]
+        by_concept = {
+            str(name): summary(
+                found.i2t_rank[of_image == name], found.t2i_rank[of_caption == name]
+            )["rsum"]
+            for name in np.unique(of_image)
+        }
+        return {"worst_concept_rsum": min(by_concept.values()), "concept_rsum": by_concept}
 
     def _mean(self) -> float:
         """Loss of a pair in the epoch so far."""

@@ -51,7 +51,10 @@ class GRUEncoder(nn.Module):
         return last[0]
 
     def _scan(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """The same, word by word: torch.export would unroll nn.GRU to one length for ever."""
+        """The same, word by word: torch.export would unroll nn.GRU to one length for ever.
+
+        scan is a prototype of torch's; tests compare what is exported with the GRU.
+        """
         from torch._higher_order_ops.scan import scan
 
         of_input, weight, input_bias, bias = self.gru.all_weights[0]

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._arrays import to_numpy
 from .._modes import evaluating
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
@@ -22,6 +25,7 @@ from ..training.scalars import require_tensorboard
 from .batches import EncodedPairs, PairBatches
 from .config import RetrievalConfig, configs
 from .losses import Preset
+from .measures import Ids
 from .model import JointEmbedding
 from .pairs import Pairs, Source, load_pairs
 from .recipe import VSE
@@ -48,6 +52,8 @@ class RetrievalTrainer:
         data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
             a group, are no negatives of each other.
         validation: pairs to measure recall on after each epoch; a source is opened with split="val".
+        validation_concepts: the concept of each validation image, a number or a name, to measure the rsum
+            of each; or "classes", those that the images have, as the emoji do.
         preset: "VSE++", "VSE0", "Order++" or "Order0": sets those of loss, similarity, margin,
             normalise_image, normalise_caption, absolute and lr that are not given.
         out: folder of the run; None saves nothing. Its ``best`` is the epoch of the largest rsum.
@@ -84,6 +90,7 @@ class RetrievalTrainer:
         data: Source,
         text: str | nn.Module = "gru",
         validation: Source | None = None,
+        validation_concepts: Ids | None = None,
         preset: str = "VSE++",
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
@@ -112,23 +119,19 @@ class RetrievalTrainer:
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         pairs, measured = _open_pairs(data, validation, method, root)
-        self.model = _built(model, text, pairs, method, training.seed, init)
-        if init is not None and not (report := load_weights(self.model, init)).complete:
-            warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=2)
+        begun = out if resume else init  # whose words a run goes on with
+        self.model = _built(model, text, pairs, method, training.seed, begun)
+        if init is not None:
+            _begin_from(init, self.model)
         words = self.model.words
         assert words is not None
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoded = partial(EncodedPairs, device=device_, processes=processes)
+        files: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
         train, *val = (
-            EncodedPairs(
-                of,
-                words.encode(of.captions),
-                device=device_,
-                processes=processes,
-                num_workers=num_workers,
-                keep_gib=keep_gib,
-            )
+            encoded(of, words.encode(of.captions), **files)
             for of in (pairs, measured)
             if of is not None
         )
@@ -145,6 +148,7 @@ class RetrievalTrainer:
             method,
             processes,
             batch_size=training.batch_size,
+            concepts=_concepts(measured, validation_concepts),
         )
         self.loop = Loop(
             self.recipe,
@@ -252,13 +256,35 @@ def _open_pairs(
     return pairs, measured
 
 
+def _concepts(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
+    """Names, of each image."""
+    if concepts is None:
+        return None
+    if measured is None:
+        raise ValueError("validation_concepts are of validation; give both, or none")
+    if isinstance(concepts, str):
+        if concepts != "classes" or not isinstance(measured.images, ImageSet):
+            raise ValueError(
+                f"validation_concepts must be ids of the images, or 'classes' where they have any, got "
+                f"{concepts!r}"
+            )
+        return [measured.images.classes[at] for at in measured.images.target.tolist()]
+    names = [str(name) for name in np.asarray(to_numpy(concepts)).tolist()]
+    if len(names) != len(measured.images):
+        raise ValueError(
+            f"validation_concepts must have one entry for each of {len(measured.images)} images, got "
+            f"{len(names)}"
+        )
+    return names
+
+
 def _built(
     model: str | nn.Module,
     text: str | nn.Module,
     pairs: Pairs,
     config: RetrievalConfig,
     seed: int,
-    init: str | os.PathLike[str] | None,
+    begun: str | os.PathLike[str] | None,
 ) -> JointEmbedding:
     """A fresh model, by the seed alone, or that of the user."""
     if isinstance(model, JointEmbedding):
@@ -284,7 +310,7 @@ def _built(
         torch.manual_seed(seed)
         return build_joint_embedding(
             model,
-            _words(pairs, text, config, init),
+            _words(pairs, text, config, begun),
             text=text,
             image_size=images.image_shape[-1] if isinstance(images, ImageSet) else None,
             width=config.width,
@@ -298,16 +324,23 @@ def _built(
         )
 
 
+def _begin_from(init: str | os.PathLike[str], model: JointEmbedding) -> None:
+    """Fills the model with weights, and says what of them it could not take."""
+    if not (report := load_weights(model, init)).complete:
+        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+
+
 def _words(
     pairs: Pairs,
     text: str | nn.Module,
     config: RetrievalConfig,
-    init: str | os.PathLike[str] | None,
+    begun: str | os.PathLike[str] | None,
 ) -> Vocabulary | None:
-    """Those of the model to begin with, or of the training captions; none where ``text`` has its own."""
+    """Those that a run or a model has begun with, or of the training captions; None where ``text`` has
+    its own."""
     if isinstance(text, str) and text.startswith(f"{HF}:"):
         return None
-    if init is not None and (file := Path(init) / "tokenizer.json").is_file():
+    if begun is not None and (file := Path(begun) / "tokenizer.json").is_file():
         return load_words(file)
     return Words.of(pairs.captions, min_count=config.min_count)
 

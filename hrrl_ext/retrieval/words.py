@@ -167,9 +167,9 @@ class Words:
 def padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """tokens [B, L] with zeros behind the end of each row, and lengths [B]."""
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-    tokens = torch.zeros(len(rows), int(lengths.max()) if rows else 0, dtype=torch.int64)
-    for at, row in zip(tokens, rows, strict=True):
-        at[: len(row)] = torch.tensor(row)
+    within = torch.arange(int(lengths.max()) if rows else 0) < lengths[:, None]
+    tokens = torch.zeros(within.shape, dtype=torch.int64)
+    tokens[within] = torch.tensor([token for row in rows for token in row], dtype=torch.int64)
     return tokens, lengths
 
 

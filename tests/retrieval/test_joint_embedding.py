@@ -102,6 +102,17 @@ def test_zeros_and_tiny_features_stay_finite() -> None:
     assert torch.equal(embedding[0], torch.zeros(6))  # the bias is 0, and a row of zeros stays one
 
 
+def test_embeddings_are_float32_under_autocast() -> None:
+    model = built().eval()
+    inputs = images_for(model), *WORDS.encode(CAPTIONS)
+    with torch.autocast("cpu", torch.bfloat16):
+        halves = model(*inputs)
+    for half, whole in zip(halves, model(*inputs), strict=True):
+        assert half.dtype == torch.float32
+        torch.testing.assert_close(half.norm(dim=1), torch.ones(4))  # not of bfloat16's 3 digits
+        torch.testing.assert_close(half, whole, rtol=0, atol=0.05)
+
+
 def test_a_network_is_taken_without_its_last_layer_and_stays_as_it_was() -> None:
     for network in (ResNet18(3, stem="small", width=2), ConvNet(3, width=2)):
         model = JointEmbedding(network, GRUEncoder(5, word_dim=2, width=3), dim=4)
@@ -146,7 +157,7 @@ def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics() -> None:
     before = {name: value.clone() for name, value in model.image_encoder.state_dict().items()}
     f, g = model(images_for(model), *WORDS.encode(CAPTIONS))
     (f * g).sum().backward()
-    assert all(p.grad is None for p in model.image_encoder.parameters())
+    assert all(p.grad is None and not p.requires_grad for p in model.image_encoder.parameters())
     assert all(
         p.grad is not None
         for p in [*model.project_image.parameters(), *model.text_encoder.parameters()]
@@ -155,6 +166,16 @@ def test_a_frozen_encoder_has_no_gradient_and_keeps_its_statistics() -> None:
     assert model.training and model.text_encoder.training
     for name, value in model.image_encoder.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_parts_that_their_owner_froze_stay_so() -> None:
+    network = ConvNet(3, width=2)
+    network.stage1.requires_grad_(False)
+    network.stage1.eval()
+    model = JointEmbedding(network, GRUEncoder(5, word_dim=2, width=3), dim=4)
+    assert not any(p.requires_grad for p in model.image_encoder.stage1.parameters())
+    assert all(p.requires_grad for p in model.image_encoder.stage2.parameters())
+    assert not model.image_encoder.stage1.training
 
 
 def test_fine_tuning_goes_on_from_a_frozen_one() -> None:

@@ -9,7 +9,7 @@ from oracle import all_scores, sorted_ranks
 
 from hrrl_ext.retrieval import Retrieval, evaluate, load_embeddings
 from hrrl_ext.retrieval import ranks as counting
-from hrrl_ext.retrieval.measures import _summary
+from hrrl_ext.retrieval.measures import summary
 
 RECALLS = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
@@ -135,8 +135,8 @@ def test_weights_are_repetitions() -> None:
     ranks = random.integers(1, 20, 31) / 2 + 0.5, random.integers(1, 20, 12).astype(float)
     weights = random.integers(0, 4, 31), random.integers(0, 4, 12)
     repeated = [np.repeat(rank, times) for rank, times in zip(ranks, weights, strict=True)]
-    assert _summary(*ranks, *weights) == pytest.approx(_summary(*repeated))
-    assert _summary(*repeated)["i2t_median"] == np.median(repeated[0])
+    assert summary(*ranks, *weights) == pytest.approx(summary(*repeated))
+    assert summary(*repeated)["i2t_median"] == np.median(repeated[0])
 
 
 # --- folds

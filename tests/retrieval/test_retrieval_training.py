@@ -184,6 +184,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"data": Pairs(torch.zeros(3, 2, 2), ["a b"] * 3, range(3))}, r"features must be \[N, F\]"),
     ({"validation": pairs(size=5)}, r"of \[5\], and data of \[6\]"),
     ({"validation": pictures()}, r"of \[3, 8, 8\], and data of \[6\]"),
+    ({"validation_concepts": [0, 1]}, "validation_concepts are of validation"),
+    ({"validation": pairs(4), "validation_concepts": [0, 1]}, "each of 4 images, got 2"),
+    ({"validation": pairs(4), "validation_concepts": "classes"}, "'classes' where they have any"),
     ({"min_count": 1000}, "no word is in the captions 1000 times"),
 ]
 
@@ -267,13 +270,24 @@ def test_the_last_model_opens_without_validation(tmp_path: Path) -> None:
     assert own.model.learned["bias"] != -10  # the loss's own numbers are of the model
 
 
-def test_evaluation_leaves_modes_as_they_were() -> None:
-    """Each module's own, in the middle of an epoch: none goes on in eval mode."""
-    own = trainer(validation=pairs(12), evaluate_every="1 steps")
-    own.model.text_encoder.embed.eval()
-    before = [m.training for m in own.model.modules()]
-    own.recipe.evaluate(own.model)
-    assert [m.training for m in own.model.modules()] == before and not all(before)
+def test_recall_by_concept_is_in_the_row(tmp_path: Path) -> None:
+    """The names are those of the images, and the worst has the smallest rsum; as `evaluate` finds them."""
+    of = pairs(24)
+    names = ["<b>", "x", "y"] * 8
+    own = trainer(of, validation=of, validation_concepts=names, epochs=1, out=tmp_path)
+    row = own.fit().last
+    with torch.no_grad():
+        image = own.model.eval().encode_image(of.images, precomputed=True)
+        caption = own.model.encode_captions(of.captions)
+    found = evaluate(image, caption, of.image_group, of.caption_group, names)
+    assert row["concept_rsum"] == {name: one["rsum"] for name, one in found.concepts.items()}
+    assert row["worst_concept_rsum"] == min(row["concept_rsum"].values())
+    assert f"({found.worst_concept})" in own.recipe.line(row)
+    assert "concept_rsum/x" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    by_class = trainer(
+        pictures(), model=Counted(), validation=pictures(), validation_concepts="classes"
+    )
+    assert by_class.recipe.concepts == ["0"] * 24
 
 
 class Counted(nn.Module):
@@ -290,6 +304,19 @@ class Counted(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.images += len(x)
         return self.body(x)
+
+
+def test_evaluation_is_in_eval_mode_and_leaves_modes_as_they_were() -> None:
+    """Each module's own, in the middle of an epoch; no statistic moves, no dropout draws."""
+    own = trainer(pictures(), model=Counted(), validation=pictures(), dim=3)
+    own.model.train()
+    own.model.text_encoder.eval()
+    before = [m.training for m in own.model.modules()]
+    state = copy.deepcopy(own.model.state_dict())
+    first, again = (own.recipe.evaluate(own.model) for _ in range(2))
+    assert first == again
+    assert [m.training for m in own.model.modules()] == before and len(set(before)) == 2
+    assert all(torch.equal(value, state[name]) for name, value in own.model.state_dict().items())
 
 
 def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
@@ -316,18 +343,22 @@ def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
 
 def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
     of = pictures()
-    settings: dict[str, Any] = {"model": "convnet", "width": 2, "validation": of}
+    settings: dict[str, Any] = {"model": "convnet", "width": 2, "validation": of, "min_count": 1}
     trainer(of, out=tmp_path / "frozen", freeze=True, **settings).fit()
     first = load_joint_embedding(tmp_path / "frozen")
     other = Pairs(of.images, ["some other words", *of.captions[1:]], of.owner)
-    tuned = trainer(other, init=tmp_path / "frozen" / "best", flip=True, **settings)
+    settings |= {"flip": True, "out": tmp_path / "tuned"}
+    tuned = trainer(other, init=tmp_path / "frozen" / "best", **settings)
     assert tuned.model.words is not None and first.words is not None
     assert (
         tuned.model.words.encode(["apple pear"])[0].tolist()
         == first.words.encode(["apple pear"])[0].tolist()
     )
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in tuned.model.state_dict().items())
-    tuned.fit()
+    tuned.fit(until=1)
+    again = trainer(other, resume=True, **settings)  # with the words that it began with
+    assert again.model.words is not None and len(again.model.words) == len(first.words)
+    again.fit()
     moved = [k for k, v in tuned.model.image_encoder.named_parameters()
              if not torch.equal(v, first.image_encoder.state_dict()[k])]  # fmt: skip
     assert moved

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_a_file_brings_it_back_and_can_be_measured(model, photos, index, tmp_pat
     assert evaluate(*load_embeddings(index)).measures["rsum"] > 500  # it knows the colours
     with pytest.raises(ValueError, match=r"must end in \.npz"):
         gallery.save(tmp_path / "x.safetensors")
+    for about in (b"{", b'{"names": []}', b"[]"):
+        np.savez(
+            tmp_path / "x.npz",
+            image=np.eye(2),
+            caption=np.eye(2),
+            about=np.frombuffer(about, np.uint8),
+        )
+        with pytest.raises(ValueError, match="about is not as hrrl embed writes it"):
+            Gallery.load(tmp_path / "x.npz")
 
 
 def test_what_is_found_is_the_nearest(index) -> None:
@@ -210,6 +220,10 @@ def test_embeddings_of_others_are_searched_by_row(folder, tmp_path, capsys) -> N
     )
     assert main(["search", str(folder), str(path), "red", "--k", "1"]) == 0
     assert "image " in capsys.readouterr().out
+    photo = tmp_path / "red.png"
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(photo)
+    assert main(["search", str(folder), str(path), "--image", str(photo), "--k", "1"]) == 0
+    assert re.fullmatch(r" +1 +-?\d\.\d+  caption \d", capsys.readouterr().out.splitlines()[1])
     picture = tmp_path / "x.png"
     assert main(["search", str(folder), str(path), "red", "--picture", str(picture)]) == 1
     assert "is not known; hrrl embed notes it" in capsys.readouterr().err
@@ -242,6 +256,16 @@ def test_errors_are_one_line(folder, photos, index, tmp_path, capsys) -> None:
         assert main([*map(str, words)]) == 1
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1, error
+
+
+def test_a_model_of_features_takes_no_image_files(tmp_path, photos, index, capsys) -> None:
+    save_joint_embedding(
+        build_joint_embedding("features", Words(["red"]), features=4, dim=3), tmp_path
+    )
+    np.savez(tmp_path / "x.npz", image=np.eye(3), caption=np.eye(3))
+    words = ["search", tmp_path, tmp_path / "x.npz", "--image", photos / "red.png"]
+    assert main([*map(str, words)]) == 1
+    assert "the model takes features" in capsys.readouterr().err
 
 
 def test_names_and_captions_are_shown_as_they_are(model, tmp_path, capsys) -> None:

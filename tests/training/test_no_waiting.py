@@ -6,6 +6,8 @@ from contextlib import nullcontext
 from typing import Any
 
 import pytest
+import torch
+from retrieval_cases import trainer
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
@@ -50,3 +52,22 @@ def test_a_step_asks_for_no_value(
     assert concept_loss.is_meta and concept_loss.shape == (10,)
     with pytest.raises(RuntimeError, match="meta"):
         concept_loss.sum().item()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({}, {"negatives": 4}, {"warmup_loss": "semi_hard"}, {"preset": "Order0"}),
+        *({"loss": "info_nce"}, {"loss": "sigmoid"}),
+    ],
+    ids=str,
+)
+def test_a_step_of_a_joint_embedding_asks_for_no_value(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lengths of captions are on the CPU, and stay there."""
+    own = trainer(device="meta", **settings)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    for batch in own.batches.epoch(0):
+        loss = own.train_step(*batch)
+    assert loss.is_meta and loss.shape == ()
