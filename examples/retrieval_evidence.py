@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from retrieval_page import BINS, write_page
+from retrieval_page import BINS, WORST, write_page
 from scipy.stats import skew
 from torch import Tensor, nn
 
@@ -247,9 +247,15 @@ class Run:
 
 
 def tested(model: JointEmbedding, test: Pairs) -> dict[str, float]:
-    found = embed(model, test)
+    """Of images with concepts rsum of the worst one too; a group's is that of its first image."""
+    found, concepts = embed(model, test), None
     groups = found.image_group, found.caption_group
-    return evaluate(found.image, found.caption, *groups, similarity=found.similarity).measures
+    if isinstance(test.images, ImageSet):
+        ids = test.image_group.tolist()
+        concepts = [int(test.images.target[ids.index(group)]) for group in ids]
+    of = evaluate(found.image, found.caption, *groups, concepts, similarity=found.similarity)
+    worst = of.worst_concept
+    return of.measures | ({} if worst is None else {WORST: of.concepts[worst]["rsum"]})
 
 
 def hardest_distances(model: JointEmbedding, train: Pairs) -> dict[str, Any]:

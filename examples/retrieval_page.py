@@ -22,6 +22,7 @@ BINS = np.linspace(0, 2, 81)
 ENOUGH = 5
 """Splits, below which a difference is marked."""
 MEASURES = {"rsum": "rsum", "i2t_r1": "R@1, captions", "t2i_r1": "R@1, images"}
+WORST = "worst_concept"
 CURVES = ("VSE++", "SH", "VSE0")
 AT_EPOCHS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60)
 Rows = Sequence[dict[str, Any]]
@@ -125,6 +126,7 @@ its hardest image.
 A small convolutional network learns the nine concepts of the training pictures. It stays as it is
 (frozen), or is trained with the rest in the second half of the epochs, at a tenth of the learning rate
 (fine-tuned); fresh is one that is trained with the rest from its first weights on.
+The worst concept is the one of the nine with the least rsum.
 
 <!-- table: images -->
 <!-- end: images -->
@@ -225,7 +227,8 @@ def means(rows: Rows, names: Sequence[str] | None = None) -> str:
     """Mean ± standard deviation over the splits, on test images."""
     header = ["variant", "splits", "trials", "s", "epoch"]
     header += [*MEASURES.values(), "rank, captions", "rank, images", "rsum, last epoch"]
-    lines = [header]
+    more = [WORST] if rows and WORST in rows[0]["best"] else []
+    lines = [header + ["rsum, worst concept"] * len(more)]
     for name in names if names is not None else dict.fromkeys(row["variant"] for row in rows):
         of = [row for row in rows if row["variant"] == name]
         if not of:
@@ -235,7 +238,8 @@ def means(rows: Rows, names: Sequence[str] | None = None) -> str:
             cells.append(f"{statistics.fmean(row[key] for row in of):.0f}")
         for measure in (*MEASURES, "i2t_median", "t2i_median"):
             cells.append(spread(of_splits(values(of, name, measure))))
-        lines.append([*cells, spread(of_splits(values(of, name, "rsum", "final")))])
+        cells.append(spread(of_splits(values(of, name, "rsum", "final"))))
+        lines.append(cells + [spread(of_splits(values(of, name, m))) for m in more])
     return table(lines)
 
 
@@ -325,7 +329,8 @@ def flat(rows: Rows) -> tuple[list[str], list[dict[str, Any]]]:
         for when in ("best", "final"):
             line |= {f"{when} {k}": round(v, 3) for k, v in row[when].items()}
         lines.append(line)
-    return list(lines[0]), lines
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    return columns, [{name: line.get(name, "") for name in columns} for line in lines]
 
 
 # --- pictures

@@ -14,6 +14,7 @@ import torch
 from retrieval_cases import WORDS, pictures
 from scipy.stats import skew
 
+from hrrl_ext.data import ArrayImages
 from hrrl_ext.retrieval import Pairs, RetrievalTrainer, embed, evaluate
 from hrrl_ext.storage import read_json
 
@@ -153,6 +154,9 @@ def test_encoders_of_images(encoder: str, features: Path) -> None:
         model.get_submodule("stage1")[0].weight for model in (first, run.model.image_encoder)
     )
     assert torch.equal(before, after) == (encoder == "frozen")
+    part = run.part()
+    for measures in (part["best"], part["final"]):  # of one concept, the worst one's is that of all
+        assert measures[retrieval_page.WORST] == measures["rsum"]
 
 
 def test_a_larger_batch_has_as_many_steps() -> None:
@@ -216,6 +220,31 @@ def test_a_trial_of_other_settings_is_refused(features: Path, tmp_path: Path) ->
     parts.keep("lr 0.0005", of | {"lr": 5e-4}, make)
     with pytest.raises(ValueError, match=r"other settings \(training\)"):
         example.rows(example.parser().parse_args([*some, "--dim", "7"]))
+
+
+def test_the_worst_concept_is_that_of_the_least_rsum() -> None:
+    one = pictures()
+    assert isinstance(one.images, ArrayImages)
+    images = ArrayImages(one.images.images, torch.arange(24) // 8)
+    test = Pairs(images, one.captions, one.owner)
+    model = RetrievalTrainer(
+        "convnet", data=test, width=2, dim=6, text_width=5, device="cpu", progress="off"
+    ).model
+    found = embed(model, test)
+    score = found.image @ found.caption.T
+    right = test.image_group[:, None] == test.caption_group
+    rsums = []
+    for concept in range(3):
+        rsum = 0.0
+        for scores, own, of in (
+            (score, right, test.image_group // 8),
+            (score.T, right.T, test.caption_group // 8),
+        ):
+            best = scores.masked_fill(~own, -torch.inf).max(1).values
+            rank = 1 + (scores.masked_fill(own, -torch.inf) > best[:, None]).sum(1)[of == concept]
+            rsum += sum(100 * (rank <= k).double().mean().item() for k in (1, 5, 10))
+        rsums.append(rsum)
+    assert example.tested(model, test)[retrieval_page.WORST] == pytest.approx(min(rsums))
 
 
 # --- the page

@@ -1,8 +1,8 @@
 """Images that texts find, and texts that images find: VSE++ on the embedded emoji, in two minutes.
 
 One network and one GRU are trained together from their first weights, and measured on pictures they have
-not seen, beside the same model untrained. The settings are those of configs/emoji.yaml, with a narrower GRU
-and fewer epochs for the time; what is sought (``SOUGHT``) was written before anything was trained.
+not seen, beside the same model untrained. The settings are those of configs/emoji.yaml, with a narrower
+GRU and fewer epochs for the time; what is sought (``SOUGHT``) was written before anything was trained.
 """
 
 from __future__ import annotations
@@ -109,9 +109,10 @@ def run_retrieval_demo(
 
 
 def _trained(sets: Mapping[str, Pairs], run: Path) -> list[dict[str, Any]]:
-    resume = bool(RunFolder(run).checkpoints)
-    if not resume:
-        shutil.rmtree(run, ignore_errors=True)  # of an attempt that was interrupted at once
+    folder = RunFolder(run)
+    resume = bool(folder.checkpoints)
+    if folder.taken and not resume:
+        shutil.rmtree(run)  # an attempt that was interrupted at once
     data, validation = sets["train"], sets["val"]
     trainer = RetrievalTrainer(
         data=data, validation=validation, out=run, resume=resume, device="cpu", **SETTINGS
