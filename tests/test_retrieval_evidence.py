@@ -54,7 +54,7 @@ def test_splits_test_on_disjoint_parts(features: Path) -> None:
         tested += sets["test"].image_group.tolist()
         for part in sets.values():  # each image has kept its captions
             for row, group in enumerate(part.image_group.tolist()):
-                assert torch.equal(part.images[row], whole.images[group])  # type: ignore[index]
+                assert torch.equal(part.images[row], whole.images[group])
                 assert part.captions_of(row) == whole.captions_of(group)
     assert sorted(tested) == list(range(40))
 
@@ -72,7 +72,7 @@ def test_without_the_mask_every_pair_is_alone(features: Path) -> None:
     alone = example.without_mask(whole)
     assert len(alone.image_group.unique()) == len(alone) == len(whole) == 80
     assert alone.captions == whole.captions
-    assert torch.equal(alone.images, whole.images[whole.owner])  # type: ignore[index, arg-type]
+    assert torch.equal(alone.images, whole.images[whole.owner])
 
 
 def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
@@ -88,7 +88,7 @@ def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
             epochs=4, batch_size=16, dim=6, text_width=5, word_dim=4, min_count=4, device="cpu",
             progress="off",
         )  # fmt: skip
-        found = embed(trainer.fit(epoch).model, sets["test"])  # type: ignore[arg-type]
+        found = embed(trainer.fit(epoch).model, sets["test"])
         want = evaluate(found.image, found.caption, caption_group=sets["test"].owner)
         assert part[name] == want.measures
     assert part["sizes"]["validation"] == [5, 10]
