@@ -26,7 +26,7 @@ RECALL_BAR = 1.1
 ATTACK_BAR = 1.1
 """Steps of APGD over the forward and backward passes they contain."""
 
-ITEMSIZE = {"fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
+ITEMSIZE = {"uint8": 1, "fp32": 4, "bf16": 2, "fp16": 2, "fp64": 8}
 LARGE, SMALL = 64e6, 10e6
 """Bytes moved: from LARGE on the bandwidth is what counts, up to SMALL the launch."""
 # Of one row of the simplex, by its length: microseconds, over the sort (compiled or not), over entmax.
@@ -153,6 +153,10 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
             return _ratios(gather=2 if size <= 128 and facts["shape"][0] >= 512 else 1, eager=1)
         case "hardest_negatives":
             return _ratios(compile=1, gather=1, eager=60 if size >= 1024 else 1)
+        case "info_nce":
+            return _ratios(eager=2, compile=1, attention=1 / 1.2)
+        case "mix_chains":
+            return _ratios(eager=1, Pillow=10 if size <= 32 else 5)
         case "sum_hinge":
             return _ratios(eager=1.5 if size <= 256 and facts["shape"][0] >= 512 else 1)
         case "rank1_assign":

@@ -50,6 +50,21 @@ class StoredImages:
 
 
 @dataclass(frozen=True)
+class Mixtures:
+    """uint8 images with the chains of AugMix, of a set of operations."""
+
+    shape: tuple[int, int, int, int]
+    operations: Literal["paper", "all"] = "paper"
+
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.shape))}-{self.operations}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"shape": self.shape, "dtype": "uint8", "kind": self.operations}
+
+
+@dataclass(frozen=True)
 class Logits:
     """A batch for concept_cross_entropy."""
 
@@ -218,6 +233,7 @@ class Embeddings:
 
 Shape = (
     Images
+    | Mixtures
     | StoredImages
     | Logits
     | Vector

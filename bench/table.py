@@ -38,6 +38,7 @@ PEERS = {
     "compile32": "torch.compile, sums in float32",
     "torchattacks": "torchattacks",
     "entmax": "entmax",
+    "attention": "attention over the queue",
     "copy": "a copy",
 }
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.benchmark(min_time=5e-4, max_time=0.3, min_rounds=8)
 OPS = (
     *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
     *("chi_square_response", "rank1_dot", "rank1_argmin"),
-    *("perturb_stored", "store_directions", "hardest_negatives"),
+    *("perturb_stored", "store_directions", "hardest_negatives", "mix_chains"),
 )
 
 
@@ -35,6 +35,8 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
         Augmentation(0, False),
     )
     known = one.clone()
+    level = byte.byte().view(1, 1, 1, 1)
+    inverted = (ids + 3).view(1, 1, 1), wide.new_zeros(1, 1, 1, 6), logits, one  # solarize
 
     def put(store: Callable[..., None], *last: Augmentation) -> Tensor:
         store(byte, known, image, ids, view, *last)
@@ -89,6 +91,11 @@ def calls(op: str, device: str) -> tuple[Callable[[], Tensor], Callable[[], Tens
             lambda: ops.hardest_negatives(logits, logits, ids, ids + 1).caption_score,
             lambda: (logits @ logits.T).masked_fill(ids[:, None] == ids + 1, -torch.inf).amax(1),
             1.0,
+        ),
+        "mix_chains": (
+            lambda: ops.mix_chains(level, *inverted),
+            lambda: ops.reference.mix_chains(level, *inverted),
+            254.0,
         ),
         "store_directions": (
             lambda: put(ops.store_directions),

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from augmix_comparisons import mix_chains
 from comparisons import (
     LARGE,
     chi_square_response,
@@ -24,7 +25,17 @@ from retrieval_comparisons import (
     hinge_coefficients,
     pair_gradients,
 )
-from shapes import Centres, Embeddings, Game, Images, Logits, Products, StoredImages, Vector
+from shapes import (
+    Centres,
+    Embeddings,
+    Game,
+    Images,
+    Logits,
+    Mixtures,
+    Products,
+    StoredImages,
+    Vector,
+)
 from stored_comparisons import perturb_stored, store_directions
 
 # A round is half a millisecond at least, so that neither the clock nor one call's jitter shows.
@@ -87,6 +98,18 @@ def test_store_directions(
     case: StoredImages, provider: str, place: Place, measure: Measurement
 ) -> None:
     measure.compare(store_directions(case, place.device), provider)
+
+
+MIXTURES = [
+    Mixtures(shape, operations)
+    for shape in ((64, 3, 32, 32), (256, 3, 32, 32), (8, 3, 224, 224))
+    for operations in ("paper", "all")
+]
+
+
+@pytest.mark.parametrize(("case", "provider"), product(MIXTURES, "ours", "eager", "Pillow"))
+def test_mix_chains(case: Mixtures, provider: str, place: Place, measure: Measurement) -> None:
+    measure.compare(mix_chains(case, place.device), provider)
 
 
 LOGITS = [

@@ -69,4 +69,8 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   m.def(
       "store_directions(Tensor(a!) values, Tensor(b!) scale, Tensor grad, Tensor row, Tensor view, int padding, "
       "int resolution) -> ()");
+
+  // images [B, C, H, W] uint8 or floating -> (1 - mix_i) x + mix_i sum_j weight_ij chain_j(x), a chain of D operations
+  // (csrc/common/image_program.h) with six parameters each
+  m.def("mix_chains(Tensor images, Tensor operation, Tensor parameter, Tensor weight, Tensor mix) -> Tensor");
 }

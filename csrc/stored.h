@@ -63,11 +63,7 @@ inline PerturbStored prepare_perturb_stored(const Tensor& x, const Tensor& value
   HRRL_CHECK(std::isfinite(tau), op, "tau must be finite, got ", tau);
   Stored stored = prepare_stored(op, x, values, scale, row, view, padding, resolution);
   const Tensor out = new_like(x);  // dense; the strides of x where x is dense
-  bool same = true;
-  for (int64_t d = 0; d < 4; ++d) same &= x.size(d) <= 1 || x.stride(d) == out.stride(d);
-  if (same) return {std::move(stored), x, out};
-  Tensor copy = new_strided(x, x.sizes(), out.strides(), x.scalar_type());
-  return {std::move(stored), torch::stable::copy_(copy, x), out};
+  return {std::move(stored), laid_out_as(out, x), out};
 }
 
 struct StoreDirections {

@@ -14,6 +14,7 @@ from ._build import build_info
 
 if TYPE_CHECKING:  # what __getattr__ below gives, for type checkers and editors
     from . import clustering as clustering
+    from . import contrastive as contrastive
     from . import data as data
     from . import evaluation as evaluation
     from . import linear as linear
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # what __getattr__ below gives, for type checkers and editors
     from . import training as training
     from . import transfer as transfer
     from .clustering import DiscoveredConcepts as DiscoveredConcepts
+    from .contrastive import URRLTrainer as URRLTrainer
     from .data import ConceptMap as ConceptMap
     from .data import load_images as load_images
     from .evaluation.evaluate import evaluate as evaluate
@@ -46,6 +48,7 @@ _LAZY = {
     "HRRLObjective": "robust",
     "variance_gain": "robust",
     "HRRLTrainer": "robust",
+    "URRLTrainer": "contrastive",
     "DiscoveredConcepts": "clustering",
     "ConceptMap": "data",
     "load_images": "data",
@@ -58,7 +61,7 @@ _LAZY = {
     "tune": "transfer",
 }
 _MODULES = (
-    *("clustering", "data", "evaluation", "linear", "models"),
+    *("clustering", "contrastive", "data", "evaluation", "linear", "models"),
     *("plots", "robust", "training", "transfer"),
 )
 

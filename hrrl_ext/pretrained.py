@@ -26,6 +26,10 @@ from .storage import read_json, replacing, why_unreadable, write_json
 
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 _WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+# The network that is kept, in checkpoints of pretraining: ours, lightly's and solo-learn's; MoCo's.
+_PARTS = ("backbone.", "encoder_q.")
+# The places of torchvision's ResNet as nn.Sequential(*children), which lightly's examples train.
+_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,9 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> WeightsRep
     Args:
         source: a .safetensors file; a file of torch.save that holds a state dict (also under
             "state_dict" or "model", also with the prefix "module."); or a folder with
-            model.safetensors.
+            model.safetensors. Of checkpoints of MoCo ("encoder_q."), lightly, solo-learn and
+            :class:`hrrl_ext.URRLTrainer` ("backbone.") it is the network that they are for: heads, key
+            encoders and queues are left out, and not told.
 
     A classifier for another number of classes is not loaded and stands in the report. Raises
     FileNotFoundError, and ValueError where the file cannot be read or no name agrees.
@@ -204,11 +210,20 @@ def _weights_file(source: str | os.PathLike[str]) -> Path:
 def _found(path: Path, model: nn.Module) -> dict[str, Tensor]:
     """The tensors of a file under the names that ``model`` has for them."""
     found = _without_wrappers(_state_dict(path))
+    parts = [_behind(part, found) for part in _PARTS]
+    named = [found, *parts, *({_child(n): v for n, v in part.items()} for part in parts)]
     # A network behind our normaliser (models.py) has its names behind "network.".
-    return max(
-        (found, {f"network.{name}": value for name, value in found.items()}),
-        key=lambda names: len(names.keys() & model.state_dict().keys()),
-    )
+    named += [{f"network.{name}": value for name, value in names.items()} for names in named]
+    return max(named, key=lambda names: len(names.keys() & model.state_dict().keys()))
+
+
+def _behind(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: v for name, v in state.items() if name.startswith(prefix)}
+
+
+def _child(name: str) -> str:
+    number, _, rest = name.partition(".")
+    return f"{_CHILDREN.get(number, number)}.{rest}"
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:

@@ -73,6 +73,25 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
     });
   }
 
+  // A chain of every operation, on images of one line
+  const std::vector<unsigned char> levels(static_cast<size_t>(kRows * size), 100);
+  std::vector<unsigned char> mixed(levels.size());
+  std::vector<int64_t> operations(kRows * hrrl::kImageOperations);
+  for (size_t k = 0; k < operations.size(); ++k) operations[k] = static_cast<int64_t>(k) % hrrl::kImageOperations;
+  const std::vector<double> parameters(operations.size() * hrrl::kImageParameters, 0.1);
+  const std::vector<float> shares(kRows, 1.0f);
+  const hrrl::ImageShape shape{1, 1, size, size, size, size, 1};
+  const hrrl::cpu::MixChainsArgs mixing{
+      hrrl::ImageType::kLevels,
+      shape,
+      {operations.data(), parameters.data(), shares.data(), shares.data(), 1, hrrl::kImageOperations},
+      levels.data(),
+      mixed.data()};
+  on_threads([&](int64_t begin, int64_t end) {
+    std::vector<double> scratch(static_cast<size_t>(hrrl::cpu::mix_chains_scratch(shape)));
+    kernels.mix_chains(mixing, begin, end, scratch.data());
+  });
+
   if (dtype != Dtype::kFloat && dtype != Dtype::kDouble) return;
   std::vector<double> cross(kRows * size), distance(kRows), gap(kRows);
   std::vector<int64_t> assignment(kRows);

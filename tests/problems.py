@@ -14,6 +14,8 @@ from cases import EPS, FLOATS, LAYOUTS, generator
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hrrl_ext.ops import IMAGE_OPERATIONS
+
 INF, NAN = math.inf, math.nan
 SIZES = [0, 1, 2, 3, 5, 7, 8, 13, 16, 17, 31, 33, 67]  # primes, and the vectors' widths ± 1
 KEEPING_SHAPE = [name for name in LAYOUTS if name != "empty"]  # size 0 is drawn as a shape
@@ -154,7 +156,47 @@ class Directions:
         return place(x, self.x_layout, device), place(grad, self.grad_layout, device), given
 
 
+@dataclass(frozen=True)
+class Mixtures:
+    """Images, and chains of operations with parameters that need not be sensible."""
+
+    shape: tuple[int, int, int, int]
+    dtype: torch.dtype
+    layout: str
+    chains: int
+    steps: int
+    spoiled: bool
+    seed: int
+
+    def tensors(self, device: str) -> tuple[Tensor, ...]:
+        """The arguments of mix_chains."""
+        g = generator(self.seed)
+        x = torch.rand(self.shape, generator=g)
+        x = (x * 255).to(torch.uint8) if self.dtype == torch.uint8 else x.to(self.dtype)
+        shape = (self.shape[0], self.chains, self.steps)
+        operation = torch.randint(-1, len(IMAGE_OPERATIONS), shape, generator=g)
+        parameter = torch.randn(*shape, 6, generator=g, dtype=torch.float64)
+        parameter *= 10.0 ** torch.randint(-1, 3, (*shape, 1), generator=g)
+        if self.spoiled:
+            wrong = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e300, 0.0]).double()
+            parameter.view(-1)[::7] = wrong[torch.arange(-(-parameter.numel() // 7)) % 5]
+        weight, mix = (torch.rand(*size, generator=g) for size in (shape[:2], shape[:1]))
+        weight = weight / weight.sum(1, keepdim=True)
+        given = operation, parameter, weight, mix
+        return place(x, self.layout, device), *(t.to(device) for t in given)
+
+
 sides = st.sampled_from([1, 2, 3, 5, 8, 17, 33])
+mixtures = st.builds(
+    Mixtures,
+    shape=st.tuples(st.sampled_from([0, 1, 3]), st.sampled_from([1, 3]), sides, sides),
+    dtype=st.one_of(st.just(torch.uint8), dtypes),
+    layout=layouts,
+    chains=st.sampled_from([1, 2, 3]),
+    steps=st.sampled_from([1, 2, 4]),
+    spoiled=st.booleans(),
+    seed=seeds,
+)
 directions = st.builds(
     Directions,
     shape=st.tuples(st.sampled_from([0, 1, 3]), st.sampled_from([1, 3]), sides, sides),

@@ -80,7 +80,7 @@ OPERATOR_STEPS: Steps = {
     "docs/kernels.md": lambda op: said(rf"^## .*\b{op}\b", "docs/kernels.md"),
 }  # fmt: skip
 
-ROOM = {"robust": "HRRL", "retrieval": "Retrieval"}
+ROOM = {"robust": "HRRL", "retrieval": "Retrieval", "contrastive": "URRL"}
 """What the pages call the method of a room."""
 
 RECIPE_STEPS: Steps = {

@@ -5,7 +5,7 @@ Floors, from the ground; a room may use those on lower floors and, on the ground
     0  operators, norms, the perturbation, networks, files, processes: single files
     1  data
     2  training, clustering, evaluation: never each other, never a method
-    3  methods (robust, linear, retrieval): never one another
+    3  methods (robust, linear, retrieval, contrastive): never one another
     4  transfer, which trains with HRRL
     5  plots, the program, the demo: see everything
 """
@@ -19,14 +19,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hrrl_ext"
-METHODS = {"robust", "linear", "retrieval"}
+METHODS = {"robust", "linear", "retrieval", "contrastive"}
 WITHOUT_RECIPE = {"linear"}
 """It is solved on all data at once."""
 FLOOR = {
     **dict.fromkeys(
         (
             *("ops", "norms", "losses", "perturbation", "spec", "storage", "processes"),
-            *("models", "pretrained", "concept_weights"),
+            *("models", "layers", "pretrained", "concept_weights"),
         ),
         0,
     ),

@@ -14,7 +14,7 @@ from torch import nn
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.models import Normalise, build_model, resnet18
-from hrrl_ext.pretrained import from_pretrained, load_weights, save_pretrained
+from hrrl_ext.pretrained import from_pretrained, from_weights, load_weights, save_pretrained
 from hrrl_ext.training import load_model
 
 CONFIG = {"model": "resnet18", "classes": ["a", "b", "c"], "image_size": 32, "width": 4}
@@ -62,6 +62,62 @@ def test_state_dicts_as_they_come(
     assert report.complete
     assert len(report.loaded) == len(model.state_dict())
     assert same(fresh, model)
+
+
+@pytest.mark.parametrize(
+    ("part", "others"),
+    [
+        (
+            "module.encoder_q.",
+            ["module.encoder_k.conv1.weight", "module.queue", "module.queue_ptr"],
+        ),
+        ("backbone.", ["momentum_backbone.conv1.weight", "projector.0.weight", "classifier.bias"]),
+        ("backbone.", ["projection_head.layers.0.weight", "backbone_momentum.conv1.weight"]),
+    ],
+    ids=["MoCo", "solo-learn", "lightly"],
+)
+def test_the_network_of_a_pretraining(tmp_path: Path, part: str, others: list[str]) -> None:
+    """MoCo has its head in the place of the last layer, the others have none there."""
+    model = network()
+    state = {
+        part + n: v for n, v in model.state_dict().items() if not n.startswith(("fc.", "norm"))
+    }
+    state |= {f"{part}fc.{i}.weight": torch.zeros(2, 2) for i in (0, 2)}
+    state |= dict.fromkeys(others, torch.zeros(3))
+    torch.save({"epoch": 200, "state_dict": state}, tmp_path / "pretrained.pt")
+    fresh = network()
+    report = load_weights(fresh, tmp_path / "pretrained.pt")
+    assert report.missing == ["fc.weight", "fc.bias"] and report.mismatched == []
+    assert report.unexpected == ["fc.0.weight", "fc.2.weight"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value) == (not name.startswith("fc.")), name
+    opened = from_weights("resnet18", tmp_path / "pretrained.pt", image_size=32, width=4)
+    assert torch.equal(opened.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+
+
+def test_a_resnet_by_the_places_of_its_layers(tmp_path: Path) -> None:
+    """As lightly's examples train it: Sequential(conv1, bn1, relu, maxpool, layer1, ..., avgpool)."""
+    model = network()
+    places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
+    state = {
+        f"backbone.{places[top]}.{rest}": value
+        for name, value in model.state_dict().items()
+        for top, _, rest in [name.partition(".")]
+        if top in places
+    }
+    torch.save(state | {"projection_head.0.weight": torch.zeros(2)}, tmp_path / "w.pt")
+    fresh = network()
+    report = load_weights(fresh, tmp_path / "w.pt")
+    assert report.missing == ["fc.weight", "fc.bias"] and report.unexpected == []
+    assert torch.equal(fresh.layer3[0].downsample[0].weight, model.layer3[0].downsample[0].weight)
+
+
+def test_a_network_with_a_backbone_of_its_own(tmp_path: Path) -> None:
+    """Names that agree as they are win."""
+    model = nn.ModuleDict({"backbone": nn.Linear(2, 2), "weight": nn.Linear(3, 3)})
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    fresh = nn.ModuleDict({"backbone": nn.Linear(2, 2), "weight": nn.Linear(3, 3)})
+    assert load_weights(fresh, tmp_path / "w.pt").complete and same(fresh, model)
 
 
 def test_the_report_names_what_did_not_match(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from test_docs import run, short
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,6 +35,16 @@ def test_the_ten_lines_print_what_they_say(tmp_path: Path) -> None:
     for ours, theirs in zip(printed[-1:], shown[-1:], strict=True):
         for a, b in zip(number.findall(ours), number.findall(theirs), strict=True):
             assert float(a) == pytest.approx(float(b), abs=0.05)
+
+
+@pytest.mark.slow
+def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shortened, as those of the other pages are."""
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert commands
+    for text in commands:
+        run(short(text))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -11,6 +11,7 @@ from shapes import (
     Images,
     Layer3x3,
     Logits,
+    Mixtures,
     Perceptron,
     Products,
     Rows,
@@ -46,6 +47,7 @@ CALL_A: dict[str, list[Measured]] = {
         *_each("perturb", [Images((64, 3, 224, 224), "bf16"), Images((2, 3, 8, 8))], *_EAGER),
         *_each("perturb_stored", [StoredImages(_LARGE), StoredImages(_SMALL), StoredImages(_SMALL, 1)],
                *_EAGER),
+        *_each("mix_chains", [Mixtures(_SMALL), Mixtures(_LARGE, "all")], *_EAGER),
         *_each("store_directions", [StoredImages(_LARGE), StoredImages(_SMALL), StoredImages(_SMALL, 1)],
                *_EAGER),
     ],
@@ -113,6 +115,7 @@ _DRY: dict[str, list[Shape]] = {
     "perturb": [Images((2, 3, 8, 8)), Images((2, 3, 8, 8), "bf16", True)],
     "perturb_stored": [StoredImages((2, 3, 8, 8))],
     "store_directions": [StoredImages((2, 3, 8, 8))],
+    "mix_chains": [Mixtures((2, 3, 8, 8))],
     "concept_cross_entropy": [Logits(16, 10)],
     _FORWARD: [Logits(16, 10)],
     "update_distribution": [Vector(11, "near")],
@@ -146,6 +149,7 @@ SANITISED: list[tuple[str, Shape]] = [
         for op in ("perturb_stored", "store_directions")
         for bits in (8, 1)
     ),
+    *(("mix_chains", Mixtures((3, 3, side, side), "all")) for side in (9, 50)),
     *((_FORWARD, Logits(70, classes)) for classes in (10, 200, 1500)),
     *(("update_distribution", Vector(size, "near")) for size in (100, 5003, 20_011, 200_003)),
     *(("chi_square_response", Game(size, "ball")) for size in (100, 6200)),

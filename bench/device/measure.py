@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import augmix_comparisons
 import comparisons
 import rank1_comparisons
 import retrieval_comparisons
@@ -24,6 +25,7 @@ COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "perturb": comparisons.perturb,
     "perturb_stored": stored_comparisons.perturb_stored,
     "store_directions": stored_comparisons.store_directions,
+    "mix_chains": augmix_comparisons.mix_chains,
     "concept_cross_entropy": comparisons.concept_cross_entropy,
     "concept_cross_entropy forward": comparisons.concept_cross_entropy_forward,
     "project_simplex": comparisons.project_simplex,

@@ -14,7 +14,7 @@ Batch = list[Stage]
 
 # Words in the names of tests/cuda/test_cuda.py, by the operators they try; the rest tries all of them.
 TESTS_OF = {
-    "perturb": ("perturb", "channels_last", "stored"),
+    "perturb": ("perturb", "channels_last", "stored", "mix_chains"),
     "concept_cross_entropy": ("concept_cross_entropy", "logits", "labels"),
     "simplex": ("simplex", "many_rows", "update_distribution", "response"),
     "rank1": ("rank1", "bad_numbers", "hardest"),

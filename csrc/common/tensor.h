@@ -90,6 +90,15 @@ inline Tensor new_like(const Tensor& t) {
   return is_dense(t) ? new_strided(t, t.sizes(), t.strides(), t.scalar_type()) : torch::stable::empty_like(t);
 }
 
+// `t`, copied where its strides are not those of `like`, which has its sizes.
+inline Tensor laid_out_as(const Tensor& like, const Tensor& t) {
+  bool same = true;
+  for (int64_t d = 0; d < t.dim(); ++d) same &= t.size(d) <= 1 || t.stride(d) == like.stride(d);
+  if (same) return t;
+  Tensor copy = new_strided(t, t.sizes(), like.strides(), t.scalar_type());
+  return torch::stable::copy_(copy, t);
+}
+
 // Conversions that cost nothing where nothing needs converting.
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 inline Tensor as_type(const Tensor& t, ScalarType type) {

@@ -9,6 +9,7 @@
 
 #include "common/chi_square.h"
 #include "common/dtype_id.h"
+#include "common/image_program.h"
 #include "common/stored_images.h"
 
 namespace hrrl::cpu {
@@ -106,6 +107,19 @@ struct StoreDirectionsArgs {
 };
 inline int64_t store_scratch(const StoredImages& of) { return of.channels * of.rows * of.columns; }
 
+// out_i = (1 - m) x_i + m sum_j w_j chain_j(x_i) for the images i in [begin, end); operations are in range.
+struct MixChainsArgs {
+  ImageType type;
+  ImageShape shape;
+  ImageProgram program;
+  const void* images;
+  void* out;
+};
+// Doubles: three pictures of 4 bytes a pixel, a sum for each channel, and what lines are worked out in
+inline int64_t mix_chains_scratch(const ImageShape& of) {
+  return of.height * of.width * (2 + of.channels) + 16 * (of.width + of.height) + 64;
+}
+
 // The highest scores of a rectangle of images and captions (csrc/cpu/kernels/hardest_negatives.cpp)
 struct HardestArgs {
   const void *image, *caption;              // [I, D], [C, D] float or double
@@ -174,6 +188,8 @@ struct Kernels {
   void (*perturb_stored)(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);
   // scratch: store_scratch() doubles
   void (*store_directions)(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);
+  // scratch: mix_chains_scratch() doubles
+  void (*mix_chains)(const MixChainsArgs&, int64_t begin, int64_t end, double* scratch);
 };
 
 #define HRRL_DECLARE_ISA(isa)                                                                              \
@@ -191,6 +207,7 @@ struct Kernels {
   void pair_gradients(Dtype, const PairArgs&, int64_t begin, int64_t end);                                 \
   void perturb_stored(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);                        \
   void store_directions(Dtype, const StoreDirectionsArgs&, int64_t begin, int64_t end, double* scratch);   \
+  void mix_chains(const MixChainsArgs&, int64_t begin, int64_t end, double* scratch);                      \
   }
 HRRL_DECLARE_ISA(baseline)
 #ifdef HRRL_X86

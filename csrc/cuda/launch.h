@@ -13,6 +13,7 @@
 
 #include "common/chi_square.h"
 #include "common/dtype_id.h"
+#include "common/image_program.h"
 #include "common/stored_images.h"
 
 struct CUstream_st;  // cudaStream_t is a pointer to it
@@ -182,5 +183,19 @@ struct StoreDirectionsParams {
   int64_t batch, count;
 };
 void launch_store_directions(Dtype dtype, const StoreDirectionsParams& params, CUstream_st* stream);
+
+// out_i = (1 - m) x_i + m sum_j w_j chain_j(x_i). A number that is no operation does nothing.
+struct MixChainsParams {
+  ImageShape shape;
+  ImageProgram program;
+  const void* images;
+  void* out;
+  int64_t batch;
+  int64_t doubles;    // mix_chains_doubles()
+  double* workspace;  // mix_chains_workspace() doubles, uninitialised
+};
+int64_t mix_chains_doubles(ImageType type, const ImageShape& shape);  // that a block works in
+int64_t mix_chains_workspace(int64_t batch, int64_t doubles);         // on the current device
+void launch_mix_chains(ImageType type, MixChainsParams params, CUstream_st* stream);
 
 }  // namespace hrrl::cuda

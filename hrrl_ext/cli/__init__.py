@@ -20,6 +20,7 @@ from . import (
     clustering,
     evaluation,
     linear,
+    pretraining,
     retrieval,
     search,
     show,
@@ -33,6 +34,7 @@ from .parser import CommandParser, wrong_usage
 _COMMANDS = (
     training.COMMANDS
     | tuning.COMMANDS
+    | pretraining.COMMANDS
     | transfer.COMMANDS
     | evaluation.COMMANDS
     | study.COMMANDS

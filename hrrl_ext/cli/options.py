@@ -52,19 +52,20 @@ def model_of_classes(folder: str | Path, images: ImageSet) -> nn.Module:
     return open_model(folder)
 
 
-def image_run_arguments(parser: CommandParser) -> None:
-    """What the trainer of images with classes takes, besides the model and its configuration."""
+def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None:
+    """What a trainer of images with classes takes, besides the model and its configuration."""
     parser.add_argument(
         "--data",
         nargs="+",
         required=True,
         help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME",
     )
-    parser.add_argument(
-        "--concepts",
-        help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
-        "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
-    )
+    if concepts:
+        parser.add_argument(
+            "--concepts",
+            help="classes, cifar100, imagenet, column:NAME, clusters:K (of the gradients; see "
+            "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
+        )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
     run_arguments(parser)
 

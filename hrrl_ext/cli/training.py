@@ -14,17 +14,35 @@ if TYPE_CHECKING:
 
 
 def _demo_arguments(parser: CommandParser) -> None:
-    parser.add_argument("--out", default="runs/demo", help="folder for the tables and pictures")
+    parser.add_argument("--system", default="hrrl", help="hrrl: the two levels; or retrieval")
     parser.add_argument(
-        "--seeds", type=int, default=8, help="runs of each method, which are paired"
+        "--out", help="folder for the tables and pictures; runs/demo, or runs/demo-retrieval"
+    )
+    parser.add_argument(
+        "--seeds", type=int, help="of hrrl: runs of each method, which are paired; 8 if not given"
     )
 
 
 def _demo(args: Namespace) -> None:
-    """What each level is for, on real digits: rare ones, worse images, groups that nobody labelled."""
-    from ..demo import run_demo
+    """A first look, in two minutes: what each level is for, on digits; or texts that find pictures."""
+    from ..demo import run_demo, run_retrieval_demo
+    from ..spec import not_known
 
-    run_demo(args.out, seeds=args.seeds, report=lambda line: print(line, flush=True))
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    if args.system == "hrrl":
+        run_demo(
+            args.out or "runs/demo", seeds=8 if args.seeds is None else args.seeds, report=report
+        )
+    elif args.system != "retrieval":
+        raise ValueError(f"demo: system {not_known(args.system, ('hrrl', 'retrieval'))}")
+    elif args.seeds is not None:
+        raise ValueError(
+            "demo: seeds are of system hrrl; leave --seeds out with --system retrieval"
+        )
+    else:
+        run_retrieval_demo(args.out or "runs/demo-retrieval", report=report)
 
 
 # --- train

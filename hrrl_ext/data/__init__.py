@@ -15,6 +15,7 @@ from .sources import (
     Source,
     load_images,
 )
+from .views import RandomResizedCrop, Views, view_family
 
 __all__ = [
     "ArrayImages",
@@ -28,7 +29,9 @@ __all__ = [
     "GroupSampling",
     "ImageSet",
     "ProductImages",
+    "RandomResizedCrop",
     "Source",
+    "Views",
     "concept_shares",
     "concepts_of",
     "few_per_class",
@@ -36,4 +39,5 @@ __all__ = [
     "load_images",
     "lower_resolution",
     "resolve_concepts",
+    "view_family",
 ]

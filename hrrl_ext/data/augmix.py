@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from . import operations
+from .. import ops
+from .._streams import Draws
+from ..spec import not_known
 
 _LOW, _HIGH = 0.1, 10.0  # levels
-_AT_ONCE = 2**17  # values of an operation on the CPU, so that what it works on stays in the cache
+Array: TypeAlias = npt.NDArray[Any]
+AugMixOperations: TypeAlias = Literal["paper", "all", "moco"]
+
+
+class ImageProgram(NamedTuple):
+    """What is done with each image of a batch: the arguments of :func:`hrrl_ext.ops.mix_chains`."""
+
+    operation: Tensor
+    parameter: Tensor
+    weight: Tensor
+    mix: Tensor
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return ops.mix_chains(images, *(t.to(images.device, non_blocking=True) for t in self))
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,8 @@ class Chains:
 class AugMix:
     """x ↦ (1 - m) x + m Σ_j w_j chain_j(x),   w ~ Dirichlet(α, ..., α),   m ~ Beta(α, α).
 
-    A chain is one to three of nine operations, each drawn uniformly and with a level L ~ U(0.1, severity)
-    of its own. They work on 8-bit levels as Pillow's do; their mix is rounded where images are uint8.
+    A chain is one to three operations, each drawn uniformly and with a level L ~ U(0.1, severity) of its
+    own. They work on 8-bit levels as Pillow's do; their mix is rounded where images are uint8.
 
     ::
 
@@ -50,16 +65,17 @@ class AugMix:
         width: chains of an image.
         depth: operations of a chain, the fewest and the most.
         alpha: of both distributions.
-        all_ops: color, contrast, brightness and sharpness as well. They are close to corruptions of
-            ImageNet-C, which is then no longer unseen; and their factor is 1.8 L/10 + 0.1, where 1 is
-            the identity, so that they are strongest at a low level.
+        operations: "paper", nine. "all": color, contrast, brightness and sharpness as well. They are
+            close to corruptions of ImageNet-C, which is then no longer unseen; and their factor is
+            1.8 L/10 + 0.1, where 1 is the identity, so that they are strongest at a low level. "moco":
+            the nine and those of MoCo's views, as far as L/severity of their ranges.
     """
 
     severity: float = 3.0
     width: int = 3
     depth: tuple[int, int] = (1, 3)
     alpha: float = 1.0
-    all_ops: bool = False
+    operations: AugMixOperations = "paper"
 
     def __post_init__(self) -> None:
         if not _LOW <= self.severity <= _HIGH:
@@ -76,6 +92,10 @@ class AugMix:
             )
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ValueError(f"AugMix: alpha must be positive, got {self.alpha}")
+        if self.operations not in _OF:
+            raise ValueError(
+                f"AugMix: operations {not_known(self.operations, get_args(AugMixOperations))}"
+            )
 
     def __call__(
         self,
@@ -99,149 +119,131 @@ class AugMix:
         of: int | None = None,
     ) -> Chains:
         """The chains of so many images. The severity scales their levels and changes nothing else."""
-        shape = (count if of is None else of, self.width, self.depth[1])
-        # By NumPy: torch's Dirichlet and Beta take no generator.
-        rng = np.random.default_rng(int(torch.randint(2**63 - 1, (1,), generator=generator)))
-        operation = rng.integers(len(OPERATIONS) if self.all_ops else _OF_PAPER, size=shape)
-        length = rng.integers(*self.depth, size=shape[:2], endpoint=True)
-        operation[np.arange(shape[2]) >= length[:, :, None]] = -1
-        level = _LOW + rng.uniform(size=shape) * (self.severity - _LOW)
-        level *= rng.choice([-1.0, 1.0], size=shape)
-        weight = rng.dirichlet([self.alpha] * self.width, size=shape[0]).astype(np.float32)
-        mix = rng.beta(self.alpha, self.alpha, size=shape[0]).astype(np.float32)
-        chains = Chains(*map(torch.from_numpy, (operation, level, weight, mix)))
-        return chains if part is None else chains[part.start : part.stop]
+        draws = Draws.of_generator(count if of is None else of, generator)
+        return self.chains(draws if part is None else draws[part.start : part.stop])
+
+    def chains(self, draws: Draws) -> Chains:
+        """A row for each image that there are draws for."""
+        shape = (self.width, self.depth[1])
+        numbers = torch.tensor(_OF[self.operations])
+        operation = numbers[draws.whole(len(numbers), shape)]
+        fewest, most = self.depth
+        length = fewest + draws.whole(most - fewest + 1, shape[:1])
+        operation[torch.arange(most) >= length[:, :, None]] = -1
+        level = draws.uniform(_LOW, self.severity, shape)
+        level = torch.where(draws.chance(0.5, shape), -level, level)
+        weight = draws.gamma(self.alpha, shape[:1])
+        weight = weight / weight.sum(1, keepdim=True)
+        ours, theirs = draws.gamma(self.alpha, (2,)).unbind(1)
+        return Chains(operation, level, weight.float(), (ours / (ours + theirs)).float())
 
     def apply(self, images: Tensor, chains: Chains) -> Tensor:
         """images [B, C, H, W] as their chains mix them. The bits of one do not depend on the others."""
-        _check(images)
-        if len(images) == 0:
-            return images.clone()
-        kind = torch.promote_types(images.dtype, torch.float32)
-        top = 255 if images.dtype == torch.uint8 else 1
-        levels = (
-            images if top == 255 else (images.to(kind) * 255).round().clamp(0, 255).to(torch.uint8)
-        )
-        original = (1 - chains.mix).to(images.device, kind)
-        shares = (chains.mix * chains.weight.T * (top / 255)).to(images.device, kind)  # [W, B]
-        mixed = images * original[:, None, None, None]
-        for share, made in zip(shares, _made(levels, chains), strict=True):
-            mixed += made * share[:, None, None, None]
-        mixed = mixed.clamp_(0, top)  # shares sum to 1 only up to rounding
-        return (mixed.round_() if top == 255 else mixed).to(images.dtype)
+        check_images(images, "AugMix")
+        return self.program(chains, *images.shape[2:])(images)
+
+    def program(self, chains: Chains, height: int, width: int) -> ImageProgram:
+        """What the chains are for images of this size."""
+        number = chains.operation.numpy()
+        level = chains.level.numpy()
+        operation, parameter = _parameters(number, level, self.severity, height, width)
+        return ImageProgram(operation, parameter, chains.weight, chains.mix)
 
 
-def _check(images: Tensor) -> None:
+def check_images(images: Tensor, caller: str) -> None:
+    """Before anything asks for their sides."""
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"AugMix: images must be [B, C, H, W] of one channel or three, got {list(images.shape)}"
+            f"{caller}: images must be [B, C, H, W] of one channel or three, got {list(images.shape)}"
         )
     if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
-        raise TypeError(f"AugMix: images must be uint8, or float in [0, 1], got {images.dtype}")
-
-
-def _made(levels: Tensor, chains: Chains) -> Tensor:
-    """levels [B, C, H, W] → [W, B, C, H, W], what each chain makes of its image."""
-    width, device = chains.weight.shape[1], levels.device
-    made = levels.expand(width, *levels.shape).flatten(0, 1)  # [W B, C, H, W]
-    values = max(1, math.prod(levels.shape[1:]))
-    at_once = max(1, _AT_ONCE // values if device.type == "cpu" else len(made))
-    for work in _steps(chains, levels.shape[2:]):
-        rows, parts = [], []
-        for function, found in work.items():
-            having, *parameters = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-            rows.append(having)
-            theirs = [t.to(device, non_blocking=True).split(at_once) for t in (having, *parameters)]
-            for few, *parameter in zip(*theirs, strict=True):
-                parts.append(function(made.index_select(0, few), *parameter))
-        # index_select copies whole rows, which is far cheaper than putting them in their places.
-        back = torch.cat(rows).argsort().to(device, non_blocking=True)
-        made = torch.cat(parts).index_select(0, back)
-    return made.view(width, *levels.shape)
-
-
-def _steps(chains: Chains, size: torch.Size) -> list[_Step]:
-    """For each step along the chains: every function, with the rows [n] of the W B chains that have it,
-    and its parameters. All of it on the CPU: nothing waits for a device that the images are on."""
-    operation, level = (t.permute(2, 1, 0).flatten(1) for t in (chains.operation, chains.level))
-    steps: list[_Step] = [{} for _ in operation]
-    for number, one in enumerate((_ENDED, *OPERATIONS), -1):
-        step, row = (operation == number).nonzero(as_tuple=True)
-        drawn = [row] if one.parameter is None else [row, one.parameter(level[step, row], *size)]
-        counts = step.bincount(minlength=len(steps)).tolist()
-        by_step = zip(*(t.split(counts) for t in drawn), strict=True)
-        for work, few in zip(steps, by_step, strict=True):
-            if len(few[0]):
-                work.setdefault(one.function, []).append(few)
-    return steps
+        raise TypeError(f"{caller}: images must be uint8, or float in [0, 1], got {images.dtype}")
 
 
 # --- the operations, and what they make of a level
 
 
-_Parameter: TypeAlias = Callable[[Tensor, int, int], Tensor]  # of level [n], height, width
-
-
-@dataclass(frozen=True)
-class Operation:
-    """One that is drawn, by its number in OPERATIONS."""
+class Operation(NamedTuple):
+    """One that is drawn. Its number is start ± |L| most/10, with the sign of L or without."""
 
     name: str
-    function: Callable[..., Tensor]
-    parameter: _Parameter | None = None
-    """what the function takes after the images"""
+    does: str
+    """its name in :data:`hrrl_ext.ops.IMAGE_OPERATIONS`"""
+    start: float = 0.0
+    most: float = 0.0
+    whole: bool = False
+    """the second term is cut off to a whole number"""
+    signed: bool = False
+    place: int = 0
+    """of the number among the six"""
+    of: Literal["", "width", "height"] = ""
+    """the side that most counts in"""
 
 
-_Step: TypeAlias = dict[Callable[..., Tensor], list[tuple[Tensor, ...]]]
-
-
-def _whole(level: Tensor, most: float) -> Tensor:
-    """The share L/10 of the most, cut off to a whole number."""
-    return (level * most / _HIGH).trunc()
-
-
-def _matrix(level: Tensor, **entries: Tensor) -> Tensor:
-    """[n, 6], the identity's but for these entries [n], a to f."""
-    one, zero = torch.ones_like(level), torch.zeros_like(level)
-    identity = {"a": one, "b": zero, "c": zero, "d": zero, "e": one, "f": zero}
-    return torch.stack(list((identity | entries).values()), 1)
-
-
-def _rotation(level: Tensor, height: int, width: int) -> Tensor:
-    """About the middle of the image, by whole degrees."""
-    angle = torch.deg2rad(_whole(level, 30))
-    cos, sin = angle.cos(), angle.sin()
-    x, y = width / 2, height / 2
-    c, f = x - x * cos + y * sin, y - x * sin - y * cos
-    return _matrix(level, a=cos, b=-sin, c=c, d=sin, e=cos, f=f)
-
-
-def _shear(entry: str) -> _Parameter:
-    return lambda level, height, width: _matrix(level, **{entry: level * 0.3 / _HIGH})
-
-
-def _factor(level: Tensor, height: int, width: int) -> Tensor:
-    return level.abs() * 1.8 / _HIGH + 0.1
-
-
-OPERATIONS = (  # those from color on with all_ops alone
-    Operation("autocontrast", operations.autocontrast),
-    Operation("equalize", operations.equalize),
-    Operation("posterize", operations.posterize, lambda level, *_: 4 - _whole(level.abs(), 4)),
-    Operation("rotate", operations.affine, _rotation),
-    Operation("solarize", operations.solarize, lambda level, *_: 256 - _whole(level.abs(), 256)),
-    Operation("shear_x", operations.affine, _shear("b")),
-    Operation("shear_y", operations.affine, _shear("d")),
-    Operation(
-        "translate_x", operations.affine, lambda level, _, w: _matrix(level, c=_whole(level, w / 3))
+OPERATIONS = (
+    Operation("autocontrast", "autocontrast"),
+    Operation("equalize", "equalize"),
+    Operation("posterize", "posterize", 4, -4, whole=True),
+    Operation("rotate", "affine", 0, 30, whole=True, signed=True),
+    Operation("solarize", "solarize", 256, -256, whole=True),
+    Operation("shear_x", "affine", 0, 0.3, signed=True, place=1),
+    Operation("shear_y", "affine", 0, 0.3, signed=True, place=3),
+    Operation("translate_x", "affine", 0, 1 / 3, whole=True, signed=True, place=2, of="width"),
+    Operation("translate_y", "affine", 0, 1 / 3, whole=True, signed=True, place=5, of="height"),
+    *(Operation(n, n, 0.1, 1.8) for n in ("color", "contrast", "brightness", "sharpness")),
+    # MoCo's, at |L| = 10 as far as its views go
+    *(
+        Operation(f"{n}_jitter", n, 1, 0.4, signed=True)
+        for n in ("brightness", "contrast", "color")
     ),
-    Operation(
-        "translate_y", operations.affine, lambda level, h, _: _matrix(level, f=_whole(level, h / 3))
-    ),
-    Operation("color", operations.color, _factor),
-    Operation("contrast", operations.contrast, _factor),
-    Operation("brightness", operations.brightness, _factor),
-    Operation("sharpness", operations.sharpness, _factor),
+    Operation("hue_jitter", "hue", 0, 0.1, signed=True),
+    Operation("grey", "color"),
+    Operation("blur", "blur", 0.1, 1.9),
 )
-_OF_PAPER = 9  # the first ones
-_ENDED = Operation("none", lambda images: images)
+_NUMBER = {one.name: number for number, one in enumerate(OPERATIONS)}
+_MOCO = _NUMBER["brightness_jitter"]  # the first of those
+_OF: dict[AugMixOperations, tuple[int, ...]] = {
+    "paper": tuple(range(9)),
+    "all": tuple(range(_MOCO)),
+    "moco": (*range(9), *range(_MOCO, len(OPERATIONS))),
+}
+_AFFINE = ops.IMAGE_OPERATIONS.index("affine")
+_DOES = np.array([ops.IMAGE_OPERATIONS.index(one.does) for one in OPERATIONS] + [-1])
+_START, _WHOLE, _SIGNED, _PLACE = (
+    np.array([getattr(one, field) for one in OPERATIONS] + [0])
+    for field in ("start", "whole", "signed", "place")
+)
+
+
+def _parameters(
+    number: Array, level: Array, severity: float, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Of numbers in OPERATIONS [...] and levels, those of the operator, and parameters [..., 6]."""
+    sides = {"width": width / 3, "height": height / 3}
+    most = np.array([sides.get(one.of, one.most) for one in OPERATIONS] + [0.0])
+    level = np.where(_SIGNED[number] != 0, level, np.abs(level))
+    level = np.where(number >= _MOCO, level * (_HIGH / severity), level)
+    moved = level * most[number] / _HIGH
+    value = _START[number] + np.where(_WHOLE[number] != 0, np.trunc(moved), moved)
+    operation = _DOES[number]
+    parameter = np.zeros((*number.shape, 6))
+    parameter[operation == _AFFINE, 0] = parameter[operation == _AFFINE, 4] = 1
+    np.put_along_axis(parameter, _PLACE[number][..., None], value[..., None], -1)
+    rotated, blurred = number == _NUMBER["rotate"], number == _NUMBER["blur"]
+    parameter[rotated] = _rotation(value[rotated], height, width)
+    parameter[blurred] = blur_weights(value[blurred])
+    return torch.from_numpy(operation), torch.from_numpy(parameter)
+
+
+def _rotation(degrees: Array, height: int, width: int) -> Array:
+    """About the middle of the image."""
+    angle = np.deg2rad(degrees)
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = width / 2, height / 2
+    return np.stack([cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos], -1)
+
+
+def blur_weights(sigma: Array) -> Array:
+    """Of a Gaussian, cut off after six neighbours [..., 6]: three sigma of the widest of MoCo's views."""
+    density = np.exp(-0.5 * (np.arange(7) / sigma[..., None]) ** 2)
+    return density[..., 1:] / (density[..., :1] + 2 * density[..., 1:].sum(-1, keepdims=True))

@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._streams import random_stream
+from .._streams import Draws, random_stream
 from ..processes import Processes
 from .augmix import AugMix
 from .fetching import Fetcher
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 from .sampling import GroupSampling, Sampling
+from .views.crops import RandomResizedCrop
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Batches:
         *,
         shuffle: bool,
         seed: int = 0,
-        augment: Augmentation | None = None,
+        augment: Augmentation | RandomResizedCrop | None = None,
         device: str | torch.device = "cpu",
         num_workers: int = 0,
         keep_gib: float = 0.0,
@@ -181,6 +182,11 @@ class Batches:
                 f"Batches: mixtures must be a number of them, and needs augmix, which makes them; got "
                 f"mixtures={mixtures} and augmix={augmix}"
             )
+        if views and isinstance(augment, RandomResizedCrop):
+            raise ValueError(
+                "Batches: views are those of Augmentation, which can be undone; RandomResizedCrop "
+                "cannot; leave one of the two out"
+            )
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
             raise ValueError(
@@ -220,7 +226,9 @@ class Batches:
         """Images [B, 3, H, W] → what is trained on, float; their views [B, 3]; their mixtures."""
         generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
         view = torch.zeros(len(x), 3, dtype=torch.int64)
-        if self.augment is not None:
+        if isinstance(self.augment, RandomResizedCrop):
+            x = self.augment(x, Draws.of_generator(of, generator)[part.start : part.stop])
+        elif self.augment is not None:
             view = self.augment.draw(len(x), generator, part, of)
             x = self.augment.apply(x, view)
         x = as_float(x)

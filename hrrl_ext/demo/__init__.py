@@ -2,9 +2,10 @@
 
 :mod:`.levels` learns features of digits, some of them rare, with and without either level, and shifts
 what each level is for; :mod:`.groups` has groups that nobody labelled; :mod:`.show` compares, and says
-what the intervals say.
+what the intervals say. :mod:`.retrieval` is a first look of its own, at images and texts.
 """
 
+from .retrieval import run_retrieval_demo
 from .show import run_demo
 
-__all__ = ["run_demo"]
+__all__ = ["run_demo", "run_retrieval_demo"]

@@ -15,6 +15,7 @@
 :func:`hardest_negatives`      argmax_c s(i, c) and argmax_i s(i, c) over pairs of different groups
 :func:`pair_gradients`         the gradient of Σ_n w_n s(i_n, c_n), a sum over chosen pairs
 :func:`hinge_coefficients`     Σ_ic [b_i + s(i, c)]₊ + [d_c + s(i, c)]₊, and its derivative in s(i, c)
+:func:`mix_chains`             (1 - m) x + m Σ_j w_j chain_j(x), chains of operations on 8-bit images
 :func:`check_labels`           raises for labels out of range, on any device
 :mod:`reference`               the same functions in plain PyTorch
 ============================== =============================================================
@@ -35,6 +36,7 @@ from .chi_square_response import chi_square_response
 from .concept_cross_entropy import check_labels, concept_cross_entropy
 from .hardest_negatives import hardest_negatives
 from .hinge_coefficients import hinge_coefficients
+from .mix_chains import IMAGE_OPERATIONS, mix_chains
 from .pair_gradients import pair_gradients
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
@@ -43,6 +45,7 @@ from .simplex import project_simplex, update_distribution
 from .stored import perturb_stored, store_directions
 
 __all__ = [
+    "IMAGE_OPERATIONS",
     "ConceptLoss",
     "Convolution",
     "HardestNegatives",
@@ -58,6 +61,7 @@ __all__ = [
     "concept_cross_entropy",
     "hardest_negatives",
     "hinge_coefficients",
+    "mix_chains",
     "pair_gradients",
     "perturb",
     "perturb_stored",

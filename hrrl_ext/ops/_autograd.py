@@ -145,6 +145,11 @@ def _(
     pass
 
 
+@torch.library.register_fake("hrrl_ext::mix_chains")
+def _(images: Tensor, operation: Tensor, parameter: Tensor, weight: Tensor, mix: Tensor) -> Tensor:
+    return torch.empty_like(images)
+
+
 class ConceptCrossEntropy(torch.autograd.Function):
     """d loss / d logits has left with the forward pass; backward scales it."""
 

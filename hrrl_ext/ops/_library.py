@@ -58,5 +58,6 @@ elif torch.version.cuda is not None:
         *("chi_square_response", "rank1_dot", "rank1_argmin"),
         *("perturb_stored", "store_directions"),
         *("hardest_negatives", "pair_gradients", "hinge_coefficients"),
+        "mix_chains",
     ):
         torch.library.impl(f"hrrl_ext::{_name}", "CUDA", _refuse)

@@ -22,6 +22,7 @@ from ._types import (
     Rank1Centre,
     Similarity,
 )
+from .image_operations import mix_chains as mix_chains
 
 
 def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from ..data.augmix import AugMix
+from ..data.batches import Augmentation
 from ..data.sampling import Sampling
+from ..data.views import RandomResizedCrop
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
 from ..spec import not_known
-from ..training.config import TrainingConfig, require_not_negative, require_one_of, require_positive
+from ..training.config import (
+    TrainingConfig,
+    parted,
+    require_not_negative,
+    require_one_of,
+    require_positive,
+)
 from .chi_square import require_regularised
 
 Adversary = Literal["hrrl", "chi_square", "group_dro", "cvar"]
@@ -76,6 +84,9 @@ class HRRLConfig:
     N_k^(1 - balance)."""
     crop_padding: int = 4
     """Random crop after padding by so many pixels; 0 is without."""
+    resized_crop: float = 0.0
+    """Random resized crop in place of crop_padding: the least share of an image's area, such as 0.08; 0
+    is without."""
     flip: bool = True
     """Random horizontal flip."""
     augmix: float = 0.0
@@ -108,7 +119,7 @@ class HRRLConfig:
         self._check_example_level()
         self._check_concept_level()
         self._check_sampling()
-        self._check_augmix()
+        self._check_augmentation()
 
     def _check_example_level(self) -> None:
         if isinstance(self.tau, str) and self.tau != "theorem2":
@@ -163,7 +174,17 @@ class HRRLConfig:
                 f"{self.logit_adjustment:g} is for; take sampling='uniform', or logit_adjustment=0"
             )
 
-    def _check_augmix(self) -> None:
+    def _check_augmentation(self) -> None:
+        if not 0 <= self.resized_crop <= 1:
+            raise ValueError(
+                "resized_crop must be the least share of an image's area, from 0 (without) to 1, got "
+                f"{self.resized_crop}"
+            )
+        if self.resized_crop and self.stored:
+            raise ValueError(
+                "example_level='stored' keeps directions in the image's own coordinates, to which a "
+                "resized crop cannot be undone; leave resized_crop out, or take example_level='exact'"
+            )
         if self.mixing is None and self.jsd > 0:
             raise ValueError(
                 "jsd compares an image with mixtures of it, which augmix makes; give its severity too, "
@@ -175,6 +196,13 @@ class HRRLConfig:
                 "of augmix has none of these: it cannot be undone; leave augmix out, or take "
                 "example_level='exact'"
             )
+
+    @property
+    def augmentation(self) -> Augmentation | RandomResizedCrop:
+        """How images of training are cropped and flipped."""
+        if self.resized_crop:
+            return RandomResizedCrop((self.resized_crop, 1.0), flip=0.5 * self.flip)
+        return Augmentation(self.crop_padding, self.flip)
 
     @property
     def mixing(self) -> AugMix | None:
@@ -195,13 +223,7 @@ class HRRLConfig:
 def by_config(settings: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The flat namespace of the user, parted: those of :class:`TrainingConfig` and of
     :class:`HRRLConfig`. TypeError for a name that neither knows."""
-    of_loop, of_method = ({f.name for f in fields(kind)} for kind in (TrainingConfig, HRRLConfig))
-    for name in settings:
-        if name not in of_loop | of_method:
-            known = not_known(name, sorted(of_loop | of_method))
-            raise TypeError(f"{where}: argument {known}")
-    loop = {name: value for name, value in settings.items() if name in of_loop}
-    return loop, {name: value for name, value in settings.items() if name in of_method}
+    return parted(settings, TrainingConfig, HRRLConfig, where)
 
 
 def with_levels(levels: Levels, settings: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:

@@ -328,7 +328,9 @@ def _stored(config: HRRLConfig, batches: Batches) -> StoredPerturbation:
         batches.device,
         config.stored_resolution,
     )
-    augment = batches.augment or Augmentation(0, flip=False)
+    augment = batches.augment
+    if not isinstance(augment, Augmentation):  # the settings leave none or this
+        augment = Augmentation(0, flip=False)
     return StoredPerturbation(float(config.tau), directions, augment, batches.processes)
 
 

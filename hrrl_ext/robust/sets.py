@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
-from ..data import Augmentation, Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data import Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
 from ..data.classes import require_same_classes
 from ..data.columns import PREFIX, column_concepts
 from ..data.ids import Ids, checked_ids
@@ -59,7 +59,7 @@ def open_sets(
             training.batch_size,
             shuffle=shuffle,
             seed=training.seed,
-            augment=Augmentation(method.crop_padding, method.flip) if shuffle else None,
+            augment=method.augmentation if shuffle else None,
             device=device,
             processes=processes,
             num_workers=num_workers,

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._modes import evaluating
 from ..clustering.discovered import DiscoveredConcepts
 from ..data import Batches, Concepts, ImageSet, Source
-from ..data.classes import require_same_classes
 from ..data.ids import Ids
-from ..data.image_sets import as_float
-from ..models import build_model
 from ..perturbation import FP16_LOSS_SCALE
-from ..pretrained import classes_of, load_weights
 from ..processes import Processes, start_processes
 from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
+from ..training.opening import begin_from, build_network, check_model, open_run
 from ..training.progress import ProgressStyle
-from ..training.scalars import require_tensorboard
 from .config import HRRLConfig, Levels, by_config, with_levels
 from .objective import HRRLObjective
 from .recipe import HRRL
@@ -127,9 +121,7 @@ class HRRLTrainer:
         training, method = TrainingConfig(**of_loop), HRRLConfig(**of_method)
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = _open_run(out, resume, tensorboard)
-        if run is not None and not resume:
-            run.require_free()  # before any work; and again, where the loop takes it
+        run = open_run(out, resume, tensorboard)
         sets = open_sets(
             data,
             concepts,
@@ -145,17 +137,13 @@ class HRRLTrainer:
         )
         if training.patience is not None and sets.validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
-        self.model = _build(model, sets.images, method.width, training.seed)
+        self.model = build_network(model, sets.images, method.width, training.seed)
         if init is not None:
-            if resume:
-                raise ValueError(
-                    "init begins a new run and resume continues one; give one of the two"
-                )
-            _begin_from(init, self.model, sets.images)
+            begin_from(init, self.model, sets.images, resume=resume)
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        _check_model(self.model, sets.images, device_)
+        check_model(self.model, sets.images, device_)
         self.recipe = HRRL(
             self.model,
             sets,
@@ -262,46 +250,3 @@ class HRRLTrainer:
     @property
     def device(self) -> torch.device:
         return self.loop.device
-
-
-def _open_run(
-    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool
-) -> RunFolder | None:
-    if out is None:
-        if resume:
-            raise ValueError("resume=True needs out, the folder of the run to continue")
-        if tensorboard:
-            raise ValueError("tensorboard=True needs out, the folder that it writes to")
-        return None
-    if tensorboard:
-        require_tensorboard()
-    return RunFolder(out)
-
-
-def _build(model: str | nn.Module, images: ImageSet, width: int, seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build_model(
-            model, num_classes=images.num_classes, image_size=images.image_shape[-1], width=width
-        )
-
-
-def _begin_from(init: str | os.PathLike[str], model: nn.Module, images: ImageSet) -> None:
-    """Fills the model with weights, and says what of them it could not take."""
-    classes = classes_of(init)
-    if classes is not None and len(classes) == images.num_classes:  # else the last layer stays out
-        require_same_classes(classes, images.classes, of=f"init {os.fspath(init)}")
-    if not (report := load_weights(model, init)).complete:
-        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
-
-
-def _check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
-    """One forward pass of one image, so that a misfit shows before any work."""
-    x = images[0][0][None].to(device)
-    with evaluating(model):
-        logits = model(as_float(x))
-    if logits.dim() != 2 or logits.shape[1] != images.num_classes:
-        raise ValueError(
-            f"model must give logits [B, {images.num_classes}], one per class of the data, "
-            f"got {list(logits.shape)} for one image"
-        )

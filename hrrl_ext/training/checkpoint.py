@@ -72,8 +72,13 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
     return final
 
 
-def load_checkpoint(folder: Path, model: nn.Module) -> tuple[int, dict[str, Any]]:
-    """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state."""
+def load_checkpoint(
+    folder: Path, model: nn.Module, part: str | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state.
+
+    ``part``: the name that ``model`` has as a submodule of the one that was saved, if it is one.
+    """
     found = checkpoints(folder)
     if not found:
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")
@@ -82,7 +87,7 @@ def load_checkpoint(folder: Path, model: nn.Module) -> tuple[int, dict[str, Any]
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             if not (isinstance(state, dict) and state.keys() >= _STATE):
                 raise ValueError("state.pt is not of a run")
-            load_weights(model, path / "model.safetensors")
+            _load_weights(model, path / "model.safetensors", part)
         except _UNREADABLE as error:
             reason = why_unreadable(error)
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
@@ -91,3 +96,13 @@ def load_checkpoint(folder: Path, model: nn.Module) -> tuple[int, dict[str, Any]
     raise CheckpointError(
         f"none of the checkpoints in {folder} can be read: {', '.join(p.name for p in found)}"
     )
+
+
+def _load_weights(model: nn.Module, path: Path, part: str | None) -> None:
+    if part is None:
+        load_weights(model, path)
+        return
+    missing, others = load_weights(nn.ModuleDict({part: model}), path, strict=False)
+    wrong = [*missing, *(name for name in others if name.startswith(f"{part}."))]
+    if wrong:
+        raise ValueError(f"{part} has other tensors: {', '.join(sorted(wrong)[:3])}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
+from ..spec import not_known
 from .schedule import ScheduleName, Span, check_span
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -78,6 +79,20 @@ class TrainingConfig:
         check_span(self.warmup, "warmup", least=0)
         check_span(self.evaluate_every, "evaluate_every", least=1)
         require_one_of(self, precision=Precision, schedule=ScheduleName)
+
+
+def parted(
+    settings: Mapping[str, Any], loop: type, method: type, where: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The flat namespace of the user, parted: those of the loop's dataclass and of the method's.
+    TypeError for a name that neither knows."""
+    of_loop, of_method = ({f.name for f in fields(kind)} for kind in (loop, method))
+    for name in settings:
+        if name not in of_loop | of_method:
+            known = not_known(name, sorted(of_loop | of_method))
+            raise TypeError(f"{where}: argument {known}")
+    of_both = [{n: v for n, v in settings.items() if n in of} for of in (of_loop, of_method)]
+    return of_both[0], of_both[1]
 
 
 def require_positive(config: object, *names: str) -> None:

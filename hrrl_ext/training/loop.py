@@ -120,10 +120,13 @@ class Loop:
         if self.run is not None and self.processes.main and self.over:
             self.run.write_results(self._results())
         self.processes.settle()
-        average = None if self.move.average is None else self.move.average.module
-        return TrainingResult(
-            self.recipe.model, self.history, None if self.run is None else self.run.path, average
-        )
+        out = None if self.run is None else self.run.path
+        average = None if self.move.average is None else self._network(self.move.average.module)
+        return TrainingResult(self._network(self.recipe.model), self.history, out, average)
+
+    def _network(self, model: nn.Module) -> nn.Module:
+        """What the run is for, of the recipe's model or an average of it."""
+        return model if self.recipe.part is None else model.get_submodule(self.recipe.part)
 
     def _epoch(self, progress: Progress, stopping: Stopping) -> bool:
         """What is left of an epoch, and its row; False where it was stopped within, and saved."""
@@ -247,7 +250,7 @@ class Loop:
         self._check_weights()  # before best/ is replaced
         if self.run is not None and self.processes.main:
             if self._since_best == 0:
-                self.run.save_best(self.move.evaluated, self.evaluations[-1])
+                self.run.save_best(self._network(self.move.evaluated), self.evaluations[-1])
             self.run.write_evaluations(self.evaluations)
         return True
 
@@ -275,7 +278,8 @@ class Loop:
     def description(self) -> dict[str, Any]:
         """What the run is of, and all settings in one namespace."""
         method = {} if self.recipe.config is None else asdict(self.recipe.config)
-        return self.recipe.description() | {"training": method | asdict(self.config)}
+        part = {} if self.recipe.part is None else {"part": self.recipe.part}
+        return self.recipe.description() | part | {"training": method | asdict(self.config)}
 
     def _defaults(self) -> dict[str, Any]:
         """Of the same settings: what a run had of those that were not there when it began."""
@@ -294,7 +298,7 @@ class Loop:
             return
         row = self.history[-1]
         if self.recipe.chosen in row and self._since_best == 0:
-            self.run.save_best(self.move.evaluated, row)
+            self.run.save_best(self._network(self.move.evaluated), row)
         self.run.write_metrics(self.history, [self._line(row) for row in self.history])
 
     def _results(self) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import TypeAlias
 
 import torch
@@ -43,6 +43,8 @@ class Move:
         self.processes, self.device = processes, device
         self.optimizer = build_optimizer(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.examples: int | None = None
+        """Of the whole batch, over all processes; None: this process has all of it."""
         self.average: AveragedModel | None = None
         if config.ema is not None:  # of running statistics as well
             decay = get_ema_multi_avg_fn(config.ema)
@@ -61,12 +63,14 @@ class Move:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
 
-    def of(self, examples: int) -> Callable[..., Tensor]:
+    def of(self, examples: int) -> Move:
         """This for a batch of so many examples, of which this process has a part."""
-        return partial(self, examples=examples)
+        move = copy.copy(self)
+        move.examples = examples
+        return move
 
-    def __call__(self, losses: Losses, *batch: Tensor, examples: int | None = None) -> Tensor:
-        examples = len(batch[0]) if examples is None else examples
+    def __call__(self, losses: Losses, *batch: Tensor) -> Tensor:
+        examples = len(batch[0]) if self.examples is None else self.examples
         self.processes.agree(self.model.buffers())
         self.optimizer.zero_grad(set_to_none=True)
         means = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -40,6 +40,9 @@ class Recipe(Protocol):
     model: nn.Module
     """What is trained, on its device."""
     batches: Epochs
+    part: str | None = None
+    """The submodule of ``model`` that a run is for, which :meth:`description` names, ``best/`` holds and
+    :func:`load_model` opens: a network without what only its training needs. None: all of it."""
     config: Any = None
     """Settings of the method: a dataclass with defaults, whose fields are among those of a run."""
     chosen: str = "accuracy"
@@ -54,7 +57,7 @@ class Recipe(Protocol):
         new begins, whose first steps are to be looked at one by one."""
         return False
 
-    def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> object:
+    def step(self, batch: tuple[Tensor, ...], move: Move) -> object:
         """One step of the method on this process's part of a batch, through ``move`` (:class:`Move`).
         It must not wait for the device."""
         ...

@@ -96,9 +96,9 @@ class RunFolder(WorkFolder):
         except ValueError as error:
             raise CheckpointError(str(error)) from error
 
-    def load(self, model: nn.Module) -> tuple[int, dict[str, Any]]:
+    def load(self, model: nn.Module, part: str | None = None) -> tuple[int, dict[str, Any]]:
         """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state."""
-        return load_checkpoint(self.path / "checkpoints", model)
+        return load_checkpoint(self.path / "checkpoints", model, part)
 
 
 def load_model(
@@ -117,15 +117,19 @@ def load_model(
     run = RunFolder(out)
     if which == "best":
         return from_pretrained(run.best, model)
-    model = build_from(run.config(), run.path) if model is None else model
-    _, state = run.load(model)
+    config = run.config()
+    model = build_from(config, run.path) if model is None else model
+    part = config.get("part")
+    _, state = run.load(model, part)
     if which == "ema":
         if "ema" not in state:
             raise ValueError(
                 f"{run.path} is a run without a moving average; train it with ema=0.999"
             )
-        average = {k.removeprefix("module."): v for k, v in state["ema"].items()}
-        average.pop("n_averaged")
+        prefix = "module." if part is None else f"module.{part}."
+        average = {
+            k.removeprefix(prefix): v for k, v in state["ema"].items() if k.startswith(prefix)
+        }
         model.load_state_dict(average)
     return model.eval()
 

@@ -18,8 +18,8 @@ from .features import (
 )
 
 if TYPE_CHECKING:
+    from ..evaluation.neighbours import KNeighbours
     from .finetuning import L2SP, error_curve, finetune
-    from .neighbours import KNeighbours
     from .probe import LinearProbe, ProbeResult
     from .similarity import Similarity, similarity_loss
     from .table import Target, TransferTable, transfer_table
@@ -49,7 +49,7 @@ __all__ = [
 
 # The function probe.probe is not offered here: the module of that name would replace it.
 _LAZY = {
-    "KNeighbours": "neighbours",
+    "KNeighbours": "probe",
     "L2SP": "finetuning",
     "LinearProbe": "probe",
     "ProbeResult": "probe",

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from .._modes import borrowed
 from ..data.labelled import as_input, labelled_batches
+from ..layers import captured, find_classifier, find_head, find_layer
 from .feature_files import Features, check_suffix, load_features, save_features, write_batches
-from .layers import captured, find_classifier, find_head, find_layer
 
 __all__ = [
     "Features",

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from ..data import Concepts, Source, load_images
 from ..data.sources import takes_root
+from ..layers import find_head, layer_name
 from ..models import build_model
 from ..pretrained import read_config
 from ..robust import HRRLTrainer
 from ..spec import not_known, read_settings, readers_of, split_spec
 from ..training import TrainingResult
 from ..training.run_folder import open_model
-from .layers import find_head, layer_name
 from .similarity import Similarity
 
 

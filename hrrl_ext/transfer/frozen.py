@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import find_head, layer_name
+from ..layers import find_head, layer_name
 from .probe import LinearProbe
 
 

@@ -24,9 +24,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._arrays import is_positive, to_numpy
 from ..data import ConceptMap
+from ..evaluation.neighbours import KNeighbours
 from ..spec import not_known
 from .features import Features
-from .neighbours import KNeighbours
 
 __all__ = ["LinearProbe", "ProbeResult", "probe"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .._arrays import unit_rows
 from .._precision import full_float32
-from .layers import captured, find_head
+from ..layers import captured, find_head
 
 
 def similarity_loss(

@@ -401,6 +401,23 @@ class Emulation:
         )
         return values.values, scale.values
 
+    def mix_chains(
+        self, images: Tensor, operation: Tensor, parameter: Tensor, weight: Tensor, mix: Tensor
+    ) -> Tensor:
+        """images dense, in any layout."""
+        inputs = [Array(in_memory(images))]
+        inputs += [Array(t) for t in (operation, parameter, weight, mix)]
+        out = Array.output(images.numel(), dtype=images.dtype)
+        self._call(
+            "mix_chains",
+            "emulate_mix_chains",
+            inputs,
+            *((torch.uint8, *DTYPES).index(images.dtype), *_sides(images)),
+            *(inputs[0], out, *inputs[1:]),
+            *(ctypes.c_int64(size) for size in operation.shape[1:]),
+        )
+        return out.values.as_strided(images.shape, images.stride())
+
 
 def in_memory(t: Tensor) -> Tensor:
     """The elements of a dense tensor in the order in which they lie."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import kernel_cases as kc
+import mix_cases
 import pytest
 import torch
 from cases import (
@@ -123,6 +124,20 @@ def test_stored_directions(
         check_moved(x, z.exact(x, 0.7), moved.cpu())
     ops.store_directions(values, scale, grad.to(DEVICE), row, view, **z.settings)
     check_stored(z.expected(grad), (values.cpu(), scale.cpu()), z.row)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", mix_cases.DTYPES, ids=str)
+@pytest.mark.parametrize("sides", [*mix_cases.SIDES, (224, 224)], ids=str)
+def test_mix_chains(sides: tuple[int, int], dtype: torch.dtype, channels_last: bool) -> None:
+    """The bits of the CPU."""
+    for channels in (1, 3):
+        x = mix_cases.as_kind(mix_cases.images(*sides, channels), dtype)
+        x = mix_cases.laid_out(x, channels_last)
+        each = (mix_cases.alone(name, *sides) for name in ops.IMAGE_OPERATIONS)
+        for program in (*each, *mix_cases.chains(*sides)):
+            got = ops.mix_chains(x.to(DEVICE), *(t.to(DEVICE) for t in program))
+            assert torch.equal(got.cpu(), ops.mix_chains(x, *program))
 
 
 @pytest.mark.parametrize("case", kc.CONCEPT_CASES, ids=str)
@@ -331,6 +346,10 @@ def iteration(
     stored = [t.to(DEVICE) for t in z.arguments]
     ids = torch.arange(40, device=DEVICE)
 
+    mixing = [
+        t.repeat(2, *[1] * (t.ndim - 1))[:40].to(DEVICE) for t in next(mix_cases.chains(80, 80))
+    ]
+
     def run() -> list[Tensor]:
         moved = kernels.perturb(x, grad, 0.3)
         losses = kernels.concept_cross_entropy(*arguments.values(), 0.1, True)
@@ -345,12 +364,14 @@ def iteration(
         kernels.store_directions(values, scale, grad[:4], *stored[2:], 4, 1)
         flat = x.flatten(1)[:, :3001]
         hardest = kernels.hardest_negatives(flat, flat[:33], ids, ids[:33], True)
+        mixed = kernels.mix_chains(x, *mixing)
         some = flat.float()[:, 0]
         hinges = kernels.hinge_coefficients(
             flat, flat[:33], some, some[:33], some, some[:33], ids, ids[:33]
         )
         pairs = kernels.pair_gradients(flat, flat[:33], ids, ids % 33, some, True)
         known = [
+            mixed,
             *hardest,
             *hinges,
             *pairs,

@@ -42,7 +42,7 @@ def test_pair_gradients(
     emulation: Emulation, shape: tuple[int, int, int, int], similarity: Similarity
 ) -> None:
     case, order = PairCase(*shape, similarity), similarity == "order"
-    case.check(emulation.pair_gradients(*case.arguments(), order))  # type: ignore[misc]
+    case.check(emulation.pair_gradients(*case.arguments(), order))  # type: ignore[call-arg]
     assert emulation.launches == (2 if order and shape[3] else 1)
 
 

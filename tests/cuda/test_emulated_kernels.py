@@ -7,11 +7,13 @@ No GPU is needed. What only a GPU can show is in test_cuda.py.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import kernel_cases as kc
+import mix_cases
 import pytest
 import torch
 from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase, gradients, images
@@ -21,6 +23,8 @@ from hinge_cases import HingeCase, PairCase
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, check_moved, check_stored, kept
 from torch import Tensor
+
+from hrrl_ext.ops import IMAGE_OPERATIONS, reference
 
 ORDERS = [1, 2]  # backwards, shuffled; 0 is as numbered
 WIDE = Device(16)
@@ -61,8 +65,10 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         hardest = HardestCase(70, 131, 19, similarity)
         results += emulation.hardest_negatives(*hardest.arguments(), similarity == "order")
         pairs = PairCase(5, 4, 131, 200, similarity)
-        results += emulation.pair_gradients(*pairs.arguments(), similarity == "order")  # type: ignore[misc]
+        results += emulation.pair_gradients(*pairs.arguments(), similarity == "order")  # type: ignore[call-arg]
     results += emulation.hinge_coefficients(*HingeCase(70, 131, 19).arguments())
+    for x, program, _ in mix_problems():
+        results += [emulation.mix_chains(x, *program)]
     for code in CODES:
         z = kept((30, 41), code, padding=3)
         results += [emulation.perturb_stored(images(4, 3, 30, 41), z, 0.3)]
@@ -124,14 +130,16 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
         ):
             kc.close(got, want, rtol=1e-13, atol=0)
         weight = image[:66, 0].contiguous()
-        given = (image, caption, groups[0][:66], groups[1], weight, order)
-        found, wanted = emulation.pair_gradients(*given), cpu.pair_gradients(*given)
-        for got, want in zip(found, wanted, strict=True):
+        chosen = (image, caption, groups[0][:66], groups[1], weight, order)
+        for got, want in zip(
+            emulation.pair_gradients(*chosen), cpu.pair_gradients(*chosen), strict=True
+        ):
             kc.close(got, want, rtol=1e-13, atol=1e-15)
     side = [image[:, 1].contiguous(), caption[:, 1].contiguous()]
     given = (image, caption, *side, *(t.abs() for t in side), *groups)
-    found, wanted = emulation.hinge_coefficients(*given), cpu.hinge_coefficients(*given)
-    for got, want in zip(found, wanted, strict=True):
+    for got, want in zip(
+        emulation.hinge_coefficients(*given), cpu.hinge_coefficients(*given), strict=True
+    ):
         kc.close(got, want, rtol=1e-12, atol=0)
     for code in CODES:
         z, x, grad = kept((9, 12), code), images(4, 3, 9, 12), gradients(4, 3, 9, 12)
@@ -259,14 +267,42 @@ def check_hinge_coefficients(emulation: Emulation) -> None:
 def check_pair_gradients(emulation: Emulation) -> None:
     for similarity in SIMILARITIES:
         case = PairCase(3, 2, 131, 260, similarity)
-        case.check(emulation.pair_gradients(*case.arguments(), similarity == "order"))  # type: ignore[misc]
+        case.check(emulation.pair_gradients(*case.arguments(), similarity == "order"))  # type: ignore[call-arg]
     image, caption, row, column, weight = PairCase(3, 2, 5, 2).arguments()
     row[:], column[:], weight[:] = torch.tensor([0, 7]), 1, 1.0
     to_image, to_caption = emulation.pair_gradients(image, caption, row, column, weight, False)
     assert to_caption[1].isnan().all() and to_image.isfinite().all()
 
 
+@functools.cache
+def mix_problems() -> list[tuple[Tensor, mix_cases.Program, Tensor]]:
+    """With what the specification makes of them, for which most of the time goes."""
+    problems, some = [], [0, 7, 13, 15, 19, 21]
+    for name in IMAGE_OPERATIONS:
+        x, program = mix_cases.images(9, 13)[some], mix_cases.alone(name, 9, 13)
+        problems.append((x, tuple(t[some] for t in program)))
+    grey = mix_cases.as_kind(mix_cases.images(9, 13, 1), torch.float32)[some]
+    paper, every, _ = mix_cases.chains(9, 13)
+    last = mix_cases.laid_out(mix_cases.images(9, 13)[some], channels_last=True)
+    for x, program in ((grey, every), (last, paper)):
+        problems.append((x, tuple(t[some] for t in program)))
+    many, program = mix_cases.images(39, 46)[:10], next(mix_cases.chains(39, 46))  # in a workspace
+    problems.append((many, tuple(t[:10] for t in program)))
+    dark = torch.tensor([NAN, -3.0, 3.0]).view(1, 1, 1, 3)
+    nothing = torch.full((1, 1, 1), -1), torch.zeros(1, 1, 1, 6).double(), torch.ones(1, 1)
+    problems.append((dark, (*nothing, torch.tensor([0.5]))))
+    ties = torch.arange(8, dtype=torch.uint8).view(1, 1, 1, 8)
+    problems.append((ties, (*nothing[:2], torch.zeros(1, 1), torch.tensor([0.5]))))
+    return [(x, program, reference.mix_chains(x, *program)) for x, program in problems]
+
+
+def check_mix_chains(emulation: Emulation) -> None:
+    for x, program, want in mix_problems():
+        kc.close(emulation.mix_chains(x, *program), want, rtol=0, atol=0)
+
+
 CHECKS = {
+    "mix_chains": check_mix_chains,
     "hinge_coefficients": check_hinge_coefficients,
     "pair_gradients": check_pair_gradients,
     "hardest_negatives": check_hardest_negatives,
@@ -289,12 +325,57 @@ HARDEST = ("hardest_negatives.cu", "hardest_negatives")
 SCORES = ("score_tile.cuh", "hardest_negatives")
 HINGES = ("hinge_coefficients.cu", "hinge_coefficients")
 PAIRS = ("pair_gradients.cu", "pair_gradients")
+MIX, PIXELS = ("mix_chains.cu", "mix_chains"), ("../common/pixels.h", "mix_chains")
 BARRIER = "__syncthreads();\n"
 DEVICE_P, DEVICE_S, DEVICE_C = (
     ("device.cuh", operator) for operator in ("perturb", "project_simplex", "concept_cross_entropy")
 )
 LIMIT = "room - static_cast<int>(attributes.sharedSizeBytes)"
 MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
+    "barrier after an operation": (MIX, "function(e);\n  __syncthreads();", "function(e);"),
+    "barrier after the zeros": (MIX, "counts[v] = 0;\n  __syncthreads();", "counts[v] = 0;"),
+    "barrier after the tables": (
+        *(
+            MIX,
+            "below += counts[v];\n    }\n  }\n  __syncthreads();",
+            "below += counts[v];\n    }\n  }",
+        ),
+    ),
+    "histogram of one channel": (
+        MIX,
+        "counts[c][channel(from[e], c)]",
+        "counts[c][channel(from[e], 0)]",
+    ),
+    "scan of the bins": (MIX, "offset < kWarpSize; offset *= 2", "offset < kWarpSize; offset *= 4"),
+    "the lowest level of all": (MIX, "found.low = Warp::reduce(found.low, Min{});", "{}"),
+    "place in a channel": (
+        MIX,
+        "e / image.width * p.shape.of_row",
+        "e / image.height * p.shape.of_row",
+    ),
+    "a flip of the first image": (MIX, "const bool flip = box[4] > 0;", "const bool flip = false;"),
+    "sides of an affine": (
+        *(MIX, "inside(across, width) && inside(down, height)"),
+        "inside(across, height) && inside(down, width)",
+    ),
+    "sharpness at the edge": (MIX, "x > 0 && x < image.width - 1", "x >= 0 && x < image.width - 1"),
+    "blur at the edge": (MIX, "at - k > 0 ? k : at", "k"),
+    "a picture that is read and written": (
+        *(
+            MIX,
+            "now == pictures[0] ? pictures[1] : pictures[0];\n        word* const made",
+        ),
+        "pictures[0];\n        word* const made",
+    ),
+    "images of a block": (MIX, "i < p.batch; i += gridDim.x", "i < p.batch; i += p.batch"),
+    "a grey image": (MIX, "pixel * 0x010101u", "pixel"),
+    "share of a level": (MIX, "1.0f : static_cast<float>(1.0 / 255)", "1.0f : 1.0f"),
+    "what passes the top": (MIX, "v > kTop ? kTop : v", "v + 0 * kTop"),
+    "ties of a level": (PIXELS, "(v + 12582912.0f) - 12582912.0f", "floorf(v + 0.5f)"),
+    "one level alone": (PIXELS, "if (low == high) return level;", ""),
+    "the edge of a place": (PIXELS, "number > 0 ? number - 1 : 0", "number - 1 + 0 * size"),
+    "half a pixel": (PIXELS, "(pixel + 0.5) * part.per - 0.5", "pixel * part.per"),
+    "the turn of a circle": (PIXELS, "k - 6.0f * floorf(", "k - 6.0f * truncf("),
     "the lowest of equal negatives": (HARDEST, "whose < index", "whose > index"),
     "a NaN that is passed over": (HARDEST, "|| value != value)", ")"),
     "negatives of the same group": (

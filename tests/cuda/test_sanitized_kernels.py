@@ -57,6 +57,7 @@ MUTANTS = [
     ("chi_square_response.cu", "? 2 * sizeof(double)", "? sizeof(double)", "heap-buffer-overflow"),
     ("score_tile.cuh", "first + row < count && ", "count >= 0 && ", "heap-buffer-overflow"),
     ("pair_gradients.cu", "other < others ? other_rows", "true ? other_rows", "AddressSanitizer"),
+    ("mix_chains.cu", "(x[place(e, c)])", "(x[place(e, c) + 9])", "heap-buffer-overflow"),
     ("rank1.cu", "(i >= a.batch", "(i > a.batch", "heap-buffer-overflow"),
 ]
 # A process per mutant, for it ends there; they share what torch takes to be imported.
@@ -81,6 +82,9 @@ for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
     elif file == "score_tile.cuh":
         one, id = torch.ones(5, 3), torch.arange(5)
         kernels.hardest_negatives(one, one, id, id, False)
+    elif file == "mix_chains.cu":
+        nothing = torch.full((1, 1, 1), -1), torch.zeros(1, 1, 1, 6).double()
+        kernels.mix_chains(torch.ones(1, 1, 3, 3), *nothing, torch.ones(1, 1), torch.ones(1))
     elif file == "chi_square_response.cu":
         kernels.chi_square_response(torch.ones(700), torch.ones(700), 1.0)
     elif file != "concept_cross_entropy.cu":

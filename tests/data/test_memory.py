@@ -117,6 +117,7 @@ def test_the_same_bits_on_a_gpu(kind, gib):
     )
     on_gpu = batches(images, device="cuda", keep_gib=gib)
     assert same(bits(on_gpu), bits(batches(Fetched())))
-    assert (on_gpu._kept is not None) == (gib > 0)
-    if on_gpu._kept is not None:
-        assert on_gpu._kept.device.type == "cuda"
+    kept = on_gpu._fetcher._kept
+    assert (kept is not None) == (gib > 0)
+    if kept is not None:
+        assert kept.device.type == "cuda"

@@ -68,7 +68,7 @@ def test_any_layout(layout: str, device: str) -> None:
         laid = [LAYOUTS[layout](t.clone()) if t.dim() == 2 else t for t in arguments]
         spread = [t if t.dim() == 2 else torch.stack((t, t), 1)[:, 0] for t in laid]
         dense = [t.contiguous().clone() for t in laid]
-        got, want = operator(*on(device, spread)), operator(*on(device, dense))  # type: ignore[operator]
+        got, want = operator(*on(device, spread)), operator(*on(device, dense))
         for a, b in zip(got, want, strict=True):
             assert torch.equal(a, b)
 

@@ -102,6 +102,21 @@ def test_perturb_knows_no_order_of_the_examples(device: str, problem: p.Perturba
     assert_within(shuffled, got[order].double(), bound + p.smallest(x.dtype))
 
 
+# --- mix_chains
+
+
+@repeatable(200)
+@given(problem=p.mixtures)
+def test_mix_chains(device: str, problem: p.Mixtures) -> None:
+    """The bits of the specification, for any parameter."""
+    x, *program = problem.tensors(device)
+    with borrowed(x, *program):
+        got = ops.mix_chains(x, *program)
+    want = reference.mix_chains(*(t.cpu() for t in (x, *program)))
+    assert torch.equal(got.cpu(), want)
+    assert got.shape == x.shape and got.dtype == x.dtype
+
+
 # --- perturb_stored and store_directions
 
 
@@ -557,9 +572,9 @@ def test_pair_gradients(device: str, problem: p.Negatives) -> None:
     eps, terms = cases.EPS[weight.dtype], problem.size + len(row)
     for similarity in ("cosine", "order"):
         with borrowed(image, caption, row, column, weight):
-            got = ops.pair_gradients(image, caption, row, column, weight, similarity)  # type: ignore[arg-type]
+            got = ops.pair_gradients(image, caption, row, column, weight, similarity)
         wide = (image.double(), caption.double(), row, column, weight.double())
-        want = reference.pair_gradients(*wide, similarity)  # type: ignore[arg-type]
+        want = reference.pair_gradients(*wide, similarity)
         largest = max((t.abs().max().item() for t in wide[:2] if t.numel()), default=0.0)
         size = largest if similarity == "cosine" else 1.0
         for a, b in zip(got, want, strict=True):

@@ -88,6 +88,17 @@ def storing_calls(grad: Tensor) -> list[tuple[Any, ...]]:
     return [(*kept, grad, *rest) for a, b, *rest in stored(grad) for kept in [(a, b)]]
 
 
+def mixing_calls(images: Tensor) -> list[tuple[Any, ...]]:
+    images = images.abs().clamp(max=1)
+    operation = torch.tensor([[[0, 4], [8, -1]]], device=images.device).expand(len(images), -1, -1)
+    parameter = torch.linspace(-1, 2, 6).double().to(images.device).expand(*operation.shape, 6)
+    weight = torch.full((len(images), 2), 0.5, device=images.device)
+    calls = [(images, operation, parameter, weight, weight[:, 0])]
+    if images.is_contiguous():  # uint8 is not among the dtypes of the grid
+        calls += [((images * 255).to(torch.uint8), *calls[0][1:])]
+    return calls
+
+
 def hardest_calls(image: Tensor) -> list[tuple[Any, ...]]:
     caption = LAYOUTS["transposed"](image.flip(0))  # not the layout of the image
     group = torch.arange(len(image), device=image.device) // 2
@@ -120,6 +131,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "hardest_negatives": ([(6, 5)], hardest_calls),
     "hinge_coefficients": ([(6, 5)], hinge_calls),
     "pair_gradients": ([(6, 5)], pair_calls),
+    "mix_chains": ([(3, 3, 4, 5), (2, 1, 4, 5)], mixing_calls),
 }
 
 
@@ -226,7 +238,10 @@ def test_every_build_of_the_kernels(capability: str) -> None:
         return  # by all other tests
     files = [
         str(here / f"test_{name}.py")
-        for name in ("perturb", "concept_cross_entropy", "rank1", "stored_operators", "properties")
+        for name in (
+            *("perturb", "concept_cross_entropy", "rank1", "stored_operators", "properties"),
+            "mix_chains",
+        )
     ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files],

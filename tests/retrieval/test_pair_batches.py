@@ -34,7 +34,7 @@ def test_an_epoch_goes_once_through_all_captions_each_with_its_image() -> None:
     whole = encoded(of)
     batches = PairBatches(whole, 16, seed=3)
     tokens, lengths = whole.texts
-    expected = seen((of.images[of.owner], tokens, lengths, of.owner))  # type: ignore[index]
+    expected = seen((of.images[of.owner], tokens, lengths, of.owner))
     for epoch in (0, 1):
         rows = [pair for batch in batches.epoch(epoch) for pair in seen(batch)]
         assert sorted(rows) == sorted(expected) and rows != expected

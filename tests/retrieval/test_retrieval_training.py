@@ -335,7 +335,7 @@ def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
     model = JointEmbedding(encoder, text, 3, freeze=True, words=words)
     start = copy.deepcopy(model)
     with torch.no_grad():
-        features = start.eval().features(of.images.images.float() / 255)  # type: ignore[union-attr]
+        features = start.eval().features(of.images.images.float() / 255)
     settings = {k: v for k, v in SMALL.items() if k != "dim"} | {"epochs": 3}
     RetrievalTrainer(model, data=of, validation=of, **settings).fit()
     assert encoder.images == 2 * len(of.images) + 1  # and one pair, to see that it fits

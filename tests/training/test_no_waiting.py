@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from crops import Crops
 from retrieval_cases import trainer
 
-from hrrl_ext import HRRLTrainer
+from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import load_images
 
 
@@ -75,3 +76,25 @@ def test_a_step_of_a_joint_embedding_asks_for_no_value(
     for batch in own.batches.epoch(0):
         loss = own.train_step(*batch)
     assert loss.is_meta and loss.shape == ()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_nor_does_one_of_pretraining(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = URRLTrainer(
+        data=load_images("digits", split="train").subset(range(40)),
+        views=Crops(),
+        batch_size=16,
+        queue=24,
+        width=4,
+        accumulate=accumulate,
+        device="meta",
+        progress="off",
+    )
+    # Which knows no such device, nor does that of the loss.
+    monkeypatch.setattr(trainer.loop.move, "autocast", nullcontext)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    for size in trainer.recipe.batches.sizes:
+        view = torch.rand(size, 3, 8, 8, device="meta")
+        target = torch.zeros(size, dtype=torch.int64, device="meta")
+        means = trainer.recipe.step((view, view, target), trainer.loop.move.of(size))
+    assert means.is_meta and means.shape == (3,)

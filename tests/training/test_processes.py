@@ -87,6 +87,44 @@ def test_a_batch_in_parts_is_the_same_step(parts: int, tau: Any) -> None:
         assert in_parts.history[-1][name] == pytest.approx(whole.history[-1][name], rel=1e-5)
 
 
+PRETRAINING = """
+import sys, torch
+sys.path.insert(0, {tests!r})
+from crops import Crops
+from safetensors.torch import save_file
+from hrrl_ext import URRLTrainer
+from hrrl_ext.data import load_images
+from hrrl_ext.processes import stop_processes
+
+digits, others = (load_images("digits", split=split).subset(range(96)) for split in ("train", "test"))
+trainer = URRLTrainer("convnet", data=digits, validation=others, views=Crops(), epochs=2, batch_size=16, queue=40,
+                      dim=8, lr=0.01, temperature=0.1, norm_groups=4, key_momentum=0.9, width=4, neighbours=9,
+                      device="cpu", progress="off")
+assert trainer.processes.size == int(sys.argv[2])
+row = trainer.fit().last
+save_file({{**{{n: p.detach() for n, p in trainer.encoder.named_parameters()}}, **trainer.recipe.queue.state_dict(),
+           **{{f"keys {{n}}": p for n, p in trainer.recipe.keys.named_parameters()}},
+           "row": torch.tensor([row[k] for k in ("loss", "spread", "train_accuracy")]),
+           "measured": torch.tensor([row[k] for k in ("knn_accuracy", "accuracy")])}},
+          f"{{sys.argv[1]}}/rank-{{trainer.processes.rank}}.safetensors")
+stop_processes()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_pretrain_what_one_does(tmp_path: Path) -> None:
+    """With batch normalisation: a group lies within a process, and keys are shuffled over all. To the
+    rounding of float32, which 12 steps amplify. Only running statistics differ, and with them what is
+    measured."""
+    script = PRETRAINING.format(tests=str(Path(__file__).parents[1]))
+    (one,), (first, second) = (tensors_of(size, script, tmp_path) for size in (1, 2))
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert first.pop("measured").min() >= 0 and one.pop("measured").max() <= 1
+    for name, value in one.items():
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-5)
+
+
 @pytest.mark.slow
 def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
     """With batch normalisation; one process writes, and a run that is continued gives the same bits.

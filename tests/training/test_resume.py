@@ -11,16 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from crops import Crops
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hrrl_ext import HRRLTrainer
+from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.retrieval import RetrievalTrainer, load_pairs
 
@@ -28,6 +30,17 @@ DIGITS = load_images("digits", split="train").subset(range(100))
 SETTINGS: dict[str, Any] = {
     "data": DIGITS, "validation": DIGITS, "concepts": "classes", "tau": 0.1, "lam": 20.0,
     "epochs": 2, "batch_size": 16, "lr": 0.05, "crop_padding": 1, "device": "cpu", "progress": "off",
+}  # fmt: skip
+
+PRETRAINING: dict[str, Any] = {
+    "data": DIGITS, "validation": DIGITS, "views": Crops(), "epochs": 2, "batch_size": 16, "queue": 40,
+    "dim": 8, "lr": 0.01, "temperature": 0.1, "norm_groups": 4, "key_momentum": 0.9, "device": "cpu", "progress": "off",
+}  # fmt: skip
+
+PAIRS = load_pairs("emoji", split="val", image_size=8)
+JOINT: dict[str, Any] = {
+    "data": PAIRS, "validation": PAIRS, "width": 2, "dim": 8, "word_dim": 4, "text_width": 6, "epochs": 2,
+    "device": "cpu", "progress": "off",
 }  # fmt: skip
 
 CLOCK = ("images_per_second", "seconds")
@@ -52,6 +65,25 @@ def start(out: Path, resume: bool = False, **settings: Any) -> HRRLTrainer:
     return HRRLTrainer(Net(), **(SETTINGS | settings), out=out, resume=resume, checkpoint_every=2)
 
 
+def pretrain(out: Path, resume: bool = False, **settings: Any) -> URRLTrainer:
+    torch.manual_seed(3 if not resume else 99)
+    return URRLTrainer(
+        Net(), **(PRETRAINING | settings), out=out, resume=resume, checkpoint_every=2
+    )
+
+
+def join(out: Path, resume: bool = False, **settings: Any) -> RetrievalTrainer:
+    torch.manual_seed(3 if not resume else 99)
+    return RetrievalTrainer(
+        "convnet", **(JOINT | settings), out=out, resume=resume, checkpoint_every=2
+    )
+
+
+START: dict[str, Callable[..., HRRLTrainer | URRLTrainer | RetrievalTrainer]] = {
+    "HRRL": start, "URRL": pretrain, "VSE": join,
+}  # fmt: skip
+
+
 def result(trainer: HRRLTrainer) -> list[Any]:
     rows = [{k: v for k, v in r.items() if k not in CLOCK} for r in trainer.history]
     state = [*trainer.model.state_dict().values(), *trainer.objective.state_dict().values()]
@@ -72,6 +104,7 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"example_level": "stored", "c": "auto", "channels_last": True},
         {"example_level": "stored", "stored_bits": 1, "precision": "fp16", "accumulate": 2},
         {"augmix": 3, "tau": 0.0},
+        {"resized_crop": 0.2, "tau": 0.0},
         {"augmix": 3, "jsd": 12.0, "accumulate": 2},
         {"example_level": "stored", "stored_resolution": 3},
         {"example_level": "stored", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
@@ -97,53 +130,39 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert result(trainer) == result(whole)
 
 
-PAIRS = load_pairs("emoji", split="val", image_size=8)
-JOINT: dict[str, Any] = {
-    "data": PAIRS, "validation": PAIRS, "width": 2, "dim": 8, "word_dim": 4, "text_width": 6, "epochs": 2,
-    "device": "cpu", "progress": "off",
-}  # fmt: skip
-
-
 @pytest.mark.parametrize(
-    "settings",
+    ("method", "settings"),
     [
-        {"warmup_loss": "semi_hard", "warmup_for": "4 steps"},
-        {"freeze": True, "preset": "Order0"},
-        {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2},
-        {"loss": "info_nce", "precision": "fp16", "ema": 0.9, "evaluate_every": "2 steps"},
-        {"negatives": 30, "channels_last": True},
-        {"concepts": "classes", "lam": 2.0, "c": "auto", "tau": 0.1, "flip": True},
-        {"concepts": "classes", "lam": 50.0, "tau": 0.1, "precision": "fp16", "loss": "sum_hinge"},
+        # The queue, which wraps in the third step, the key encoder and the shuffles as well.
+        ("URRL", {}),
+        ("URRL", {"num_workers": 2, "ema": 0.5}),
+        ("URRL", {"precision": "bf16", "channels_last": True}),
+        ("URRL", {"precision": "fp16", "accumulate": 2}),
+        ("VSE", {"warmup_loss": "semi_hard", "warmup_for": "4 steps"}),
+        ("VSE", {"freeze": True, "preset": "Order0"}),
+        ("VSE", {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2}),
+        ("VSE", {"loss": "info_nce", "precision": "fp16", "ema": 0.9, "evaluate_every": "2 steps"}),
+        ("VSE", {"negatives": 30, "channels_last": True}),
+        ("VSE", {"concepts": "classes", "lam": 2.0, "c": "auto", "tau": 0.1, "flip": True}),
+        ("VSE", {"concepts": "classes", "lam": 50.0, "tau": 0.1, "precision": "fp16", "loss": "sum_hinge"}),
     ],
     ids=str,
-)
-def test_joint_embeddings_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """As above, after 3 of 8 steps; and again in the second epoch."""
-
-    def begin(out: Path, resume: bool = False) -> RetrievalTrainer:
-        torch.manual_seed(3 if not resume else 99)
-        return RetrievalTrainer(
-            "convnet", **JOINT | settings, out=out, resume=resume, checkpoint_every=2
-        )  # fmt: skip
-
-    def came_to(trainer: RetrievalTrainer) -> list[Any]:
-        rows = [{k: v for k, v in r.items() if k not in CLOCK} for r in trainer.history]
-        return [rows, [value.tolist() for value in trainer.model.state_dict().values()]]
-
-    whole = begin(tmp_path / "whole")
-    assert len(whole.batches) == 8
-    whole.fit()
-    trainer = begin(tmp_path / "cut")
+)  # fmt: skip
+def test_within_an_epoch_of_others(tmp_path: Path, method: str, settings: dict[str, Any]) -> None:
+    """As above, after 3 steps of 7 or 8; and again in the second epoch."""
+    begin = START[method]
+    begin(tmp_path / "whole", **settings).fit()
+    trainer = begin(tmp_path / "cut", **settings)
     for steps in (3, 6):
         stop_after(trainer, steps)
         with pytest.raises(KeyboardInterrupt):
             trainer.fit()
-        trainer = begin(tmp_path / "cut", resume=True)
+        trainer = begin(tmp_path / "cut", resume=True, **settings)
     trainer.fit()
-    assert came_to(trainer) == came_to(whole)
+    assert final(tmp_path / "cut") == final(tmp_path / "whole")
 
 
-def stop_after(trainer: HRRLTrainer | RetrievalTrainer, steps: int | None) -> None:
+def stop_after(trainer: HRRLTrainer | URRLTrainer | RetrievalTrainer, steps: int | None) -> None:
     step = trainer.recipe.step
     done = 0
 
@@ -159,15 +178,10 @@ def stop_after(trainer: HRRLTrainer | RetrievalTrainer, steps: int | None) -> No
 
 SCRIPT = """
 import json, sys, torch
-sys.path.insert(0, {folder!r})
-from test_resume import JOINT, SETTINGS, HRRLTrainer, Net, RetrievalTrainer
-out, settings, resume = sys.argv[1], json.loads(sys.argv[2]), len(sys.argv) > 3
-torch.manual_seed(3)
-run = dict(out=out, resume=resume, checkpoint_every=3)
-if settings.pop("joint", False):
-    trainer = RetrievalTrainer("convnet", **JOINT | {{"epochs": 6}} | settings, **run)
-else:
-    trainer = HRRLTrainer(Net(), **SETTINGS | {{"epochs": 12}} | settings, **run)
+sys.path[:0] = {folders!r}
+from test_resume import START
+method, out, settings, resume = *sys.argv[1:3], json.loads(sys.argv[3]), len(sys.argv) > 4
+trainer = START[method](out, resume, **({{"epochs": 12}} | settings))
 print("ready", flush=True)
 trainer.fit()
 """
@@ -175,8 +189,9 @@ trainer.fit()
 
 def start_processes(out: Path, way: Way, resume: bool = False) -> list[subprocess.Popen[str]]:
     """All processes of one run, those of several connected as torchrun connects them."""
-    script = SCRIPT.format(folder=str(Path(__file__).parent))
-    arguments = [str(out), json.dumps(way.settings), *(["resume"] if resume else [])]
+    script = SCRIPT.format(folders=[str(Path(__file__).parents[i]) for i in (0, 1)])
+    settings = json.dumps(way.settings)
+    arguments = [way.method, str(out), settings, *(["resume"] if resume else [])]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -204,6 +219,7 @@ class Way:
 
     settings: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+    method: str = "HRRL"
 
 
 WAYS = {
@@ -215,8 +231,10 @@ WAYS = {
     "two processes, chi-square": Way({"adversary": "chi_square", "lam": 0.3}, 2),
     "two processes, stored": Way({"example_level": "stored"}, 2),
     "two processes, balanced": Way({"sampling": "concept"}, 2),
-    "joint embedding": Way({"joint": True, "warmup_loss": "sum_hinge"}),
-    "two processes, joint embedding": Way({"joint": True, "loss": "sigmoid"}, 2),
+    "pretraining": Way({"num_workers": 2}, method="URRL"),
+    "pretraining, two processes": Way(processes=2, method="URRL"),
+    "joint embedding": Way({"epochs": 6, "warmup_loss": "sum_hinge"}, method="VSE"),
+    "joint embedding, two processes": Way({"epochs": 6, "loss": "sigmoid"}, 2, method="VSE"),
 }
 
 
@@ -229,7 +247,11 @@ def final(out: Path) -> dict[str, Any]:
     weights = load_file(newest / "model.safetensors")
     return {
         "weights": {name: value.tolist() for name, value in weights.items()},
-        "adversary": {name: t.tolist() for name, t in state.get("objective", {}).items()},
+        "recipe": {
+            f"{of} {name}": t.tolist()
+            for of in ("objective", "keys", "queue")
+            for name, t in state.get(of, {}).items()
+        },
         "rng": [rng.tolist() for rng in state["rng"]],
         "history": state["history"],
         "directions": {name: t.tolist() for name, t in state.get("directions", {}).items()},

@@ -469,6 +469,14 @@ inline int sync_block(const char* file, int line, bool value) {
 // ---------------------------------------------------------------------------------------------------------------------
 // What kernels call
 
+// Fibers take turns at barriers alone, so that nothing comes between.
+template <class T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address = before + value;
+  return before;
+}
+
 #define __syncthreads() ((void)emulation::sync_block(__FILE__, __LINE__, false))
 #define __syncthreads_or(value) emulation::sync_block(__FILE__, __LINE__, (value) != 0)
 #define __syncwarp() \

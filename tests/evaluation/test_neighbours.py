@@ -11,8 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.utils.estimator_checks import check_estimator
 
 from hrrl_ext.data import ConceptMap
+from hrrl_ext.evaluation import neighbours as module
 from hrrl_ext.transfer import Features, KNeighbours
-from hrrl_ext.transfer import neighbours as module
 from hrrl_ext.transfer.probe import probe
 
 

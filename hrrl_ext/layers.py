@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from ..spec import not_known
+from .spec import not_known
 
 
 def find_classifier(model: nn.Module) -> nn.Linear:

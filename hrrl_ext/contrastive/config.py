@@ -1,0 +1,100 @@
+"""What contrastive pretraining computes, and the loop's settings as it has them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..data import RandomResizedCrop, Views
+from ..data.views import AugMixViews, MoCoViews, URRLViews, ViewFamily
+from ..training.config import TrainingConfig, require_one_of, require_positive
+from ..training.schedule import ScheduleName
+
+Family = Literal["moco", "augmix", "augmix:all", "augmix:moco", "urrl", "own"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveConfig:
+    """Settings of the method. The defaults are those of MoCo v2, with URRL's views."""
+
+    views: Family = "urrl"
+    """What becomes of an image after its crop: moco, MoCo v2's (T_rep); augmix, AugMix of nine
+    operations; augmix:all, of 13 (T_rob); augmix:moco, of MoCo's too; urrl, T_rob or T_rep by chance. The
+    trainer takes an object in its place: own."""
+    p: float = 0.5
+    """Of urrl: the probability of T_rob."""
+    share_family: bool = False
+    """Of urrl: both views of an image have the family that was drawn once for it."""
+    crop_scale: float = 0.2
+    """The least share of an image's area that a crop shows."""
+    flip: bool = True
+    """Random horizontal flip."""
+    blur: float = 0.5
+    """Of T_rep: the probability of a Gaussian blur; for images of 32 pixels 0 is common."""
+    augmix: float | None = None
+    """Severity of AugMix, 0.1 to 10; the paper's if not given, 3 below 128 pixels and 1 from there on."""
+    dim: int = 128
+    """Of z, which is compared."""
+    queue: int = 65_536
+    """K, keys of the last batches, which are the negatives."""
+    temperature: float = 0.2
+    """T, of the logits."""
+    key_momentum: float = 0.999
+    """m of the key encoder: θ_k ← m θ_k + (1 - m) θ_q before each step."""
+    norm_groups: int = 8
+    """Parts of a batch that batch normalisation sees each by itself, over all processes, each of which
+    has one at least; the keys' are of other images than the queries'. With 1 the network can tell a
+    query's key by the statistics that they share."""
+    bank: int = 10_000
+    """Training images, drawn once, whose features are measured at each evaluation, and are the neighbours
+    that validation images have."""
+    neighbours: int = 200
+    """k of the nearest neighbours; all of the bank where that is smaller."""
+    neighbour_temperature: float = 0.1
+    """T of their votes, exp(cos/T)."""
+    image_size: int | None = None
+    """Side that images are resized to; their own if not given."""
+    width: int = 64
+    """Channels of the first stage of a model given by name."""
+
+    def __post_init__(self) -> None:
+        require_positive(
+            self, "dim", "queue", "temperature", "norm_groups", "bank", "neighbours",
+            "neighbour_temperature", "width",
+        )  # fmt: skip
+        require_one_of(self, views=Family)
+        for name in ("p", "blur", "key_momentum", "crop_scale"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if self.crop_scale == 0:
+            raise ValueError("crop_scale must be above 0, the least share that a crop shows; got 0")
+        self.make_views(0)  # for its errors, before any work
+
+    def make_views(self, seed: int) -> Views:
+        """What ``views`` names; T_urrl where it is own."""
+        crop = RandomResizedCrop((self.crop_scale, 1.0), flip=0.5 if self.flip else 0.0)
+        rep, rob = MoCoViews(blur_p=self.blur), AugMixViews("all", self.augmix)
+        families: dict[str, ViewFamily] = {
+            "moco": rep,
+            "augmix": AugMixViews("paper", self.augmix),
+            "augmix:all": rob,
+            "augmix:moco": AugMixViews("moco", self.augmix),
+        }
+        urrl = URRLViews(self.p, self.share_family, rep, rob)
+        return Views(families.get(self.views, urrl), crop, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveTraining(TrainingConfig):
+    """Settings of the loop, whose defaults are MoCo v2's."""
+
+    epochs: int = 200
+    lr: float | None = None  # type: ignore[assignment]
+    """Learning rate, before the schedule; 0.03 for every 256 examples of a batch if not given."""
+    schedule: ScheduleName = "cosine"
+    """cosine: down to 0 at the end; steps: divided by 10 at the milestones; constant."""
+
+    def __post_init__(self) -> None:
+        if self.lr is None:
+            object.__setattr__(self, "lr", 0.03 * self.batch_size / 256)
+        super().__post_init__()

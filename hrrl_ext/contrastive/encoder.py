@@ -1,0 +1,88 @@
+"""Query encoder and key encoder: a network, with a head on its features."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from .._arrays import unit_rows
+from ..layers import find_classifier, layer_name
+
+
+class Encoder(nn.Module):
+    """x ↦ z = head(f(x))/‖head(f(x))‖, f the features of a network: the input of its last linear layer.
+
+    ``backbone`` is the whole network, whose last layer learns beside the head, from features that carry
+    no gradient: an online probe, which changes nothing of f. ``head`` has two layers (MoCo v2), drawn by
+    ``seed`` alone.
+    """
+
+    def __init__(self, backbone: nn.Module, dim: int, seed: int) -> None:
+        super().__init__()
+        classifier = find_classifier(backbone)
+        self.backbone = backbone
+        self.classifier = layer_name(backbone, classifier)
+        width = classifier.in_features
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+
+    def forward(self, x: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+        """x [B, 3, H, W] → z [B, dim] of norm 1, logits [B, C].
+
+        Each of ``groups`` neighbouring parts of x goes through the network by itself, as if it had a
+        device of its own: batch normalisation sees no other.
+        """
+        passes = [self.features(part) for part in x.tensor_split(groups)]
+        feature, logits = (torch.cat(parts) for parts in zip(*passes, strict=True))
+        return unit_rows(_no_half(self.head(feature))), _no_half(logits)
+
+    def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """f(x) [B, F], and the logits [B, C], whose gradient does not reach it."""
+        seen: list[Tensor] = []
+
+        def cut(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            seen.append(args[0])
+            return (args[0].detach(),)
+
+        handle = self.backbone.get_submodule(self.classifier).register_forward_pre_hook(cut)
+        try:
+            logits = self.backbone(x)
+        finally:
+            handle.remove()
+        if len(seen) != 1:
+            raise ValueError(
+                f"the model called its last linear layer {self.classifier!r} {len(seen)} times in a "
+                "pass, expected once: its input is the feature"
+            )
+        return seen[0].flatten(1), logits
+
+
+def _no_half(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class KeyEncoder(nn.Module):
+    """A copy of an encoder, head and all, whose weights follow it and carry no gradient.
+
+    Buffers are its own: running statistics, of the keys' passes, which nothing here reads.
+    """
+
+    def __init__(self, encoder: Encoder, momentum: float) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder).requires_grad_(False)
+        self._average = get_ema_multi_avg_fn(momentum)
+
+    @torch.no_grad()
+    def follow(self, encoder: Encoder) -> None:
+        """θ_k ← m θ_k + (1 - m) θ_q, of parameters alone."""
+        self._average([*self.encoder.parameters()], [*encoder.parameters()], torch.ones(()))
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, groups: int = 1) -> Tensor:
+        """x [B, 3, H, W] → keys [B, dim] of norm 1."""
+        z: Tensor = self.encoder(x, groups)[0]
+        return z

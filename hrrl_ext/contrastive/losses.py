@@ -1,0 +1,94 @@
+"""InfoNCE against a queue of negatives: attention whose keys and values are the queue."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Logits at once: on the CPU they stay in the cache, on a GPU in its L2, where few launches count.
+_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
+    """The loss of each of B queries, whose positive is its own key, among K negatives they share.
+
+        ℓ_i = -log( e^{q_i·k_i/T} / (e^{q_i·k_i/T} + Σ_j e^{q_i·n_j/T}) ),    log(K + 1) where all agree
+
+    Args:
+        query: [B, D], usually of norm 1; the only one with a gradient.
+        key: [B, D].
+        queue: [K, D], n_j; K may be 0, and the loss is 0 then.
+        temperature: T.
+
+    Returns:
+        [B], in float32 or, where the arguments are, float64; also under autocast.
+
+    With p_j the softmax over a query's K + 1 logits, dℓ/dq = (Σ_j p_j n_j + (p⁺ - 1) k)/T: the sum is
+    what attention over the queue gives, and comes with the loss. The queue is gone through once, in
+    pieces combined by log-sum-exp; there is no [B, K] tensor, and backward is a product. Deterministic.
+    float32 products are those that torch is set to.
+
+    Raises ValueError for shapes that do not belong together, or a temperature that is not positive.
+    Equivalent to F.cross_entropy(cat([(q*k).sum(1, keepdim=True), q @ queue.T], 1)/T, 0).
+    """
+    if query.ndim != 2 or key.shape != query.shape:
+        raise ValueError(
+            f"info_nce: query and key must be [B, D] both, got {list(query.shape)} and {list(key.shape)}"
+        )
+    if queue.ndim != 2 or queue.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"info_nce: queue must be [K, {query.shape[1]}], as wide as query, got {list(queue.shape)}"
+        )
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"info_nce: temperature must be positive and finite, got {temperature}")
+    loss: Tensor = _InfoNCE.apply(query, key, queue, float(temperature))
+    return loss
+
+
+class _InfoNCE(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+        kind = torch.promote_types(query.dtype, torch.float32)
+        with torch.autocast(query.device.type, enabled=False):
+            q, k, negatives = (t.detach().to(kind) for t in (query, key, queue))
+            positive = torch.bmm(q[:, None], k[:, :, None]).view(-1) / temperature
+            log_sum, shift, grad = _attend(q, negatives, temperature, ctx.needs_input_grad[0])
+            total = torch.logaddexp(positive, log_sum)
+            if grad is not None:
+                grad.mul_((shift - total).exp()[:, None])
+                grad.addcmul_(k, (positive - total).expm1()[:, None]).div_(temperature)
+                ctx.save_for_backward(grad)
+        ctx.kind = query.dtype
+        return total - positive
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = ctx.saved_tensors
+        return (grad * grad_loss[:, None]).to(ctx.kind), None, None, None
+
+
+def _attend(
+    q: Tensor, negatives: Tensor, temperature: float, with_sum: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; their maximum m [B]; and, if asked for, the sum
+    Σ_j e^{l_j - m} n_j [B, D]."""
+    columns = max(1, _AT_ONCE.get(q.device.type, _AT_ONCE["cuda"]) // max(1, len(q)))
+    room = q.new_empty(len(q) * min(columns, len(negatives)))
+    shift, total = q.new_full((len(q), 1), -math.inf), q.new_zeros(len(q), 1)
+    weighted = torch.zeros_like(q) if with_sum else None
+    for piece in negatives.split(columns) if len(negatives) else ():
+        logits = room[: len(q) * len(piece)].view(len(q), len(piece))
+        torch.addmm(logits, q, piece.T, beta=0, alpha=1 / temperature, out=logits)
+        higher = torch.maximum(shift, logits.amax(1, keepdim=True))
+        fade = (shift - higher).exp_()
+        logits.sub_(higher).exp_()
+        total.mul_(fade).add_(logits.sum(1, keepdim=True))
+        if weighted is not None:
+            weighted.mul_(fade).addmm_(logits, piece)
+        shift = higher
+    return (shift + total.log()).view(-1), shift.view(-1), weighted

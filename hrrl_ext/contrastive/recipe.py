@@ -1,0 +1,258 @@
+"""Momentum contrast (MoCo v2), as the training loop takes it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .._modes import evaluating
+from .._streams import random_stream
+from ..data import Batches
+from ..evaluation.neighbours import KNeighbours
+from ..evaluation.rank import rank_me
+from ..processes import Processes
+from ..training import Move, Recipe
+from ..training.recipe import Row
+from .config import ContrastiveConfig
+from .encoder import Encoder, KeyEncoder
+from .losses import info_nce
+from .queue import KeyQueue
+from .views import ViewBatches
+
+_COLLAPSED = 0.1  # of the spread, which is 1 where queries point everywhere
+_FELL = 2.0  # standard errors that an accuracy of neighbours falls by, at least, to be told
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation looks at, in the order of the sets."""
+
+    bank: Batches
+    """of training images"""
+    validation: Batches | None
+
+
+class MoCo(Recipe):
+    """min_θ E ℓ(z(x_1; θ), z(x_2; θ_k), queue)   (He et al., 2020; Chen et al., 2020; URRL, Eq. 1).
+
+    Args:
+        model: on its device, as it is trained.
+        batch_size: of all but the last batch of an epoch, over all processes.
+        model_name: what :func:`hrrl_ext.models.build_model` calls the backbone, if it does.
+    """
+
+    part = "backbone"
+    chosen = "knn_accuracy"
+    advice = "Lower lr, or raise temperature."
+
+    def __init__(
+        self,
+        model: Encoder,
+        batches: ViewBatches,
+        measured: Measured,
+        config: ContrastiveConfig,
+        processes: Processes,
+        *,
+        seed: int,
+        batch_size: int,
+        model_name: str | None = None,
+    ) -> None:
+        self.model, self.batches, self.measured = model, batches, measured
+        self.config, self.processes, self.model_name = config, processes, model_name
+        self.seed, self.batch_size = seed, batch_size
+        self.keys = KeyEncoder(model, config.key_momentum).train()
+        self.queue = KeyQueue(config.queue, config.dim, seed).to(batches.device)
+        self.done = 0
+        """Steps of the run."""
+        self._steps = 0  # of the epoch
+        self._sums = torch.zeros(3, dtype=torch.float64, device=batches.device)
+        self._last = torch.zeros(3, device=batches.device)
+        self._best: tuple[float, float] | None = None  # accuracy of neighbours, its epoch's loss
+        self._told: list[str] = []
+
+    # --- one step of MoCo
+
+    def step(self, batch: tuple[Tensor, ...], move: Move) -> Tensor:
+        """One iteration; returns the batch's means [3] of loss, hits of the probe and ‖mean z‖²."""
+        query_view, key_view, target = batch
+        self.keys.follow(self.model)  # θ_k ← m θ_k + (1 - m) θ_q
+        mine, keys = self._encoded(key_view, move)
+        means = move(self.losses, query_view, mine, target)  # against the queue; θ_q moves
+        self.queue.put(keys)  # after the logits: no key is a negative of its own step
+        self._last = torch.cat([means[:2], means[2:].square().sum()[None]])
+        self._sums += self._last.double() * self.batches.sizes[self._steps]
+        self._steps += 1
+        self.done += 1
+        return self._last
+
+    def losses(
+        self, model: nn.Module, x: Tensor, key: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """InfoNCE of some queries, and the cross-entropy of the probe, which the features do not feel."""
+        z, logits = model(x, self._groups(len(x)))
+        loss = info_nce(z, key, self.queue.keys, temperature=self.config.temperature).mean()
+        hits = (logits.detach().argmax(1) == target).float().mean()
+        means = torch.cat([torch.stack([loss.detach(), hits]), z.detach().mean(0)])
+        return loss + F.cross_entropy(logits, target), means
+
+    def _encoded(self, view: Tensor, move: Move) -> tuple[Tensor, Tensor]:
+        """Keys of this process's images, and of the whole batch [B, dim].
+
+        They are shuffled before they are parted into groups, over all processes, so that a key shares
+        its group with other images than its query does; then put back in order.
+        """
+        count = len(view) if move.examples is None else move.examples
+        stream = random_stream(self.seed, "shuffle", self.done)
+        order = torch.randperm(count, generator=stream).to(view.device, non_blocking=True)
+        part = self.processes.part(count)
+        here = slice(part.start, part.stop)
+        self.processes.agree(self.keys.buffers())
+        with torch.no_grad(), move.autocast():
+            shuffled = self.processes.whole(view, count)[order[here]]
+            keys = self.keys(shuffled, self._groups(len(shuffled)))
+        keys = self.processes.whole(keys, count)[order.argsort()]
+        return keys[here], keys
+
+    def _groups(self, images: int) -> int:
+        """Of batch normalisation, for a part of a batch: of the same size as those of a whole one."""
+        return max(1, images * self.config.norm_groups // self.batch_size)
+
+    # --- what it reports
+
+    def check(self, where: str) -> None:
+        if not self._last.isfinite().all():
+            raise FloatingPointError(f"the loss is not finite in {where}")
+
+    def running(self) -> str:
+        loss, hits, spread = self._means()
+        return f"loss {loss:.3f}  spread {spread:.2f}  probe {100 * hits:.1f} %"
+
+    def row(self, measured: Row) -> dict[str, Any]:
+        loss, hits, spread = self._means()
+        row = {"loss": loss, "spread": spread, "train_accuracy": hits} | dict(measured)
+        self._warn(row)
+        self._sums, self._steps = torch.zeros_like(self._sums), 0
+        return row
+
+    def line(self, row: Row) -> str:
+        parts = [f"{name} {row[name]:.3f}" for name in ("loss", "spread") if name in row]
+        if "rank_me" in row:
+            parts.append(f"RankMe {row['rank_me']:.1f}")
+        for name, words in (("knn_accuracy", "k-NN"), ("accuracy", "probe")):
+            if name in row:
+                parts.append(f"{words} {100 * row[name]:.1f} %")
+        return "  ".join(parts)
+
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
+        """RankMe of the bank's features; on validation images the accuracy of their nearest neighbours in
+        it, and of the probe."""
+        assert isinstance(model, Encoder)
+        bank, labels, _ = self._features(model, self.measured.bank)
+        bank, labels = (torch.cat(self.processes.gather(t)) for t in (bank, labels))
+        measured: dict[str, Any] = {"rank_me": rank_me(bank)}
+        if self.measured.validation is None:
+            return measured
+        config = self.config
+        voters = KNeighbours(config.neighbours, temperature=config.neighbour_temperature)
+        voters.fit(bank, labels)
+        features, target, hits = self._features(model, self.measured.validation)
+        right = hits
+        if len(features):
+            with torch.autocast("cpu", enabled=False):  # that of the passes
+                right = torch.from_numpy(voters.predict(features)) == target
+        counts = torch.tensor([right.sum(), hits.sum(), len(hits)], dtype=torch.float64)
+        knn, probe, count = sum(self.processes.gather(counts)).tolist()
+        return measured | {"knn_accuracy": knn / count, "accuracy": probe / count}
+
+    def _features(self, model: Encoder, batches: Batches) -> tuple[Tensor, Tensor, Tensor]:
+        """Of this process's part, on the CPU: features [N, F], labels [N], hits of the probe [N]."""
+        found: list[tuple[Tensor, ...]] = []
+        with evaluating(model):
+            for x, target, *_ in batches.epoch(0):
+                feature, logits = model.features(x)
+                found.append((feature.float(), target, logits.argmax(1) == target))
+        width = next(m for m in model.head if isinstance(m, nn.Linear)).in_features
+        none = (torch.empty(0, width), torch.empty(0, dtype=torch.int64), torch.empty(0).bool())
+        features, labels, hits = (
+            torch.cat([t.cpu() for t in parts]) for parts in zip(none, *found, strict=True)
+        )
+        return features, labels, hits
+
+    def _means(self) -> tuple[float, float, float]:
+        """Loss, hits of the probe and spread in the epoch so far."""
+        seen = sum(self.batches.sizes[: self._steps])
+        loss, hits, towards = (self._sums / seen).tolist()
+        return loss, hits, math.sqrt(max(0.0, 1 - towards))
+
+    def _warn(self, row: Row) -> None:
+        """Once each: of a collapse, and of a loss that falls by a way round the task."""
+        agree = math.log(self.config.queue + 1)
+        filled = self.done * self.batch_size >= self.config.queue  # by keys, which began at random
+        if row["spread"] < _COLLAPSED and filled:
+            self._tell(
+                "collapse",
+                f"all queries point the same way: their spread is {row['spread']:.2g}, where 1 is "
+                f"everywhere and 0 one point; the loss is {row['loss']:.3f}, and log(K + 1) = "
+                f"{agree:.3f} where no key can be told. Lower lr, or raise key_momentum",
+            )
+        if "knn_accuracy" not in row:
+            return
+        accuracy, loss = row["knn_accuracy"], row["loss"]
+        if self._best is None or accuracy >= self._best[0]:
+            self._best = (accuracy, loss)
+            return
+        assert self.measured.validation is not None
+        before, its_loss = self._best
+        images = len(self.measured.validation.images)
+        noise = math.sqrt((before * (1 - before) + accuracy * (1 - accuracy)) / images)
+        if loss < its_loss and before - accuracy > _FELL * noise:
+            self._tell(
+                "shortcut",
+                f"the loss fell from {its_loss:.3f} to {loss:.3f}, and the accuracy of nearest "
+                f"neighbours too, from {100 * before:.1f} % to {100 * accuracy:.1f} %: queries may be "
+                "told by what is not in the image, such as the statistics of their batch (norm_groups, "
+                f"now {self.config.norm_groups}), or by its colours alone (views)",
+            )
+
+    def _tell(self, what: str, text: str) -> None:
+        if what not in self._told:
+            self._told.append(what)
+            warnings.warn(text, stacklevel=4)
+
+    # --- its state
+
+    def description(self) -> dict[str, Any]:
+        images = self.batches.images
+        return {
+            "model": self.model_name,
+            "image_size": images.image_shape[-1],
+            "width": self.config.width,
+            "data": images.name,
+            "examples": len(images),
+            "classes": list(images.classes),
+            "views": str(self.batches.views),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "keys": self.keys.state_dict(),
+            "queue": self.queue.state_dict(),
+            "steps": [self.done, self._steps],
+            "sums": self._sums,
+            "best_neighbours": self._best,
+            "told": self._told,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.keys.load_state_dict(state["keys"])
+        self.queue.load_state_dict(state["queue"])
+        self.done, self._steps = state["steps"]
+        self._sums = state["sums"].to(self._sums)
+        self._best, self._told = state["best_neighbours"], state["told"]

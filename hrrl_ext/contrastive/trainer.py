@@ -1,0 +1,209 @@
+"""Contrastive pretraining from images to the network of the features, in one call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..data import Batches, ImageSet, Source, load_images
+from ..data.classes import require_same_classes
+from ..data.sources import takes_root
+from ..processes import Processes, start_processes
+from ..training import Loop, RunFolder, TrainingResult
+from ..training.config import parted
+from ..training.opening import begin_from, build_network, check_model, open_run
+from ..training.progress import ProgressStyle
+from .config import ContrastiveConfig, ContrastiveTraining
+from .encoder import Encoder
+from .recipe import Measured, MoCo
+from .views import TwoViews, ViewBatches, drawn_once
+
+
+class URRLTrainer:
+    """Learns features without labels: momentum contrast (MoCo v2) on the views of URRL, or others.
+
+    ::
+
+        result = URRLTrainer(data="photos/", out="runs/urrl").fit()
+        hrrl_ext.finetune("runs/urrl", "flowers/", method="similarity", out="runs/flowers")
+
+    Args:
+        model: "resnet18" (3×3 stem up to 64 pixels, ImageNet's above), "convnet", "torchvision:NAME",
+            "timm:NAME", or any module that maps images [B, 3, H, W] in [0, 1] to logits [B, C] by a last
+            linear layer, trained in place.
+        data: images; whatever :func:`hrrl_ext.data.load_images` opens. Their labels train the last layer
+            alone, on features that carry no gradient, and are measured by: no feature depends on them.
+        validation: images to measure on after each epoch; a source is opened with split="test".
+        views: one of :class:`ContrastiveConfig`'s by name, or an object in its place with a method
+            ``two(images, index, epoch)``, such as :class:`hrrl_ext.data.Views`, whose ``str`` is then
+            among the settings that a run is continued with.
+        out: folder of the run; None saves nothing.
+        resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had never
+            stopped. Without it a folder that holds a run is refused.
+        init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), MoCo's and
+            others' among them; a warning names what did not match.
+        checkpoint_every: save every so many steps, besides at the end of each epoch.
+        max_minutes: stop after so long, saved so that it can be resumed.
+        root: where data sets of torchvision lie, or the images of a list, if not beside it.
+        device: "auto" is CUDA where there is one.
+        num_workers: processes that decode images from files.
+        keep_gib: images of up to so many GiB, as uint8, are decoded once and kept; 0 keeps none.
+        progress: "auto", "bar", "plain" or "off".
+        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        after_step: called with the trainer and the number of steps done, after each of them and before a
+            checkpoint of it, in every process.
+        model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, where that is a module.
+        **config: the fields of :class:`ContrastiveConfig` (p, queue, temperature, ...) and of
+            :class:`ContrastiveTraining` (epochs, batch_size, lr, ...).
+
+    ``result.model``, what ``hrrl_ext.load_model(out)`` opens and ``best/`` hold the network alone, as it
+    was given or built: without the head, the key encoder and the queue, which are in the checkpoints.
+
+    Deterministic given the seed and the number of threads. A loss that is not finite stops the run and
+    leaves the last checkpoint; a collapse, and a loss that falls while the accuracy of nearest neighbours
+    does, are warned of. SIGTERM saves and exits with status 143.
+
+    Under torchrun the processes share every batch: ``batch_size`` and ``norm_groups`` count those of all
+    of them, keys are shuffled over all, and every process has the same queue.
+
+    This is a face: what a step computes is :class:`MoCo` (``recipe``), and what goes on around it is
+    :class:`hrrl_ext.training.Loop` (``loop``).
+    """
+
+    def __init__(
+        self,
+        model: str | nn.Module = "resnet18",
+        *,
+        data: Source,
+        validation: Source | None = None,
+        views: str | TwoViews = ContrastiveConfig.views,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        init: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        max_minutes: float | None = None,
+        root: str | None = None,
+        device: str = "auto",
+        num_workers: int = 0,
+        keep_gib: float = 2.0,
+        progress: ProgressStyle = "auto",
+        tensorboard: bool = False,
+        after_step: Callable[[URRLTrainer, int], object] | None = None,
+        model_name: str | None = None,
+        **config: Any,
+    ) -> None:
+        of_loop, of_method = parted(config, ContrastiveTraining, ContrastiveConfig, "URRLTrainer")
+        training = ContrastiveTraining(**of_loop)
+        if views == "own":
+            raise ValueError("views='own' is an object that makes views; give it as views")
+        name: Any = views if isinstance(views, str) else "own"
+        method = ContrastiveConfig(views=name, **of_method)
+        _check_groups(method, training)
+        make = method.make_views(training.seed) if isinstance(views, str) else views
+        self.after_step = after_step
+        processes, device_ = start_processes(device)
+        run = open_run(out, resume, tensorboard)
+
+        def open_images(source: Source, split: str) -> ImageSet:
+            its_root = root if takes_root(source) else None
+            return load_images(source, split=split, image_size=method.image_size, root=its_root)
+
+        options: dict[str, Any] = {
+            "seed": training.seed, "device": device_, "processes": processes,
+            "num_workers": num_workers, "keep_gib": keep_gib,
+        }  # fmt: skip
+        images = open_images(data, "train")
+        batches = ViewBatches(images, make, training.batch_size, **options)
+        measured = _measured(
+            images,
+            None if validation is None else open_images(validation, "test"),
+            method,
+            training,
+            **options,
+        )
+        network = build_network(model, images, method.width, training.seed)
+        if init is not None:
+            begin_from(init, network, images, resume=resume)
+        self.encoder = Encoder(network, method.dim, training.seed).to(device_)
+        if training.channels_last:
+            self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        check_model(network, images, device_)
+        self.recipe = MoCo(
+            self.encoder,
+            batches,
+            measured,
+            method,
+            processes,
+            seed=training.seed,
+            batch_size=training.batch_size,
+            model_name=model if isinstance(model, str) else model_name,
+        )
+        self.loop = Loop(
+            self.recipe,
+            training,
+            processes=processes,
+            device=device_,
+            run=run,
+            resume=resume,
+            checkpoint_every=checkpoint_every,
+            max_minutes=max_minutes,
+            progress=progress,
+            tensorboard=run.path / "tensorboard" if run is not None and tensorboard else None,
+            after_step=self._after_step,
+        )
+
+    def fit(self, until: int | None = None) -> TrainingResult:
+        """Trains what is left of ``epochs`` and returns the network of the last iterate.
+
+        With ``until`` no further than to the end of that epoch; another call goes on from there.
+        """
+        return self.loop.fit(until)
+
+    def _after_step(self, step: int) -> None:
+        if self.after_step is not None:
+            self.after_step(self, step)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return self.loop.history
+
+    @property
+    def run(self) -> RunFolder | None:
+        return self.loop.run
+
+    @property
+    def processes(self) -> Processes:
+        return self.loop.processes
+
+
+def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:
+    if 2 * method.norm_groups > training.batch_size:
+        raise ValueError(
+            f"norm_groups={method.norm_groups} leave fewer than two images of a batch of "
+            f"{training.batch_size} to each, and batch normalisation needs two; lower norm_groups"
+        )
+
+
+def _measured(
+    images: ImageSet,
+    validation: ImageSet | None,
+    method: ContrastiveConfig,
+    training: ContrastiveTraining,
+    **options: Any,
+) -> Measured:
+    if validation is None and training.patience is not None:
+        raise ValueError("patience needs validation: without, no evaluation is better or worse")
+
+    def in_order(those: ImageSet) -> Batches:
+        concept = torch.zeros_like(those.target)
+        return Batches(those, concept, training.batch_size, shuffle=False, **options)
+
+    bank = in_order(images.subset(drawn_once(len(images), method.bank, training.seed)))
+    if validation is None:
+        return Measured(bank, None)
+    require_same_classes(images.classes, validation.classes, of="data", data="validation")
+    return Measured(bank, in_order(validation))

@@ -1,0 +1,83 @@
+"""Batches of two views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .._streams import random_stream
+from ..data import ImageSet
+from ..data.batches import batch_sizes
+from ..data.fetching import Fetcher
+from ..data.image_sets import as_float
+from ..processes import Processes
+
+
+class TwoViews(Protocol):
+    """What makes views, such as :class:`hrrl_ext.data.Views`."""
+
+    def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Both views of images [B, 3, H, W], uint8 or float in [0, 1], of the same kind: a function of
+        each image, its number in index [B] and the epoch alone."""
+        ...
+
+
+class ViewBatches:
+    """Epochs of mini-batches of an image set: both views [B, 3, H, W] float32 in [0, 1], and target [B].
+
+    Every image comes once per epoch. The order is a function of (seed, epoch), the views of the images'
+    numbers and the epoch: starting at any epoch or batch gives the same bits as getting there, and on
+    several processes, each of which has its part, the images of a batch are those of one. A last batch
+    with fewer than two images for each process joins the one before it.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        views: TwoViews,
+        batch_size: int,
+        *,
+        seed: int,
+        device: torch.device,
+        processes: Processes,
+        num_workers: int = 0,
+        keep_gib: float = 0.0,
+    ) -> None:
+        least = 2 * processes.size
+        if min(batch_size, len(images)) < least:
+            raise ValueError(
+                f"batch_size: every process needs at least two images of a batch, which has {batch_size} "
+                f"of {len(images)} images for {processes.size} of them"
+            )
+        self.images, self.views, self.seed = images, views, seed
+        self.device, self.processes = device, processes
+        self._fetcher = Fetcher(
+            images, device=device, num_workers=num_workers, keep_gib=keep_gib, processes=processes
+        )
+        self.sizes = batch_sizes(len(images), batch_size, least)
+        """Examples per batch, over all processes."""
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """The batches of one epoch, from number ``start`` on."""
+        order = torch.randperm(len(self.images), generator=random_stream(self.seed, epoch, "order"))
+        parts = [rows[_slice(self.processes.part(len(rows)))] for rows in order.split(self.sizes)]
+        parts = parts[start:]
+        for rows, images in zip(parts, self._fetcher.batches(parts), strict=True):
+            first, second = (as_float(view) for view in self.views.two(images, rows, epoch))
+            yield first, second, self.images.target[rows].to(self.device, non_blocking=True)
+
+
+def _slice(part: range) -> slice:
+    return slice(part.start, part.stop)
+
+
+def drawn_once(count: int, most: int, seed: int) -> Tensor:
+    """Numbers of up to ``most`` of ``count`` images, in order; by ``seed`` alone."""
+    drawn = torch.randperm(count, generator=random_stream(seed, "bank"))[:most]
+    return drawn.sort().values

@@ -1,0 +1,144 @@
+"""Random resized crops and flips, a part of its own for every image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ... import ops
+from ..._streams import Draws
+from ..augmix import ImageProgram
+
+_ATTEMPTS = 10
+_CROP = ops.IMAGE_OPERATIONS.index("crop")
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A part of the image, with an area of U(scale) of it and sides in a ratio of logU(ratio), resized,
+    and flipped with a probability.
+
+    The part is torchvision's: ten of them are drawn, and the first that fits is taken; else the largest
+    in the middle whose ratio is allowed.
+
+    Args:
+        scale: the least share of the area and the most. MoCo has (0.2, 1), training on ImageNet
+            (0.08, 1).
+        ratio: width over height, the least and the most.
+        size: side of the result in pixels, a square; None keeps the sides of the images.
+        flip: its probability.
+    """
+
+    scale: tuple[float, float] = (0.2, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    size: int | None = None
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, most in (("scale", 1.0), ("ratio", math.inf)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise ValueError(
+                    f"RandomResizedCrop: {name} must be the least and the most, above 0"
+                    f"{' and at most 1' if most == 1 else ''}, got {(low, high)}"
+                )
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"RandomResizedCrop: size must be at least 1 pixel, got {self.size}")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"RandomResizedCrop: flip must be a probability, got {self.flip}")
+
+    def __call__(self, images: Tensor, draws: Draws) -> Tensor:
+        """images [B, C, H, W], uint8 or float in [0, 1] → the same kind. Floats are rounded to 8-bit
+        levels where the sides stay: then a native operator does it."""
+        height, width = images.shape[2:]
+        box = self.boxes(draws, height, width)
+        sides = (height, width) if self.size is None else (self.size, self.size)
+        if sides == (height, width):
+            return crop_program(box)(images)
+        return resized_crop(images, box, sides)
+
+    def boxes(self, draws: Draws, height: int, width: int) -> Tensor:
+        """[B, 5] float64: top, left, height and width of each part, and whether it is flipped, 0 or 1"""
+        shape = (_ATTEMPTS,)
+        area = height * width * draws.uniform(*self.scale, shape)
+        ratio = draws.uniform(math.log(self.ratio[0]), math.log(self.ratio[1]), shape).exp()
+        w, h = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.int().argmax(1, keepdim=True)
+        found = fits.any(1)
+        middle_h, middle_w = self._middle(height, width)
+        h = torch.where(found, h.gather(1, first)[:, 0], middle_h)
+        w = torch.where(found, w.gather(1, first)[:, 0], middle_w)
+        at = draws.uniform(shape=(2,))
+        top = torch.where(found, (at[:, 0] * (height - h + 1)).floor(), (height - h) // 2)
+        left = torch.where(found, (at[:, 1] * (width - w + 1)).floor(), (width - w) // 2)
+        return torch.stack([top, left, h, w, draws.chance(self.flip).double()], 1)
+
+    def _middle(self, height: int, width: int) -> tuple[float, float]:
+        least, most = self.ratio
+        if width / height < least:
+            return float(min(height, round(width / least))), float(width)
+        if width / height > most:
+            return float(height), float(min(width, round(height * most)))
+        return float(height), float(width)
+
+
+def crop_program(box: Tensor) -> ImageProgram:
+    """Parts as an operation, for results of the images' size."""
+    b = len(box)
+    parameter = torch.cat([box, box.new_zeros(b, 1)], 1)[:, None, None]
+    one = torch.ones(b, 1)
+    return ImageProgram(torch.full((b, 1, 1), _CROP), parameter, one, one[:, 0])
+
+
+def resized_crop(images: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """images [B, C, H, W], their parts [B, 5] → [B, C, *size], the same kind; floats in [0, 1].
+
+    Bilinear, with antialiasing: where the part is larger than the result, the filter is as wide as the
+    pixels of the result. Float between the two directions, rounded at the end for uint8.
+    """
+    if len(images) == 0:
+        return images.new_empty(0, images.shape[1], *size)
+    x = images.to(torch.promote_types(images.dtype, torch.float32))
+    # Here, where the parts still are: nothing waits for a device.
+    counts = [math.ceil(2 * max(1.0, float(box[:, 2 + d].max()) / size[d]) + 1) for d in (0, 1)]
+    box = box.to(images.device, non_blocking=True)
+    rows = _taps(box[:, 0], box[:, 2], size[0], torch.zeros_like(box[:, 4]), counts[0])
+    columns = _taps(box[:, 1], box[:, 3], size[1], box[:, 4], counts[1])
+    x = _weighed(_weighed(x, *columns, dim=3), *rows, dim=2)
+    if images.dtype == torch.uint8:
+        return (x + 0.5).clamp(0, 255).to(torch.uint8)
+    return x.clamp(0, 1).to(images.dtype)  # weights sum to 1 only up to rounding
+
+
+def _taps(
+    first: Tensor, length: Tensor, size: int, flip: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Of each new pixel, old ones [B, size, count] and their weights: 0 beyond an image's own support."""
+    first, length = first[:, None, None], length[:, None, None]  # [B, 1, 1]
+    out = torch.arange(size, dtype=torch.float64, device=first.device)[:, None]
+    out = torch.where(flip[:, None, None] > 0, size - 1 - out, out)
+    per = length / torch.full_like(length, size)
+    support = per.clamp(min=1)
+    centre = (out + 0.5) * per  # [B, size, 1]
+    place = (centre - support + 0.5).floor() + torch.arange(count, device=first.device)
+    weight = (1 - (place + 0.5 - centre).abs() / support).clamp(0)
+    weight = torch.where((place >= 0) & (place < length), weight, 0)
+    weight = weight / weight.sum(2, keepdim=True)
+    return (first + torch.minimum(place.clamp(0), length - 1)).long(), weight
+
+
+def _weighed(x: Tensor, place: Tensor, weight: Tensor, dim: int) -> Tensor:
+    """Along one dimension, tap by tap: the sum of one image does not depend on the taps of another."""
+    total: Tensor | None = None
+    for index, w in zip(place.unbind(2), weight.to(x.dtype).unbind(2), strict=True):
+        shape = (len(x), 1, -1, 1) if dim == 2 else (len(x), 1, 1, -1)
+        sides = [len(x), x.shape[1], x.shape[2], x.shape[3]]
+        sides[dim] = index.shape[1]
+        part = x.gather(dim, index.view(shape).expand(sides)) * w.view(shape)
+        total = part if total is None else total + part
+    assert total is not None
+    return total

@@ -1,0 +1,70 @@
+"""What a trainer opens before any work: the folder of its run, a network, weights to begin with."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from torch import nn
+
+from .._modes import evaluating
+from ..data import ImageSet
+from ..data.classes import require_same_classes
+from ..data.image_sets import as_float
+from ..models import build_model
+from ..pretrained import classes_of, load_weights
+from .run_folder import RunFolder
+from .scalars import require_tensorboard
+
+
+def open_run(
+    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool
+) -> RunFolder | None:
+    """The folder of a run that begins, or is continued; None saves nothing."""
+    if out is None:
+        if resume:
+            raise ValueError("resume=True needs out, the folder of the run to continue")
+        if tensorboard:
+            raise ValueError("tensorboard=True needs out, the folder that it writes to")
+        return None
+    if tensorboard:
+        require_tensorboard()
+    run = RunFolder(out)
+    if not resume:
+        run.require_free()  # before any work; and again, where the loop takes it
+    return run
+
+
+def build_network(model: str | nn.Module, images: ImageSet, width: int, seed: int) -> nn.Module:
+    """For the classes and the size of these images; by ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(
+            model, num_classes=images.num_classes, image_size=images.image_shape[-1], width=width
+        )
+
+
+def begin_from(
+    init: str | os.PathLike[str], model: nn.Module, images: ImageSet, *, resume: bool
+) -> None:
+    """Fills the model with weights, and says what of them it could not take."""
+    if resume:
+        raise ValueError("init begins a new run and resume continues one; give one of the two")
+    classes = classes_of(init)
+    if classes is not None and len(classes) == images.num_classes:  # else the last layer stays out
+        require_same_classes(classes, images.classes, of=f"init {os.fspath(init)}")
+    if not (report := load_weights(model, init)).complete:
+        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+
+
+def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
+    """One forward pass of one image, so that a misfit shows before any work."""
+    x = images[0][0][None].to(device)
+    with evaluating(model):
+        logits = model(as_float(x))
+    if logits.dim() != 2 or logits.shape[1] != images.num_classes:
+        raise ValueError(
+            f"model must give logits [B, {images.num_classes}], one per class of the data, "
+            f"got {list(logits.shape)} for one image"
+        )

@@ -1,0 +1,143 @@
+"""InfoNCE against cross-entropy over all K + 1 logits in float64, at its edges, and what it costs."""
+
+from __future__ import annotations
+
+import math
+
+import memory
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hrrl_ext.contrastive import info_nce
+from hrrl_ext.contrastive import losses as module
+
+
+def problem(b: int, k: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    g = torch.Generator().manual_seed(0)
+    rows = (F.normalize(torch.randn(n, d, generator=g, dtype=torch.float64)) for n in (b, b, k))
+    query, key, queue = (t.to(dtype) for t in rows)
+    return query.requires_grad_(), key, queue
+
+
+def by_cross_entropy(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Losses, and the gradient of their sum in float64."""
+    q, k, n = (t.detach().double() for t in (query, key, queue))
+    q.requires_grad_()
+    logits = torch.cat([(q * k).sum(1, keepdim=True), q @ n.T], 1) / temperature
+    losses = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64), reduction="none")
+    return losses.detach(), torch.autograd.grad(losses.sum(), q)[0]
+
+
+@pytest.mark.parametrize("k", [0, 1, 7, 4096])
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_equal_logits_are_the_log_of_their_number(k: int, temperature: float) -> None:
+    query = torch.eye(1, 5).expand(3, 5).contiguous().requires_grad_()
+    loss = info_nce(query, query.detach(), query[:1].detach().expand(k, 5), temperature=temperature)
+    # 1/T + log(K + 1) - 1/T: the last digits of 1/T.
+    torch.testing.assert_close(loss, torch.full((3,), math.log(k + 1)), rtol=1e-6, atol=2e-6)
+
+
+def test_an_empty_queue_is_no_loss() -> None:
+    query, key, queue = problem(5, 0, 3)
+    loss = info_nce(query, key, queue, temperature=0.1)
+    (grad,) = torch.autograd.grad(loss.sum(), query)
+    assert (loss == 0).all() and (grad == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("b", "k", "d"), [(1, 1, 1), (1, 7, 3), (5, 13, 7), (31, 64, 16), (7, 4097, 128)]
+)
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+@pytest.mark.parametrize("at_once", [1, 40, 2**17])
+def test_loss_and_gradient(
+    b: int, k: int, d: int, temperature: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float64 to its rounding, however the queue is cut; in float32 to 24 bits of logits up to 1/T."""
+    monkeypatch.setitem(module._AT_ONCE, "cpu", at_once)
+    if at_once == 1 and k > 100:
+        k = 101  # a piece per key takes its time
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 4e-7 / temperature)):
+        query, key, queue = problem(b, k, d, dtype)
+        loss = info_nce(query, key, queue, temperature=temperature)
+        weight = torch.linspace(0.5, 2, b, dtype=dtype)
+        (grad,) = torch.autograd.grad(loss @ weight, query)
+        expected, slope = by_cross_entropy(query, key, queue, temperature)
+        assert loss.dtype == dtype
+        torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance)
+        slope *= weight[:, None]  # of two keys' difference, divided by T
+        torch.testing.assert_close(grad.double(), slope, rtol=0, atol=2 * tolerance / temperature)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_halves_are_computed_in_float32(dtype: torch.dtype) -> None:
+    query, key, queue = problem(9, 50, 16, dtype)
+    wide = query.detach().float().requires_grad_()
+    loss = info_nce(query, key, queue, temperature=0.1)
+    expected = info_nce(wide, key.float(), queue.float(), temperature=0.1)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+    grads = (torch.autograd.grad(x.sum(), y)[0] for x, y in ((loss, query), (expected, wide)))
+    got, want = grads
+    assert got.dtype == dtype and torch.equal(got, want.to(dtype))
+
+
+def test_autocast_changes_no_bit() -> None:
+    query, key, queue = problem(9, 50, 16)
+    expected = info_nce(query, key, queue, temperature=0.1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(info_nce(query, key, queue, temperature=0.1), expected)
+
+
+def test_keys_and_queue_have_no_gradient() -> None:
+    query, key, queue = problem(3, 5, 4)
+    key.requires_grad_()
+    queue.requires_grad_()
+    info_nce(query, key, queue, temperature=0.1).sum().backward()
+    assert query.grad is not None and key.grad is None and queue.grad is None
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e18])
+def test_logits_of_any_size(scale: float) -> None:
+    """A positive that is far ahead costs nothing, one that is far behind its distance."""
+    query = torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).requires_grad_()
+    key, queue = torch.tensor([[scale, 0.0]] * 2), torch.zeros(3, 2)
+    loss = info_nce(query, key, queue, temperature=1.0)
+    torch.testing.assert_close(loss, torch.tensor([0.0, scale + math.log(3)]))
+    (grad,) = torch.autograd.grad(loss.sum(), query)
+    torch.testing.assert_close(grad, torch.tensor([[0.0, 0.0], [-scale, 0.0]]))
+
+
+def test_what_is_no_number_shows() -> None:
+    query, key, queue = problem(3, 5, 4)
+    queue[2, 1] = math.nan
+    loss = info_nce(query, key, queue, temperature=0.1)
+    assert loss.isnan().all() and torch.autograd.grad(loss.sum(), query)[0].isnan().all()
+
+
+def test_no_matrix_of_logits() -> None:
+    """Beside its arguments: the gradient, as large as query twice (the sum, and what is handed back), and
+    a piece of the logits; where eager has [256, 20000] several times."""
+    query, key, queue = problem(256, 20_000, 8)
+
+    def step() -> None:
+        info_nce(query, key, queue, temperature=0.1).sum().backward()
+
+    step()  # query.grad is there
+    held = [query, key, queue, query.grad]
+    arguments = sum(4 * t.numel() for t in held if t is not None)
+    peak = memory.peak_bytes(step, [t for t in held if t is not None], None) - arguments
+    assert 0 < peak < 4 * 2**17 + 4 * query.numel() * 4 < 4 * 256 * 20_000 / 10
+
+
+def test_bad_input() -> None:
+    query, key, queue = problem(3, 5, 4)
+    with pytest.raises(ValueError, match=r"query and key must be \[B, D\] both, got \[3, 4\] and"):
+        info_nce(query, key[:2], queue, temperature=0.1)
+    with pytest.raises(ValueError, match=r"queue must be \[K, 4\], as wide as query, got \[5, 3\]"):
+        info_nce(query, key, queue[:, :3], temperature=0.1)
+    for temperature in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="temperature must be positive and finite"):
+            info_nce(query, key, queue, temperature=temperature)

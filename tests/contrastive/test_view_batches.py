@@ -1,0 +1,73 @@
+"""Batches of views depend on seed and epoch alone, whoever makes them; and which views a name stands for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrrl_ext.contrastive import ContrastiveConfig, ViewBatches
+from hrrl_ext.data import Views, load_images
+from hrrl_ext.processes import Processes
+
+DIGITS = load_images("digits", split="train").subset(range(53))
+
+
+def batches(**settings: Any) -> ViewBatches:
+    options = {"seed": 0, "device": torch.device("cpu"), "processes": Processes()} | settings
+    return ViewBatches(DIGITS, Views(), 16, **options)
+
+
+def whole(made: ViewBatches, epoch: int, start: int = 0) -> list[Tensor]:
+    return [torch.cat(parts) for parts in zip(*made.epoch(epoch, start), strict=True)]
+
+
+def test_an_epoch_is_every_image_once_and_begins_anywhere() -> None:
+    made = batches()
+    assert made.sizes == [16, 16, 16, 5] and len(made) == 4
+    first, second, target = whole(made, 3)
+    assert first.shape == second.shape == (53, 3, 8, 8) and first.dtype == torch.float32
+    assert torch.equal(target.sort().values, DIGITS.target.sort().values)
+    assert not torch.equal(first, second) and not torch.equal(first, whole(made, 4)[0])
+    for got, expected in zip(whole(made, 3, start=2), (first, second, target), strict=True):
+        assert torch.equal(got, expected[32:])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_workers": 2}, {"keep_gib": 1.0}, {"num_workers": 1, "keep_gib": 1e-6}]
+)
+def test_where_images_come_from_changes_no_bit(settings: dict[str, Any]) -> None:
+    for got, expected in zip(whole(batches(**settings), 1), whole(batches(), 1), strict=True):
+        assert torch.equal(got, expected)
+
+
+def test_processes_have_the_images_of_one() -> None:
+    parts = [list(batches(processes=Processes(rank, 2)).epoch(2)) for rank in (0, 1)]
+    for got, expected in zip(zip(*parts, strict=True), batches().epoch(2), strict=True):
+        for halves, one in zip(zip(*got, strict=True), expected, strict=True):
+            assert torch.equal(torch.cat(halves), one)
+
+
+def test_names_of_views_and_an_object() -> None:
+    """Each name is a family with these settings; T_rob and T_rep are those of their own names."""
+    x, index = DIGITS.images, torch.arange(53)
+
+    def first(**settings: Any) -> Tensor:
+        return ContrastiveConfig(**settings).make_views(5).two(x, index, 2)[0]
+
+    rep, rob, mixed = first(views="moco", blur=0.0), first(views="augmix:all"), first(blur=0.0)
+    is_rep, is_rob = ((mixed == other).flatten(1).all(1) for other in (rep, rob))
+    assert (is_rep | is_rob).all() and 10 < is_rep.sum() < 43  # of 53: 26.5, standard deviation 3.6
+    assert torch.equal(first(p=1.0), rob) and torch.equal(first(p=0.0, blur=0.0), rep)
+    names = ("moco", "augmix", "augmix:all", "augmix:moco")
+    assert len({first(views=name).sum().item() for name in names}) == 4
+    assert not torch.equal(first(views="augmix", augmix=0.1), first(views="augmix", augmix=9.0))
+    plain = {"views": "augmix", "augmix": 0.1, "crop_scale": 1.0, "flip": False}
+    assert (first(**plain).float() - x.float()).abs().mean() < 40  # all but a crop to 3/4 or 4/3
+
+
+def test_too_few_images() -> None:
+    with pytest.raises(ValueError, match="16 of 53 images for 9 of them"):
+        batches(processes=Processes(0, 9))

@@ -1,0 +1,84 @@
+"""Random resized crops as a choice of the trainer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hrrl_ext import HRRLTrainer
+from hrrl_ext._streams import Draws, random_stream
+from hrrl_ext.data import ArrayImages, Augmentation, AugMix, Batches, RandomResizedCrop
+from hrrl_ext.processes import Processes
+from hrrl_ext.robust.config import HRRLConfig
+
+CROP = RandomResizedCrop((0.2, 1.0))
+
+
+def batches(dtype: torch.dtype = torch.uint8, **changes: object) -> Batches:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (20, 3, 12, 12), generator=g, dtype=torch.uint8)
+    x = x if dtype == torch.uint8 else x.to(dtype) / 255
+    target = torch.arange(20) % 3
+    settings = {"batch_size": 8, "shuffle": True, "seed": 3, "augment": CROP} | changes
+    return Batches(ArrayImages(x, target), target, **settings)
+
+
+def equal(left: list[tuple[Tensor, ...]], right: list[tuple[Tensor, ...]]) -> bool:
+    return all(all(map(torch.equal, a, b)) for a, b in zip(left, right, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_batches_are_cropped_by_their_own_stream(dtype: torch.dtype) -> None:
+    here = batches(dtype)
+    plain = list(batches(dtype, augment=None).epoch(2))
+    for number, ((x, *labels), (whole, *same)) in enumerate(zip(here.epoch(2), plain, strict=True)):
+        draws = Draws.of_generator(len(whole), random_stream(3, 2, number))
+        stored = (whole * 255).round().to(torch.uint8) if dtype == torch.uint8 else whole
+        cropped = CROP(stored, draws)
+        assert torch.equal(x, cropped / 255 if dtype == torch.uint8 else cropped)
+        assert equal([tuple(labels)], [tuple(same)]) and not torch.equal(x, whole)
+
+
+def test_workers_processes_and_starts_do_not_count() -> None:
+    settings = {"augmix": AugMix()}
+    whole = list(batches(**settings).epoch(2))
+    assert equal(list(batches(num_workers=2, **settings).epoch(2)), whole)
+    assert equal(list(batches(**settings).epoch(2, start=1)), whole[1:])
+    parts = [list(batches(processes=Processes(rank, 2), **settings).epoch(2)) for rank in (0, 1)]
+    for of_all, first, second in zip(whole, *parts, strict=True):
+        together = tuple(torch.cat(both) for both in zip(first, second, strict=True))
+        assert equal([together], [of_all])
+    assert not equal(list(batches(**settings).epoch(1)), whole)
+
+
+def test_the_trainer_hands_it_on() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    trainer = HRRLTrainer(
+        net, data="digits", validation="digits", concepts="classes", epochs=1, batch_size=64,
+        tau=0.0, lam=None, resized_crop=0.3, device="cpu", progress="off",
+    )  # fmt: skip
+    assert trainer.batches.augment == RandomResizedCrop((0.3, 1.0), flip=0.5)
+    assert trainer.validation.augment is None
+    assert HRRLConfig().augmentation == Augmentation(4, True)
+    assert HRRLConfig(resized_crop=0.08, flip=False).augmentation == RandomResizedCrop(
+        (0.08, 1), flip=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"resized_crop": -0.1}, "resized_crop must be the least share .* got -0.1"),
+        ({"resized_crop": 1.5}, "resized_crop must be the least share .* got 1.5"),
+        ({"resized_crop": 0.1, "tau": 0.1, "example_level": "stored"}, "leave resized_crop out"),
+    ],
+)
+def test_what_is_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HRRLConfig(**settings)
+
+
+def test_views_of_batches_are_those_that_can_be_undone() -> None:
+    with pytest.raises(ValueError, match="RandomResizedCrop cannot; leave one of the two out"):
+        batches(views=True)

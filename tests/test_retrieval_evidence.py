@@ -1,0 +1,284 @@
+"""examples/retrieval_evidence.py: its splits, what it chooses by, that it goes on and writes its page."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import retrieval_evidence as example
+import retrieval_page
+import torch
+from retrieval_cases import WORDS, pictures
+from scipy.stats import skew
+
+from hrrl_ext.data import ArrayImages
+from hrrl_ext.retrieval import Pairs, RetrievalTrainer, embed, evaluate
+from hrrl_ext.storage import read_json
+
+SMALL = [
+    *("--epochs", "4", "--image-epochs", "4", "--dim", "6", "--text-width", "5", "--word-dim", "4"),
+    *("--batch-size", "16", "--width", "2"),
+]
+
+
+@pytest.fixture
+def features(tmp_path: Path) -> Path:
+    """Forty images, two captions of each, which say what their features are."""
+    random = np.random.default_rng(0)
+    kind = random.integers(len(WORDS), size=(40, 2))
+    features = np.eye(len(WORDS))[kind].sum(1) @ random.standard_normal((len(WORDS), 6))
+    captions = [[" ".join(WORDS[w] for w in k[::step]) for step in (1, -1)] for k in kind]
+    np.savez(tmp_path / "some.npz", features=features.astype(np.float16), captions=captions)
+    return tmp_path / "some.npz"
+
+
+def no_encoder() -> torch.nn.Module:
+    raise AssertionError("features need none")
+
+
+def parsed(features: Path, *more: str) -> Any:
+    return example.parser().parse_args([str(features), "--out", "unused", *SMALL, *more])
+
+
+def test_splits_test_on_disjoint_parts(features: Path) -> None:
+    whole = example.open_pairs(str(features))
+    tested: list[int] = []
+    for number in range(example.SPLITS):
+        sets = example.split_of(whole, number)
+        groups = [set(part.image_group.tolist()) for part in sets.values()]
+        assert [len(part) for part in groups] == [27, 5, 8]
+        assert len(set.union(*groups)) == len(whole.images)
+        tested += sets["test"].image_group.tolist()
+        for part in sets.values():  # each image has kept its captions
+            for row, group in enumerate(part.image_group.tolist()):
+                assert torch.equal(part.images[row], whole.images[group])
+                assert part.captions_of(row) == whole.captions_of(group)
+    assert sorted(tested) == list(range(40))
+
+
+def test_groups_are_not_parted() -> None:
+    one = pictures()
+    whole = Pairs(one.images, one.captions, one.owner, group=torch.arange(24) // 2)
+    for number in range(example.SPLITS):
+        of = [set(part.image_group.tolist()) for part in example.split_of(whole, number).values()]
+        assert sum(map(len, of)) == len(set.union(*of)) == 12
+
+
+def test_without_the_mask_every_pair_is_alone(features: Path) -> None:
+    whole = example.open_pairs(str(features))
+    alone = example.without_mask(whole)
+    assert len(alone.image_group.unique()) == len(alone) == len(whole) == 80
+    assert alone.captions == whole.captions
+    assert torch.equal(alone.images, whole.images[whole.owner])
+
+
+def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
+    """What is measured on test pairs is a run of its own that ends at that epoch."""
+    args = parsed(features)
+    sets = example.split_of(example.open_pairs(str(features)), 1)
+    part = example.trial(example.MAIN["SH"], sets, args, 2, 0.03, no_encoder)
+    assert len(part["curve"]) == 4
+    assert part["best_epoch"] == part["curve"].index(max(part["curve"])) + 1
+    for epoch, name in ((part["best_epoch"], "best"), (4, "final")):
+        trainer = RetrievalTrainer(
+            data=sets["train"], validation=sets["validation"], loss="sum_hinge", seed=2, lr=0.03,
+            epochs=4, batch_size=16, dim=6, text_width=5, word_dim=4, min_count=4, device="cpu",
+            progress="off",
+        )  # fmt: skip
+        found = embed(trainer.fit(epoch).model, sets["test"])
+        want = evaluate(found.image, found.caption, caption_group=sets["test"].owner)
+        assert part[name] == want.measures
+    assert part["sizes"]["validation"] == [5, 10]
+
+
+def test_the_learning_rate_is_chosen_on_validation_pairs(
+    features: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Not by the test pairs, and not among those that collapse."""
+    curve = {0.1: [3.0, 9.0], 0.2: [10.0, 1.0]}
+
+    class Fake:
+        def __init__(self, *arguments: Any) -> None:
+            self.lr = arguments[4]
+            if self.lr not in curve:
+                raise FloatingPointError("one point")
+
+        def part(self) -> dict[str, Any]:
+            return {"lr": self.lr, "curve": curve[self.lr], "best": {"rsum": 1 / self.lr}}
+
+    monkeypatch.setattr(example, "Run", Fake)
+    out = ["--out", str(tmp_path / "out"), "--splits", "1", "--seeds", "1"]
+    args = parsed(features, *out, "--lr", "0.1", "0.2", "0.3")
+    example.work(args)
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "VSE++, split 0, seed 0, lr 0.3: collapsed  0 s"
+    )
+    first = example.rows(args)[0]
+    assert first["lr"] == 0.2 and first["best"] == {"rsum": 5.0} and first["collapsed"] == 1
+    lost = example.rows(parsed(features, *out, "--lr", "0.3"))[0]
+    assert "best" not in lost and lost["collapsed"] == 1
+    assert example.rows(parsed(features, *out, "--lr", "0.1", "0.4")) == []  # not there yet
+    text = retrieval_page.state([first, lost], 9)
+    assert "2 of 9 trials are through. some: train 27 images, 54 captions;" in text
+    assert "rate 0.1 chosen 0 times; learning rate 0.2 chosen 1 times;" in text
+    assert text.endswith("2 trainings collapsed; at all learning rates: VSE++ (split 0).")
+
+
+def test_distances_are_of_the_hardest_negatives(features: Path) -> None:
+    train = example.split_of(example.open_pairs(str(features)), 0)["train"]
+    model = RetrievalTrainer(data=train, dim=6, text_width=5, device="cpu", progress="off").model
+    found = embed(model, train)
+    score = (found.image @ found.caption.T).double()
+    score[train.image_group[:, None] == train.caption_group] = -torch.inf
+    distance = 1 - torch.cat([score.max(1).values, score.max(0).values])
+    hardest = example.hardest_distances(model, train)
+    assert hardest["skewness"] == pytest.approx(skew(distance.numpy()), rel=1e-4)  # of float32
+    assert sum(hardest["count"]) == len(train.images) + len(train)
+
+
+@pytest.mark.parametrize("encoder", ["frozen", "fine-tuned", "fresh"])
+def test_encoders_of_images(encoder: str, features: Path) -> None:
+    """A frozen one is that of the classifier, to the bit; the others are not."""
+    args, sets = parsed(features), example.split_of(pictures(), 0)
+    first = example.classifier(sets["train"], args, seed=0)
+    variant = example.Variant(encoder=encoder)
+    run = example.Run(variant, sets, args, 0, 1e-3, None if encoder == "fresh" else first)
+    assert len(run.curve) == 4
+    before, after = (
+        model.get_submodule("stage1")[0].weight for model in (first, run.model.image_encoder)
+    )
+    assert torch.equal(before, after) == (encoder == "frozen")
+    part = run.part()
+    for measures in (part["best"], part["final"]):  # of one concept, the worst one's is that of all
+        assert measures[retrieval_page.WORST] == measures["rsum"]
+
+
+def test_a_larger_batch_has_as_many_steps() -> None:
+    args = example.parser().parse_args(["x.npz", "--out", "unused"])
+    for name, variant in example.NEGATIVES.items():
+        training = example.training(args, variant)
+        assert training["epochs"] * 128 == args.epochs * training["batch_size"]
+        size = training.get("negatives", training["batch_size"])
+        assert size == retrieval_page.set_size(name) and name.split()[1] == str(size)
+
+
+def test_it_goes_on_and_writes_its_page(
+    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--lr", "0.01"]
+    page = tmp_path / "page.md"
+    with pytest.raises(ValueError, match="no trial is through yet"):
+        example.main([*some, "--page", str(page)])
+    example.main([*some, "--splits", "1", "--seeds", "1"])
+    every = len(example.MAIN) + len(example.FURTHER) + len(example.NEGATIVES)
+    assert len(capsys.readouterr().out.splitlines()) == every
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("lr-*.json")}
+    more = ["--splits", "2", "--seeds", "1"]
+    example.main([*some, *more, "--page", str(page)])  # trains nothing
+    assert capsys.readouterr().out == ""
+    text = page.read_text(encoding="utf-8")
+    assert f"{every} of {every + len(example.MAIN)} trials are through." in text
+    example.main([*some, *more])
+    assert len(capsys.readouterr().out.splitlines()) == len(example.MAIN)
+    assert all(path.read_bytes() == before for path, before in kept.items())  # not made again
+
+    page.write_text(text.replace("# Hard negatives in joint embeddings", "# By hand"), "utf-8")
+    example.main([*some, *more, "--page", str(page)])
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("# By hand")
+    parts = [
+        [read_json(tmp_path / f"out/trials/some-{name}{split}-0/lr-0.01.json") for split in (0, 1)]
+        for name in ("VSE-", "VSE0-")
+    ]
+    apart = [a["best"]["rsum"] - b["best"]["rsum"] for a, b in zip(*parts, strict=True)]
+    assert f"| VSE++ − VSE0 | 2 | 2 | {sum(apart) / 2:+.1f} (" in text
+    for name in ("curves", "negatives", "distances"):
+        assert (tmp_path / "page" / f"{name}.png").stat().st_size > 1000
+    rows = (tmp_path / "page" / "trials.csv").read_text().splitlines()
+    assert len(rows) == 1 + every + len(example.MAIN)
+
+
+def test_every_trial_has_a_folder_of_its_own() -> None:
+    args = example.parser().parse_args(["x.npz", "emoji", "--out", "unused"])
+    folders = [parts.folder for *_, parts, _ in example.trials(args)]
+    paired = len(example.FURTHER) + len(example.NEGATIVES) + len(example.OF_IMAGES)
+    assert len(set(folders)) == len(folders) == 25 * len(example.MAIN) + 5 * paired
+
+
+def test_a_trial_of_other_settings_is_refused(features: Path, tmp_path: Path) -> None:
+    some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--splits", "1", "--seeds", "1"]
+    args = example.parser().parse_args(some)
+    _, _, variant, _, parts, of = next(example.trials(args))
+    sets = example.split_of(example.open_pairs(some[0]), 0)
+    make = partial(example.trial, variant, sets, args, 0, 5e-4, no_encoder)
+    parts.keep("lr 0.0005", of | {"lr": 5e-4}, make)
+    with pytest.raises(ValueError, match=r"other settings \(training\)"):
+        example.rows(example.parser().parse_args([*some, "--dim", "7"]))
+
+
+def test_the_worst_concept_is_that_of_the_least_rsum() -> None:
+    one = pictures()
+    assert isinstance(one.images, ArrayImages)
+    images = ArrayImages(one.images.images, torch.arange(24) // 8)
+    test = Pairs(images, one.captions, one.owner)
+    model = RetrievalTrainer(
+        "convnet", data=test, width=2, dim=6, text_width=5, device="cpu", progress="off"
+    ).model
+    found = embed(model, test)
+    score = found.image @ found.caption.T
+    right = test.image_group[:, None] == test.caption_group
+    rsums = []
+    for concept in range(3):
+        rsum = 0.0
+        for scores, own, of in (
+            (score, right, test.image_group // 8),
+            (score.T, right.T, test.caption_group // 8),
+        ):
+            best = scores.masked_fill(~own, -torch.inf).max(1).values
+            rank = 1 + (scores.masked_fill(own, -torch.inf) > best[:, None]).sum(1)[of == concept]
+            rsum += sum(100 * (rank <= k).double().mean().item() for k in (1, 5, 10))
+        rsums.append(rsum)
+    assert example.tested(model, test)[retrieval_page.WORST] == pytest.approx(min(rsums))
+
+
+# --- the page
+
+
+def row(variant: str, split: int, seed: int, rsum: float) -> dict[str, Any]:
+    measures = dict.fromkeys((*retrieval_page.MEASURES, "i2t_median", "t2i_median"), rsum)
+    return {"variant": variant, "at": [split, seed], "best": measures, "final": measures}
+
+
+def test_seeds_of_a_split_count_once() -> None:
+    """Differences of 1 and 3 on split 0, of 6 on split 1: means 2 and 6, their mean 4, ± t(1) 2.83/√2."""
+    rows = [row("a", 0, 0, 11), row("a", 0, 1, 13), row("a", 1, 0, 16), row("a", 2, 0, 99)]
+    rows += [row("b", 0, 0, 10), row("b", 0, 1, 10), row("b", 1, 0, 10)]
+    text = retrieval_page.differences(rows, [("a", "b"), ("a", "c")])
+    half = 12.7062 * 2
+    assert f"| a − b | 2 | 3 | +4.0 ({4 - half:+.1f} to {4 + half:+.1f}) \\* |" in text
+    assert len(text.splitlines()) == 3  # nothing of c
+
+
+def test_five_splits_are_not_marked() -> None:
+    rows = [row(name, split, split, split + (name == "a")) for split in range(5) for name in "ab"]
+    assert "| +1.0 (+1.0 to +1.0) |" in retrieval_page.differences(rows, [("a", "b")])
+    assert "*" not in retrieval_page.differences(rows, [("a", "b")])
+    assert "*" in retrieval_page.differences(rows[:-1], [("a", "b")])
+
+
+def test_curves_are_compared_epoch_by_epoch() -> None:
+    rows: list[dict[str, Any]] = [
+        {"variant": name, "at": [split, 0], "curve": curve}
+        for split in (0, 1)
+        for name, curve in (("VSE++", [1.0, 9.0 + split]), ("SH", [2.0, 5.0]))
+    ]
+    table = retrieval_page.by_epoch(rows).splitlines()
+    assert table[2].startswith("| 1 | 1.0 ± 0.0 | 2.0 ± 0.0 | -1.0")
+    assert table[2].endswith("| 2 of 2 |") and table[3].endswith("| 0 of 2 |")
+    assert "| +4.5 (" in table[3] and len(table) == 4
