@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torchrun import tensors_of
 
 from hrrl_ext import HRRLTrainer
-from hrrl_ext.cli import main
 from hrrl_ext.retrieval import (
     GRUEncoder,
     JointEmbedding,
@@ -433,43 +432,6 @@ def test_a_folder_of_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 # --- the command line, and several processes
-
-
-def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    """Settings from YAML, a preset, an epoch; what is given counts more than the preset."""
-    monkeypatch.chdir(tmp_path)
-    Path("run.yaml").write_text("batch_size: 128\ndim: 8\nmargin: 0.1\npreset: Order0\n")
-    words = [
-        *(
-            "train-retrieval",
-            "--config=run.yaml",
-            "--data=emoji",
-            "--validation=emoji",
-            "--model=convnet",
-        ),
-        *(
-            "--width=2",
-            "--text_width=8",
-            "--word_dim=8",
-            "--epochs=2",
-            "--max_steps=3",
-            "--device=cpu",
-        ),
-        *("--out=run", "--progress=off"),
-    ]
-    assert main(words) == 0
-    config = json.loads(Path("run/config.json").read_text())
-    got = {
-        name: config["training"][name]
-        for name in ("loss", "margin", "similarity", "absolute", "lr")
-    }
-    assert got == {
-        "loss": "sum_hinge", "margin": 0.1, "similarity": "order", "absolute": True, "lr": 1e-3,
-    }  # fmt: skip
-    assert config["data"] == "emoji-train" and load_joint_embedding("run").dim == 8
-    assert main(words) == 1
-    assert "already holds a run" in capsys.readouterr().err
-    assert main([*words, "--resume"]) == 0
 
 
 SCRIPT = """

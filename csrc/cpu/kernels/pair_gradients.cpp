@@ -49,6 +49,7 @@ template <bool kOrder, class scalar_t>
 static void add_pairs(const PairArgs& a, int64_t begin, int64_t end) {
   using vector = vector_of<scalar_t>;
   constexpr int kLanes = Lanes<scalar_t>::kCount;
+  if (begin == end) return;  // of size 0 there is no memory
   const Pairs<scalar_t> p(a);
   const auto clear = [&](scalar_t* grad, int64_t rows) {
     for (int64_t i = 0; i < rows; ++i)
