@@ -6,8 +6,8 @@ VENV   ?= .venv
 # The torch that the library is developed and tested with; any from 2.10 on will do.
 TORCH  ?= torch==2.13.0
 
-# A file of tests stays with one process, which builds what they share once.
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+# A file of tests stays with one process, which builds what they share once; tests/conftest.py says which files come first.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
