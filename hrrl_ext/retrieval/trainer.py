@@ -19,8 +19,8 @@ from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import Processes, start_processes
 from ..training import Loop, RunFolder, TrainingResult
+from ..training.opening import open_run
 from ..training.progress import ProgressStyle
-from ..training.scalars import require_tensorboard
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
 from .config import RetrievalConfig, RetrievalTraining, configs
@@ -114,9 +114,7 @@ class RetrievalTrainer:
         training, method = configs(preset, config, "RetrievalTrainer")
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = _open_run(out, resume, tensorboard)
-        if run is not None and not resume:
-            run.require_free()  # before any work; and again, where the loop takes it
+        run = open_run(out, resume, tensorboard)
         if init is not None and resume:
             raise ValueError("init begins a new run and resume continues one; give one of the two")
         if training.patience is not None and validation is None:
@@ -206,20 +204,6 @@ class RetrievalTrainer:
     @property
     def device(self) -> torch.device:
         return self.loop.device
-
-
-def _open_run(
-    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool
-) -> RunFolder | None:
-    if out is None:
-        if resume:
-            raise ValueError("resume=True needs out, the folder of the run to continue")
-        if tensorboard:
-            raise ValueError("tensorboard=True needs out, the folder that it writes to")
-        return None
-    if tensorboard:
-        require_tensorboard()
-    return RunFolder(out)
 
 
 def _of_model(model: JointEmbedding, config: dict[str, Any]) -> dict[str, Any]:
