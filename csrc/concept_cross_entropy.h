@@ -48,7 +48,7 @@ inline ConceptCrossEntropy prepare_concept_cross_entropy(const Tensor& logits, c
              label_smoothing);
 
   const ScalarType type = logits.scalar_type();
-  const ScalarType loss_type = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType loss_type = computed_type(logits);
   // The gradient leaves before any loss scale is applied, and float16 has no room for it: entries of size
   // p / B underflow. It is kept in float32 there and rounded once, after the scale (hrrl_ext/ops/_autograd.py).
   const ScalarType grad_type = type == ScalarType::Half ? ScalarType::Float : type;

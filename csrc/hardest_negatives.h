@@ -1,7 +1,7 @@
 // hardest_negatives: checks and allocation, shared by the CPU and the CUDA implementation.
 #pragma once
 
-#include "common/tensor.h"
+#include "embeddings.h"
 
 namespace hrrl {
 
@@ -17,24 +17,11 @@ struct HardestNegatives {
 inline HardestNegatives prepare_hardest_negatives(const Tensor& image, const Tensor& caption, const Tensor& image_group,
                                                   const Tensor& caption_group) {
   constexpr const char* op = "hardest_negatives: ";
-  HRRL_CHECK(image.dim() == 2, op, "image must have shape [I, D], got ", shape(image));
-  HRRL_CHECK(is_floating(image), op, "image must be a floating-point tensor");
-  HRRL_CHECK(caption.dim() == 2 && caption.size(1) == image.size(1), op, "caption must have shape [C, ", image.size(1),
-             "], as many columns as image, got ", shape(caption));
-  HRRL_CHECK(caption.scalar_type() == image.scalar_type(), op,
-             "caption must have the dtype of image; convert one of them");
-  HRRL_CHECK(same_device(image, caption), op, "caption must be on the device of image");
-  const Tensor *rows[] = {&image, &caption}, *groups[] = {&image_group, &caption_group};
-  const char* names[] = {"image", "caption"};
-  for (int side = 0; side < 2; ++side) {
-    HRRL_CHECK(groups[side]->dim() == 1 && groups[side]->size(0) == rows[side]->size(0), op, names[side],
-               "_group must have shape [", rows[side]->size(0), "], one value per row of ", names[side], ", got ",
-               shape(*groups[side]));
-    HRRL_CHECK(groups[side]->scalar_type() == ScalarType::Long, op, names[side], "_group must be int64; convert it");
-    HRRL_CHECK(same_device(image, *groups[side]), op, names[side], "_group must be on the device of image");
-  }
+  check_embeddings(op, image, caption);
+  check_per_row(op, "image", "_group", image, image_group, ScalarType::Long);
+  check_per_row(op, "caption", "_group", caption, caption_group, ScalarType::Long);
   const int64_t images = image.size(0), captions = caption.size(0);
-  const ScalarType score = image.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType score = computed_type(image);
   return {as_contiguous(image),
           as_contiguous(caption),
           as_contiguous(image_group),

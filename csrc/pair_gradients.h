@@ -1,7 +1,7 @@
 // pair_gradients: checks and allocation, shared by the CPU and the CUDA implementation.
 #pragma once
 
-#include "common/tensor.h"
+#include "embeddings.h"
 
 namespace hrrl {
 
@@ -17,14 +17,9 @@ struct PairGradients {
 inline PairGradients prepare_pair_gradients(const Tensor& image, const Tensor& caption, const Tensor& row,
                                             const Tensor& column, const Tensor& weight) {
   constexpr const char* op = "pair_gradients: ";
-  HRRL_CHECK(image.dim() == 2, op, "image must have shape [I, D], got ", shape(image));
-  HRRL_CHECK(is_floating(image), op, "image must be a floating-point tensor");
-  HRRL_CHECK(caption.dim() == 2 && caption.size(1) == image.size(1), op, "caption must have shape [C, ", image.size(1),
-             "], as many columns as image, got ", shape(caption));
-  HRRL_CHECK(caption.scalar_type() == image.scalar_type(), op,
-             "caption must have the dtype of image; convert one of them");
+  check_embeddings(op, image, caption);
   HRRL_CHECK(weight.dim() == 1, op, "weight must have shape [N], got ", shape(weight));
-  const ScalarType computed = image.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType computed = computed_type(image);
   HRRL_CHECK(weight.scalar_type() == computed, op, "weight must be float32, or float64 beside a float64 image");
   const Tensor* indices[] = {&row, &column};
   const char* names[] = {"row", "column"};
@@ -33,7 +28,7 @@ inline PairGradients prepare_pair_gradients(const Tensor& image, const Tensor& c
                ", got ", shape(*indices[side]));
     HRRL_CHECK(indices[side]->scalar_type() == ScalarType::Long, op, names[side], " must be int64; convert it");
   }
-  for (const Tensor* t : {&caption, &row, &column, &weight})
+  for (const Tensor* t : {&row, &column, &weight})
     HRRL_CHECK(same_device(image, *t), op, "all arguments must be on the device of image");
   return {as_contiguous(image),
           as_contiguous(caption),

@@ -47,7 +47,7 @@ inline Perturb prepare_perturb(const Tensor& x, const Tensor& grad, double tau,
 
   const int64_t batch = x.size(0);
   const int64_t size = batch ? x.numel() / batch : 0;
-  const ScalarType norm_type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  const ScalarType norm_type = computed_type(x);
 
   Tensor x_perturbed = new_like(x);  // dense; the strides of x where x is dense
   const bool rows_are_blocks = batch <= 1 || x_perturbed.stride(0) == size;

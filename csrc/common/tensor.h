@@ -101,6 +101,10 @@ inline Tensor laid_out_as(const Tensor& like, const Tensor& t) {
 
 // Conversions that cost nothing where nothing needs converting.
 inline Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+// What is computed in: float, or double for double.
+inline ScalarType computed_type(const Tensor& t) {
+  return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 inline Tensor as_type(const Tensor& t, ScalarType type) {
   return t.scalar_type() == type ? t : torch::stable::to(t, type);
 }
