@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..data import RandomResizedCrop, Views
-from ..data.views import AugMixViews, MoCoViews, URRLViews, ViewFamily
+from ..data import RandomResizedCrop, Views, view_family
 from ..training.config import TrainingConfig, require_one_of, require_positive
 from ..training.schedule import ScheduleName
 
@@ -73,15 +72,15 @@ class ContrastiveConfig:
     def make_views(self, seed: int) -> Views:
         """What ``views`` names; T_urrl where it is own."""
         crop = RandomResizedCrop((self.crop_scale, 1.0), flip=0.5 if self.flip else 0.0)
-        rep, rob = MoCoViews(blur_p=self.blur), AugMixViews("all", self.augmix)
-        families: dict[str, ViewFamily] = {
-            "moco": rep,
-            "augmix": AugMixViews("paper", self.augmix),
-            "augmix:all": rob,
-            "augmix:moco": AugMixViews("moco", self.augmix),
-        }
-        urrl = URRLViews(self.p, self.share_family, rep, rob)
-        return Views(families.get(self.views, urrl), crop, seed)
+        name = "urrl" if self.views == "own" else self.views
+        family = view_family(
+            name,
+            self.p if name == "urrl" else None,
+            share_family=self.share_family,
+            blur_p=self.blur,
+            severity=self.augmix,
+        )
+        return Views(family, crop, seed)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,25 +148,35 @@ def _as_wide(program: ImageProgram, other: ImageProgram) -> ImageProgram:
     )
 
 
-FAMILIES: dict[str, ViewFamily] = {
-    "moco": MoCoViews(),
-    "augmix": AugMixViews(),
-    "augmix:all": AugMixViews("all"),
-    "augmix:moco": AugMixViews("moco"),
-    "urrl": URRLViews(),
-}
-"""The families of the paper's table, by name."""
-
-
-def view_family(name: str, p: float | None = None) -> ViewFamily:
-    """Of a name in FAMILIES; p for "urrl"."""
-    if name not in FAMILIES:
-        raise ValueError(f"view_family: {not_known(name, FAMILIES)}")
-    if p is None:
-        return FAMILIES[name]
-    if name != "urrl":
+def view_family(
+    name: str,
+    p: float | None = None,
+    *,
+    share_family: bool = False,
+    blur_p: float = MoCoViews.blur_p,
+    severity: float | None = None,
+) -> ViewFamily:
+    """Of a name in FAMILIES: p and share_family are of "urrl", blur_p of MoCo's part and severity of
+    AugMix's, where it has one."""
+    rep, rob = MoCoViews(blur_p=blur_p), AugMixViews("all", severity)
+    families: dict[str, ViewFamily] = {
+        "moco": rep,
+        "augmix": AugMixViews("paper", severity),
+        "augmix:all": rob,
+        "augmix:moco": AugMixViews("moco", severity),
+        "urrl": URRLViews(0.5 if p is None else p, share_family, rep, rob),
+    }
+    if name not in families:
+        raise ValueError(f"view_family: {not_known(name, families)}")
+    if p is not None and name != "urrl":
         raise ValueError(
             f"view_family: p is the share of robust views of 'urrl'; {name!r} has one kind alone, leave "
             f"p out (got p={p})"
         )
-    return URRLViews(p)
+    return families[name]
+
+
+FAMILIES: dict[str, ViewFamily] = {
+    name: view_family(name) for name in ("moco", "augmix", "augmix:all", "augmix:moco", "urrl")
+}
+"""The families of the paper's table, by name."""
