@@ -110,11 +110,8 @@ def _gallery(model: JointEmbedding, args: Namespace) -> Gallery:
 
 
 def _found(model: JointEmbedding, gallery: Gallery, args: Namespace) -> list[tuple[str, list[Hit]]]:
-    import torch
-
     from .._modes import evaluating
-    from ..data.folders import ImageFiles
-    from ..data.image_sets import as_float
+    from ..retrieval.gallery import embed, without_classes
 
     found: list[tuple[str, list[Hit]]] = []
     with evaluating(model):
@@ -128,14 +125,8 @@ def _found(model: JointEmbedding, gallery: Gallery, args: Namespace) -> list[tup
                     "--image: the model takes features, or images of no known size; give --image_size "
                     "of the latter"
                 )
-            one_class = [0] * len(args.image)
-            files = ImageFiles(
-                args.image, one_class, image_size=size, classes=["image"], name="--image"
-            )
-            images, _ = files.__getitems__(torch.arange(len(files)))
-            images = as_float(images).to(model.project_image.weight)
-            query = model.encode_image(images)
-            found += zip(args.image, gallery.find_captions(query.cpu(), args.k), strict=True)
+            query = embed(model, without_classes(args.image, size, "--image")).image
+            found += zip(args.image, gallery.find_captions(query, args.k), strict=True)
     return found
 
 
@@ -150,7 +141,7 @@ def _print(query: str, hits: Sequence[Hit]) -> None:
 
 def _draw(gallery: Gallery, found: list[tuple[str, list[Hit]]], args: Namespace) -> None:
     from ..data import ImageSet
-    from ..plots import plot_contact_sheet
+    from ..plots import plot_found
     from ..retrieval import Pairs, open_gallery_images
 
     if not gallery.source:
@@ -161,13 +152,7 @@ def _draw(gallery: Gallery, found: list[tuple[str, list[Hit]]], args: Namespace)
     images = data.images if isinstance(data, Pairs) else data
     if not isinstance(images, ImageSet):
         raise ValueError(f"--picture: {gallery.source['data']} holds features, no images")
-    sheet = []
-    for query, hits in found:
-        shown = [hit for hit in hits if hit.image is not None]
-        pixels = images.__getitems__([hit.image for hit in shown if hit.image is not None])[0]
-        under = [next(iter(hit.captions), hit.name) for hit in shown]
-        sheet.append((query, list(zip(pixels, under, strict=True))))
-    plot_contact_sheet(sheet, args.picture)
+    plot_found(images, found, args.picture)
 
 
 # --- export-retrieval

@@ -20,7 +20,7 @@ from .._modes import evaluating
 from .._tables import aligned, markdown
 from ..data.image_sets import ImageSet
 from ..ops import hardest_negatives
-from ..plots import plot_contact_sheet
+from ..plots import plot_found
 from ..plots.figures import column, over_epochs, panels_of, save
 from ..retrieval import (
     EmojiPairs,
@@ -35,7 +35,6 @@ from ..retrieval import (
     load_joint_embedding,
     load_pairs,
 )
-from ..retrieval.gallery import Hit
 from ..storage import write_text
 from ..training import RunFolder
 from .groups import one_thread
@@ -100,7 +99,9 @@ def run_retrieval_demo(
         names = "; ".join(hit.captions[0] for hit in hits)
         report(textwrap.fill(f"{text!r} finds: {names}", _WIDTH, subsequent_indent="  "))
     draw_curves(history, out / "curves.png")
-    _draw_found(sets["test"], found, out / "search.png")
+    images = sets["test"].images
+    assert isinstance(images, ImageSet)
+    plot_found(images, list(zip(SOUGHT, found, strict=True)), out / "search.png")
     write_text(out / "demo.md", _page(about, table, of_pictures, mistaken))
     report(f"\nsaved {out / 'demo.md'}, {out / 'curves.png'}, {out / 'search.png'}")
     report(
@@ -189,17 +190,6 @@ def _mistaken_table(train: Gallery, emoji: EmojiPairs) -> list[list[str]]:
         scores = [f"{value[row]:.2f}" for value in (own, hardest.image_score)]
         rows.append([train.captions[row], pictures[0], scores[0], pictures[1], scores[1]])
     return rows
-
-
-def _draw_found(test: Pairs, found: Sequence[Sequence[Hit]], path: Path) -> None:
-    images = test.images
-    assert isinstance(images, ImageSet)
-    sheet = []
-    for text, hits in zip(SOUGHT, found, strict=True):
-        pixels = images.__getitems__([hit.image for hit in hits if hit.image is not None])[0]
-        names = [hit.captions[0] for hit in hits]
-        sheet.append((text, list(zip(pixels, names, strict=True))))
-    plot_contact_sheet(sheet, path)
 
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:

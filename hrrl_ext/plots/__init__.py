@@ -6,7 +6,7 @@ accuracy from certificates of linear classifiers, what a search found from its i
 """
 
 from .certified import plot_certified
-from .contact_sheet import plot_contact_sheet
+from .contact_sheet import plot_contact_sheet, plot_found
 from .gradients import plot_clusters, plot_variances
 from .runs import plot_errors, plot_histories, plot_runs, read_history
 
@@ -15,6 +15,7 @@ __all__ = [
     "plot_clusters",
     "plot_contact_sheet",
     "plot_errors",
+    "plot_found",
     "plot_histories",
     "plot_runs",
     "plot_variances",

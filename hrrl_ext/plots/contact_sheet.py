@@ -5,13 +5,29 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..data.image_sets import as_float
+from ..data.image_sets import ImageSet, as_float
 from .figures import panels_of, save, shown
 
+if TYPE_CHECKING:
+    from ..retrieval.gallery import Hit
+
 _ACROSS = 5
+
+
+def plot_found(
+    images: ImageSet, found: Sequence[tuple[str, Sequence[Hit]]], path: str | os.PathLike[str]
+) -> Path:
+    """The images of what queries found, each above its first caption, or its name."""
+    sheet = []
+    for query, hits in found:
+        rows = [hit.image for hit in hits if hit.image is not None]
+        under = [next(iter(hit.captions), hit.name) for hit in hits if hit.image is not None]
+        sheet.append((query, list(zip(images.__getitems__(rows)[0], under, strict=True))))
+    return plot_contact_sheet(sheet, path)
 
 
 def plot_contact_sheet(

@@ -173,10 +173,13 @@ def open_gallery_images(
             raise FileNotFoundError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         if image_size is None:
             raise ValueError(f"{folder} holds images of any size: give image_size=...")
-        return ImageFiles(
-            files, [0] * len(files), image_size=image_size, classes=["image"], name=str(folder)
-        )
+        return without_classes(files, image_size, str(folder))
     return load_pairs(data, split=split, image_size=image_size, root=root)
+
+
+def without_classes(files: Sequence[str], image_size: int, name: str) -> ImageSet:
+    """Image files of which nothing else is known."""
+    return ImageFiles(files, [0] * len(files), image_size=image_size, classes=["image"], name=name)
 
 
 def embed(
