@@ -1,4 +1,4 @@
-"""Tensors as scikit-learn takes them, and rows of norm 1."""
+"""Tensors as scikit-learn takes them, in full precision, and with rows of norm 1."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ def to_numpy(x: Any) -> Any:
     if not isinstance(x, torch.Tensor):
         return x
     x = x.detach().cpu()
-    if x.is_floating_point():
-        x = x.to(torch.promote_types(x.dtype, torch.float32))  # NumPy has no bfloat16
-    return x.numpy()
+    return (wide(x) if x.is_floating_point() else x).numpy()  # NumPy has no bfloat16
+
+
+def wide(x: Tensor) -> Tensor:
+    """``x`` in float32, or as it is in float64."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def like(x: Any, array: np.ndarray) -> Any:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .._arrays import unit_rows
+from .._arrays import unit_rows, wide
 from ..layers import find_classifier, layer_name
 
 
@@ -38,7 +38,7 @@ class Encoder(nn.Module):
         """
         passes = [self.features(part) for part in x.tensor_split(groups)]
         feature, logits = (torch.cat(parts) for parts in zip(*passes, strict=True))
-        return unit_rows(_no_half(self.head(feature))), _no_half(logits)
+        return unit_rows(wide(self.head(feature))), wide(logits)
 
     def features(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """f(x) [B, F], and the logits [B, C], whose gradient does not reach it."""
@@ -59,10 +59,6 @@ class Encoder(nn.Module):
                 "pass, expected once: its input is the feature"
             )
         return seen[0].flatten(1), logits
-
-
-def _no_half(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class KeyEncoder(nn.Module):

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._arrays import wide
 from .._precision import full_float32
 from ._types import Convolution, LayerGradient, NearestCentre, Rank1Centre
 from .rank1 import rank1_argmin, rank1_dot
@@ -165,7 +166,7 @@ def centre_square(centres: Sequence[Rank1Centre]) -> Tensor:
 def _row_products(one: Tensor, other: Tensor) -> Tensor:
     """Inner products of the rows of two matrices [B, J], [B] float64."""
     products = torch.zeros(len(one), 1, dtype=torch.float64, device=one.device)
-    rank1_dot(products, _wide(one)[:, None, None], _wide(other)[:, None, None])
+    rank1_dot(products, wide(one)[:, None, None], wide(other)[:, None, None])
     return products.squeeze(1)
 
 
@@ -208,7 +209,7 @@ def _add_products(
     squares: Tensor | None,
 ) -> None:
     """Adds ⟨C_k, G_i⟩ of one layer to cross [B, K], and ‖G_i‖² to squares [B, 1] if given."""
-    act, dout = _wide(gradient.act), _wide(gradient.dout)
+    act, dout = wide(gradient.act), wide(gradient.dout)
     gradient = gradient._replace(act=act, dout=dout)
     centre = Rank1Centre(*(factor.to(act.dtype) for factor in centre))
     if gradient.conv is None:
@@ -365,10 +366,6 @@ def _matrix_product(x: Tensor, y: Tensor, constant: Tensor | None = None) -> Ten
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, constant, "none", [], "")
         return product
     return F.linear(x, y, constant)
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 
 def _split_bias(centre_in: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:

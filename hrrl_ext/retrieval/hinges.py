@@ -78,16 +78,14 @@ class SumHinge(torch.autograd.Function):
         caption: Tensor,
         image_group: Tensor,
         caption_group: Tensor,
-        image_weight: Tensor | None,
-        caption_weight: Tensor | None,
+        image_weight: Tensor,
+        caption_weight: Tensor,
         margin: float,
         similarity: Similarity,
     ) -> Tensor:
         below = margin - pair_scores(image, caption, similarity)
-        loss, of_pair, ones = below.new_zeros(()), torch.zeros_like(below), torch.ones_like(below)
+        loss, of_pair = below.new_zeros(()), torch.zeros_like(below)
         to_image, to_caption = torch.empty_like(image), torch.empty_like(caption)
-        image_weight = ones if image_weight is None else image_weight
-        caption_weight = ones if caption_weight is None else caption_weight
         with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
             for rows in tiles(len(image), len(caption), image.shape[1], similarity):
                 weights = image_weight[rows], caption_weight
@@ -142,15 +140,12 @@ class SumHingeOfEach(torch.autograd.Function):
         caption: Tensor,
         image_group: Tensor,
         caption_group: Tensor,
-        image_weight: Tensor | None,
-        caption_weight: Tensor | None,
+        image_weight: Tensor,
+        caption_weight: Tensor,
         margin: float,
         similarity: Similarity,
     ) -> Tensor:
         below = margin - pair_scores(image, caption, similarity)
-        ones = torch.ones_like(below)
-        image_weight = ones if image_weight is None else image_weight
-        caption_weight = ones if caption_weight is None else caption_weight
         of = below, image_group, caption_group
         ctx.save_for_backward(image, caption, *of, image_weight, caption_weight)
         ctx.similarity = similarity

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._arrays import wide
 from .._precision import full_float32
 from ..ops import Similarity
 from .hinges import MaxHinge, SumHinge, SumHingeOfEach, all_scores, pair_scores, tiles
@@ -121,10 +122,11 @@ def sum_hinge(
     batch = _checked("sum_hinge", image, caption, pairs, image_group, caption_group)
     image, caption = batch.paired()
     groups = batch.image_group, batch.caption_group
-    weights: tuple[Tensor | None, ...] = (None, None)
-    if pairs is not None:
+    if pairs is None:
+        weights = [image.new_ones(len(image))] * 2
+    else:
         groups = groups[0][pairs[0]], groups[1][pairs[1]]
-        weights = tuple(_shares(rows).to(image.dtype) for rows in pairs)
+        weights = [_shares(rows).to(image.dtype) for rows in pairs]
     kind = SumHingeOfEach if reduction == "none" else SumHinge
     loss: Tensor = kind.apply(image, caption, *groups, *weights, margin, similarity)
     return _reduced(loss, len(image), reduction)
@@ -185,10 +187,6 @@ def _highest_below(
     return best != -torch.inf, index
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
-
-
 def _shares(rows: Tensor) -> Tensor:
     """1 / the number of times that each entry occurs."""
     _, which, count = rows.unique(return_inverse=True, return_counts=True)
@@ -231,7 +229,7 @@ def _checked(
     ):  # torch.compile takes no Function that is handed one tensor twice
         caption_group = caption_group.view_as(caption_group)
     # Widened once: a gradient is then summed in float32 before it is rounded.
-    return _Batch(_wide(image), _wide(caption), pairs, image_group, caption_group)
+    return _Batch(wide(image), wide(caption), pairs, image_group, caption_group)
 
 
 @dataclass(frozen=True)
@@ -279,7 +277,7 @@ def info_nce(
 
     ``group`` [B]: other rows of one group are left out. ``reduction="none"``: of each pair. Plain
     PyTorch, which keeps [B, B] scores."""
-    score = _others_of_group_left_out(_wide(image) @ _wide(caption).T / temperature, group)
+    score = _others_of_group_left_out(wide(image) @ wide(caption).T / temperature, group)
     row = torch.arange(len(image), device=image.device)
     of_image = F.cross_entropy(score, row, reduction=reduction)
     return (of_image + F.cross_entropy(score.T, row, reduction=reduction)) / 2
@@ -298,7 +296,7 @@ def sigmoid_loss(
 
     ``group`` as for :func:`info_nce`; so ``reduction``, where a score of two pairs is half of each.
     Plain PyTorch, which keeps [B, B] scores."""
-    score = _wide(image) @ _wide(caption).T * scale + bias
+    score = wide(image) @ wide(caption).T * scale + bias
     sign = 1 - 2 * torch.eye(len(image), dtype=score.dtype, device=image.device)
     terms = F.softplus(_others_of_group_left_out(sign * score, group))
     loss = (terms.sum(0) + terms.sum(1)) / 2 if reduction == "none" else terms.sum()

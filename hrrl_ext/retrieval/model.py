@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._arrays import unit_rows
+from .._arrays import unit_rows, wide
 from ..models import ConvNet, ResNet18
 from ..ops import Similarity
 from ..spec import not_known
@@ -149,7 +149,7 @@ class JointEmbedding(nn.Module):
         """f [B, dim]. With ``precomputed`` images are what :meth:`features` gave, [B, F]."""
         features = images if precomputed else self.features(images)
         if self.normalise_features:
-            features = unit_rows(_wide(features)).to(features.dtype)
+            features = unit_rows(wide(features)).to(features.dtype)
         return self._compared(self.project_image(features), self.normalise_image)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ class JointEmbedding(nn.Module):
         return scores(embedded(image, compared), embedded(caption, compared), compared)
 
     def _compared(self, x: Tensor, unit: bool) -> Tensor:
-        x = _wide(x)
+        x = wide(x)
         x = unit_rows(x) if unit else x
         return x.abs() if self.absolute else x
 
@@ -236,7 +236,3 @@ def _linear(encoder: nn.Module, width: int | None, dim: int, what: str) -> nn.Li
     nn.init.uniform_(linear.weight, -bound, bound)
     nn.init.zeros_(linear.bias)
     return linear
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()

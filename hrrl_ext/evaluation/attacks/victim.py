@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..._arrays import wide
 from ..._modes import in_mode
 from ...norms import Ball, Norm
 from .fourier import FourierLinf
@@ -73,7 +74,7 @@ class Victim:
             grad = z.new_zeros(())
             if losses.requires_grad:  # not so where the model cuts the graph: a zero gradient
                 (grad,) = torch.autograd.grad(losses.sum(), leaf)
-            grad = _finite_examples(_wide(grad).expand(z.shape))
+            grad = _finite_examples(wide(grad).expand(z.shape))
         logits, losses = logits.detach(), losses.detach()
         losses = torch.where(logits.isfinite().all(1), losses, -math.inf)
         return Look(losses, _fooled(logits, target), grad)
@@ -89,7 +90,7 @@ class Victim:
         if not self._seen:  # values are looked at once: on a GPU that waits for it
             self._check_values(logits, target)
             self._seen = True
-        return _wide(logits)
+        return wide(logits)
 
     def _check_values(self, logits: Tensor, target: Tensor) -> None:
         if int(target.max()) >= logits.shape[1]:
@@ -173,7 +174,3 @@ def _finite_examples(grad: Tensor) -> Tensor:
     """0 for an example that holds an Inf or NaN anywhere."""
     # The sum keeps an Inf or makes it NaN; gradients so large that it overflows are of no use either.
     return torch.where(grad.sum((1, 2, 3), keepdim=True).isfinite(), grad, 0.0)
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.to(torch.promote_types(t.dtype, torch.float32))
