@@ -92,7 +92,7 @@ RECIPE_STEPS: Steps = {
         said(r"^class \w+\(Recipe\):$", f"hrrl_ext/{room}/recipe.py")
     ),
     "hrrl_ext/<room>/trainer.py": lambda room: (
-        said(r"^class \w+Trainer:$", f"hrrl_ext/{room}/trainer.py")
+        said(r"^class \w+Trainer\(Trainer\):$", f"hrrl_ext/{room}/trainer.py")
     ),
     "tests/test_house.py": lambda room: room in METHODS,
     "tests/<room>/": lambda room: said(r"^def test_", f"tests/{room}/test_*.py"),

@@ -19,6 +19,7 @@ from ..evaluation.neighbours import KNeighbours
 from ..evaluation.rank import rank_me
 from ..processes import Processes
 from ..training import Move, Recipe
+from ..training.opening import described
 from ..training.recipe import Row
 from .config import ContrastiveConfig
 from .encoder import Encoder, KeyEncoder
@@ -229,16 +230,8 @@ class MoCo(Recipe):
     # --- its state
 
     def description(self) -> dict[str, Any]:
-        images = self.batches.images
-        return {
-            "model": self.model_name,
-            "image_size": images.image_shape[-1],
-            "width": self.config.width,
-            "data": images.name,
-            "examples": len(images),
-            "classes": list(images.classes),
-            "views": str(self.batches.views),
-        }
+        of_network = described(self.model_name, self.batches.images, self.config.width)
+        return of_network | {"views": str(self.batches.views)}
 
     def state_dict(self) -> dict[str, Any]:
         return {

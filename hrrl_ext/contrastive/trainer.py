@@ -12,9 +12,10 @@ from torch import nn
 from ..data import Batches, ImageSet, Source, load_images
 from ..data.classes import require_same_classes
 from ..data.sources import takes_root
-from ..processes import Processes, start_processes
-from ..training import Loop, RunFolder, TrainingResult
+from ..processes import start_processes
+from ..training import Loop
 from ..training.config import parted
+from ..training.face import Trainer
 from ..training.opening import begin_from, build_network, check_model, open_run
 from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
@@ -23,7 +24,7 @@ from .recipe import Measured, MoCo
 from .views import TwoViews, ViewBatches, drawn_once
 
 
-class URRLTrainer:
+class URRLTrainer(Trainer):
     """Learns features without labels: momentum contrast (MoCo v2) on the views of URRL, or others.
 
     ::
@@ -152,32 +153,9 @@ class URRLTrainer:
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             progress=progress,
-            tensorboard=run.path / "tensorboard" if run is not None and tensorboard else None,
+            tensorboard=tensorboard,
             after_step=self._after_step,
         )
-
-    def fit(self, until: int | None = None) -> TrainingResult:
-        """Trains what is left of ``epochs`` and returns the network of the last iterate.
-
-        With ``until`` no further than to the end of that epoch; another call goes on from there.
-        """
-        return self.loop.fit(until)
-
-    def _after_step(self, step: int) -> None:
-        if self.after_step is not None:
-            self.after_step(self, step)
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return self.loop.history
-
-    @property
-    def run(self) -> RunFolder | None:
-        return self.loop.run
-
-    @property
-    def processes(self) -> Processes:
-        return self.loop.processes
 
 
 def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..ops import Similarity
 from ..spec import not_known
 from ..training.config import (
     TrainingConfig,
+    parted,
     require_not_negative,
     require_one_of,
     require_positive,
@@ -162,16 +163,11 @@ def configs(
     if preset not in PRESETS:
         raise ValueError(f"{where}: preset {not_known(preset, PRESETS)}")
     published = PRESETS[preset]
-    of_loop, of_method = (
-        {f.name for f in fields(kind)} for kind in (RetrievalTraining, RetrievalConfig)
-    )
-    for name in settings:
-        if name not in of_loop | of_method:
-            raise TypeError(f"{where}: argument {not_known(name, sorted(of_loop | of_method))}")
-    loop = _OF_LOOP.get(preset, {}) | {k: v for k, v in settings.items() if k in of_loop}
+    of_loop, of_method = parted(settings, RetrievalTraining, RetrievalConfig, where)
+    loop = _OF_LOOP.get(preset, {}) | of_loop
     method = {
         "loss": _LOSS[published.negatives],
         **{k: v for k, v in vars(published).items() if k != "negatives"},
-        **{k: v for k, v in settings.items() if k in of_method},
+        **of_method,
     }
     return RetrievalTraining(**loop), RetrievalConfig(**method)

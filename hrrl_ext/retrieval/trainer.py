@@ -17,8 +17,9 @@ from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
-from ..processes import Processes, start_processes
-from ..training import Loop, RunFolder, TrainingResult
+from ..processes import start_processes
+from ..training import Loop, TrainingResult
+from ..training.face import Trainer
 from ..training.opening import open_run
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
@@ -35,7 +36,7 @@ from .words import Vocabulary, Words
 _OF_MODEL = ("dim", "similarity", "normalise_image", "normalise_caption", "absolute", "freeze")
 
 
-class RetrievalTrainer:
+class RetrievalTrainer(Trainer):
     """Learns a joint embedding of images and captions (Faghri et al., 2018).
 
     ::
@@ -163,7 +164,7 @@ class RetrievalTrainer:
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             progress=progress,
-            tensorboard=run.path / "tensorboard" if run is not None and tensorboard else None,
+            tensorboard=tensorboard,
             after_step=self._after_step,
         )
 
@@ -172,38 +173,18 @@ class RetrievalTrainer:
         iterate; another call goes on from there, as does a run that is resumed."""
         if self.run is not None and self.processes.main:
             self.model.save_files(self.run.path)  # words, for load_joint_embedding
-        return self.loop.fit(until)
+        return super().fit(until)
 
     def train_step(self, *batch: Tensor, pairs: int | None = None) -> Tensor:
         """One step on a batch that ``batches`` yields, this process's part of ``pairs`` (all of it, if
         not given); returns the mean loss of a pair. Never waits for the device."""
         return self.recipe.step(batch, self.loop.move.of(len(batch[0]) if pairs is None else pairs))
 
-    def _after_step(self, step: int) -> None:
-        if self.after_step is not None:
-            self.after_step(self, step)
-
     # --- what a loop of one's own, or a look at a run needs
 
     @property
     def batches(self) -> PairBatches:
         return self.recipe.batches
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return self.loop.history
-
-    @property
-    def run(self) -> RunFolder | None:
-        return self.loop.run
-
-    @property
-    def processes(self) -> Processes:
-        return self.loop.processes
-
-    @property
-    def device(self) -> torch.device:
-        return self.loop.device
 
 
 def _of_model(model: JointEmbedding, config: dict[str, Any]) -> dict[str, Any]:

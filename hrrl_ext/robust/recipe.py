@@ -20,6 +20,7 @@ from ..losses import ClassificationLoss
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
+from ..training.opening import described
 from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
@@ -270,14 +271,8 @@ class HRRL(Recipe):
     # --- its state
 
     def description(self) -> dict[str, Any]:
-        images = self.sets.images
         return {
-            "model": self.model_name,
-            "image_size": images.image_shape[-1],
-            "width": self.config.width,
-            "data": images.name,
-            "examples": len(images),
-            "classes": list(images.classes),
+            **described(self.model_name, self.sets.images, self.config.width),
             "concepts": (
                 list(self.sets.concept_names) if self.sets.found is None else str(self.sets.found)
             ),

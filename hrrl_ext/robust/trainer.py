@@ -14,8 +14,9 @@ from ..clustering.discovered import DiscoveredConcepts
 from ..data import Batches, Concepts, ImageSet, Source
 from ..data.ids import Ids
 from ..perturbation import FP16_LOSS_SCALE
-from ..processes import Processes, start_processes
-from ..training import Loop, RunFolder, TrainingConfig, TrainingResult
+from ..processes import start_processes
+from ..training import Loop, TrainingConfig
+from ..training.face import Trainer
 from ..training.opening import begin_from, build_network, check_model, open_run
 from ..training.progress import ProgressStyle
 from .config import HRRLConfig, Levels, by_config, with_levels
@@ -24,7 +25,7 @@ from .recipe import HRRL
 from .sets import open_sets
 
 
-class HRRLTrainer:
+class HRRLTrainer(Trainer):
     """Learns features with Hierarchically Robust Representation Learning (Algorithm 1).
 
     ::
@@ -165,17 +166,9 @@ class HRRLTrainer:
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             progress=progress,
-            tensorboard=run.path / "tensorboard" if run is not None and tensorboard else None,
+            tensorboard=tensorboard,
             after_step=self._after_step,
         )
-
-    def fit(self, until: int | None = None) -> TrainingResult:
-        """Trains what is left of ``epochs`` and returns the model of the last iterate.
-
-        With ``until`` no further than to the end of that epoch; another call goes on from there, as does
-        a run that is resumed.
-        """
-        return self.loop.fit(until)
 
     def train_step(
         self,
@@ -205,12 +198,6 @@ class HRRLTrainer:
         move = self.loop.move.of(len(x) if batch is None else batch)
         return self.recipe.step((x, target, concept, *more), move)
 
-    def _after_step(self, step: int) -> None:
-        if self.after_step is not None:
-            self.after_step(self, step)
-
-    # --- what a loop of one's own, a recorder or a look at a run needs
-
     @property
     def objective(self) -> HRRLObjective:
         return self.recipe.objective
@@ -234,19 +221,3 @@ class HRRLTrainer:
     @property
     def concept_names(self) -> list[str]:
         return self.recipe.sets.concept_names
-
-    @property
-    def history(self) -> list[dict[str, Any]]:
-        return self.loop.history
-
-    @property
-    def run(self) -> RunFolder | None:
-        return self.loop.run
-
-    @property
-    def processes(self) -> Processes:
-        return self.loop.processes
-
-    @property
-    def device(self) -> torch.device:
-        return self.loop.device

@@ -56,7 +56,7 @@ class Loop:
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         progress: "auto", "bar", "plain" or "off".
-        tensorboard: folder of events, if any.
+        tensorboard: write each epoch's numbers to the run's folder ``tensorboard`` too.
         after_step: called with the number of steps done, after each and before a checkpoint of it.
     """
 
@@ -72,7 +72,7 @@ class Loop:
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         progress: ProgressStyle = "auto",
-        tensorboard: Path | None = None,
+        tensorboard: bool = False,
         after_step: Callable[[int], object] | None = None,
     ) -> None:
         for name, limit in (("checkpoint_every", checkpoint_every), ("max_minutes", max_minutes)):
@@ -84,7 +84,9 @@ class Loop:
         self.processes, self.device = processes, device
         self.run, self.checkpoint_every, self.max_minutes = run, checkpoint_every, max_minutes
         self.progress: ProgressStyle = progress if processes.main else "off"
-        self.tensorboard = tensorboard if processes.main else None
+        self.tensorboard = None
+        if run is not None and tensorboard and processes.main:
+            self.tensorboard = run.path / "tensorboard"
         self.after_step = after_step
         self.move = Move(recipe.model, config, processes, device)
         self.step = 0

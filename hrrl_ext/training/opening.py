@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 from torch import nn
@@ -56,6 +57,18 @@ def begin_from(
         require_same_classes(classes, images.classes, of=f"init {os.fspath(init)}")
     if not (report := load_weights(model, init)).complete:
         warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+
+
+def described(model_name: str | None, images: ImageSet, width: int) -> dict[str, Any]:
+    """What is needed to open the network of a run again, and what it was trained on."""
+    return {
+        "model": model_name,
+        "image_size": images.image_shape[-1],
+        "width": width,
+        "data": images.name,
+        "examples": len(images),
+        "classes": list(images.classes),
+    }
 
 
 def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
