@@ -7,7 +7,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 
 # A file of tests stays with one process, which builds what they share once; tests/conftest.py says which files come first.
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+# A process that crashes, or a test that hangs, ends the run: a process that takes the place of another can wait for ever.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900
 
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
