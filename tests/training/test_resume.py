@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import json
+import multiprocessing
 import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -176,41 +177,48 @@ def stop_after(trainer: HRRLTrainer | URRLTrainer | RetrievalTrainer, steps: int
     trainer.recipe.step = counted  # type: ignore[assignment]
 
 
-SCRIPT = """
-import json, sys, torch
-sys.path[:0] = {folders!r}
-from test_resume import START
-method, out, settings, resume = *sys.argv[1:3], json.loads(sys.argv[3]), len(sys.argv) > 4
-trainer = START[method](out, resume, **({{"epochs": 12}} | settings))
-print("ready", flush=True)
-trainer.fit()
-"""
+# A server that has imported everything forks the processes of the runs: each begins in no time.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["torch._dynamo", "hrrl_ext.contrastive.recipe", "hrrl_ext.retrieval", "pytest"]
+)
 
 
-def start_processes(out: Path, way: Way, resume: bool = False) -> list[subprocess.Popen[str]]:
-    """All processes of one run, those of several connected as torchrun connects them."""
-    script = SCRIPT.format(folders=[str(Path(__file__).parents[i]) for i in (0, 1)])
-    settings = json.dumps(way.settings)
-    arguments = [way.method, str(out), settings, *(["resume"] if resume else [])]
+def train(out: Path, way: Way, resume: bool, together: dict[str, str], ready: Connection) -> None:
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as of a process that nobody forked
+    os.environ.update(together)
+    said = out.with_suffix(".txt").open("a", encoding="utf-8")
+    with said, contextlib.redirect_stdout(said):
+        trainer = START[way.method](out, resume, **({"epochs": 12} | way.settings))
+        ready.send(True)
+        trainer.fit()
+
+
+def start_processes(out: Path, way: Way, resume: bool = False) -> list[ForkServerProcess]:
+    """All processes of one run, those of several connected as torchrun connects them, ready to train."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     together = {"WORLD_SIZE": str(way.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", script, *arguments],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank)} | together,
+    running = []
+    for rank in range(way.processes):
+        ready, theirs = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(
+            target=train, args=(out, way, resume, together | {"RANK": str(rank)}, theirs)
         )
-        for rank in range(way.processes)
-    ]
+        process.start()
+        theirs.close()  # so that its end is told
+        running.append((process, ready))
+    for _, ready in running:
+        assert ready.recv()
+    return [process for process, _ in running]
 
 
-def wait_until_ready(running: list[subprocess.Popen[str]]) -> None:
+def ends(running: list[ForkServerProcess]) -> list[int | None]:
     for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
+        process.join()
+    return [process.exitcode for process in running]
 
 
 @dataclass(frozen=True)
@@ -264,21 +272,19 @@ def test_kills_at_random_moments(tmp_path: Path, way: Way) -> None:
     there were enough of them. HRRL_KILLS=50 asks for more."""
     whole = tmp_path / "whole"
     running = start_processes(whole, way)
-    wait_until_ready(running)
     begun = time.monotonic()
-    assert [process.wait() for process in running] == [0] * way.processes
+    assert ends(running) == [0] * way.processes
     longest = (time.monotonic() - begun) / 4  # three epochs
     chance, kills, wanted = random.Random(0), 0, int(os.environ.get("HRRL_KILLS", "3"))
     for run in itertools.count():
         cut = tmp_path / f"cut-{run}"
         while True:
             running = start_processes(cut, way, resume=(cut / "config.json").exists())
-            wait_until_ready(running)
             if kills < wanted:
                 time.sleep(chance.uniform(0.0, longest))
                 for process in running:
-                    process.send_signal(signal.SIGKILL)
-            status = {process.wait() for process in running}
+                    process.kill()
+            status = set(ends(running))
             if -signal.SIGKILL not in status:
                 break
             kills += 1
@@ -291,17 +297,13 @@ def test_kills_at_random_moments(tmp_path: Path, way: Way) -> None:
 @pytest.mark.slow
 def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     whole, cut, way = tmp_path / "whole", tmp_path / "cut", Way({"epochs": 30})
-    (running,) = start_processes(whole, way)
-    assert running.wait() == 0
+    assert ends(start_processes(whole, way)) == [0]
     (running,) = start_processes(cut, way)
     while not list((cut / "checkpoints").glob("step-*")):  # it trains, and is far from through
-        assert running.poll() is None
+        assert running.is_alive()
         time.sleep(0.01)
-    running.send_signal(signal.SIGTERM)
-    assert running.stdout is not None
-    said = running.stdout.read()
-    assert running.wait() == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM: saved in" in said
-    (running,) = start_processes(cut, way, resume=True)
-    assert running.wait() == 0
+    running.terminate()
+    assert ends([running]) == [128 + signal.SIGTERM]
+    assert "stopped by SIGTERM: saved in" in (tmp_path / "cut.txt").read_text(encoding="utf-8")
+    assert ends(start_processes(cut, way, resume=True)) == [0]
     assert final(cut) == final(whole)
