@@ -123,7 +123,9 @@ def sum_hinge(
     image, caption = batch.paired()
     groups = batch.image_group, batch.caption_group
     if pairs is None:
-        weights = [image.new_ones(len(image))] * 2
+        weights = [
+            image.new_ones(len(image)) for _ in range(2)
+        ]  # torch.compile: not one tensor twice
     else:
         groups = groups[0][pairs[0]], groups[1][pairs[1]]
         weights = [_shares(rows).to(image.dtype) for rows in pairs]
