@@ -19,10 +19,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import served
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -74,10 +76,16 @@ def short(text: str) -> str:
     return re.sub(r"(\bwidth[ =:]+)\d+", r"\g<1>4", text)
 
 
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with served.program(tmp_path_factory.mktemp("program")) as folder:
+        yield folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", SECTIONS)
 def test_a_section_runs(
-    blocks: list[Block], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    blocks: list[Block], program: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -87,15 +95,17 @@ def test_a_section_runs(
             if block.kind == "file":
                 Path(block.name).write_text(short(block.text), encoding="utf-8")
             elif block.kind == "sh":
-                run(short(block.text))
+                run(short(block.text), program)
             else:
                 exec(compile(short(block.text), "<page>", "exec"), names)
 
 
-def run(commands: str) -> None:
-    """In a shell that stops at the first failure, with the programs of this Python first."""
+def run(commands: str, *first: Path) -> None:
+    """In a shell that stops at the first failure, with the programs of this Python, or ``first``, first."""
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(
+            [*map(str, first), str(Path(sys.executable).parent), os.environ["PATH"]]
+        ),
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
     }
