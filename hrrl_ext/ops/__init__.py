@@ -21,7 +21,7 @@
 ============================== =============================================================
 """
 
-from . import reference
+from . import _fakes, reference  # noqa: F401  (what torch needs to trace them)
 from ._types import (
     ConceptLoss,
     Convolution,

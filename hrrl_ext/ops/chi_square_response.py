@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from ._library import operator
+from ._transforms import constants
 
 _chi_square_response = operator("chi_square_response")
 
@@ -47,13 +47,7 @@ def chi_square_response(
 
     Equivalent to :func:`hrrl_ext.ops.reference.chi_square_response`, which sorts.
     """
-    if concept_loss.requires_grad or q0.requires_grad:
-        concept_loss, q0 = concept_loss.detach(), q0.detach()
+    concept_loss, q0 = constants(concept_loss, q0)
     radius = math.inf if rho is None else rho
     cap = math.inf if max_weight is None else max_weight
     return _chi_square_response(concept_loss, q0, lam, radius, cap)
-
-
-@torch.library.register_fake("hrrl_ext::chi_square_response")
-def _(concept_loss: Tensor, q0: Tensor, lam: float, rho: float, max_weight: float) -> Tensor:
-    return q0.new_empty(q0.shape)

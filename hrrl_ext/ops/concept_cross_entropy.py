@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd
+from . import _autograd, reference
+from ._transforms import transformed
 from ._types import ConceptLoss
 
 
@@ -61,6 +62,10 @@ def concept_cross_entropy(
         raise ValueError(
             "concept_cross_entropy: q carries no gradient (the adversary moves it by "
             "update_distribution); pass q.detach()"
+        )
+    if transformed():
+        return reference.concept_cross_entropy(
+            logits, target, concept, q, concept_count, label_smoothing=label_smoothing
         )
     arguments = (logits, target, concept, q, concept_count, label_smoothing)
     if logits.requires_grad and torch.is_grad_enabled():

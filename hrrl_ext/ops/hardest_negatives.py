@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd
+from . import _autograd, reference
+from ._transforms import transformed
 from ._types import HardestNegatives, Similarity
 
 
@@ -55,6 +56,8 @@ def hardest_negatives(
         raise ValueError(
             f'hardest_negatives: similarity must be "cosine" or "order", got {similarity!r}'
         )
+    if transformed():
+        return reference.hardest_negatives(image, caption, image_group, caption_group, similarity)
     # torch.compile takes no Function that is handed one tensor twice.
     if caption is image:
         caption = caption.view_as(caption)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from . import _autograd  # noqa: F401  (registers the operators)
 from ._library import operator
 from .image_operations import OPERATIONS
 

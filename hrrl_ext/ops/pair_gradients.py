@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import reference
 from ._library import operator
+from ._transforms import transformed
 from ._types import Similarity
 
 _native = operator("pair_gradients")
@@ -53,7 +54,10 @@ def pair_gradients(
         raise ValueError(
             f'pair_gradients: similarity must be "cosine" or "order", got {similarity!r}'
         )
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (image, caption, weight)):
+    differentiable = torch.is_grad_enabled() and any(
+        t.requires_grad for t in (image, caption, weight)
+    )
+    if differentiable or transformed():
         return reference.pair_gradients(image, caption, row, column, weight, similarity)
     found: tuple[Tensor, Tensor] = _native(
         image, caption, row, column, weight, similarity == "order"

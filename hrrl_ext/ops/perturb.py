@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd, reference  # noqa: F401  (registers the operators)
+from . import reference
 from ._library import operator
+from ._transforms import transformed
 
 _perturb = operator("perturb")
 
@@ -44,8 +45,11 @@ def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tenso
         norm = grad.flatten(1).norm(dim=1)
         x_perturbed = x + tau * grad / norm.view(-1, *[1] * (x.dim() - 1))
     """
-    differentiable = torch.is_grad_enabled() and (
-        x.requires_grad or grad.requires_grad or (isinstance(tau, Tensor) and tau.requires_grad)
+    differentiable = transformed() or (
+        torch.is_grad_enabled()
+        and (
+            x.requires_grad or grad.requires_grad or (isinstance(tau, Tensor) and tau.requires_grad)
+        )
     )
     if differentiable and x.shape == grad.shape and x.dtype == grad.dtype:  # else refused below
         return reference.perturb(x, grad, tau)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd, reference  # noqa: F401  (registers the operators)
 from ._library import operator
+from ._transforms import constants
 from ._types import NearestCentre
 
 _rank1_dot = operator("rank1_dot")
@@ -48,8 +48,7 @@ def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
         raise ValueError(
             "rank1_dot: cross is written to in place and carries no gradient; pass cross.detach()"
         )
-    if p.requires_grad or q.requires_grad:
-        p, q = p.detach(), q.detach()
+    p, q = constants(p, q)
     _rank1_dot(cross, p, q)
     # So that autograd notices where a graph has kept the old cross. A trace knows it from the schema, and
     # tensors of inference mode have no version.
@@ -100,7 +99,5 @@ def rank1_argmin(
         assignment = near.long().cumsum(1).eq(0).sum(1)  # the first k that is near
         distance = squared.gather(1, assignment[:, None]).squeeze(1)
     """
-    if any(t.requires_grad for t in (cross, square, centre_square, weight)):
-        cross, square = cross.detach(), square.detach()
-        centre_square, weight = centre_square.detach(), weight.detach()
-    return NearestCentre(*_rank1_argmin(cross, square, centre_square, weight, rtol))
+    given = constants(cross, square, centre_square, weight)
+    return NearestCentre(*_rank1_argmin(*given, rtol))

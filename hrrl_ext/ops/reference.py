@@ -124,7 +124,7 @@ def concept_cross_entropy(
     p = concept_count.double() / concept_count.double().sum()  # N_k / N
     loss = ((q / p)[concept] * example_loss).sum() / batch
     example_loss = example_loss.detach()
-    sums = torch.zeros_like(p).index_add_(0, concept, example_loss.double())
+    sums = torch.zeros_like(p).index_add(0, concept, example_loss.double())
     concept_loss = torch.where(sums == 0, 0.0, sums / (p * batch))
     return ConceptLoss(loss.to(example_loss.dtype), concept_loss.to(q.dtype), example_loss)
 

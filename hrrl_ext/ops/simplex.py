@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd
+from . import _autograd, reference
 from ._library import operator
+from ._transforms import constants, transformed
 
 _update_distribution = operator("update_distribution")
 
@@ -33,6 +34,8 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
     """
     if dim not in (-1, v.dim() - 1):
         return project_simplex(v.movedim(dim, -1), radius=radius).movedim(-1, dim)
+    if transformed():
+        return reference.project_simplex(v, radius=radius)
     if v.requires_grad and torch.is_grad_enabled():
         p: Tensor = _autograd.ProjectSimplex.apply(v, radius)
         return p
@@ -60,8 +63,7 @@ def update_distribution(
 
     Equivalent to ``project_simplex(q + eta * (concept_loss - lam * (q - q0)))``.
     """
-    if q.requires_grad or concept_loss.requires_grad or q0.requires_grad:
-        q, concept_loss, q0 = q.detach(), concept_loss.detach(), q0.detach()
+    q, concept_loss, q0 = constants(q, concept_loss, q0)
     if isinstance(eta, Tensor):
         return _update_distribution(q, concept_loss, q0, 1.0, lam, eta.detach())
     return _update_distribution(q, concept_loss, q0, eta, lam)

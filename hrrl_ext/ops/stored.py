@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _autograd, reference  # noqa: F401  (registers the operators)
+from . import reference
 from ._library import operator
+from ._transforms import transformed
 
 _perturb_stored = operator("perturb_stored")
 _store_directions = operator("store_directions")
@@ -54,7 +55,7 @@ def perturb_stored(
         z = augment.apply((values[row] * scale[row, None]).view_as(x), view)
         x_perturbed = ops.perturb(x, z, tau)[0]
     """
-    if torch.is_grad_enabled() and x.requires_grad:
+    if transformed() or (torch.is_grad_enabled() and x.requires_grad):
         return reference.perturb_stored(
             x, values, scale, row, view, tau, padding=padding, resolution=resolution
         )

@@ -1,0 +1,25 @@
+"""Function transforms (torch.func) and forward mode: what the kernels have no rules for.
+
+torch hands a native operator without such rules the values alone and takes its result for a constant: a
+derivative of 0, and no word said. So where a transform is under way what is differentiable is computed by
+its plain-PyTorch twin, which has them all, and what is not is handed to the kernel without a history.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+
+def transformed() -> bool:
+    """Whether the call is within vmap, grad, jvp, ..., or a level of forward mode. A tenth of a µs."""
+    within = torch._C._functorch.peek_interpreter_stack() is not None
+    return within or forward_ad._current_level >= 0
+
+
+def constants(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The values alone, of what carries no gradient."""
+    if transformed() or any(t.requires_grad for t in tensors):
+        return tuple(t.detach() for t in tensors)
+    return tensors
