@@ -8,6 +8,7 @@ valid Unicode; what is not stands in a file as \\udcff, which in JSON is the ver
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -172,6 +173,17 @@ def _fits(value: Any, named: bool) -> bool:
             isinstance(value, dict) and all(_fits(inner, False) for inner in value.values())
         )
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(description: Mapping[str, Any]) -> str:
+    """SHA-256 of what a JSON object says, however it is written."""
+    return hashlib.sha256(_encoded(_json(dict(description), sort_keys=True))).hexdigest()
 
 
 def why_unreadable(error: Exception) -> str:

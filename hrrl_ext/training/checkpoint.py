@@ -3,15 +3,17 @@
     folder/step-00000240/             the newest two
         model.safetensors             weights and buffers
         state.pt                      optimiser, scaler, random states, history, the recipe's own state
+        digests.json                  SHA-256 of both, and of what the run is
 
 A checkpoint is written to a folder of another name, forced to the disk and renamed: it is there whole
-or not at all. Nothing that is read can execute code (safetensors; torch.load with weights_only).
+or not at all. It is read where it has the digests that it was written with: what changed since, be it by
+a bit, and what another run wrote is no state of this one. Nothing that is read can execute code
+(safetensors; torch.load with weights_only).
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -24,10 +26,10 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
-from ..storage import sync, why_unreadable
+from ..storage import digest_of, file_digest, read_json, sync, why_unreadable, write_json
 
 _STATE = {"optimizer", "scaler", "rng", "rng_cuda", "history"}  # and what the recipe adds
-_UNREADABLE = (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError, SafetensorError)
+_FILES = ("model.safetensors", "state.pt")
 _KEEP = 2  # the newest, and the one before in case the newest does not load
 
 
@@ -41,8 +43,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[str, Any]) -> Path:
-    """Writes the checkpoint of ``step``; older ones but the last go when it is safely there."""
+def save_checkpoint(
+    folder: Path, step: int, model: nn.Module, state: Mapping[str, Any], run: Mapping[str, Any]
+) -> Path:
+    """Writes the checkpoint of ``step``; older ones but the last go when it is safely there.
+
+    ``run`` describes the run, as its config.json does.
+    """
     final = folder / f"step-{step:08d}"
     partial = folder / f".{final.name}.partial"
     try:
@@ -51,7 +58,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
         save_weights(model, str(partial / "model.safetensors"))
         torch.save(dict(state), partial / "state.pt")
         shutil.copymode(partial / "state.pt", partial / "model.safetensors")  # which came as 0600
-        for path in (partial / "model.safetensors", partial / "state.pt", partial):
+        digests = {name: file_digest(partial / name) for name in _FILES}
+        write_json(partial / "digests.json", {"run": digest_of(run), **digests})
+        for path in (*(partial / name for name in _FILES), partial):
             sync(path)
         shutil.rmtree(final, ignore_errors=True)  # one that could not be read
         os.rename(partial, final)
@@ -73,9 +82,9 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, state: Mapping[st
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, part: str | None = None
+    folder: Path, model: nn.Module, run: Mapping[str, Any], part: str | None = None
 ) -> tuple[int, dict[str, Any]]:
-    """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state.
+    """Fills ``model`` from the newest checkpoint of ``run`` that can be read; returns its step and state.
 
     ``part``: the name that ``model`` has as a submodule of the one that was saved, if it is one.
     """
@@ -84,11 +93,12 @@ def load_checkpoint(
         raise CheckpointError(f"{folder} holds no checkpoint to resume from")
     for path in reversed(found):
         try:
+            _check_digests(path, run)
             state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
             if not (isinstance(state, dict) and state.keys() >= _STATE):
                 raise ValueError("state.pt is not of a run")
             _load_weights(model, path / "model.safetensors", part)
-        except _UNREADABLE as error:
+        except Exception as error:  # whatever reading can raise: there may be one before
             reason = why_unreadable(error)
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
             continue
@@ -96,6 +106,18 @@ def load_checkpoint(
     raise CheckpointError(
         f"none of the checkpoints in {folder} can be read: {', '.join(p.name for p in found)}"
     )
+
+
+def _check_digests(path: Path, run: Mapping[str, Any]) -> None:
+    """ValueError naming what is not as it was written. Checkpoints of before there were digests pass."""
+    if not (path / "digests.json").exists():
+        return
+    written = read_json(path / "digests.json")
+    for name in _FILES:
+        if written.get(name) != file_digest(path / name):
+            raise ValueError(f"{name} is not as it was written: its digest is another")
+    if written.get("run") != digest_of(run):
+        raise ValueError("it is of another run than config.json tells of")
 
 
 def _load_weights(model: nn.Module, path: Path, part: str | None) -> None:

@@ -64,7 +64,7 @@ class RunFolder(WorkFolder):
         append_row(self.path / "environment.jsonl", environment(device) | {"processes": processes})
 
     def save(self, step: int, model: nn.Module, state: Mapping[str, Any]) -> None:
-        save_checkpoint(self.path / "checkpoints", step, model, state)
+        save_checkpoint(self.path / "checkpoints", step, model, state, self.config())
 
     def save_best(self, model: nn.Module, row: Mapping[str, Any]) -> None:
         """The best epoch so far, as a model of its own."""
@@ -98,7 +98,7 @@ class RunFolder(WorkFolder):
 
     def load(self, model: nn.Module, part: str | None = None) -> tuple[int, dict[str, Any]]:
         """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state."""
-        return load_checkpoint(self.path / "checkpoints", model, part)
+        return load_checkpoint(self.path / "checkpoints", model, self.config(), part)
 
 
 def load_model(

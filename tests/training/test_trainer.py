@@ -6,8 +6,10 @@ import csv
 import json
 import math
 import pickle
+import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -293,6 +295,7 @@ def test_a_state_file_cannot_run_code(tmp_path: Path) -> None:
         for name in ("state.pt", "model.safetensors"):
             whole = (newest / name).read_bytes()
             save({"history": Evil()}, newest / name)
+            (newest / "digests.json").unlink(missing_ok=True)  # of whoever could write this as well
             with pytest.warns(UserWarning, match="cannot be read"), pytest.raises(CheckpointError):
                 load_model(tmp_path)
             (newest / name).write_bytes(whole)
@@ -324,6 +327,38 @@ def test_a_state_file_cut_anywhere_is_refused_by_name(tmp_path: Path) -> None:
                 load_model(tmp_path)
         (newest / name).write_bytes(whole)
     load_model(tmp_path)
+
+
+def test_a_flipped_bit_is_named_and_the_checkpoint_before_used(tmp_path: Path) -> None:
+    HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path).fit()
+    newest, chance = tmp_path / "checkpoints/step-00000015", random.Random(0)
+    for name in ("state.pt", "model.safetensors", "digests.json"):
+        whole = (newest / name).read_bytes()
+        for _ in range(20):
+            damaged, place = bytearray(whole), chance.randrange(len(whole))
+            damaged[place] ^= 1 << chance.randrange(8)
+            (newest / name).write_bytes(damaged)
+            with pytest.warns(UserWarning, match=r"step-00000015 cannot be read"):
+                load_model(tmp_path)
+        (newest / name).write_bytes(whole)
+    load_model(tmp_path)
+
+
+def test_a_checkpoint_of_another_run_is_none_of_this(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        HRRLTrainer(**SMALL, tau=0.1, lam=5.0, seed=seed, out=tmp_path / str(seed)).fit()
+    newest = tmp_path / "0/checkpoints/step-00000015"
+    shutil.rmtree(newest)
+    shutil.copytree(tmp_path / "1/checkpoints/step-00000015", newest)
+    with pytest.warns(UserWarning, match="it is of another run than config.json tells of"):
+        trainer = HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path / "0", resume=True)
+    assert len(trainer.history) == 2
+
+
+def test_a_checkpoint_without_digests_is_of_before_there_were_any(tmp_path: Path) -> None:
+    HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path).fit()
+    (tmp_path / "checkpoints/step-00000015/digests.json").unlink()
+    assert len(HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path, resume=True).history) == 3
 
 
 def test_a_link_is_no_checkpoint(tmp_path: Path) -> None:
