@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from .archives import open_archives
-from .folders import FolderImages, open_folder
+from .folders import FolderImages
 from .ids import Ids
 from .image_sets import Array, ArrayImages, ImageSet
+from .layouts import open_folder
 from .lists import CsvImages, ProductImages, is_list, open_list
 from .resize import check_image_size
 from .torchvision_sets import open_torchvision

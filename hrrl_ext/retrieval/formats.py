@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.folders import SUFFIXES, ImageFiles
+from ..data.decoding import SUFFIXES
+from ..data.files import files_below, is_image, tell_left_out
+from ..data.folders import ImageFiles
 from ..data.paths import InsideFolder
 from ..spec import listed, not_known
 from ..storage import read_json
@@ -257,17 +259,13 @@ def read_captioned_files(folder: Path, split: str) -> Captioned:
     chosen = [folder]
     if splits:
         chosen = [folder / name for name in sorted(_wanted(split, splits, str(folder)))]
-    files = sorted(
-        os.path.join(at, name)
-        for top in chosen
-        for at, _, names in os.walk(top)
-        for name in names
-        if not name.startswith(".")
-    )
-    images = [file for file in files if file.lower().endswith(SUFFIXES)]
+    files = sorted(file for top in chosen for file in files_below(top))
+    images = [file for file in files if is_image(file)]
     texts = {file for file in files if file.lower().endswith(".txt")}
     if not images:
         raise FileNotFoundError(f"{folder}: no image ({', '.join(SUFFIXES)}) with a .txt beside it")
+    left = sorted(set(files) - set(images) - texts)
+    tell_left_out(folder, len(images), left)
     found = Captioned()
     for image in images:
         text = f"{os.path.splitext(image)[0]}.txt"

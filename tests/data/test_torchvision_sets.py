@@ -143,6 +143,26 @@ def test_files_are_decoded_late(name, tmp_path):
     assert torch.equal(images.subset([3, 0])[0][0], expected)
 
 
+def test_files_of_a_folder_have_the_decoder_of_all_others(tmp_path, fake, monkeypatch):
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.new("RGBA", (4, 4), (9, 8, 7, 0)).save(tmp_path / "hidden.png")
+
+    class ImageFolder(Files):
+        """As torchvision's, which reads by an attribute."""
+
+        def __init__(self, root):
+            super().__init__(root)
+            self.root = root
+            self.loader = lambda path: pillow.open(path).convert("RGB")  # shows what is hidden
+
+        def __getitem__(self, i):
+            return self.loader(f"{self.root}/hidden.png"), 0
+
+    monkeypatch.setattr(sys.modules["torchvision.datasets"], "ImageFolder", ImageFolder, False)
+    images = load_images("torchvision:ImageFolder", root=tmp_path, image_size=4)
+    assert images[0][0].unique().tolist() == [255]
+
+
 @pytest.mark.usefixtures("fake")
 def test_test_falls_back_to_val(tmp_path):
     pytest.importorskip("PIL.Image")

@@ -260,6 +260,13 @@ def test_a_text_beside_each_image(folder) -> None:
     pairs = load_pairs(folder, image_size=4)
     assert pairs.captions == ["A red fruit", "An apple", "Green", "A dog"]
     assert pairs.owner.tolist() == [0, 0, 1, 2] and pairs.group_names is None
+    (folder / ".cache").mkdir()
+    for name in (".cache/d.png", "d.heic"):
+        (folder / name).write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"3 images are taken; left out are other files, 1 x \.heic"
+    ):
+        assert len(load_pairs(folder, image_size=4).images) == 3
     (folder / "sub").rename(folder / "val")
     assert load_pairs(folder, image_size=4, split="val").captions == ["A dog"]
     write(folder / "val" / "c.txt", "\n")
