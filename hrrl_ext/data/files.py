@@ -23,12 +23,12 @@ def is_image(name: str) -> bool:
 
 def folders_in(root: str | os.PathLike[str]) -> list[str]:
     """Names of the folders in root, sorted, without hidden ones and clutter."""
-    return sorted(f.name for f in os.scandir(root) if f.is_dir() and not is_clutter(f.name))
+    return sorted(f.name for f in os.scandir(root) if not is_clutter(f.name) and _is_folder(f))
 
 
 def files_in(root: str | os.PathLike[str]) -> list[str]:
     """Names of the files in root, not below it, sorted, without hidden ones and clutter."""
-    return sorted(f.name for f in os.scandir(root) if f.is_file() and not is_clutter(f.name))
+    return sorted(f.name for f in os.scandir(root) if not is_clutter(f.name) and not _is_folder(f))
 
 
 def files_below(root: str | os.PathLike[str]) -> list[str]:
@@ -65,6 +65,13 @@ def suffixes_of(files: Iterable[str]) -> str:
     """3 x .heic, 1 x .txt; most frequent first."""
     count = Counter(os.path.splitext(file)[1].lower() or "without suffix" for file in files)
     return ", ".join(f"{n} x {suffix}" for suffix, n in count.most_common(5))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
 
 
 def _leads_up(at: str, name: str) -> bool:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..data.decoding import SUFFIXES
-from ..data.files import files_below, is_image, tell_left_out
+from ..data.files import files_below, folders_in, is_image, tell_left_out
 from ..data.folders import ImageFiles
 from ..data.paths import InsideFolder
+from ..data.splits import split_of
 from ..spec import listed, not_known
 from ..storage import read_json
 from .text import as_text, read_lines
@@ -255,10 +256,11 @@ def _precomputed(ims: Path, caps: Path) -> tuple[np.ndarray, list[str], np.ndarr
 
 def read_captioned_files(folder: Path, split: str) -> Captioned:
     """image.png with image.txt, in the folder and below it."""
-    splits = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
+    splits = {name: of for name in folders_in(folder) if (of := split_of(name))}
     chosen = [folder]
     if splits:
-        chosen = [folder / name for name in sorted(_wanted(split, splits, str(folder)))]
+        wanted = _wanted(split, list(splits.values()), str(folder))
+        chosen = [folder / name for name, of in splits.items() if of in wanted]
     files = sorted(file for top in chosen for file in files_below(top))
     images = [file for file in files if is_image(file)]
     texts = {file for file in files if file.lower().endswith(".txt")}
