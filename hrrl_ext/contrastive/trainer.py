@@ -12,6 +12,7 @@ from torch import nn
 from ..data import Batches, ImageSet, Source, load_images
 from ..data.classes import require_same_classes
 from ..data.sources import takes_root
+from ..data.unreadable import OnError, Reading
 from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
@@ -53,6 +54,7 @@ class URRLTrainer(Trainer):
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept; 0 keeps none.
+        on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`.
         progress: "auto", "bar", "plain" or "off".
         tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
         after_step: called with the trainer and the number of steps done, after each of them and before a
@@ -91,6 +93,7 @@ class URRLTrainer(Trainer):
         device: str = "auto",
         num_workers: int = 0,
         keep_gib: float = 2.0,
+        on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[URRLTrainer, int], object] | None = None,
@@ -117,11 +120,19 @@ class URRLTrainer(Trainer):
             "seed": training.seed, "device": device_, "processes": processes,
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
-        images = open_images(data, "train")
+        reading = Reading(
+            on_error,
+            before=run.left_out if run is not None and resume else None,
+            num_workers=num_workers,
+            processes=processes,
+        )
+        images, _ = reading.take(open_images(data, "train"))
         batches = ViewBatches(images, make, training.batch_size, **options)
         measured = _measured(
             images,
-            None if validation is None else open_images(validation, "test"),
+            None
+            if validation is None
+            else reading.take(open_images(validation, "test"), "validation")[0],
             method,
             training,
             **options,

@@ -32,6 +32,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     augments. A subclass implements `__getitems__`, `subset` and `resized`.
     """
 
+    left_out: Sequence[str] = ()
+    """Names of images that are not in the set, as they cannot be read."""
+
     def __init__(
         self,
         target: Ids,

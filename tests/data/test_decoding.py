@@ -216,9 +216,15 @@ def test_an_orientation_that_is_none(orientation):
     assert np.array_equal(decoded(encoded(Image.fromarray(PIXELS), "PNG", exif=exif)), PIXELS)
 
 
-def test_a_broken_header_does_not_lose_an_image():
-    file = encoded(Image.fromarray(PIXELS), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff nonsense")
-    assert decoded(file).shape == PIXELS.shape
+def test_a_broken_header_does_not_lose_an_image(monkeypatch):
+    """Of such headers some versions of Pillow raise what they like."""
+
+    def broken(*_):
+        raise SyntaxError("not a TIFF file")
+
+    monkeypatch.setattr(Image.Exif, "load", broken)
+    file = encoded(Image.fromarray(PIXELS), "PNG")
+    assert np.array_equal(decoded(file), PIXELS)
 
 
 def test_a_turned_palette_with_transparency():
