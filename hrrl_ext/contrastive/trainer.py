@@ -12,12 +12,12 @@ from torch import nn
 from ..data import Batches, ImageSet, Source, load_images
 from ..data.classes import require_same_classes
 from ..data.sources import takes_root
-from ..data.unreadable import OnError, Reading
+from ..data.unreadable import OnError
 from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_run
+from ..training.opening import begin_from, build_network, check_model, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
 from .encoder import Encoder
@@ -111,28 +111,22 @@ class URRLTrainer(Trainer):
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = open_run(out, resume, tensorboard)
+        reading = open_reading(on_error, run if resume else None, num_workers, processes)
 
-        def open_images(source: Source, split: str) -> ImageSet:
+        def open_images(source: Source, split: str, of: str) -> ImageSet:
             its_root = root if takes_root(source) else None
-            return load_images(source, split=split, image_size=method.image_size, root=its_root)
+            images = load_images(source, split=split, image_size=method.image_size, root=its_root)
+            return reading.take(images, of)[0]
 
         options: dict[str, Any] = {
             "seed": training.seed, "device": device_, "processes": processes,
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
-        reading = Reading(
-            on_error,
-            before=run.left_out if run is not None and resume else None,
-            num_workers=num_workers,
-            processes=processes,
-        )
-        images, _ = reading.take(open_images(data, "train"))
+        images = open_images(data, "train", "data")
         batches = ViewBatches(images, make, training.batch_size, **options)
         measured = _measured(
             images,
-            None
-            if validation is None
-            else reading.take(open_images(validation, "test"), "validation")[0],
+            None if validation is None else open_images(validation, "test", "validation"),
             method,
             training,
             **options,

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from ..clustering.discovered import DiscoveredConcepts
 from ..data import Batches, Concepts, ImageSet, Source
 from ..data.ids import Ids
-from ..data.unreadable import OnError, Reading
+from ..data.unreadable import OnError
 from ..perturbation import FP16_LOSS_SCALE
 from ..processes import start_processes
 from ..training import Loop, TrainingConfig
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_run
+from ..training.opening import begin_from, build_network, check_model, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .config import HRRLConfig, Levels, by_config, with_levels
 from .objective import HRRLObjective
@@ -140,12 +140,7 @@ class HRRLTrainer(Trainer):
             processes=processes,
             num_workers=num_workers,
             keep_gib=keep_gib,
-            reading=Reading(
-                on_error,
-                before=run.left_out if run is not None and resume else None,
-                num_workers=num_workers,
-                processes=processes,
-            ),
+            reading=open_reading(on_error, run if resume else None, num_workers, processes),
         )
         if training.patience is not None and sets.validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
