@@ -102,12 +102,8 @@ class URRLTrainer(Trainer):
     ) -> None:
         of_loop, of_method = parted(config, ContrastiveTraining, ContrastiveConfig, "URRLTrainer")
         training = ContrastiveTraining(**of_loop)
-        if views == "own":
-            raise ValueError("views='own' is an object that makes views; give it as views")
-        name: Any = views if isinstance(views, str) else "own"
-        method = ContrastiveConfig(views=name, **of_method)
+        method, make = _with_views(views, of_method, training.seed)
         _check_groups(method, training)
-        make = method.make_views(training.seed) if isinstance(views, str) else views
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = open_run(out, resume, tensorboard)
@@ -161,6 +157,17 @@ class URRLTrainer(Trainer):
             tensorboard=tensorboard,
             after_step=self._after_step,
         )
+
+
+def _with_views(
+    views: str | TwoViews, of_method: dict[str, Any], seed: int
+) -> tuple[ContrastiveConfig, TwoViews]:
+    """The settings, and what makes the views: by its name, or the user's own."""
+    if views == "own":
+        raise ValueError("views='own' is an object that makes views; give it as views")
+    name: Any = views if isinstance(views, str) else "own"
+    method = ContrastiveConfig(views=name, **of_method)
+    return method, method.make_views(seed) if isinstance(views, str) else views
 
 
 def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:
