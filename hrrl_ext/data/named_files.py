@@ -45,10 +45,11 @@ class NamedFiles:
 
     def file(self, name: str, where: str) -> str:
         """Raises ValueError for a name that leads out or has two files, FileNotFoundError."""
-        self._inside.require_below(name, where)
         full = os.path.join(self._below, name)
-        if self._bare and (found := self._with_suffix(self._inside.folder / full, where)):
-            full = str(PurePosixPath(full).with_name(found))
+        if self._bare:
+            self._inside.require_below(name, where)  # before its folder is looked into
+            if found := self._with_suffix(self._inside.folder / full, where):
+                full = str(PurePosixPath(full).with_name(found))
         return self._inside.file(full, where)
 
     def _has(self, folder: Path, name: str) -> bool:

@@ -222,8 +222,10 @@ def test_a_broken_header_does_not_lose_an_image(monkeypatch):
     def broken(*_):
         raise SyntaxError("not a TIFF file")
 
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = encoded(Image.fromarray(PIXELS), "PNG", exif=exif)
     monkeypatch.setattr(Image.Exif, "load", broken)
-    file = encoded(Image.fromarray(PIXELS), "PNG")
     assert np.array_equal(decoded(file), PIXELS)
 
 
