@@ -76,27 +76,28 @@ class Reading:
         rows = torch.tensor([row for row in range(len(images)) if row not in left]).long()
         if not left:
             return images, rows
-        told = "; ".join(f"{name} ({error})" for name, error in list(left.values())[:_SHOWN])
+        told = "; ".join(list(left.values())[:_SHOWN])
         count = f"{len(left)} of {len(images)} images"
+        why = "cannot be read and are left out"
+        if self._before is not None:
+            why = "are left out, as when the run began"
         if not len(rows):
             raise OSError(f"{images.name}: none of {len(left)} images can be read, such as {told}")
-        warnings.warn(f"{images.name}: {count} are left out, such as {told}", stacklevel=3)
+        warnings.warn(f"{images.name}: {count} {why}, such as {told}", stacklevel=3)
         taken = images.subset(rows)
-        taken.left_out = [name for name, _ in left.values()]
+        taken.left_out = [_name(images, row) for row in left]
         return taken, rows
 
-    def _left(self, images: ImageSet, of: str) -> dict[int, tuple[str, str]]:
-        """row → name, and why."""
+    def _left(self, images: ImageSet, of: str) -> dict[int, str]:
+        """row → its name, and why."""
         if self._before is not None:
-            if not (names := set(self._before.get(of, ()))):
-                return {}
-            every = {row: _name(images, row) for row in range(len(images))}
-            reason = "as when the run began"
-            return {row: (name, reason) for row, name in every.items() if name in names}
+            names = set(self._before.get(of, ()))
+            every = range(len(images)) if names else ()
+            return {row: name for row in every if (name := _name(images, row)) in names}
         if not self._tries:
             return {}
         found = unreadable(images, num_workers=self._num_workers, processes=self._processes)
-        return {u.row: (u.name, u.error) for u in found}
+        return {u.row: f"{u.name} ({u.error})" for u in found}
 
 
 def readable(images: ImageSet, *, num_workers: int = 0) -> ImageSet:

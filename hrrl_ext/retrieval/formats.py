@@ -25,6 +25,7 @@ TABLE = "a header or keys image and caption, and optionally group and split"
 KARPATHY = (
     'an object with "images", each with "filename" (and "filepath"), "split", "sentences" of "raw"'
 )
+_OTHERS = {"file_name": "image", "text": "caption"}  # of metadata.csv and metadata.jsonl
 _SAME = {"validation": "val", "valid": "val", "dev": "val", "training": "train"}
 
 
@@ -101,7 +102,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = [name.strip().lower() for name in next(reader, [])]
+            header = _named([name.strip().lower() for name in next(reader, [])])
             _require_columns(header, f"{path}, line 1")
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
@@ -127,8 +128,14 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{where} is not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object with {TABLE}, got {type(row).__name__}")
+        row = dict(zip(_named(list(row)), row.values(), strict=True))
         _require_columns(list(row), where)
         yield where, row
+
+
+def _named(names: list[str]) -> list[str]:
+    """Hugging Face's names, where ours are not there."""
+    return [_OTHERS[n] if n in _OTHERS and _OTHERS[n] not in names else n for n in names]
 
 
 def _require_columns(names: list[str], where: str) -> None:
