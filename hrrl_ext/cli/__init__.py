@@ -17,6 +17,7 @@ import jsonargparse
 
 from ..spec import nearest
 from . import (
+    checking,
     clustering,
     evaluation,
     linear,
@@ -39,6 +40,7 @@ _COMMANDS = (
     | evaluation.COMMANDS
     | study.COMMANDS
     | clustering.COMMANDS
+    | checking.COMMANDS
     | linear.COMMANDS
     | retrieval.COMMANDS
     | search.COMMANDS

@@ -67,6 +67,11 @@ def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None
             "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
         )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
+    parser.add_argument(
+        "--on_error",
+        default="raise",
+        help="images that cannot be read: raise, or skip: left out, before a new run begins",
+    )
     run_arguments(parser)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._modes import evaluating
 from .._streams import random_stream
 from ..data import Batches
+from ..data.unreadable import left_out
 from ..evaluation.neighbours import KNeighbours
 from ..evaluation.rank import rank_me
 from ..processes import Processes
@@ -231,7 +232,11 @@ class MoCo(Recipe):
 
     def description(self) -> dict[str, Any]:
         of_network = described(self.model_name, self.batches.images, self.config.width)
-        return of_network | {"views": str(self.batches.views)}
+        validation = self.measured.validation
+        left = left_out(
+            data=self.batches.images, validation=None if validation is None else validation.images
+        )
+        return of_network | left | {"views": str(self.batches.views)}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -12,11 +12,12 @@ from torch import nn
 from ..data import Batches, ImageSet, Source, load_images
 from ..data.classes import require_same_classes
 from ..data.sources import takes_root
+from ..data.unreadable import OnError
 from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_run
+from ..training.opening import begin_from, build_network, check_model, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
 from .encoder import Encoder
@@ -53,6 +54,7 @@ class URRLTrainer(Trainer):
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept; 0 keeps none.
+        on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`.
         progress: "auto", "bar", "plain" or "off".
         tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
         after_step: called with the trainer and the number of steps done, after each of them and before a
@@ -91,6 +93,7 @@ class URRLTrainer(Trainer):
         device: str = "auto",
         num_workers: int = 0,
         keep_gib: float = 2.0,
+        on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[URRLTrainer, int], object] | None = None,
@@ -99,29 +102,27 @@ class URRLTrainer(Trainer):
     ) -> None:
         of_loop, of_method = parted(config, ContrastiveTraining, ContrastiveConfig, "URRLTrainer")
         training = ContrastiveTraining(**of_loop)
-        if views == "own":
-            raise ValueError("views='own' is an object that makes views; give it as views")
-        name: Any = views if isinstance(views, str) else "own"
-        method = ContrastiveConfig(views=name, **of_method)
+        method, make = _with_views(views, of_method, training.seed)
         _check_groups(method, training)
-        make = method.make_views(training.seed) if isinstance(views, str) else views
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = open_run(out, resume, tensorboard)
+        reading = open_reading(on_error, run if resume else None, num_workers, processes)
 
-        def open_images(source: Source, split: str) -> ImageSet:
+        def open_images(source: Source, split: str, of: str) -> ImageSet:
             its_root = root if takes_root(source) else None
-            return load_images(source, split=split, image_size=method.image_size, root=its_root)
+            images = load_images(source, split=split, image_size=method.image_size, root=its_root)
+            return reading.take(images, of)[0]
 
         options: dict[str, Any] = {
             "seed": training.seed, "device": device_, "processes": processes,
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
-        images = open_images(data, "train")
+        images = open_images(data, "train", "data")
         batches = ViewBatches(images, make, training.batch_size, **options)
         measured = _measured(
             images,
-            None if validation is None else open_images(validation, "test"),
+            None if validation is None else open_images(validation, "test", "validation"),
             method,
             training,
             **options,
@@ -156,6 +157,17 @@ class URRLTrainer(Trainer):
             tensorboard=tensorboard,
             after_step=self._after_step,
         )
+
+
+def _with_views(
+    views: str | TwoViews, of_method: dict[str, Any], seed: int
+) -> tuple[ContrastiveConfig, TwoViews]:
+    """The settings, and what makes the views: by its name, or the user's own."""
+    if views == "own":
+        raise ValueError("views='own' is an object that makes views; give it as views")
+    name: Any = views if isinstance(views, str) else "own"
+    method = ContrastiveConfig(views=name, **of_method)
+    return method, method.make_views(seed) if isinstance(views, str) else views
 
 
 def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:

@@ -15,6 +15,7 @@ from .sources import (
     Source,
     load_images,
 )
+from .unreadable import readable, unreadable
 from .views import RandomResizedCrop, Views, view_family
 
 __all__ = [
@@ -38,6 +39,8 @@ __all__ = [
     "imbalance",
     "load_images",
     "lower_resolution",
+    "readable",
     "resolve_concepts",
+    "unreadable",
     "view_family",
 ]

@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..spec import listed
 from .concept_map import ConceptMap
+from .ids import class_ids
 from .image_sets import ArrayImages
+from .splits import SPLITS, chosen_split, split_of
 
 LAYOUT = (
     "a NumPy archive (.npz) with image [N, H, W], [N, H, W, 3] or [N, 3, H, W] (uint8, or float "
     "in [0, 1]), label [N] (integers), and optionally class_names [C], concept_names [K], "
-    "class_to_concept [C]"
+    "class_to_concept [C]; or with both for several splits, as x_train, y_train, x_test, y_test or "
+    "train_images, train_labels, ..."
 )
-_KEYS = ("image", "label", "class_names", "concept_names", "class_to_concept")
+_NAMES = ("class_names", "concept_names", "class_to_concept")
+_IMAGES = ("image", "images", "x", "data")
+_LABELS = ("label", "labels", "y", "target", "targets")
 
 
-def open_archives(paths: Sequence[str | os.PathLike[str]]) -> ArrayImages:
+def open_archives(paths: Sequence[str | os.PathLike[str]], split: str = "train") -> ArrayImages:
     """One image set out of one archive or of several parts, concatenated in the order given.
 
+    split counts where an archive has splits, as Keras' and MedMNIST's have; "test" falls back to "val".
     Raises FileNotFoundError, or ValueError naming the file for a broken archive, another layout, or
     parts that disagree on image size, dtype, classes or concepts. Pickled content is refused.
     """
     if not paths:
         raise ValueError("images: the list of archives is empty")
-    parts = [_open_archive(Path(path)) for path in paths]
+    parts = [_open_archive(Path(path), split) for path in paths]
     first, *others = parts
     if not others:
         return first
@@ -48,35 +58,113 @@ def open_archives(paths: Sequence[str | os.PathLike[str]]) -> ArrayImages:
     return joined
 
 
-def _open_archive(path: Path) -> ArrayImages:
-    arrays = _read(path)
+def _open_archive(path: Path, split: str) -> ArrayImages:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     try:
-        return ArrayImages(
-            arrays["image"],
-            arrays["label"],
-            classes=_strings(arrays["class_names"]) if "class_names" in arrays else None,
-            concept_map=_concept_map(arrays),
-            name=path.stem,
-        )
+        archive = np.load(path, allow_pickle=False)
+        names = archive.files
+    except Exception as error:  # numpy, zipfile and zlib raise many types for broken files
+        raise _unreadable(path, error) from error
+    with closing(archive):
+        sets = _sets(names, path)
+        of_split = _of_split(sets, split, path)
+        left = set(names) - set(_NAMES) - {key for pair in sets.values() for key in pair.values()}
+        if left:
+            warnings.warn(
+                f"{path}: the arrays {listed(sorted(left))} are left out; {of_split['image']} and "
+                f"{of_split['label']} are taken",
+                stacklevel=4,
+            )
+        arrays = _read(archive, {key: key for key in _NAMES if key in names} | of_split, path)
+        labels = [pair["label"] for pair in sets.values() if pair is not of_split]
+        others = _read(archive, {key: key for key in labels}, path)
+    try:
+        return _images(arrays, others, path.stem)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; expected {LAYOUT}") from error
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
+def _images(
+    arrays: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], name: str
+) -> ArrayImages:
+    """others: the labels of the other splits, which may have more classes."""
+    classes = _strings(arrays["class_names"]) if "class_names" in arrays else None
+    if classes is None and others:
+        every = {"label": arrays["label"]} | dict(others)
+        counts = [class_ids(labels, f"{name}: {key}")[1] for key, labels in every.items()]
+        classes = [str(c) for c in range(max(counts))]
+    return ArrayImages(
+        arrays["image"],
+        arrays["label"],
+        classes=classes,
+        concept_map=_concept_map(arrays),
+        name=name,
+    )
+
+
+def _sets(names: Sequence[str], path: Path) -> dict[str, dict[str, str]]:
+    """split → the names of its images and labels; "" where the archive is one set."""
+    if {"image", "label"} <= set(names):
+        return {"": {"image": "image", "label": "label"}}
+    found: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        kind, split = _kind_and_split(name)
+        if kind is not None:
+            found.setdefault(split, {}).setdefault(kind, []).append(name)
+    for kinds in found.values():
+        if several := next((keys for keys in kinds.values() if len(keys) > 1), None):
+            raise ValueError(
+                f"{path}: {listed(several)} may all be the same; rename the right ones to image and "
+                f"label; expected {LAYOUT}"
+            )
+    pairs = {s: {k: keys[0] for k, keys in kinds.items()} for s, kinds in found.items()}
+    whole = {split: pair for split, pair in pairs.items() if len(pair) == 2}
+    if "" in whole and len(whole) > 1:
+        raise ValueError(
+            f"{path}: {listed(list(pairs[''].values()))} stand beside those of splits, "
+            f"{listed(sorted(set(whole) - {''}))}; write an archive of each"
+        )
+    if not whole:
+        have = {kind for pair in pairs.values() for kind in pair}
+        missing = [kind for kind in ("image", "label") if kind not in have] or [
+            "image and label alike"
+        ]
+        raise ValueError(
+            f"{path}: no array {' or '.join(missing)} among {listed(sorted(names))}; expected {LAYOUT}"
+        )
+    return whole
+
+
+def _of_split(sets: Mapping[str, dict[str, str]], split: str, path: Path) -> dict[str, str]:
+    if "" in sets:  # one set, whatever is asked for
+        return sets[""]
+    return sets[chosen_split(split, [s for s in SPLITS if s in sets], f"{path}: no image")]
+
+
+def _kind_and_split(name: str) -> tuple[str | None, str]:
+    """x_train, train_images, labels → image or label, and the split, which may be none."""
+    words = name.lower().split("_")
+    kinds = {"image" if w in _IMAGES else "label" for w in words if w in _IMAGES + _LABELS}
+    splits = [split_of(word) for word in words if split_of(word)]
+    if len(kinds) != 1 or len(splits) + 1 != len(words):
+        return None, ""
+    return kinds.pop(), splits[0] or "" if splits else ""
+
+
+def _read(archive: Any, names: Mapping[str, str], path: Path) -> dict[str, np.ndarray]:
+    """What is called names[key] in the archive, by key."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in _KEYS if key in archive}
+        return {key: archive[name] for key, name in names.items()}
     except Exception as error:  # numpy, zipfile and zlib raise many types for broken files
-        raise ValueError(f"{path}: not a readable archive ({error}); expected {LAYOUT}") from error
-    missing = [key for key in ("image", "label") if key not in arrays]
-    if missing:
-        raise ValueError(f"{path}: no array {' or '.join(missing)}; expected {LAYOUT}")
-    return arrays
+        raise _unreadable(path, error) from error
 
 
-def _concept_map(arrays: dict[str, np.ndarray]) -> ConceptMap | None:
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a readable archive ({error}); expected {LAYOUT}")
+
+
+def _concept_map(arrays: Mapping[str, np.ndarray]) -> ConceptMap | None:
     names, ids = arrays.get("concept_names"), arrays.get("class_to_concept")
     if names is None and ids is None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -35,13 +36,17 @@ def resolve_concepts(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list
     Raises ValueError for a concept without one, besides what concepts_of raises.
     """
     concept, names = concepts_of(concepts, images)
-    empty = without_member(concept, names)
-    if empty:
+    require_examples(concept, names, images)
+    return concept, names
+
+
+def require_examples(concept: Tensor, names: Sequence[str], images: ImageSet) -> None:
+    """ValueError for a concept without an example among those that ``concept`` has the ids of."""
+    if empty := without_member(concept, names):
         raise ValueError(
             f"concepts: {images.name} has no example of concept {listed(empty)}, so that its "
             "weight N/N_k is undefined; add examples, or use a map (or ids) without this concept"
         )
-    return concept, names
 
 
 def concepts_of(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list[str]]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..processes import Processes
 from .image_sets import ImageSet
@@ -65,14 +65,35 @@ class Fetcher:
             return (self.images.__getitems__(indices) for indices in rows)
         self.processes.let_go()
         loader = DataLoader(
-            self.images,
+            _Carried(self.images),
             batch_sampler=rows,
             collate_fn=_as_fetched,
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # else the loader draws from the global one
         )
-        return iter(loader)
+        return _raised(loader)
+
+
+class _Carried(Dataset[Any]):
+    """What workers fetch of: an error that names an image comes back as it is, and not as the text of
+    a stack of calls in another process."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images = images
+
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor] | OSError:
+        try:
+            return self._images.__getitems__(indices)
+        except OSError as error:
+            return OSError(str(error))
+
+
+def _raised(batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in batches:
+        if isinstance(batch, OSError):
+            raise batch
+        yield batch
 
 
 def _as_fetched(batch: Any) -> Any:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Sequence
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,16 @@ import torch
 from torch import Tensor
 
 from ..spec import listed, nearest
+from .columns import sorted_names
 from .concept_map import ConceptMap
+from .decoding import SUFFIXES, as_rgb, read_picture, require_pillow
+from .files import files_in, folders_in, images_below, is_image, suffixes_of, tell_left_out
 from .ids import Ids
 from .image_sets import ImageSet
 from .resize import check_image_size, fit_picture
 
 if TYPE_CHECKING:
     from PIL import Image
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class DecodedImages(ImageSet):
@@ -41,7 +44,7 @@ class DecodedImages(ImageSet):
         name: str,
     ) -> None:
         check_image_size(image_size)
-        _require_pillow()
+        require_pillow()
         super().__init__(
             target, (3, image_size, image_size), classes=classes, concept_map=concept_map, name=name
         )
@@ -60,7 +63,7 @@ class DecodedImages(ImageSet):
 
     def _decode(self, source: Any) -> Tensor:
         try:
-            return fit_picture(self._open(source), self.image_shape[1])
+            return fit_picture(as_rgb(self._open(source)), self.image_shape[1])
         except Exception as error:  # broken files raise many types, from SyntaxError on
             raise OSError(f"{self.name}: cannot decode image {source}: {error}") from error
 
@@ -83,20 +86,18 @@ class ImageFiles(DecodedImages):
     """Image files; `sources` are their paths."""
 
     def _open(self, source: str) -> Image.Image:
-        from PIL import Image
-
-        with Image.open(source) as picture:
-            picture.load()  # the file is closed on exit
-            return picture
+        return read_picture(source)
 
 
 class FolderImages(ImageFiles):
-    """Images in root/class/image.{png,jpg,...}; classes and files in sorted order of their names.
+    """Images in root/class/image.{png,jpg,...} and in folders below a class; classes in sorted order of
+    their names, files as torchvision has them.
 
     classes: the expected class names, e.g. those of the training folder, so that class ids agree
-    between splits; None takes the folders that exist. Hidden folders are skipped. Raises
-    FileNotFoundError for a missing folder or one without images, ValueError for a class folder
-    without images or outside `classes`.
+    between splits, and some may have no image; None takes the folders that exist. Hidden files and
+    folders are skipped, and __MACOSX; a warning says what else is left out. Raises FileNotFoundError
+    for a missing folder or one without images, ValueError for a class folder without images or
+    outside `classes`, and for a single one that holds folders: those will be the classes.
     """
 
     def __init__(
@@ -105,23 +106,28 @@ class FolderImages(ImageFiles):
         root = Path(root)
         folders = class_folders(root)
         if not folders:
-            raise FileNotFoundError(
-                f"{root}: no class folders; expected root/class/image.png (or .jpg, ...)"
-            )
-        classes = folders if classes is None else list(classes)
-        unknown = [folder for folder in folders if folder not in set(classes)]
+            raise FileNotFoundError(no_class_folders(root))
+        known = folders if classes is None else list(classes)
+        unknown = [folder for folder in folders if folder not in set(known)]
         if unknown:
-            raise ValueError(f"{root}: unknown class folder {nearest(unknown, classes)}")
-        files, target = [], []
+            raise ValueError(f"{root}: unknown class folder {nearest(unknown, known)}")
+        beside = [os.path.join(root, name) for name in files_in(root)]
+        left = [file for file in beside if not is_image(file)]
+        images: dict[str, list[str]] = {}
         for folder in folders:
-            names = _image_files(root / folder)
-            if not names:
-                raise ValueError(
-                    f"{root}: class folder {folder!r} holds no image ({', '.join(SUFFIXES)})"
-                )
-            files += [os.path.join(root, folder, name) for name in names]
-            target += [classes.index(folder)] * len(names)
-        super().__init__(files, target, image_size=image_size, classes=classes, name=str(root))
+            images[folder], others = images_below(root / folder)
+            if classes is None and not images[folder]:
+                raise ValueError(_no_image(root, folder, others))
+            left += others
+        if classes is None:
+            _look_for_classes_below(root, images)
+        files = [file for of_class in images.values() for file in of_class]
+        if not files:
+            raise FileNotFoundError(f"{root}: no image in any class folder ({', '.join(SUFFIXES)})")
+        tell_left_out(root, len(files), left, [file for file in beside if is_image(file)])
+        number = {name: c for c, name in enumerate(known)}
+        target = [number[folder] for folder, of_class in images.items() for _ in of_class]
+        super().__init__(files, target, image_size=image_size, classes=known, name=str(root))
 
 
 def class_folders(root: Path) -> list[str]:
@@ -130,37 +136,51 @@ def class_folders(root: Path) -> list[str]:
         raise FileNotFoundError(
             f"{root}: no such folder; expected root/class/image.png (or .jpg, ...)"
         )
-    return sorted(f.name for f in os.scandir(root) if f.is_dir() and not f.name.startswith("."))
+    return sorted_names(folders_in(root))
 
 
-def _image_files(folder: Path) -> list[str]:
-    names = (f.name for f in os.scandir(folder) if not f.name.startswith("."))
-    return sorted(name for name in names if name.lower().endswith(SUFFIXES))
+def no_class_folders(root: Path) -> str:
+    """What is wrong with a folder of another layout, and what to do about it."""
+    files = files_in(root)
+    expected = "expected root/class/image.png (or .jpg, ...)"
+    if (image := next(filter(is_image, files), None)) is not None:
+        return (
+            f"{root}: no class folders, but images in itself, such as {image!r}; {expected}, or a "
+            "metadata CSV that has the class of each file"
+        )
+    return f"{root}: no class folders; {expected}" + (f", got {listed(files)}" if files else "")
 
 
-def open_folder(root: Path, split: str, image_size: int) -> FolderImages:
-    """root/{train,val,test}/class/image where such split folders exist, else root/class/image.
-
-    Class ids come from the training folder, so that they agree where a class is absent from the
-    other split.
-    """
-    # A class may be called "train": a split folder is one that holds folders itself.
-    folders = [root / split for split in ("train", "val", "test")]
-    splits = [folder.name for folder in folders if folder.is_dir() and class_folders(folder)]
-    if not splits:
-        return FolderImages(root, image_size=image_size)
-    wanted = ("test", "val") if split == "test" else (split,)
-    found = next((s for s in wanted if s in splits), None)
-    if found is None:
-        raise FileNotFoundError(f"{root}: no folder for split {split!r}, only {listed(splits)}")
-    classes = class_folders(root / "train") if "train" in splits else None
-    return FolderImages(root / found, image_size=image_size, classes=classes)
+def _no_image(root: Path, folder: str, others: Sequence[str]) -> str:
+    found = f" but {suffixes_of(others)}" if others else ""
+    return (
+        f"{root}: class folder {folder!r} holds no image ({', '.join(SUFFIXES)}){found}; move it away, "
+        "or convert what is in it"
+    )
 
 
-def _require_pillow() -> None:
-    try:
-        import PIL.Image  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            'decoding image files needs Pillow: pip install "hrrl_ext[images]"'
-        ) from error
+def _look_for_classes_below(root: Path, images: Mapping[str, Sequence[str]]) -> None:
+    """Folders that hold classes, such as sets or domains, are no classes themselves."""
+    below = {folder: _folders_of(root / folder, files) for folder, files in images.items()}
+    if len(images) == 1 and len(folders := next(iter(below.values()))) > 1:
+        (only,) = images
+        raise ValueError(
+            f"{root}: there is one folder only, {only!r}, which holds the folders {listed(folders)}; if "
+            f"those are the classes, give {root / only}"
+        )
+    count = Counter(folder for folders in below.values() for folder in folders)
+    shared = [folder for folder, times in count.items() if times > 1]
+    if len(shared) > 1:
+        both = [folder for folder, folders in below.items() if shared[0] in folders]
+        warnings.warn(
+            f"{root}: {listed(both)} are taken for classes, with all images below them; they hold "
+            f"folders of the same names, {listed(shared)}. If those are the classes, give "
+            f"{root / both[0]}",
+            stacklevel=3,
+        )
+
+
+def _folders_of(folder: Path, files: Sequence[str]) -> list[str]:
+    """The folders in it that the files lie in; none where one lies in itself."""
+    parts = [os.path.relpath(file, folder).split(os.sep) for file in files]
+    return [] if any(len(p) == 1 for p in parts) else list(dict.fromkeys(p[0] for p in parts))

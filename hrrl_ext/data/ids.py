@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -32,3 +33,43 @@ def checked_ids(
         span = "0 or more" if bound is None else f"in 0..{bound - 1}"
         raise ValueError(f"{what} must be {span}, got {array[bad]} at position {bad}")
     return torch.from_numpy(array.astype(np.int64))
+
+
+def class_ids(target: Ids, what: str, *, num_classes: int | None = None) -> tuple[Tensor, int]:
+    """Class ids [N] int64 as people have them, and the number of classes: [N] or [N, 1] of any integers
+    or truth values, or one-hot [N, C].
+
+    Labels that count from 1 are not moved: a part of a set that lacks the last class would look as if it
+    counted from 0. Raises as `checked_ids`, and ValueError for several classes per image.
+    """
+    array = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+    if array.ndim == 2 and array.shape[1] > 1:
+        one_hot = ((array == 0) | (array == 1)).all(1) & (array.sum(1) == 1)
+        if not one_hot.all():
+            bad = int(np.flatnonzero(~one_hot)[0])
+            raise ValueError(
+                f"{what} {list(array.shape)} must be one-hot, with a single 1 in each row, but row {bad} "
+                "is not: images of several classes, or of shares of them, are not taken; give one id each"
+            )
+        array, count = array.argmax(1), array.shape[1]
+        if num_classes not in (None, count):
+            raise ValueError(f"{what} is one-hot of {count} classes, but {num_classes} have names")
+    else:
+        array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+        array = array.astype(np.int64) if array.dtype == np.bool_ else array
+        count = 0
+    from_1 = array.size > 0 and array.dtype.kind in "iu" and array.ndim == 1 and array.min() == 1
+    if from_1 and num_classes is not None and array.max() == num_classes:
+        raise ValueError(
+            f"{what} must be in 0..{num_classes - 1}, but counts the classes from 1 to {num_classes}: "
+            "subtract 1, here and in the other sets"
+        )
+    ids = checked_ids(array, what, bound=num_classes)
+    count = max(count, int(ids.max()) + 1 if len(ids) else 0)
+    if from_1 and num_classes is None and len(np.unique(array)) == count - 1:
+        warnings.warn(
+            f"{what}: no image is of class 0, and {count} classes are read off the labels; if they count "
+            "from 1, subtract 1",
+            stacklevel=4,
+        )
+    return ids, count if num_classes is None else num_classes

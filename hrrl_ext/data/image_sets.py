@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .columns import Columns
 from .concept_map import ConceptMap
-from .ids import Ids, checked_ids
+from .ids import Ids, class_ids
 from .resize import check_image_size, fit_tensor
 
 Array: TypeAlias = "Tensor | np.ndarray"
@@ -22,7 +22,8 @@ Array: TypeAlias = "Tensor | np.ndarray"
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """N labelled RGB images of one size.
 
-    target: [N] int64 on the CPU, in 0..C-1; classes: the C class names (a class may have no image);
+    target: [N] int64 on the CPU, in 0..C-1; given as [N], [N, 1] or one-hot [N, C];
+    classes: the C class names (a class may have no image);
     concept_map: the concepts that come with the data, or None; columns: what else is known about each
     example, such as the columns of a metadata CSV; image_shape: (3, H, W); name: for messages.
 
@@ -30,6 +31,9 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     target [B]). Images are uint8, or float32 in [0, 1]. A fetch is deterministic and never
     augments. A subclass implements `__getitems__`, `subset` and `resized`.
     """
+
+    left_out: Sequence[str] = ()
+    """Names of images that are not in the set, as they cannot be read."""
 
     def __init__(
         self,
@@ -41,10 +45,10 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         name: str,
     ) -> None:
         self.name = name
-        bound = None if classes is None else len(classes)
-        self.target = checked_ids(target, f"{name}: target", bound=bound)
+        known = None if classes is None else len(classes)
+        self.target, count = class_ids(target, f"{name}: target", num_classes=known)
         if classes is None:
-            classes = [str(c) for c in range(int(self.target.max()) + 1 if len(self.target) else 0)]
+            classes = [str(c) for c in range(count)]
         self.classes = [str(c) for c in classes]
         if concept_map is not None and concept_map.num_classes != len(self.classes):
             raise ValueError(

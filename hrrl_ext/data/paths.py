@@ -22,8 +22,8 @@ class InsideFolder:
         self.folder = folder.resolve()
         self._checked: dict[Path, None] = {}  # folders known to be inside: one look-up for each
 
-    def file(self, name: str, where: str) -> str:
-        """The path of the file. Raises ValueError for a name that leads out, FileNotFoundError."""
+    def require_below(self, name: str, where: str) -> None:
+        """Raises ValueError for a name that leads out by its letters."""
         windows, posix = PureWindowsPath(name), PurePosixPath(name)
         if (
             "\0" in name
@@ -35,6 +35,10 @@ class InsideFolder:
             raise ValueError(
                 f"{where}: {name!r} must be relative to {self.folder} and stay below it"
             )
+
+    def file(self, name: str, where: str) -> str:
+        """The path of the file. Raises ValueError for a name that leads out, FileNotFoundError."""
+        self.require_below(name, where)
         path = self.folder / name
         try:
             self._require_inside(path.parent, name, where)

@@ -41,16 +41,12 @@ def fit_tensor(images: Tensor, image_size: int) -> Tensor:
 
 
 def fit_picture(picture: Image.Image, image_size: int) -> Tensor:
-    """Decoded file → [3, image_size, image_size] uint8; grey, palette and alpha images become RGB.
+    """Decoded file, in RGB (`decoding.as_rgb`) → [3, image_size, image_size] uint8.
 
     A view of pixels as they lie in files, channels last: the batch it is copied to has them first.
-    Raises ValueError for more than 8 bits a channel: Pillow would cut the values off at 255.
     """
     from PIL.Image import Resampling
 
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"mode {picture.mode} has more than 8 bits a channel; convert to 8 bits")
-    picture = picture.convert("RGB")
     rows, columns, top, left = _geometry(picture.height, picture.width, image_size)
     picture = picture.resize((columns, rows), Resampling.BILINEAR)  # Pillow always antialiases
     picture = picture.crop((left, top, left + image_size, top + image_size))

@@ -11,10 +11,12 @@ import numpy as np
 from torch import Tensor
 
 from .archives import open_archives
-from .folders import FolderImages, open_folder
+from .folders import FolderImages
 from .ids import Ids
 from .image_sets import Array, ArrayImages, ImageSet
-from .lists import CsvImages, ProductImages, is_list, open_list
+from .layouts import open_folder
+from .lists import CsvImages, is_list, open_list
+from .products import ProductImages
 from .resize import check_image_size
 from .torchvision_sets import open_torchvision
 
@@ -74,19 +76,20 @@ def load_images(
     source is one of
     - "digits": scikit-learn's 1797 images of 8 x 8, with splits "train", "test" and "all"
     - a .npz archive, or a list of parts: image, label, and optionally class_names,
-      concept_names, class_to_concept
-    - a folder: root/{train,val,test}/class/image, or root/class/image; "test" falls back to "val"
-    - a metadata CSV: "meta.csv", or "meta.csv:image=FILE,label=CLASS,split=SPLIT" to name its columns,
-      see `CsvImages`
+      concept_names, class_to_concept; or x_train, y_train, x_test, ... of Keras and MedMNIST
+    - a folder: root/{train,val,test}/class/image, or root/class/image; "test" falls back to "val";
+      with a metadata.csv the classes are there
+    - a metadata CSV, TSV or JSON lines: "meta.csv", or with its columns named
+      "meta.csv:image=FILE,label=CLASS,split=SPLIT", see `CsvImages`
     - Ebay_train.txt, Ebay_test.txt of Stanford Online Products, see `ProductImages`
     - "torchvision:CIFAR10" and other names, with root=... the folder that torchvision expects
     - a tuple (images, target), see `ArrayImages`; or an ImageSet, which passes through
 
     root also goes with a list: the folder that its names are relative to, where that is not the list's.
-    split counts where the source has splits: an archive, a list, a folder without split folders, a tuple
-    and an ImageSet hold one set, and give it for every split. image_size makes square images of
-    that side (shorter side resized, bilinear and antialiased, then centre cropped); None keeps the
-    size of arrays, image files need it.
+    split counts where the source has splits: a folder without split folders, an archive and a list
+    without splits, a tuple and an ImageSet hold one set, and give it for every split. image_size makes
+    square images of that side (shorter side resized, bilinear and antialiased, then centre cropped);
+    None keeps the size of arrays, image files need it.
     Raises FileNotFoundError, ValueError or TypeError saying which layouts are accepted.
     """
     if split not in _SPLITS:
@@ -114,7 +117,7 @@ def _open(source: Source, split: str, image_size: int | None, root: FilePath | N
         return _open_path(Path(source), split, image_size)
     if isinstance(source, (list, tuple)):
         if source and all(isinstance(part, (str, os.PathLike)) for part in source):
-            return open_archives([Path(part) for part in source])
+            return open_archives([Path(part) for part in source], split)
         if len(source) == 2 and isinstance(source[0], (np.ndarray, Tensor)):
             return ArrayImages(source[0], source[1])
     raise TypeError(f"images: cannot open this {type(source).__name__}; give {_LAYOUTS}")
@@ -127,7 +130,7 @@ def _open_path(path: Path, split: str, image_size: int | None) -> ImageSet:
         raise FileNotFoundError(f"images: {str(path)!r} does not exist; give {_LAYOUTS}")
     if path.suffix.lower() != ".npz":
         raise ValueError(f"images: {path} is no .npz archive; give {_LAYOUTS}")
-    return open_archives([path])
+    return open_archives([path], split)
 
 
 def takes_root(source: Source) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..spec import not_known
 from .concept_map import ConceptMap
+from .decoding import read_picture
 from .folders import DecodedImages
 from .image_sets import ArrayImages, ImageSet
 
@@ -36,6 +37,8 @@ def open_torchvision(
     if root is None:
         raise ValueError(f"torchvision:{name} needs root=..., the folder that holds the data")
     dataset = _construct(_data_set_class(name), name, split, os.fspath(root))
+    if hasattr(dataset, "loader"):  # of a folder of files: they are decoded as all others are
+        dataset.loader = read_picture
     labels = _labels(dataset, name)
     classes = _class_names(dataset, labels)
     make_map = _CONCEPTS.get(name)

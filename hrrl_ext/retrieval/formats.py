@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from ..data.folders import SUFFIXES, ImageFiles
+from ..data.decoding import SUFFIXES
+from ..data.files import files_below, folders_in, is_image, tell_left_out
+from ..data.folders import ImageFiles
 from ..data.paths import InsideFolder
+from ..data.splits import split_of
 from ..spec import listed, not_known
 from ..storage import read_json
 from .text import as_text, read_lines
@@ -22,6 +25,7 @@ TABLE = "a header or keys image and caption, and optionally group and split"
 KARPATHY = (
     'an object with "images", each with "filename" (and "filepath"), "split", "sentences" of "raw"'
 )
+_OTHERS = {"file_name": "image", "text": "caption"}  # of metadata.csv and metadata.jsonl
 _SAME = {"validation": "val", "valid": "val", "dev": "val", "training": "train"}
 
 
@@ -98,7 +102,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
-            header = [name.strip().lower() for name in next(reader, [])]
+            header = _named([name.strip().lower() for name in next(reader, [])])
             _require_columns(header, f"{path}, line 1")
             for row in reader:
                 where = f"{path}, line {reader.line_num}"
@@ -124,8 +128,14 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{where} is not valid JSON: {error}") from error
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object with {TABLE}, got {type(row).__name__}")
+        row = dict(zip(_named(list(row)), row.values(), strict=True))
         _require_columns(list(row), where)
         yield where, row
+
+
+def _named(names: list[str]) -> list[str]:
+    """Hugging Face's names, where ours are not there."""
+    return [_OTHERS[n] if n in _OTHERS and _OTHERS[n] not in names else n for n in names]
 
 
 def _require_columns(names: list[str], where: str) -> None:
@@ -253,21 +263,18 @@ def _precomputed(ims: Path, caps: Path) -> tuple[np.ndarray, list[str], np.ndarr
 
 def read_captioned_files(folder: Path, split: str) -> Captioned:
     """image.png with image.txt, in the folder and below it."""
-    splits = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
+    splits = {name: of for name in folders_in(folder) if (of := split_of(name))}
     chosen = [folder]
     if splits:
-        chosen = [folder / name for name in sorted(_wanted(split, splits, str(folder)))]
-    files = sorted(
-        os.path.join(at, name)
-        for top in chosen
-        for at, _, names in os.walk(top)
-        for name in names
-        if not name.startswith(".")
-    )
-    images = [file for file in files if file.lower().endswith(SUFFIXES)]
+        wanted = _wanted(split, list(splits.values()), str(folder))
+        chosen = [folder / name for name, of in splits.items() if of in wanted]
+    files = sorted(file for top in chosen for file in files_below(top))
+    images = [file for file in files if is_image(file)]
     texts = {file for file in files if file.lower().endswith(".txt")}
     if not images:
         raise FileNotFoundError(f"{folder}: no image ({', '.join(SUFFIXES)}) with a .txt beside it")
+    left = sorted(set(files) - set(images) - texts)
+    tell_left_out(folder, len(images), left)
     found = Captioned()
     for image in images:
         text = f"{os.path.splitext(image)[0]}.txt"

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from .._arrays import to_numpy
 from .._modes import borrowed
-from ..data.folders import SUFFIXES, DecodedImages, ImageFiles
+from ..data.decoding import SUFFIXES
+from ..data.files import images_below, tell_left_out
+from ..data.folders import DecodedImages, ImageFiles
 from ..data.image_sets import ImageSet
 from ..data.labelled import as_input
 from ..pretrained import weights_digest
@@ -164,16 +166,13 @@ def open_gallery_images(
     """What `load_pairs` opens; or a folder of image files without any text, which has no captions."""
     folder = Path(data)
     if folder.is_dir() and not any(folder.glob("*_ims.npy")) and not any(folder.rglob("*.txt")):
-        files = sorted(
-            str(path)
-            for path in folder.rglob("*")
-            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        )
+        files, left = images_below(folder)
         if not files:
             raise FileNotFoundError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         if image_size is None:
             raise ValueError(f"{folder} holds images of any size: give image_size=...")
-        return without_classes(files, image_size, str(folder))
+        tell_left_out(folder, len(files), left)
+        return without_classes(sorted(files), image_size, str(folder))
     return load_pairs(data, split=split, image_size=image_size, root=root)
 
 

@@ -15,6 +15,7 @@ from .._modes import evaluating
 from ..clustering.discovered import Discovery
 from ..concept_weights import CALIBRATION_BATCHES, ConceptDistribution, ConceptWeights
 from ..data import Augmentation, Batches, ImageSet
+from ..data.unreadable import left_out
 from ..evaluation import accuracy
 from ..losses import ClassificationLoss
 from ..processes import Processes
@@ -273,6 +274,10 @@ class HRRL(Recipe):
     def description(self) -> dict[str, Any]:
         return {
             **described(self.model_name, self.sets.images, self.config.width),
+            **left_out(
+                data=self.sets.images,
+                validation=None if self.sets.validation is None else self.sets.validation.images,
+            ),
             "concepts": (
                 list(self.sets.concept_names) if self.sets.found is None else str(self.sets.found)
             ),

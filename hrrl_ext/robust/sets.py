@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
-from ..data import Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
+from ..data import Batches, Concepts, ImageSet, Source, concepts_of, load_images
 from ..data.classes import require_same_classes
 from ..data.columns import PREFIX, column_concepts
+from ..data.concepts import require_examples
 from ..data.ids import Ids, checked_ids
 from ..data.sources import takes_root
+from ..data.unreadable import Reading
 from ..processes import Processes
 from ..training import TrainingConfig
 from .config import HRRLConfig
@@ -45,8 +47,10 @@ def open_sets(
     processes: Processes,
     num_workers: int,
     keep_gib: float,
+    reading: Reading | None = None,
 ) -> Sets:
     """What the arguments of :class:`hrrl_ext.HRRLTrainer` come to."""
+    reading = reading or Reading()
 
     def open_images(source: Source, split: str) -> ImageSet:
         its_root = root if takes_root(source) else None
@@ -71,20 +75,24 @@ def open_sets(
             mixtures=2 if shuffle and method.jsd > 0 else 0,
         )
 
-    images, concepts = open_images(data, "train"), read_concepts(concepts)
+    opened, concepts = open_images(data, "train"), read_concepts(concepts)
+    images, rows = reading.take(opened)
     found = concepts if isinstance(concepts, DiscoveredConcepts) else None
     if isinstance(concepts, DiscoveredConcepts):
         concept, names = torch.zeros_like(images.target), ["cluster 0"]
     else:
-        concept, names = resolve_concepts(concepts, images)
+        concept, names = concepts_of(concepts, opened)  # which may have one for each image
+        concept = concept[rows]
+        require_examples(concept, names, images)
     _check_concepts(images, names, found, method)
     sets = Sets(images, batches(images, concept, shuffle=True), names, found)
     if validation is not None:
         measured = open_images(validation, "test")
-        ids = _validation_concept(sets, measured, concepts, validation_concepts)
+        kept, rows = reading.take(measured, "validation")
+        ids = _validation_concept(sets, measured, concepts, validation_concepts)[rows]
         if found is not None and validation_concepts is not None:
             sets.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
-        sets.validation = batches(measured, ids, shuffle=False)
+        sets.validation = batches(kept, ids, shuffle=False)
     return sets
 
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from ..clustering.discovered import DiscoveredConcepts
 from ..data import Batches, Concepts, ImageSet, Source
 from ..data.ids import Ids
+from ..data.unreadable import OnError
 from ..perturbation import FP16_LOSS_SCALE
 from ..processes import start_processes
 from ..training import Loop, TrainingConfig
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_run
+from ..training.opening import begin_from, build_network, check_model, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .config import HRRLConfig, Levels, by_config, with_levels
 from .objective import HRRLObjective
@@ -60,6 +61,9 @@ class HRRLTrainer(Trainer):
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept: on the device
             where they fit, else in RAM; 0 keeps none.
+        on_error: what becomes of images that cannot be read. "raise" stops at the first that is met, with
+            the run saved; "skip" tries all before a run begins, leaves those out, warns, and names them
+            in config.json. Where the run goes on the same are left out.
         progress: "auto" (a bar on a terminal, else a line per epoch and one every half a minute
             within a long one), "bar", "plain" or "off".
         tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
@@ -109,6 +113,7 @@ class HRRLTrainer(Trainer):
         device: str = "auto",
         num_workers: int = 0,
         keep_gib: float = 2.0,
+        on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[HRRLTrainer, int], object] | None = None,
@@ -135,6 +140,7 @@ class HRRLTrainer(Trainer):
             processes=processes,
             num_workers=num_workers,
             keep_gib=keep_gib,
+            reading=open_reading(on_error, run if resume else None, num_workers, processes),
         )
         if training.patience is not None and sets.validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..processes import Processes
 from .config import TrainingConfig
@@ -142,7 +142,8 @@ class Loop:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = _Clock(self.sizes, first)
-        for number, batch in enumerate(self.recipe.batches.epoch(epoch, start=first), first + 1):
+        batches = self._saved_where_unreadable(self.recipe.batches.epoch(epoch, start=first), epoch)
+        for number, batch in enumerate(batches, first + 1):
             self.move.set_lr(self.schedule(self.step))
             self.recipe.step(batch, self.move.of(self.sizes[number - 1]))
             self.step += 1
@@ -177,6 +178,20 @@ class Loop:
         self.history[-1]["seconds"] = time.perf_counter() - begun
         self._check_weights()  # before best/ is replaced
         return True
+
+    def _saved_where_unreadable(
+        self, batches: Iterator[tuple[Tensor, ...]], epoch: int
+    ) -> Iterator[tuple[Tensor, ...]]:
+        """The batches. Where one cannot be read, what was trained before it is saved."""
+        try:
+            yield from batches
+        except OSError as error:
+            within = self.step > epoch * self.per_epoch  # else there is a checkpoint of it, if any
+            if within and self.processes.size == 1:  # others wait for this one's part of the step
+                self._check_weights()
+                self._save()
+            resume = f" The run is {self._saved}." if self.run and self.run.checkpoints else ""
+            raise OSError(f"{error}. Repair or replace it.{resume}") from error
 
     @property
     def over(self) -> bool:

@@ -13,8 +13,10 @@ from .._modes import evaluating
 from ..data import ImageSet
 from ..data.classes import require_same_classes
 from ..data.image_sets import as_float
+from ..data.unreadable import OnError, Reading
 from ..models import build_model
 from ..pretrained import classes_of, load_weights
+from ..processes import Processes
 from .run_folder import RunFolder
 from .scalars import require_tensorboard
 
@@ -35,6 +37,14 @@ def open_run(
     if not resume:
         run.require_free()  # before any work; and again, where the loop takes it
     return run
+
+
+def open_reading(
+    on_error: OnError, resumed: RunFolder | None, num_workers: int, processes: Processes
+) -> Reading:
+    """What to do about images that cannot be read; a run that goes on does as it did."""
+    before = None if resumed is None else resumed.left_out
+    return Reading(on_error, before=before, num_workers=num_workers, processes=processes)
 
 
 def build_network(model: str | nn.Module, images: ImageSet, width: int, seed: int) -> nn.Module:

@@ -96,6 +96,11 @@ class RunFolder(WorkFolder):
         except ValueError as error:
             raise CheckpointError(str(error)) from error
 
+    @property
+    def left_out(self) -> dict[str, list[str]]:
+        """Images that the run left out when it began, by what they are for."""
+        return dict(self.config().get("left_out", {})) if self.taken else {}
+
     def load(self, model: nn.Module, part: str | None = None) -> tuple[int, dict[str, Any]]:
         """Fills ``model`` from the newest checkpoint that can be read; returns its step and its state."""
         return load_checkpoint(self.path / "checkpoints", model, self.config(), part)

@@ -60,6 +60,90 @@ def test_byte_strings_and_small_integers(tmp_path):
     assert images.concept_map.class_to_concept.tolist() == [0, 0, 1]
 
 
+# --- archives of others
+
+
+def keras(**changes):
+    arrays = {
+        "x_train": IMAGES[..., 0], "y_train": np.array([0, 1, 2, 3, 1, 0], dtype=np.uint8),
+        "x_test": IMAGES[:2, ..., 1], "y_test": np.array([2, 0], dtype=np.uint8),
+    }  # fmt: skip
+    return arrays | changes
+
+
+def medmnist(**changes):
+    arrays = {}
+    for at, split in enumerate(("train", "val", "test")):
+        arrays[f"{split}_images"] = IMAGES[at : at + 2]
+        arrays[f"{split}_labels"] = np.array([[at], [0]], dtype=np.int32)
+    return arrays | changes
+
+
+def test_keras(tmp_path):
+    path = tmp_path / "mnist.npz"
+    np.savez(path, **keras())
+    train, test = (load_images(path, split=split) for split in ("train", "test"))
+    assert train.target.tolist() == [0, 1, 2, 3, 1, 0]
+    assert test.target.tolist() == [2, 0]
+    assert train.classes == test.classes == ["0", "1", "2", "3"]  # of which 3 is in train alone
+    assert np.array_equal(test[0][0][1].numpy(), IMAGES[0, ..., 1])
+    with pytest.raises(
+        ValueError, match=r"mnist\.npz: no image of split 'val', only 'test', 'train'"
+    ):
+        load_images(path, split="val")
+    assert len(load_images([path, path])) == 12
+
+
+def test_medmnist(tmp_path):
+    path = tmp_path / "pathmnist.npz"
+    np.savez(path, **medmnist())
+    for at, split in enumerate(("train", "val", "test")):
+        images = load_images(path, split=split)
+        assert images.target.tolist() == [at, 0]
+        assert images.classes == ["0", "1", "2"]
+        assert np.array_equal(images.images.numpy(), IMAGES[at : at + 2].transpose(0, 3, 1, 2))
+    arrays = medmnist()
+    del arrays["test_images"], arrays["test_labels"]
+    np.savez(path, **arrays)
+    assert load_images(path, split="test").target.tolist() == [1, 0]  # falls back to val
+    with pytest.raises(ValueError, match="no image of split 'all', only 'train', 'val'"):
+        load_images(path, split="all")
+
+
+@pytest.mark.parametrize(
+    ("image", "label"), [("images", "labels"), ("x", "y"), ("X", "Y"), ("data", "targets")]
+)
+def test_other_names_of_one_set(tmp_path, image, label):
+    np.savez(tmp_path / "a.npz", **{image: IMAGES, label: ARRAYS["label"], "other": np.zeros(3)})
+    for split in ("train", "test"):
+        with pytest.warns(
+            UserWarning, match=f"arrays 'other' are left out; {image} and {label} are"
+        ):
+            images = load_images(tmp_path / "a.npz", split=split)
+        assert images.target.tolist() == ARRAYS["label"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": IMAGES, "images": IMAGES, "y": ARRAYS["label"]}, "'x', 'images' may all be the same"),
+        ({"x": IMAGES, "y": ARRAYS["label"], "x_test": IMAGES, "y_test": ARRAYS["label"]},
+         "'x', 'y' stand beside those of splits, 'test'; write an archive of each"),
+        ({"arr_0": IMAGES, "arr_1": ARRAYS["label"]}, "no array image or label among 'arr_0', 'arr_1'"),
+        ({"x_train": IMAGES, "y_test": ARRAYS["label"]}, "no array image and label alike among"),
+        ({"x_extra": IMAGES, "y_extra": ARRAYS["label"]}, "no array image or label among"),
+        (medmnist(train_labels=np.eye(2, 14) + np.eye(2, 14)[::-1]), r"must be one-hot.*but row 0 is not"),
+    ],
+)  # fmt: skip
+def test_archives_that_are_not_guessed(tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_images(tmp_path / "a.npz")
+    assert "expected a NumPy archive" in str(caught.value) or "write an archive" in str(
+        caught.value
+    )
+
+
 def test_parts_are_concatenated_in_order(tmp_path):
     first = save(tmp_path / "a.npz")
     second = save(tmp_path / "b.npz", image=IMAGES[:2, ::-1], label=np.array([2, 0]))
@@ -98,7 +182,11 @@ def test_parts_must_agree(tmp_path, what, changes):
         ({"image": IMAGES * 1.0}, r"must lie in \[0, 1\]; image 0"),
         ({"label": ARRAYS["label"] * 1.0}, "must hold integers"),
         ({"label": ARRAYS["label"][:3]}, "6 images, but 3 labels"),
-        ({"label": ARRAYS["label"] + 1}, r"must be in 0\.\.2, got 3"),
+        (
+            {"label": ARRAYS["label"] + 1},
+            r"must be in 0\.\.2, but counts the classes from 1 to 3: sub",
+        ),
+        ({"label": ARRAYS["label"] * 2}, r"must be in 0\.\.2, got 4"),
         ({"concept_names": None}, "belong together"),
         ({"class_to_concept": np.array([0, 1])}, "concept_map has 2 classes"),
         ({"class_to_concept": np.array([0, 0, 0])}, "no class belongs to concept 'vehicle'"),
@@ -182,5 +270,6 @@ def test_members_that_lead_out_are_not_written(tmp_path):
     with zipfile.ZipFile(path, "a") as archive:
         for name in ("../escaped.npy", f"{tmp_path}/absolute.npy", "..\\escaped.npy"):
             archive.writestr(name, array.getvalue())
-    assert len(load_images(path)) == 6
+    with pytest.warns(UserWarning, match="are left out; image and label are taken"):
+        assert len(load_images(path)) == 6
     assert [p.name for p in tmp_path.rglob("*")] == ["inner", "a.npz"]

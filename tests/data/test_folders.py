@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -41,6 +43,114 @@ def test_classes_and_files_in_sorted_order(tmp_path):
     assert images.concept_map is None
     for i, seed in enumerate([3, 4, 2, 0, 1]):
         assert torch.equal(images[i][0], fit_picture(picture(seed), 6))
+
+
+def names(images):
+    return [os.path.relpath(source, images.name) for source in images.sources]
+
+
+def test_folders_below_a_class_in_the_order_of_torchvision(tmp_path):
+    """By the path of the folder, then by name, as torchvision's make_dataset has them."""
+    files = ["a/x/2.png", "a/z.jfif", "a/x y/1.jpe", "a/b.png", "a/x/y/0.dib", "b/only/deep/3.pnm"]
+    for seed, file in enumerate(files):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        picture(seed).save(tmp_path / file, "PNG")  # the suffix decides whether, the bytes how
+    images = FolderImages(tmp_path, image_size=6)
+    expected = [
+        os.path.relpath(os.path.join(at, name), tmp_path)
+        for folder in ("a", "b")
+        for at, _, found in sorted(os.walk(tmp_path / folder, followlinks=True))
+        for name in sorted(found)
+    ]
+    assert names(images) == expected
+    assert sorted(expected) == sorted(files)
+    assert images.target.tolist() == [0] * 5 + [1]
+    for i, file in enumerate(expected):
+        assert torch.equal(images[i][0], fit_picture(picture(files.index(file)), 6))
+
+
+@pytest.mark.parametrize(
+    "clutter",
+    [".hidden/x.png", "__MACOSX/x.png", "__MACOSX/a/._x.png", "a/.ipynb_checkpoints/x.png", "a/._x.png",
+     "a/Thumbs.db", "a/desktop.ini", "a/.DS_Store", ".git/y"],
+)  # fmt: skip
+def test_what_systems_leave_is_skipped_without_a_word(tmp_path, clutter):
+    save(tmp_path, {"a/x.png": 0, "b/x.png": 1})
+    (tmp_path / clutter).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / clutter).write_bytes(b"resource fork")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images = FolderImages(tmp_path, image_size=4)
+    assert images.classes == ["a", "b"]
+    assert names(images) == ["a/x.png", "b/x.png"]
+
+
+def test_what_is_left_out_is_said_once(tmp_path):
+    save(tmp_path, {"a/x.png": 0, "b/deep/x.png": 1})
+    for file in ("a/deep/1.heic", "a/2.HEIC", "b/notes.txt", "README", "a/3.npy"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).write_bytes(b"")
+    with pytest.warns(UserWarning, match="left out") as said:
+        FolderImages(tmp_path, image_size=4)
+    (message,) = [str(w.message) for w in said]
+    assert message == (
+        f"{tmp_path}: 2 images are taken; left out are other files, 2 x .heic, 1 x without suffix, "
+        "1 x .npy, 1 x .txt, such as 'README'"
+    )
+
+
+def test_images_beside_the_class_folders_are_said(tmp_path):
+    save(tmp_path, {"a/x.png": 0, "b/x.png": 1, "stray.png": 2})
+    with pytest.warns(
+        UserWarning,
+        match=r"2 images are taken; left out are images beside .*, 1, such as 'stray\.png'",
+    ):
+        FolderImages(tmp_path, image_size=4)
+
+
+def test_a_class_of_other_files_says_what_there_is(tmp_path):
+    save(tmp_path, {"a/x.png": 0})
+    (tmp_path / "b").mkdir()
+    for name in ("1.heic", "2.heic"):
+        (tmp_path / "b" / name).write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"class folder 'b' holds no image .* but 2 x \.heic; move"
+    ):
+        FolderImages(tmp_path, image_size=4)
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    save(tmp_path, {"store/far/1.png": 0, "data/a/0.png": 1})
+    os.symlink(tmp_path / "store", tmp_path / "data" / "a" / "linked")
+    os.symlink(tmp_path / "data", tmp_path / "data" / "a" / "up")
+    os.symlink(tmp_path / "data" / "a", tmp_path / "data" / "a" / "self")
+    images = FolderImages(tmp_path / "data", image_size=4)
+    assert names(images) == ["a/0.png", "a/linked/far/1.png"]
+
+
+def test_a_single_folder_of_folders_is_no_class(tmp_path):
+    save(tmp_path, {"archive/cat/0.png": 0, "archive/dog/0.png": 1, "__MACOSX/cat/0.png": 2})
+    message = r"one folder only, 'archive', which holds the folders 'cat', 'dog'; .* give .*archive"
+    with pytest.raises(ValueError, match=message):
+        FolderImages(tmp_path, image_size=4)
+    save(tmp_path, {"archive/0.png": 3})
+    assert len(FolderImages(tmp_path, image_size=4)) == 3  # a class with folders below it
+
+
+def test_domains_are_taken_for_classes_with_a_word(tmp_path):
+    save(tmp_path, {f"{d}/{c}/0.png": 0 for d in ("photo", "sketch") for c in ("cat", "dog")})
+    with pytest.warns(
+        UserWarning, match=r"'photo', 'sketch' are taken for classes.*'cat', 'dog'.*give "
+    ):
+        images = FolderImages(tmp_path, image_size=4)
+    assert images.classes == ["photo", "sketch"]
+
+
+def test_one_folder_of_the_same_name_in_each_class_is_no_domain(tmp_path):
+    save(tmp_path, {"n01/images/0.png": 0, "n02/images/0.png": 1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert FolderImages(tmp_path, image_size=4).classes == ["n01", "n02"]
 
 
 def test_fetch_and_subset(tmp_path):
@@ -91,9 +201,29 @@ def test_missing_and_empty_folders(tmp_path):
         FolderImages(tmp_path / "none", image_size=4)
     with pytest.raises(FileNotFoundError, match="no class folders"):
         FolderImages(tmp_path, image_size=4)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"no class folders; .*, got 'notes\.txt'"):
+        FolderImages(tmp_path, image_size=4)
+    save(tmp_path, {"1.png": 0})
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"no class folders, but images in itself, such as '1\.png'; .* metadata CSV",
+    ):
+        FolderImages(tmp_path, image_size=4)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="class folder 'empty' holds no image"):
         FolderImages(tmp_path, image_size=4)
+
+
+def test_empty_folders_of_expected_classes(tmp_path):
+    save(tmp_path, {"bee/0.png": 0})
+    (tmp_path / "ant").mkdir()
+    images = FolderImages(tmp_path, image_size=4, classes=["ant", "bee", "cow"])
+    assert images.classes == ["ant", "bee", "cow"]
+    assert images.target.tolist() == [1]
+    (tmp_path / "bee" / "0.png").unlink()
+    with pytest.raises(FileNotFoundError, match="no image in any class folder"):
+        FolderImages(tmp_path, image_size=4, classes=["ant", "bee", "cow"])
 
 
 def test_without_pillow(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -191,7 +193,7 @@ def test_images_of_another_type():
         ([0, 1, -1, 0, 0], ValueError, r"target must be in 0\.\.2, got -1 at position 2"),
         ([0, 1, 3, 0, 0], ValueError, r"target must be in 0\.\.2, got 3 at position 2"),
         ([0.0] * 5, TypeError, "target must hold integers"),
-        ([[0]] * 5, ValueError, r"target must have shape \[N\], got \[5, 1\]"),
+        ([[[0]]] * 5, ValueError, r"target must have shape \[N\], got \[5, 1, 1\]"),
     ],
 )
 def test_targets(target, error, message):
@@ -202,3 +204,60 @@ def test_targets(target, error, message):
 def test_concept_map_of_other_classes():
     with pytest.raises(ValueError, match="concept_map has 2 classes, the images have 3"):
         ArrayImages(RGB, labels(), concept_map=ConceptMap.from_names(["x", "y"]))
+
+
+IDS = np.array([2, 0, 1])
+
+
+@pytest.mark.parametrize(
+    "target",
+    [IDS[:, None], np.eye(3)[IDS], np.eye(3, dtype=np.uint8)[IDS], np.eye(3, dtype=bool)[IDS],
+     IDS.astype(np.int32), IDS.astype(np.uint8), IDS.astype(">i4"), IDS.tolist(),
+     torch.from_numpy(IDS).int(), torch.eye(3)[IDS]],
+)  # fmt: skip
+def test_labels_as_people_have_them(target):
+    images = ArrayImages(np.zeros((3, 4, 4), np.uint8), target)
+    assert images.target.tolist() == [2, 0, 1]
+    assert images.target.dtype == torch.int64
+    assert images.classes == ["0", "1", "2"]
+
+
+def test_truth_values_and_unmet_classes():
+    pixels = np.zeros((2, 4, 4), np.uint8)
+    assert ArrayImages(pixels, np.array([True, False])).target.tolist() == [1, 0]
+    assert ArrayImages(pixels, np.eye(5)[:2]).num_classes == 5  # of which two are met
+    assert ArrayImages(pixels[:0], np.zeros((0, 3))).num_classes == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (
+            [[1, 1, 0], [0, 1, 0]],
+            "one-hot, with a single 1 in each row, but row 0 is not: images of several",
+        ),
+        ([[1, 0, 0], [0, 0, 0]], "row 1 is not"),
+        ([[1, 0, 0], [0.5, 0.5, 0]], "row 1 is not"),
+        ([[1, 0], [0, 1]], "one-hot of 2 classes, but 3 have names"),
+        (
+            [1, 3],
+            r"in 0\.\.2, but counts the classes from 1 to 3: subtract 1, here and in the other",
+        ),
+    ],
+)
+def test_labels_that_are_not_guessed(target, message):
+    with pytest.raises(ValueError, match=message):
+        ArrayImages(np.zeros((2, 4, 4), np.uint8), np.array(target), classes=["a", "b", "c"])
+
+
+def test_labels_from_1_without_names_are_said_and_not_moved():
+    """A part of a set without the last class would look like a set that counts from 0."""
+    pixels = np.zeros((3, 4, 4), np.uint8)
+    with pytest.warns(
+        UserWarning, match="no image is of class 0, and 4 classes are read .* subtract 1"
+    ):
+        assert ArrayImages(pixels, [1, 3, 2]).target.tolist() == [1, 3, 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ArrayImages(pixels, [1, 4, 2])  # does not count: some are missing anyway
+        ArrayImages(pixels, [1, 3, 2], classes=list("abcd"))

@@ -79,15 +79,3 @@ def test_resized_set():
 def test_image_size(size, error):
     with pytest.raises(error, match="image_size must be"):
         ArrayImages(np.zeros((1, 4, 4), dtype=np.uint8), [0]).resized(size)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "1", "CMYK"])
-def test_every_8_bit_mode_becomes_rgb(mode):
-    grey = Image.fromarray(np.full((4, 4), 255, dtype=np.uint8)).convert(mode)
-    assert fit_picture(grey, 4).tolist() == [[[255] * 4] * 4] * 3
-
-
-@pytest.mark.parametrize("mode", ["I", "F", "I;16"])
-def test_deep_images_are_refused(mode):
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        fit_picture(Image.new(mode, (4, 4)), 4)

@@ -143,6 +143,42 @@ def test_files_are_decoded_late(name, tmp_path):
     assert torch.equal(images.subset([3, 0])[0][0], expected)
 
 
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"), [("L", 7, 7), ("RGBA", (9, 8, 7, 0), 255), ("I;16", 7, None)]
+)
+def test_pictures_that_a_set_opens_itself_are_brought_to_rgb(
+    tmp_path, fake, monkeypatch, mode, colour, expected
+):
+    pillow = pytest.importorskip("PIL.Image")
+    monkeypatch.setattr(Files, "__getitem__", lambda *_: (pillow.new(mode, (4, 4), colour), 0))
+    images = load_images("torchvision:Files", root=tmp_path, image_size=4)
+    if expected is None:
+        with pytest.raises(OSError, match="cannot decode image 0: mode I;16 has more than 8 bits"):
+            images[0]
+    else:
+        assert images[0][0].unique().tolist() == [expected]
+
+
+def test_files_of_a_folder_have_the_decoder_of_all_others(tmp_path, fake, monkeypatch):
+    pillow = pytest.importorskip("PIL.Image")
+    pillow.new("RGBA", (4, 4), (9, 8, 7, 0)).save(tmp_path / "hidden.png")
+
+    class ImageFolder(Files):
+        """As torchvision's, which reads by an attribute."""
+
+        def __init__(self, root):
+            super().__init__(root)
+            self.root = root
+            self.loader = lambda path: pillow.open(path).convert("RGB")  # shows what is hidden
+
+        def __getitem__(self, i):
+            return self.loader(f"{self.root}/hidden.png"), 0
+
+    monkeypatch.setattr(sys.modules["torchvision.datasets"], "ImageFolder", ImageFolder, False)
+    images = load_images("torchvision:ImageFolder", root=tmp_path, image_size=4)
+    assert images[0][0].unique().tolist() == [255]
+
+
 @pytest.mark.usefixtures("fake")
 def test_test_falls_back_to_val(tmp_path):
     pytest.importorskip("PIL.Image")

@@ -79,6 +79,18 @@ def test_tables(folder, kind, end, mark) -> None:
     assert load_pairs(path, image_size=4, split="train+val").captions == every.captions
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_metadata_of_hugging_face(folder, kind) -> None:
+    text = CSV.replace("image,caption", "file_name,text")
+    if kind == "jsonl":
+        text = json_lines().replace('"image"', '"file_name"').replace('"caption"', '"text"')
+    pairs = load_pairs(write(folder / f"metadata.{kind}", text), image_size=4)
+    assert pairs.captions == ["A red fruit", "One apple, red", "Ein grüner Apfel ☃"]
+    if kind == "csv":  # a column of our own name is what it says
+        path = write(folder / "both.csv", "file_name,image,caption,text\nx.png,a.png,A dog,other\n")
+        assert load_pairs(path, image_size=4).captions == ["A dog"]
+
+
 def test_a_split_that_is_not_there_is_never_another_one(folder) -> None:
     path = write(folder / "pairs.csv", CSV)
     with pytest.raises(ValueError, match=r"split 'test' is not known.* 'train', 'val', 'all'"):
@@ -101,7 +113,7 @@ def test_names_stay_below_the_folder(folder) -> None:
 @pytest.mark.parametrize(
     ("kind", "text", "message"),
     [
-        ("csv", "image,text\na.png,A\n", "line 1: expected a header .* got 'image', 'text'"),
+        ("csv", "image,words\na.png,A\n", "line 1: expected a header .* got 'image', 'words'"),
         ("csv", "", "line 1: expected a header .* got nothing"),
         ("csv", "image,caption\n", "holds no pairs"),
         ("csv", "image,caption\na.png,A, red\n", "line 2: expected 2 values, as in the header, got 3"),
@@ -260,6 +272,13 @@ def test_a_text_beside_each_image(folder) -> None:
     pairs = load_pairs(folder, image_size=4)
     assert pairs.captions == ["A red fruit", "An apple", "Green", "A dog"]
     assert pairs.owner.tolist() == [0, 0, 1, 2] and pairs.group_names is None
+    (folder / ".cache").mkdir()
+    for name in (".cache/d.png", "d.heic"):
+        (folder / name).write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"3 images are taken; left out are other files, 1 x \.heic"
+    ):
+        assert len(load_pairs(folder, image_size=4).images) == 3
     (folder / "sub").rename(folder / "val")
     assert load_pairs(folder, image_size=4, split="val").captions == ["A dog"]
     write(folder / "val" / "c.txt", "\n")

@@ -155,7 +155,13 @@ def test_a_folder_without_texts_is_images_alone(model, photos, tmp_path) -> None
     (tmp_path / "deep").mkdir()
     for at, name in enumerate(("b.png", "deep/a.PNG", ".hidden.png")):
         (tmp_path / name).write_bytes((photos / f"{list(COLOURS)[at]}.png").read_bytes())
-    images = open_gallery_images(tmp_path, image_size=4)
+    (tmp_path / ".cache").mkdir()
+    for name in (".cache/c.png", "c.heic"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.warns(
+        UserWarning, match=r"2 images are taken; left out are other files, 1 x \.heic"
+    ):
+        images = open_gallery_images(tmp_path, image_size=4)
     gallery = embed(model, images)
     assert [Path(name).name for name in gallery.names] == ["b.png", "a.PNG"]
     gallery.save(tmp_path / "x.npz")

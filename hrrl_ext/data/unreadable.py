@@ -1,0 +1,123 @@
+"""Images that cannot be read: found before they are met, and left out where that is asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from ..processes import Processes
+from .folders import DecodedImages
+from .image_sets import ArrayImages, ImageSet
+
+_SHOWN = 3  # images in a message
+
+OnError: TypeAlias = Literal["raise", "skip"]
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """An image of a set, and what is wrong with it."""
+
+    row: int
+    name: str
+    """its file"""
+    error: str
+
+
+def unreadable(
+    images: ImageSet, *, num_workers: int = 0, processes: Processes | None = None
+) -> list[Unreadable]:
+    """Every image that cannot be fetched, in order: all are, once.
+
+    num_workers: threads that decode, besides none; processes: those that share the work, and each has
+    the whole result.
+    """
+    if isinstance(images, ArrayImages):
+        return []
+    processes = processes or Processes()
+    mine = processes.part(len(images))
+    with ThreadPoolExecutor(max(1, num_workers)) as threads:
+        found = [u for u in threads.map(lambda row: _tried(images, row), mine) if u is not None]
+    return [u for part in processes.gather(found) for u in part]
+
+
+class Reading:
+    """What a run does about images that cannot be read: nothing, until one is met and raises; or all
+    are tried before it begins, and those are left out.
+
+    before: names of those that a run left out when it began, by what the images are for. Where it goes
+    on the same are left out, whether they can be read by now or not, and nothing is tried.
+    """
+
+    def __init__(
+        self,
+        on_error: OnError = "raise",
+        *,
+        before: Mapping[str, Sequence[str]] | None = None,
+        num_workers: int = 0,
+        processes: Processes | None = None,
+    ) -> None:
+        if on_error not in get_args(OnError):
+            known = " or ".join(map(repr, get_args(OnError)))
+            raise ValueError(f"on_error must be {known}, got {on_error!r}")
+        self._tries, self._before = on_error == "skip", before
+        self._num_workers, self._processes = num_workers, processes
+
+    def take(self, images: ImageSet, of: str = "data") -> tuple[ImageSet, Tensor]:
+        """The images to take, whose `left_out` names the others, and their rows [B] in ``images``; ``of``
+        says what they are for. Raises OSError where none is left."""
+        left = self._left(images, of)
+        rows = torch.tensor([row for row in range(len(images)) if row not in left]).long()
+        if not left:
+            return images, rows
+        told = "; ".join(list(left.values())[:_SHOWN])
+        count = f"{len(left)} of {len(images)} images"
+        why = "cannot be read and are left out"
+        if self._before is not None:
+            why = "are left out, as when the run began"
+        if not len(rows):
+            raise OSError(f"{images.name}: none of {len(left)} images can be read, such as {told}")
+        warnings.warn(f"{images.name}: {count} {why}, such as {told}", stacklevel=3)
+        taken = images.subset(rows)
+        taken.left_out = [_name(images, row) for row in left]
+        return taken, rows
+
+    def _left(self, images: ImageSet, of: str) -> dict[int, str]:
+        """row → its name, and why."""
+        if self._before is not None:
+            names = set(self._before.get(of, ()))
+            every = range(len(images)) if names else ()
+            return {row: name for row in every if (name := _name(images, row)) in names}
+        if not self._tries:
+            return {}
+        found = unreadable(images, num_workers=self._num_workers, processes=self._processes)
+        return {u.row: f"{u.name} ({u.error})" for u in found}
+
+
+def readable(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
+    """The images without those that cannot be read, which a warning and `left_out` name."""
+    return Reading("skip", num_workers=num_workers).take(images)[0]
+
+
+def left_out(**sets: ImageSet | None) -> dict[str, Any]:
+    """What the description of a run says of them; nothing, where nothing is left out."""
+    names = {of: list(images.left_out) for of, images in sets.items() if images and images.left_out}
+    return {"left_out": names} if names else {}
+
+
+def _tried(images: ImageSet, row: int) -> Unreadable | None:
+    try:
+        images.__getitems__([row])
+    except OSError as error:
+        return Unreadable(row, _name(images, row), str(error.__cause__ or error))
+    return None
+
+
+def _name(images: ImageSet, row: int) -> str:
+    return str(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"
