@@ -2,6 +2,7 @@
 
 from .augmix import AugMix
 from .batches import Augmentation, Batches
+from .classes import with_classes
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
 from .sampling import GroupSampling
@@ -40,4 +41,5 @@ __all__ = [
     "lower_resolution",
     "resolve_concepts",
     "view_family",
+    "with_classes",
 ]

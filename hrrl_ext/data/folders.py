@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..spec import listed, nearest
+from .columns import sorted_names
 from .concept_map import ConceptMap
 from .ids import Ids
 from .image_sets import ImageSet
-from .resize import check_image_size, fit_picture
+from .resize import ImageSize, fit_picture, sides
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,16 +36,14 @@ class DecodedImages(ImageSet):
         sources: Sequence[Any],
         target: Sequence[int],
         *,
-        image_size: int,
+        image_size: ImageSize,
         classes: Sequence[str],
         concept_map: ConceptMap | None = None,
         name: str,
     ) -> None:
-        check_image_size(image_size)
+        shape = (3, *sides(image_size))
         _require_pillow()
-        super().__init__(
-            target, (3, image_size, image_size), classes=classes, concept_map=concept_map, name=name
-        )
+        super().__init__(target, shape, classes=classes, concept_map=concept_map, name=name)
         self.sources = sources
 
     def _open(self, source: Any) -> Image.Image:
@@ -60,7 +59,7 @@ class DecodedImages(ImageSet):
 
     def _decode(self, source: Any) -> Tensor:
         try:
-            return fit_picture(self._open(source), self.image_shape[1])
+            return fit_picture(self._open(source), self.image_shape[1:])
         except Exception as error:  # broken files raise many types, from SyntaxError on
             raise OSError(f"{self.name}: cannot decode image {source}: {error}") from error
 
@@ -72,11 +71,13 @@ class DecodedImages(ImageSet):
         chosen.columns = self._columns_of(rows)
         return chosen
 
-    def resized(self, image_size: int) -> DecodedImages:
-        check_image_size(image_size)
+    def resized(self, image_size: ImageSize) -> DecodedImages:
         other = copy.copy(self)
-        other.image_shape = (3, image_size, image_size)
+        other.image_shape = (3, *sides(image_size))
         return other
+
+    def relabelled(self, classes: Sequence[str], number: Sequence[int]) -> DecodedImages:
+        return self._relabelled_copy(classes, number)
 
 
 class ImageFiles(DecodedImages):
@@ -93,6 +94,8 @@ class ImageFiles(DecodedImages):
 class FolderImages(ImageFiles):
     """Images in root/class/image.{png,jpg,...}; classes and files in sorted order of their names.
 
+    Classes that are all numbers are sorted by value: 2 before 10.
+
     classes: the expected class names, e.g. those of the training folder, so that class ids agree
     between splits; None takes the folders that exist. Hidden folders are skipped. Raises
     FileNotFoundError for a missing folder or one without images, ValueError for a class folder
@@ -100,7 +103,11 @@ class FolderImages(ImageFiles):
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, image_size: int, classes: Sequence[str] | None = None
+        self,
+        root: str | os.PathLike[str],
+        *,
+        image_size: ImageSize,
+        classes: Sequence[str] | None = None,
     ) -> None:
         root = Path(root)
         folders = class_folders(root)
@@ -125,12 +132,15 @@ class FolderImages(ImageFiles):
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders in root, sorted, without hidden ones; FileNotFoundError without root."""
+    """Names of the folders in root, sorted (`sorted_names`), without hidden ones; FileNotFoundError
+    without root."""
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root}: no such folder; expected root/class/image.png (or .jpg, ...)"
         )
-    return sorted(f.name for f in os.scandir(root) if f.is_dir() and not f.name.startswith("."))
+    return sorted_names(
+        f.name for f in os.scandir(root) if f.is_dir() and not f.name.startswith(".")
+    )
 
 
 def _image_files(folder: Path) -> list[str]:
@@ -138,7 +148,7 @@ def _image_files(folder: Path) -> list[str]:
     return sorted(name for name in names if name.lower().endswith(SUFFIXES))
 
 
-def open_folder(root: Path, split: str, image_size: int) -> FolderImages:
+def open_folder(root: Path, split: str, image_size: ImageSize) -> FolderImages:
     """root/{train,val,test}/class/image where such split folders exist, else root/class/image.
 
     Class ids come from the training folder, so that they agree where a class is absent from the

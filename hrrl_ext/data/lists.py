@@ -17,6 +17,7 @@ from .columns import sorted_names
 from .concept_map import ConceptMap
 from .folders import ImageFiles
 from .paths import InsideFolder
+from .resize import ImageSize
 
 CSV_LAYOUT = (
     "a metadata CSV with a header, a column of image files and a column of classes "
@@ -56,7 +57,7 @@ class CsvImages(ImageFiles):
     such a column, "" none, and then every split is the whole list. "test" falls back to "val".
     root: the folder that the names are relative to, by default that of the file.
 
-    Classes are those of the whole file, in sorted order (by value where all are whole numbers), so
+    Classes are those of the whole file, in sorted order (by value where all are numbers), so
     that they agree between splits. `columns` holds every other column too: concepts="column:place"
     makes one of them the concept, "column:y+place" the combinations of two. Raises
     FileNotFoundError, or ValueError naming the line.
@@ -66,7 +67,7 @@ class CsvImages(ImageFiles):
         self,
         path: str | os.PathLike[str],
         *,
-        image_size: int,
+        image_size: ImageSize,
         split: str = "all",
         image_column: str | None = None,
         label_column: str | None = None,
@@ -115,7 +116,7 @@ class ProductImages(ImageFiles):
         self,
         path: str | os.PathLike[str],
         *,
-        image_size: int,
+        image_size: ImageSize,
         label_column: str = "class_id",
         root: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -158,7 +159,7 @@ def is_list(source: object) -> bool:
 def open_list(
     source: str | os.PathLike[str],
     split: str,
-    image_size: int,
+    image_size: ImageSize,
     root: str | os.PathLike[str] | None,
 ) -> ImageFiles:
     """A source for which `is_list` holds: FILE.csv, FILE.csv:image=...,label=...,split=..., FILE.txt."""

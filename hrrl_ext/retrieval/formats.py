@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.folders import SUFFIXES, ImageFiles
 from ..data.paths import InsideFolder
+from ..data.resize import ImageSize
 from ..spec import listed, not_known
 from ..storage import read_json
 from .text import as_text, read_lines
@@ -45,7 +46,7 @@ class Captioned:
         self.owner.append(image)
         self.captions.append(caption)
 
-    def images(self, image_size: int | None, name: str) -> ImageFiles:
+    def images(self, image_size: ImageSize | None, name: str) -> ImageFiles:
         if image_size is None:
             raise ValueError(
                 f"load_pairs: {name} holds images of any size: give image_size=..., the side in pixels"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
-from ..data import Batches, Concepts, ImageSet, Source, load_images, resolve_concepts
-from ..data.classes import require_same_classes
+from ..data import (
+    Batches,
+    Concepts,
+    ImageSet,
+    Source,
+    load_images,
+    resolve_concepts,
+    with_classes,
+)
 from ..data.columns import PREFIX, column_concepts
 from ..data.ids import Ids, checked_ids
 from ..data.sources import takes_root
@@ -45,8 +53,10 @@ def open_sets(
     processes: Processes,
     num_workers: int,
     keep_gib: float,
+    as_begun: Callable[[ImageSet], ImageSet] | None = None,
 ) -> Sets:
-    """What the arguments of :class:`hrrl_ext.HRRLTrainer` come to."""
+    """What the arguments of :class:`hrrl_ext.HRRLTrainer` come to; ``as_begun`` counts the classes of the
+    training images as what the run begins with does."""
 
     def open_images(source: Source, split: str) -> ImageSet:
         its_root = root if takes_root(source) else None
@@ -71,16 +81,20 @@ def open_sets(
             mixtures=2 if shuffle and method.jsd > 0 else 0,
         )
 
-    images, concepts = open_images(data, "train"), read_concepts(concepts)
+    opened, concepts = open_images(data, "train"), read_concepts(concepts)
+    images = opened if as_begun is None else as_begun(opened)
     found = concepts if isinstance(concepts, DiscoveredConcepts) else None
     if isinstance(concepts, DiscoveredConcepts):
         concept, names = torch.zeros_like(images.target), ["cluster 0"]
     else:
-        concept, names = resolve_concepts(concepts, images)
+        # Whoever gives concepts by the numbers of classes has those of the data before their eyes.
+        by_class = isinstance(concepts, str) and concepts == "classes"
+        concept, names = resolve_concepts(concepts, images if by_class else opened)
     _check_concepts(images, names, found, method)
     sets = Sets(images, batches(images, concept, shuffle=True), names, found)
     if validation is not None:
         measured = open_images(validation, "test")
+        measured = with_classes(measured, images.classes, of="data", data="validation")
         ids = _validation_concept(sets, measured, concepts, validation_concepts)
         if found is not None and validation_concepts is not None:
             sets.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
@@ -121,7 +135,6 @@ def _validation_concept(
 ) -> Tensor:
     """Of every validation image, [N]."""
     images, concept = sets.images, sets.batches.concept
-    require_same_classes(images.classes, measured.classes, of="data", data="validation")
     if ids is not None:
         # Groups of the validation set alone may be of any number.
         known = None if sets.found is not None else len(sets.concept_names)
