@@ -16,6 +16,7 @@ from .columns import sorted_names
 from .concept_map import ConceptMap
 from .ids import Ids
 from .image_sets import ImageSet
+from .packed import packed
 from .resize import ImageSize, fit_picture, sides
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class DecodedImages(ImageSet):
         shape = (3, *sides(image_size))
         _require_pillow()
         super().__init__(target, shape, classes=classes, concept_map=concept_map, name=name)
-        self.sources = sources
+        self.sources = packed(sources)
 
     def _open(self, source: Any) -> Image.Image:
         """The picture behind one element of `sources`."""
@@ -66,7 +67,7 @@ class DecodedImages(ImageSet):
     def subset(self, indices: Ids) -> DecodedImages:
         rows = self._rows(indices)
         chosen = copy.copy(self)
-        chosen.sources = [self.sources[row] for row in rows.tolist()]
+        chosen.sources = packed([self.sources[row] for row in rows.tolist()])
         chosen.target = self.target[rows]
         chosen.columns = self._columns_of(rows)
         return chosen
