@@ -6,6 +6,7 @@ python examples/lightning_loop.py
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import lightning
@@ -14,6 +15,7 @@ from plain_loop import Loader, digits, players
 from torch import Tensor, nn
 
 import hrrl_ext
+from hrrl_ext.data import Batches
 
 
 class HRRLModule(lightning.LightningModule):
@@ -40,9 +42,39 @@ class HRRLModule(lightning.LightningModule):
         return torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
 
 
-def train(module: HRRLModule, loader: Loader, epochs: int, **options: Any) -> None:
+class Resumable:
+    """Epochs of batches that a checkpoint within one brings back where they were: Lightning keeps the
+    state of a loader that has one, and begins a DataLoader's epoch anew."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches, self.epoch, self.done = batches, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for batch in self.batches.epoch(self.epoch, self.done):
+            self.done += 1
+            if self.done == len(self):  # before the last batch: Lightning asks for no more
+                self.epoch, self.done = self.epoch + 1, 0
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.done = state["epoch"], state["done"]
+
+
+def train(
+    module: HRRLModule,
+    loader: Loader | Resumable,
+    epochs: int,
+    ckpt_path: str | None = None,
+    **options: Any,
+) -> None:
     options = {"logger": False, "enable_checkpointing": False} | options
-    lightning.Trainer(max_epochs=epochs, **options).fit(module, loader)
+    lightning.Trainer(max_epochs=epochs, **options).fit(module, loader, ckpt_path=ckpt_path)
 
 
 if __name__ == "__main__":

@@ -228,13 +228,15 @@ def _convolution(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def build_model(
-    model: str | nn.Module, *, num_classes: int, image_size: int, width: int = 64
+    model: str | nn.Module, *, num_classes: int, image_size: int | Sequence[int], width: int = 64
 ) -> nn.Module:
-    """A model by name for images of image_size pixels; an nn.Module passes through untouched.
+    """A model by name for images of image_size pixels, the side of a square or (height, width); an
+    nn.Module passes through untouched.
 
     ``width`` is the number of channels of the first stage: of "resnet18", which has the small stem up
-    to 64 pixels, ImageNet's above, and of "convnet", for images of a few pixels. "torchvision:NAME" and
-    "timm:NAME" are those libraries' networks with fresh weights, behind ImageNet's normaliser.
+    to 64 pixels on the shorter side, ImageNet's above, and of "convnet", for images of a few pixels.
+    "torchvision:NAME" and "timm:NAME" are those libraries' networks with fresh weights, behind ImageNet's
+    normaliser.
     ValueError: unknown name. ImportError: the library is not there.
     """
     if isinstance(model, nn.Module):
@@ -252,12 +254,13 @@ def build_model(
     if model not in _MODELS:
         known = [*_MODELS, "torchvision:NAME", "timm:NAME"]
         raise ValueError(f"build_model: model {not_known(model, known)}; or pass any nn.Module")
-    if image_size < 1:
+    side = image_size if isinstance(image_size, int) else min(image_size)
+    if side < 1:
         raise ValueError(f"build_model: image_size must be at least 1 pixel, got {image_size}")
     if model == "convnet":
         return ConvNet(num_classes, width=width)
     return resnet18(
-        num_classes, stem="small" if image_size <= _SMALL_IMAGE_SIZE else "imagenet", width=width
+        num_classes, stem="small" if side <= _SMALL_IMAGE_SIZE else "imagenet", width=width
     )
 
 

@@ -2,7 +2,7 @@
 
 A folder that :func:`save_pretrained` wrote, or ``best/`` of a run, holds
 
-    config.json          what to build: model, classes, image_size, width
+    config.json          what to build: model, classes, image_size (a side, or [height, width]), width
     model.safetensors    weights and buffers
 """
 
@@ -104,7 +104,7 @@ def save_pretrained(
     """Writes ``model`` and what it takes to build it again; each file is there whole or not at all.
 
     ``config`` must have ``model`` (a name that :func:`hrrl_ext.models.build_model` knows, or None),
-    ``classes`` (their names), ``image_size`` and ``width``.
+    ``classes`` (their names), ``image_size`` (the side of a square, or [height, width]) and ``width``.
     """
     missing = [name for name in ("model", "classes", "image_size", "width") if name not in config]
     if missing:
@@ -135,7 +135,7 @@ def from_weights(
     name: str,
     source: str | os.PathLike[str],
     *,
-    image_size: int,
+    image_size: int | Sequence[int],
     width: int = 64,
     num_classes: int | None = None,
 ) -> nn.Module:
@@ -163,7 +163,7 @@ def from_weights(
     if num_classes is not None and rows != [num_classes]:
         raise ValueError(
             f"{path} has {rows[0]} classes, expected {num_classes}; give data of the classes that the "
-            "weights were trained on"
+            "weights were trained on, or the names of all of them, in their order"
         )
     return model.eval()
 
@@ -178,10 +178,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def classes_of(source: str | os.PathLike[str]) -> list[str] | None:
-    """Their names, where ``source`` is a folder of :func:`save_pretrained`; None for weights alone."""
-    if not (Path(source) / "config.json").is_file():
-        return None
-    return read_config(Path(source)).get("classes")
+    """Their names, where ``source`` is a folder of :func:`save_pretrained` or the weights in it; None for
+    weights alone."""
+    path = Path(source)
+    folder = path.parent if path.name == "model.safetensors" else path
+    return read_config(folder).get("classes") if (folder / "config.json").is_file() else None
 
 
 def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:

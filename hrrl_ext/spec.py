@@ -102,6 +102,12 @@ def _number(text: str) -> float:
     return value
 
 
+def _size(text: str) -> int | list[int]:
+    if not (found := re.fullmatch(r"(\d+)(?:x(\d+))?", text, re.ASCII)):
+        raise ValueError
+    return int(found[1]) if found[2] is None else [int(found[1]), int(found[2])]
+
+
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split("+")]
     if not all(names):
@@ -113,6 +119,7 @@ WHOLE = Reader("a whole number", _whole)
 NUMBER = Reader("a finite number or fraction, such as 0.5, 1e-3 or 8/255", _number)
 TRUTH = Reader("true or false", lambda text: {"true": True, "false": False}[text.lower()])
 TEXT = Reader("text", str)
+SIZE = Reader("pixels: a side, such as 224, or height and width, such as 16x48", _size)
 NAMES = Reader('names joined by "+"', _names)
 _OF_TYPE: dict[Any, Reader] = {
     int: WHOLE,

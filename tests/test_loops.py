@@ -98,6 +98,62 @@ def test_accumulated_parts_are_one_batch(loop):
     )
 
 
+CHECKPOINT = 30  # of 42 steps: within the second epoch
+
+
+def test_lightning_goes_on_within_an_epoch(tmp_path: Path) -> None:
+    """By a loader with a state, shuffled: to the bit."""
+    pytest.importorskip("lightning")
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning_loop import HRRLModule, Resumable, train
+
+    from hrrl_ext.data import Batches, load_images
+
+    images = load_images("digits").subset(range(21 * 16))
+    quiet: dict[str, Any] = {
+        "accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": True,
+    }  # fmt: skip
+    ended = []
+    for ckpt_path in (None, str(tmp_path / "within.ckpt")):
+        loader = Resumable(Batches(images, images.target, 16, shuffle=True, seed=3))
+        module = HRRLModule(*players(normalised=False))
+        save = ModelCheckpoint(tmp_path, "within", every_n_train_steps=CHECKPOINT)
+        train(module, loader, EPOCHS, ckpt_path=ckpt_path, callbacks=[save], **quiet)
+        ended.append(module.state_dict())
+        assert module.objective.distribution.t == 42
+    torch.testing.assert_close(ended[1], ended[0], rtol=0, atol=0)
+
+
+def test_accelerate_goes_on_within_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("accelerate")
+    from accelerate import Accelerator
+    from accelerate_loop import train
+
+    update, ended = HRRLObjective.update, []
+    for folder in (None, tmp_path / "state"):
+        accelerator = Accelerator(cpu=True)
+        if folder is None:
+
+            def saving(objective: HRRLObjective, *losses: Any) -> None:
+                update(objective, *losses)
+                if objective.distribution.t == CHECKPOINT:
+                    accelerator.save_state(str(tmp_path / "state"))  # noqa: B023
+
+            monkeypatch.setattr(HRRLObjective, "update", saving)
+        model, objective = players(normalised=False)
+        done = 0 if folder is None else CHECKPOINT
+        train(accelerator, model, objective, batches(), EPOCHS, folder=folder, done=done)
+        ended.append((model.state_dict(), objective.state_dict()))
+        assert objective.distribution.t == 42
+        accelerator.free_memory()
+        monkeypatch.undo()
+    for ours, theirs in zip(*ended, strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
+
+
 @pytest.mark.slow
 def test_the_plain_loop_is_the_trainers():
     """Same batches, same steps: what the trainer computes is no more than the loop."""

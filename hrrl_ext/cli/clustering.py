@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from .options import Commands, model_and_data_arguments, model_and_images, model_of_classes
+from .options import Commands, model_and_data_arguments, model_and_images
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def _cluster(args: Namespace) -> None:
     """Cluster examples by the gradients that they have at a trained model."""
     from ..clustering import GradientClustering
     from ..clustering.folder import ClusterFolder, cluster_rows, cluster_table
+    from ..data.resize import size_of
     from ..pretrained import weights_digest
     from ..processes import start_processes, stop_processes
 
@@ -70,7 +71,7 @@ def _cluster(args: Namespace) -> None:
         "weights": weights_digest(model),
         "data": images.name,
         "examples": len(images),
-        "image_size": images.image_shape[-1],
+        "image_size": size_of(images.image_shape),
         "clusters": args.clusters,
         **settings,
         "parameters": clustering.parameters,
@@ -125,8 +126,11 @@ def _variance(args: Namespace) -> None:
     """Measure how noisy mini-batch gradients are, uniform and stratified, at a trained model."""
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
+    from ..data.classes import require_same_classes
+    from ..pretrained import read_config
     from ..processes import choose_device
     from ..storage import write_json
+    from ..training.run_folder import open_model
 
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
@@ -143,7 +147,9 @@ def _variance(args: Namespace) -> None:
         batch_size = args.batch_size
     snapshot = None
     if args.snapshot is not None:
-        earlier = model_of_classes(args.snapshot, images).to(device)
+        known = read_config(Path(args.snapshot))["classes"]
+        require_same_classes(images.classes, known, of=args.model, data=args.snapshot)
+        earlier = open_model(args.snapshot).to(device)
         snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot()
     measured = gradient_variance(
         model,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from .options import Commands, model_of_classes, source
+from ..spec import listed
+from .options import Commands, classes_argument, images_for, known_classes, source
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -35,9 +36,8 @@ def _evaluate_arguments(parser: CommandParser) -> None:
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="test", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
-    parser.add_argument(
-        "--image_size", type=int, help="side that images are resized to; the model's if not given"
-    )
+    parser.add_image_size("the model's if not given")
+    classes_argument(parser)
     parser.add_argument("--concepts", help="as for train; the data's own, or the classes")
     parser.add_argument(
         "--train_data", nargs="+", help="training images, whose concept counts weigh an average"
@@ -62,6 +62,7 @@ def _evaluate_arguments(parser: CommandParser) -> None:
 def _evaluate(args: Namespace) -> None:
     """Measure models by concept, perturbed, corrupted and attacked; compare them on a page."""
     from ..data import load_images
+    from ..data.resize import size_of
     from ..evaluation import evaluate, write_html
     from ..processes import choose_device
 
@@ -72,10 +73,10 @@ def _evaluate(args: Namespace) -> None:
         settings["attacks"] = ()
     reports = []
     for name, entry in models.items():
-        model, images = _opened(entry, args)
+        model, images, classes = _opened(entry, args)
         train = None
         if args.train_data is not None:
-            size = images.image_shape[-1]
+            size = size_of(images.image_shape)
             train = load_images(source(args.train_data), image_size=size, root=args.root)
 
         def progress(line: str, name: str = name) -> None:
@@ -85,6 +86,7 @@ def _evaluate(args: Namespace) -> None:
             model.to(device),
             images,
             name=name,
+            classes=classes,
             concepts=args.concepts,
             train=train,
             preset=args.preset,
@@ -131,24 +133,31 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["-".join(part[-depth:]) for part in parts]
 
 
-def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet]:
-    """The model, and the images in its size; classes are checked where the model names its own."""
-    from ..data import load_images
-    from ..pretrained import from_weights, read_config
+def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet, list[str]]:
+    """The model, the images in its size, and the names of its classes in the order of its logits."""
+    from ..data.resize import size_of
+    from ..pretrained import from_weights
+    from ..training.run_folder import open_model
 
-    config = {} if entry.is_weights else read_config(entry.path)
-    size = args.image_size or config.get("image_size")
-    images = load_images(source(args.data), split=args.split, image_size=size, root=args.root)
-    if entry.is_weights:
-        model = from_weights(
-            args.arch,
-            entry.path,
-            image_size=images.image_shape[-1],
-            width=args.width,
-            num_classes=images.num_classes,
+    images = images_for(None if entry.is_weights else entry.path, args)
+    known = known_classes(entry.path, args)
+    if not entry.is_weights:
+        return open_model(entry.path), images, images.classes if known is None else known
+    classes = images.classes if known is None else known
+    model = from_weights(
+        args.arch,
+        entry.path,
+        image_size=size_of(images.image_shape),
+        width=args.width,
+        num_classes=len(classes),
+    )
+    if known is None:
+        print(
+            f"{entry.path}: weights alone name no classes; they are taken in the order of the data, "
+            f"{listed(classes)}; --classes FILE gives another",
+            file=sys.stderr,
         )
-        return model, images
-    return model_of_classes(entry.path, images), images
+    return model, images, classes
 
 
 # --- report

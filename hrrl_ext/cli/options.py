@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..data import ImageSet
+    from ..data.resize import ImageSize
     from ..training import TrainingResult
 
 Commands: TypeAlias = (
@@ -27,29 +28,49 @@ def model_and_data_arguments(parser: CommandParser) -> None:
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="train", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
+    parser.add_image_size("the model's if not given")
+    classes_argument(parser)
+
+
+def classes_argument(parser: CommandParser) -> None:
     parser.add_argument(
-        "--image_size", type=int, help="side that images are resized to; the model's if not given"
+        "--classes",
+        help="text file of the names that the data have for the model's classes, one a line, in the "
+        "order of its logits; those it was trained with if not given",
     )
 
 
 def model_and_images(args: Namespace) -> tuple[nn.Module, ImageSet]:
-    """The model, and images that are labelled with its classes."""
-    from ..data import load_images
-    from ..pretrained import read_config
-
-    image_size = args.image_size or read_config(Path(args.model))["image_size"]
-    images = load_images(source(args.data), split=args.split, image_size=image_size, root=args.root)
-    return model_of_classes(args.model, images), images
-
-
-def model_of_classes(folder: str | Path, images: ImageSet) -> nn.Module:
-    """That of a folder, whose logits are those of the classes of ``images``."""
-    from ..data.classes import require_same_classes
-    from ..pretrained import read_config
+    """The model, and images that are labelled with the numbers of its classes."""
+    from ..data import with_classes
     from ..training.run_folder import open_model
 
-    require_same_classes(read_config(Path(folder))["classes"], images.classes, of=str(folder))
-    return open_model(folder)
+    images = images_for(args.model, args)
+    known = known_classes(args.model, args)
+    if known is not None:
+        images = with_classes(images, known, of=args.model)
+    return open_model(args.model), images
+
+
+def images_for(folder: str | Path | None, args: Namespace) -> ImageSet:
+    """Those of --data in the size that is asked for, else in that of the model in ``folder``."""
+    from ..data import load_images
+    from ..data.sources import load_images_for
+    from ..pretrained import read_config
+
+    of = source(args.data)
+    size = None if folder is None else read_config(Path(folder)).get("image_size")
+    if args.image_size is None and size is not None:
+        return load_images_for(of, size, str(folder), split=args.split, root=args.root)
+    return load_images(of, split=args.split, image_size=args.image_size, root=args.root)
+
+
+def known_classes(folder: str | Path, args: Namespace) -> list[str] | None:
+    """The names of a model's classes: those of --classes, else those that lie with it."""
+    from ..data.classes import read_classes
+    from ..pretrained import classes_of
+
+    return classes_of(folder) if args.classes is None else read_classes(args.classes)
 
 
 def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None:
@@ -128,7 +149,7 @@ def is_folder(model: str | None, args: Namespace) -> bool:
     return model is not None
 
 
-def weights_model(args: Namespace, image_size: int) -> nn.Module:
+def weights_model(args: Namespace, image_size: ImageSize) -> nn.Module:
     from ..pretrained import from_weights
 
     return from_weights(args.arch, args.weights, image_size=image_size, width=args.width)

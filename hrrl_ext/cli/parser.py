@@ -15,7 +15,7 @@ from typing import Any, NoReturn, get_type_hints
 
 import jsonargparse
 
-from ..spec import Reader, nearest, read_value, reader_of
+from ..spec import SIZE, Reader, nearest, read_value, reader_of
 
 
 class CommandParser:
@@ -45,11 +45,23 @@ class CommandParser:
 
     def add_class_arguments(self, of: type, *, skip: Collection[str] = ()) -> None:
         """An option for each field of a dataclass."""
-        names = self._parser.add_class_arguments(of, skip=set(skip))
+        names = self._parser.add_class_arguments(of, skip={*skip, "image_size"})
         self.options += [f"--{name}" for name in names]
         hints = get_type_hints(of)
         for name in names:
             self._read_by(name, hints[name])
+        if "image_size" in hints.keys() - {*skip}:
+            self.add_image_size("their own if not given")
+
+    def add_image_size(self, otherwise: str) -> None:
+        """--image_size, which is one number or two."""
+        self.add_argument(
+            "--image_size",
+            type=_image_size,
+            metavar="PIXELS",
+            help=f"side that images are resized to, or HEIGHTxWIDTH; {otherwise}",
+        )
+        self._readers["image_size"] = SIZE
 
     def _read_by(self, name: str, kind: Any) -> None:
         with suppress(KeyError):  # jsonargparse alone reads what is not a word, such as a list
@@ -99,6 +111,11 @@ class CommandParser:
                     except ValueError as error:
                         return str(error)
         return None
+
+
+def _image_size(value: Any) -> Any:
+    """As a word; YAML also has numbers and lists."""
+    return SIZE.read(value) if isinstance(value, str) else value
 
 
 def _content(config: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def _model_arguments(parser: CommandParser) -> None:
 def _images_arguments(parser: CommandParser) -> None:
     parser.add_argument("--split", default="all", help="of the data, where it has splits")
     parser.add_argument("--root", help="folder that the names in a .csv, .jsonl or .json are of")
-    parser.add_argument("--image_size", type=int, help="in pixels; the model's if not given")
+    parser.add_image_size("the model's if not given")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")

@@ -10,6 +10,7 @@ from .options import (
     Commands,
     finish_run,
     image_run_arguments,
+    images_for,
     is_folder,
     number,
     source,
@@ -20,6 +21,8 @@ from .parser import CommandParser, IfGiven
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
+
+    from ..transfer import Features
 
 # --- extract
 
@@ -39,7 +42,7 @@ def _extract_arguments(parser: CommandParser) -> None:
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="train", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
-    parser.add_argument("--image_size", type=int, help="side that images are resized to")
+    parser.add_image_size("the model's, or of --weights their own, if not given")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", required=True, help="file to write, .safetensors or .npz")
@@ -47,16 +50,15 @@ def _extract_arguments(parser: CommandParser) -> None:
 
 def _extract(args: Namespace) -> None:
     """Save the features of images: the input of a trained model's last layer, or any layer's output."""
-    from ..data import load_images
+    from ..data.resize import size_of
     from ..processes import choose_device
     from ..training.run_folder import open_model
     from ..transfer import stream_features
 
     of_folder = is_folder(args.model, args)
-    images = load_images(
-        source(args.data), split=args.split, image_size=args.image_size, root=args.root
-    )
-    model = open_model(args.model) if of_folder else weights_model(args, images.image_shape[-1])
+    images = images_for(args.model if of_folder else None, args)
+    size = size_of(images.image_shape)
+    model = open_model(args.model) if of_folder else weights_model(args, size)
     rows, columns = stream_features(
         args.out,
         model.to(choose_device(args.device)),
@@ -104,12 +106,29 @@ def _probe(args: Namespace) -> None:
     if given.get("normalise") == "none":
         given["normalise"] = None
     concepts = None if args.concepts is None else _concept_map(args.concepts)
-    train, test = load_features(args.train), load_features(args.test)
+    train, test = load_features(args.train), _labelled_as(args.train, args.test)
     result = probe(train, test, method=args.method, concepts=concepts, **given).to_dict()
     for name, value in flat(result).items():
         print(f"{name:22} {value:.4f}" if isinstance(value, float) else f"{name:22} {value}")
     if args.out is not None:
         write_json(args.out, result)
+
+
+def _labelled_as(train: str, test: str) -> Features:
+    """Those of ``test``, with the numbers that the classes have in ``train``, where both have names."""
+    import torch
+
+    from ..data.classes import numbers_among
+    from ..transfer import load_classes, load_features
+
+    features, known, found = load_features(test), load_classes(train), load_classes(test)
+    if known is None or found is None:
+        return features
+    met = features.labels.unique().tolist()
+    numbers = numbers_among(known, found, met, of=train, data=test)
+    if numbers is None:
+        return features
+    return features._replace(labels=torch.tensor(numbers)[features.labels])
 
 
 def _concept_map(concepts: str) -> Any:
@@ -149,9 +168,7 @@ def _finetune_arguments(parser: CommandParser) -> None:
         "--classifier", help="name of the last layer, where it is not the last linear"
     )
     image_run_arguments(parser)
-    parser.add_argument(
-        "--image_size", type=int, help="side that images are resized to; MODEL's if not given"
-    )
+    parser.add_image_size("MODEL's if not given")
     parser.add_argument("--weight_decay", type=float, help="1e-4, and 0 for l2sp, if not given")
     parser.add_class_arguments(HRRLConfig, skip={"width", "image_size"})
     parser.add_class_arguments(TrainingConfig, skip={"weight_decay"})
@@ -161,6 +178,7 @@ def _finetune_arguments(parser: CommandParser) -> None:
 def _finetune(args: Namespace) -> None:
     """Train all weights of a trained model, and a new last layer, on another task."""
     from ..data import load_images
+    from ..data.resize import size_of
     from ..transfer import finetune
 
     options = args.as_dict()
@@ -169,7 +187,7 @@ def _finetune(args: Namespace) -> None:
     data, validation = (source(options.pop(name)) for name in ("data", "validation"))
     if not is_folder(model, args):
         data = load_images(data, image_size=args.image_size, root=args.root)
-        model = weights_model(args, data.image_shape[-1])
+        model = weights_model(args, size_of(data.image_shape))
         options |= {"model_name": arch, "width": width}
     finish_run(finetune(model, data, validation=validation, **options))
 

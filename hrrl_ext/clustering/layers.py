@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -15,24 +17,24 @@ from ..spec import not_known
 from .examples import ExampleLoss, check_losses
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
+_SHOWN = 3  # layers in a message
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
 def find_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[str, Layer]:
     """The linear and convolutional layers of ``model`` by name, or those of these names.
 
-    Raises ValueError for a name that the model does not have, for a layer of another kind or without
-    a weight that is trained, and where there is none.
+    Layers that share their parameters are one, under the first name. Without names, a warning says
+    which are left out as their factors do not give the gradient. Raises ValueError for a name that
+    the model does not have, for a layer of another kind, of such factors or without a weight that is
+    trained, and where there is none.
     """
-    known = {name: m for name, m in model.named_modules() if isinstance(m, _KINDS)}
+    known = {
+        name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, _KINDS)
+    }
+    owners = _owners(model)
     if layers is None:
-        found = {name: m for name, m in known.items() if m.weight.requires_grad}
-        if not found:
-            raise ValueError(
-                f"layers: {type(model).__name__} has no nn.Linear, nn.Conv1d or nn.Conv2d with a "
-                "weight that requires grad, so there are no gradients to cluster"
-            )
-        return found
+        return _all_layers(model, known, owners)
     found = {}
     for name in layers:
         if name not in known:
@@ -43,10 +45,80 @@ def find_layers(model: nn.Module, layers: Sequence[str] | None = None) -> dict[s
                     "clustered by nn.Linear, nn.Conv1d and nn.Conv2d layers"
                 )
             raise ValueError(f"layers: the model's layer {not_known(name, known)}")
-        found[name] = known[name]
+        if why := _why_not(model, name, known[name], owners):
+            raise ValueError(f"layers: {name!r}: {why}; leave it out of layers")
+        found[_first_name(known, known[name])] = known[name]
     if not found:
         raise ValueError("layers: no layer was named; leave it out for all of them")
     return found
+
+
+def _all_layers(
+    model: nn.Module, known: Mapping[str, Layer], owners: Mapping[int, Sequence[nn.Module]]
+) -> dict[str, Layer]:
+    found: dict[str, Layer] = {}
+    left_out: list[str] = []
+    for name, layer in known.items():
+        if not layer.weight.requires_grad:
+            continue
+        if why := _why_not(model, name, layer, owners):
+            left_out.append(f"{name} ({why})")
+        else:
+            found[_first_name(known, layer)] = layer
+    if left_out:
+        more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+        warnings.warn(
+            f"layers: the gradients of {', '.join(left_out[:_SHOWN])}{more} do not count",
+            stacklevel=4,
+        )
+    if not found:
+        raise ValueError(
+            f"layers: {type(model).__name__} has no nn.Linear, nn.Conv1d or nn.Conv2d with a "
+            "weight that requires grad, so there are no gradients to cluster"
+        )
+    return found
+
+
+def _owners(model: nn.Module) -> dict[int, list[nn.Module]]:
+    """The modules that have each parameter, by its id."""
+    owners: dict[int, list[nn.Module]] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(module)
+    return owners
+
+
+def _first_name(known: Mapping[str, Layer], layer: Layer) -> str:
+    """Of the layers with this weight: that by which the model knows its parameters."""
+    return next(name for name, other in known.items() if other.weight is layer.weight)
+
+
+def _sharing(model: nn.Module, layer: Layer) -> list[Layer]:
+    """The layers with this weight."""
+    return [m for m in model.modules() if isinstance(m, _KINDS) and m.weight is layer.weight]
+
+
+def _why_not(
+    model: nn.Module, name: str, layer: Layer, owners: Mapping[int, Sequence[nn.Module]]
+) -> str | None:
+    """Why what goes in and comes out of a layer does not give the gradients of its parameters."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return f"{type(parent).__name__} takes its weight and does not call it"
+    if "weight" not in layer._parameters:
+        return "its weight is computed from other parameters"
+    group = _sharing(model, layer)
+    like = all(
+        type(m) is type(layer)
+        and m.bias is layer.bias
+        and getattr(m, "groups", 1) == getattr(layer, "groups", 1)
+        for m in group
+    )
+    others = [m for p in layer.parameters(recurse=False) for m in owners[id(p)] if m not in group]
+    if not like or others:
+        other = others[0] if others else next(m for m in group if m is not layer)
+        return f"it shares a part of its parameters with a {type(other).__name__}"
+    return None
 
 
 def parameter_names(layers: dict[str, Layer]) -> list[str]:
@@ -77,30 +149,32 @@ def layer_gradients(
     """The gradients of every example of a batch, by their factors, in the order of ``layers``.
 
     One forward pass and one backward pass to what the layers wrote. No gradient of a parameter is
-    computed, and the model's parameters, their gradients and its hooks stay as they are.
+    computed, and the model's parameters, their gradients and its hooks stay as they are. What is called
+    several times, by itself or as layers that share a weight, has the sum of its gradients; what has no
+    part in the loss has 0.
     """
-    acts: dict[str, tuple[Tensor, int]] = {}
-    douts: dict[str, Tensor] = {}
+    calls: dict[str, list[_Call]] = {name: [] for name in layers}
     leaves: list[Tensor] = []
 
     def watch(name: str) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-            if name in acts:
-                raise ValueError(
-                    f"layers: {name!r} is called more than once per forward pass, so its gradient is "
-                    "a sum that one pair of factors does not give; leave it out of layers"
-                )
-            acts[name] = inputs[0].detach(), inputs[0]._version
+            assert isinstance(layer, _KINDS)
+            call = _Call(layer, inputs[0].detach(), inputs[0]._version, out.shape)
+            calls[name].append(call)
             fresh = not out.requires_grad
             if fresh:  # nothing before it needs a gradient
                 leaves.append(out.detach().requires_grad_())
                 out = leaves[-1].clone()  # what follows may work in place
-            out.register_hook(lambda grad: douts.__setitem__(name, grad))
+            out.register_hook(lambda grad: setattr(call, "dout", grad))
             return out if fresh else None
 
         return hook
 
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    handles = [
+        m.register_forward_hook(watch(name))
+        for name, layer in layers.items()
+        for m in _sharing(model, layer)
+    ]
     try:
         with torch.enable_grad():
             # Detached parameters: autograd then has no reason to compute their gradients.
@@ -110,8 +184,8 @@ def layer_gradients(
             check_losses(example_loss, len(x))
             if not example_loss.requires_grad:
                 raise ValueError("layers: none of them has a part in the loss")
-            for name, (act, version) in acts.items():
-                if act._version != version:
+            for name, of_layer in calls.items():
+                if any(call.act._version != call.version for call in of_layer):
                     raise ValueError(
                         f"layers: what {name!r} read was changed in place afterwards; write "
                         "x = x + y for x += y there, or leave it out of layers"
@@ -120,14 +194,68 @@ def layer_gradients(
     finally:
         for handle in handles:
             handle.remove()
-    for name in layers:
-        if name not in douts:
+    if silent := [name for name, of_layer in calls.items() if not of_layer]:
+        _require_unused(model, silent, x[:1], target[:1], loss)
+    return [_of_calls(name, layer, calls[name], x) for name, layer in layers.items()]
+
+
+@dataclass(eq=False)
+class _Call:
+    """Of a layer: what it read, its version then, the shape of what it wrote and the gradient of that."""
+
+    layer: Layer
+    act: Tensor
+    version: int
+    shape: torch.Size
+    dout: Tensor | None = None
+
+    def factors(self, name: str, batch: int) -> LayerGradient:
+        dout = self.act.new_zeros(self.shape) if self.dout is None else self.dout
+        return _factors(name, self.layer, self.act, dout, batch)
+
+
+def _require_unused(
+    model: nn.Module, names: Sequence[str], x: Tensor, target: Tensor, loss: ExampleLoss
+) -> None:
+    """That layers which are not called have no part in the loss by their weights alone."""
+    state = {name: p.detach() for name, p in model.named_parameters()}
+    weights = [state[f"{name}.weight"].requires_grad_() for name in names]
+    with torch.enable_grad():
+        example_loss = loss(torch.func.functional_call(model, state, (x.detach(),)), target)
+        if not example_loss.requires_grad:
+            return
+        grads = torch.autograd.grad(example_loss.sum(), weights, allow_unused=True)
+    for name, grad in zip(names, grads, strict=True):
+        if grad is not None:
             raise ValueError(
-                f"layers: {name!r} has no part in the loss of this batch; leave it out of layers"
+                f"layers: the model takes the weight of {name!r} and does not call it, so its gradient "
+                "has no factors; leave it out of layers"
             )
-    return [
-        _factors(name, layer, acts[name][0], douts[name], len(x)) for name, layer in layers.items()
-    ]
+
+
+def _of_calls(name: str, layer: Layer, calls: Sequence[_Call], x: Tensor) -> LayerGradient:
+    """A call after the other is one of more positions."""
+    if len(calls) == 1:
+        return calls[0].factors(name, len(x))
+    groups = getattr(layer, "groups", 1)
+    conv = Convolution((1, 1), groups=groups)
+    if not calls:
+        outputs = layer.weight.shape[0]
+        inputs = groups * layer.weight[0].numel()
+        act, dout = (layer.weight.new_zeros(len(x), n, 1, 1) for n in (inputs, outputs))
+        return LayerGradient(act, dout, conv, layer.bias is not None)
+    each = [_positions(call.factors(name, len(x))) for call in calls]
+    act, dout = (torch.cat(parts, 2)[..., None] for parts in zip(*each, strict=True))
+    return LayerGradient(act, dout, conv, layer.bias is not None)
+
+
+def _positions(gradient: LayerGradient) -> tuple[Tensor, Tensor]:
+    """What was read at each position [B, G J, T], and the gradient of what was written [B, G O, T]."""
+    act, dout, conv, _ = gradient
+    if conv is None:
+        return act[..., None], dout[..., None]
+    patches = F.unfold(act, conv.kernel, conv.dilation, conv.padding, conv.stride)
+    return patches, dout.flatten(2)
 
 
 def _factors(name: str, layer: Layer, act: Tensor, dout: Tensor, batch: int) -> LayerGradient:

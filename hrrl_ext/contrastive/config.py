@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..data import RandomResizedCrop, Views, view_family
+from ..data.resize import ImageSize
 from ..training.config import TrainingConfig, require_one_of, require_positive
 from ..training.schedule import ScheduleName
 
@@ -51,8 +52,8 @@ class ContrastiveConfig:
     """k of the nearest neighbours; all of the bank where that is smaller."""
     neighbour_temperature: float = 0.1
     """T of their votes, exp(cos/T)."""
-    image_size: int | None = None
-    """Side that images are resized to; their own if not given."""
+    image_size: ImageSize | None = None
+    """Side that images are resized to, or height and width; their own if not given."""
     width: int = 64
     """Channels of the first stage of a model given by name."""
 

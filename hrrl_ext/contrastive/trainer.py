@@ -9,15 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..data import Batches, ImageSet, Source, load_images
-from ..data.classes import require_same_classes
+from ..data import Batches, ImageSet, Source, load_images, with_classes
 from ..data.sources import takes_root
 from ..data.unreadable import OnError
 from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_reading, open_run
+from ..training.opening import (
+    as_begun,
+    begin_from,
+    build_network,
+    check_model,
+    open_reading,
+    open_run,
+)
 from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
 from .encoder import Encoder
@@ -118,7 +124,7 @@ class URRLTrainer(Trainer):
             "seed": training.seed, "device": device_, "processes": processes,
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
-        images = open_images(data, "train", "data")
+        images = as_begun(open_images(data, "train", "data"), run if resume else None)
         batches = ViewBatches(images, make, training.batch_size, **options)
         measured = _measured(
             images,
@@ -129,7 +135,7 @@ class URRLTrainer(Trainer):
         )
         network = build_network(model, images, method.width, training.seed)
         if init is not None:
-            begin_from(init, network, images, resume=resume)
+            begin_from(init, network, resume=resume)
         self.encoder = Encoder(network, method.dim, training.seed).to(device_)
         if training.channels_last:
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -195,5 +201,5 @@ def _measured(
     bank = in_order(images.subset(drawn_once(len(images), method.bank, training.seed)))
     if validation is None:
         return Measured(bank, None)
-    require_same_classes(images.classes, validation.classes, of="data", data="validation")
+    validation = with_classes(validation, images.classes, of="data", data="validation")
     return Measured(bank, in_order(validation))

@@ -2,6 +2,7 @@
 
 from .augmix import AugMix
 from .batches import Augmentation, Batches
+from .classes import with_classes
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
 from .sampling import GroupSampling
@@ -43,4 +44,5 @@ __all__ = [
     "resolve_concepts",
     "unreadable",
     "view_family",
+    "with_classes",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from typing import TypeAlias
 
 import numpy as np
@@ -22,7 +24,7 @@ def column_concepts(
 ) -> tuple[Tensor, list[str]]:
     """Concept ids [N] int64 and the K names, by "column:NAME" or "column:NAME+NAME+...".
 
-    The concepts are the values that occur, in sorted order (by value where all are whole numbers);
+    The concepts are the values that occur, in sorted order (by value where all are numbers);
     of several columns the combinations that occur, named "y=0 place=1". name: of the images, for
     messages. names: the concepts of other
     images, such as the training set's, whose ids are to be used. Raises ValueError for an unknown
@@ -43,10 +45,22 @@ def column_concepts(
     return ids, list(names)
 
 
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d{1,3})?", re.IGNORECASE)
+
+
 def sorted_names(names: Iterable[str]) -> list[str]:
-    """Each once, in sorted order: by value where all are whole numbers, else as text."""
+    """Each once, in sorted order: by value where all are numbers ("2" before "10.0"), else as text.
+
+    Of classes, concepts and folders alike, so that they are numbered alike wherever they are found.
+    """
     unique = sorted(set(names))
-    return sorted(unique, key=int) if all(name.isdecimal() for name in unique) else unique
+    numbers = {name: number for name in unique if (number := value_of(name)) is not None}
+    return sorted(unique, key=numbers.__getitem__) if len(numbers) == len(unique) else unique
+
+
+def value_of(name: str) -> Decimal | None:
+    """The number that ``name`` is, exactly; None where it is none."""
+    return Decimal(name) if _NUMBER.fullmatch(name) else None
 
 
 def _values(chosen: str, columns: Columns, name: str) -> list[str]:

@@ -74,6 +74,17 @@ class ConceptMap:
         """N_k [K] int64 (CPU): the images of each concept among those labelled target [N]."""
         return torch.bincount(self.concept(target).cpu(), minlength=self.num_concepts)
 
+    def renumbered(self, number: Sequence[int], num_classes: int) -> ConceptMap:
+        """The map of classes that are counted otherwise: class c is number[c] of ``num_classes``, or -1,
+        left out. Concepts keep their order; one that is left without a class is left out.
+
+        A class that this map does not know joins the first concept that is left: none is asked for it.
+        """
+        of_class = zip(number, self.class_to_concept.tolist(), strict=True)
+        concept_of = {n: self.names[k] for n, k in of_class if n >= 0}
+        names = [name for name in self.names if name in set(concept_of.values())] or self.names[:1]
+        return self._numbered([concept_of.get(c, names[0]) for c in range(num_classes)], names)
+
     @classmethod
     def from_names(cls, concepts: Sequence[str]) -> ConceptMap:
         """From the concept name of every class; concepts are numbered by first appearance.

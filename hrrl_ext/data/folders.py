@@ -20,7 +20,8 @@ from .decoding import SUFFIXES, as_rgb, read_picture, require_pillow
 from .files import files_in, folders_in, images_below, is_image, suffixes_of, tell_left_out
 from .ids import Ids
 from .image_sets import ImageSet
-from .resize import check_image_size, fit_picture
+from .packed import packed
+from .resize import ImageSize, fit_picture, sides
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,17 +39,15 @@ class DecodedImages(ImageSet):
         sources: Sequence[Any],
         target: Sequence[int],
         *,
-        image_size: int,
+        image_size: ImageSize,
         classes: Sequence[str],
         concept_map: ConceptMap | None = None,
         name: str,
     ) -> None:
-        check_image_size(image_size)
+        shape = (3, *sides(image_size))
         require_pillow()
-        super().__init__(
-            target, (3, image_size, image_size), classes=classes, concept_map=concept_map, name=name
-        )
-        self.sources = sources
+        super().__init__(target, shape, classes=classes, concept_map=concept_map, name=name)
+        self.sources = packed(sources)
 
     def _open(self, source: Any) -> Image.Image:
         """The picture behind one element of `sources`."""
@@ -63,23 +62,25 @@ class DecodedImages(ImageSet):
 
     def _decode(self, source: Any) -> Tensor:
         try:
-            return fit_picture(as_rgb(self._open(source)), self.image_shape[1])
+            return fit_picture(as_rgb(self._open(source)), self.image_shape[1:])
         except Exception as error:  # broken files raise many types, from SyntaxError on
             raise OSError(f"{self.name}: cannot decode image {source}: {error}") from error
 
     def subset(self, indices: Ids) -> DecodedImages:
         rows = self._rows(indices)
         chosen = copy.copy(self)
-        chosen.sources = [self.sources[row] for row in rows.tolist()]
+        chosen.sources = packed([self.sources[row] for row in rows.tolist()])
         chosen.target = self.target[rows]
         chosen.columns = self._columns_of(rows)
         return chosen
 
-    def resized(self, image_size: int) -> DecodedImages:
-        check_image_size(image_size)
+    def resized(self, image_size: ImageSize) -> DecodedImages:
         other = copy.copy(self)
-        other.image_shape = (3, image_size, image_size)
+        other.image_shape = (3, *sides(image_size))
         return other
+
+    def relabelled(self, classes: Sequence[str], number: Sequence[int]) -> DecodedImages:
+        return self._relabelled_copy(classes, number)
 
 
 class ImageFiles(DecodedImages):
@@ -93,6 +94,8 @@ class FolderImages(ImageFiles):
     """Images in root/class/image.{png,jpg,...} and in folders below a class; classes in sorted order of
     their names, files as torchvision has them.
 
+    Classes that are all numbers are sorted by value: 2 before 10.
+
     classes: the expected class names, e.g. those of the training folder, so that class ids agree
     between splits, and some may have no image; None takes the folders that exist. Hidden files and
     folders are skipped, and __MACOSX; a warning says what else is left out. Raises FileNotFoundError
@@ -101,7 +104,11 @@ class FolderImages(ImageFiles):
     """
 
     def __init__(
-        self, root: str | os.PathLike[str], *, image_size: int, classes: Sequence[str] | None = None
+        self,
+        root: str | os.PathLike[str],
+        *,
+        image_size: ImageSize,
+        classes: Sequence[str] | None = None,
     ) -> None:
         root = Path(root)
         folders = class_folders(root)
@@ -131,7 +138,8 @@ class FolderImages(ImageFiles):
 
 
 def class_folders(root: Path) -> list[str]:
-    """Names of the folders in root, sorted, without hidden ones; FileNotFoundError without root."""
+    """Names of the folders in root, sorted (`sorted_names`), without hidden ones; FileNotFoundError
+    without root."""
     if not root.is_dir():
         raise FileNotFoundError(
             f"{root}: no such folder; expected root/class/image.png (or .jpg, ...)"

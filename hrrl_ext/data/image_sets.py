@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from .columns import Columns
 from .concept_map import ConceptMap
-from .ids import Ids, class_ids
-from .resize import check_image_size, fit_tensor
+from .ids import Ids, checked_ids, class_ids
+from .resize import ImageSize, fit_tensor, sides
 
 Array: TypeAlias = "Tensor | np.ndarray"
 
@@ -78,9 +78,25 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         """The images at these indices, in this order, with the same classes and concepts."""
         raise NotImplementedError
 
-    def resized(self, image_size: int) -> ImageSet:
-        """The same images as squares of image_size pixels: shorter side resized, centre cropped."""
+    def resized(self, image_size: ImageSize) -> ImageSet:
+        """The same images with sides of image_size pixels: scaled to cover them, centre cropped."""
         raise NotImplementedError
+
+    def relabelled(self, classes: Sequence[str], number: Sequence[int]) -> ImageSet:
+        """The same images, whose class c is number[c] of ``classes``; -1: no image is of class c.
+
+        By names: :func:`hrrl_ext.data.with_classes`.
+        """
+        return _Relabelled(self, classes, number)
+
+    def _relabelled_copy(self, classes: Sequence[str], number: Sequence[int]) -> Self:
+        """For a set whose labels are nowhere but in ``target``."""
+        other = copy.copy(self)
+        other.target = _renumbered(self, classes, number)
+        other.classes = list(classes)
+        if self.concept_map is not None:
+            other.concept_map = self.concept_map.renumbered(number, len(classes))
+        return other
 
     def _columns_of(self, rows: Tensor) -> Columns:
         return {name: values[rows.numpy()] for name, values in self.columns.items()}
@@ -109,6 +125,33 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
             f"{type(self).__name__}({self.name}: {len(self)} images {list(self.image_shape)}, "
             f"{self.num_classes} classes)"
         )
+
+
+class _Relabelled(ImageSet):
+    """Images of another set, whatever gives them their labels there."""
+
+    def __init__(self, images: ImageSet, classes: Sequence[str], number: Sequence[int]) -> None:
+        concept_map = images.concept_map
+        super().__init__(
+            _renumbered(images, classes, number),
+            images.image_shape,
+            classes=classes,
+            concept_map=None
+            if concept_map is None
+            else concept_map.renumbered(number, len(classes)),
+            name=images.name,
+        )
+        self.columns = images.columns
+        self._images, self._number = images, number
+
+    def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
+        return self._images.__getitems__(indices)[0], self.target[self._rows(indices)]
+
+    def subset(self, indices: Ids) -> ImageSet:
+        return _Relabelled(self._images.subset(indices), self.classes, self._number)
+
+    def resized(self, image_size: ImageSize) -> ImageSet:
+        return _Relabelled(self._images.resized(image_size), self.classes, self._number)
 
 
 class ArrayImages(ImageSet):
@@ -149,9 +192,11 @@ class ArrayImages(ImageSet):
         chosen.columns = self._columns_of(rows)
         return chosen
 
-    def resized(self, image_size: int) -> ArrayImages:
-        check_image_size(image_size)
-        if self.image_shape[1:] == (image_size, image_size):
+    def relabelled(self, classes: Sequence[str], number: Sequence[int]) -> ArrayImages:
+        return self._relabelled_copy(classes, number)
+
+    def resized(self, image_size: ImageSize) -> ArrayImages:
+        if self.image_shape[1:] == sides(image_size):
             return self
         return self.with_images(fit_tensor(self.images, image_size), self.target)
 
@@ -162,6 +207,11 @@ class ArrayImages(ImageSet):
         other.images, other.target = images, target
         other.image_shape = (3, images.shape[2], images.shape[3])
         return other
+
+
+def _renumbered(images: ImageSet, classes: Sequence[str], number: Sequence[int]) -> Tensor:
+    target = torch.tensor(list(number), dtype=torch.int64)[images.target]
+    return checked_ids(target, f"{images.name}: target", bound=len(classes))
 
 
 def as_float(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from .files import files_in, folders_in, is_image
 from .folders import FolderImages, ImageFiles, class_folders
 from .lists import CsvImages, metadata_of
 from .named_files import NamedFiles
+from .resize import ImageSize
 from .splits import SPLITS, split_of, split_within
 from .tables import read_table
 
@@ -20,7 +21,7 @@ _SOLUTION = "LOC_{}_solution.csv"  # of ImageNet at Kaggle: ImageId, then class 
 _PLAIN = ("images", "image", "imgs", "img")  # a folder that keeps files together, and is no class
 
 
-def open_folder(root: Path, split: str, image_size: int) -> ImageFiles:
+def open_folder(root: Path, split: str, image_size: ImageSize) -> ImageFiles:
     """root/{train,val,test}/class/image where such split folders exist, else root/class/image.
 
     Split folders may be called Training, valid, seg_test and the like. Class ids come from the training
@@ -81,7 +82,7 @@ def _open_split(
     folder: Path,
     split: str,
     classes: Sequence[str] | None,
-    image_size: int,
+    image_size: ImageSize,
 ) -> ImageFiles:
     expected = None if split == "train" else classes
     if (table := metadata_of(folder)) is not None:
@@ -99,7 +100,7 @@ def _open_split(
     return FolderImages(folder, image_size=image_size, classes=expected)
 
 
-def _classes(train: Path, image_size: int) -> list[str]:
+def _classes(train: Path, image_size: ImageSize) -> list[str]:
     if (table := metadata_of(train)) is not None:
         return CsvImages(table, image_size=image_size, split_column="").classes
     return class_folders(train)
@@ -132,7 +133,12 @@ class _AnnotatedImages(ImageFiles):
     """Images side by side, or in the folder images, whose classes are in one of the two files."""
 
     def __init__(
-        self, folder: Path, annotations: Path, *, image_size: int, classes: Sequence[str] | None
+        self,
+        folder: Path,
+        annotations: Path,
+        *,
+        image_size: ImageSize,
+        classes: Sequence[str] | None,
     ) -> None:
         rows = list(_annotated(annotations))
         if not rows:

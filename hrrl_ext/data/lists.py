@@ -18,6 +18,7 @@ from .columns import sorted_names
 from .folders import ImageFiles
 from .named_files import NamedFiles
 from .products import PRODUCTS_LAYOUT, ProductImages
+from .resize import ImageSize
 from .splits import SPLITS, chosen_split, split_of, split_of_row
 from .tables import LAYOUT, TABLES, Table, find_column, read_header, read_table, usual_columns
 from .wilds import camelyon_files, camelyon_splits, is_camelyon
@@ -45,7 +46,7 @@ class CsvImages(ImageFiles):
     names without suffix.
     classes: the expected class names, where other images have more; None takes those of the file.
 
-    Classes are those of the whole file, in sorted order (by value where all are whole numbers), so
+    Classes are those of the whole file, in sorted order (by value where all are numbers), so
     that they agree between splits. `columns` holds every other column too: concepts="column:place"
     makes one of them the concept, "column:y+place" the combinations of two. WILDS' Camelyon17 is known
     by its columns. Raises FileNotFoundError, or ValueError naming the line.
@@ -55,7 +56,7 @@ class CsvImages(ImageFiles):
         self,
         path: str | os.PathLike[str],
         *,
-        image_size: int,
+        image_size: ImageSize,
         split: str = "all",
         image_column: str | None = None,
         label_column: str | None = None,
@@ -107,7 +108,7 @@ def is_list(source: object) -> bool:
 def open_list(
     source: str | os.PathLike[str],
     split: str,
-    image_size: int,
+    image_size: ImageSize,
     root: str | os.PathLike[str] | None,
 ) -> ImageFiles:
     """A source for which `is_list` holds: FILE.csv, FILE.csv:image=...,label=...,split=..., FILE.txt."""

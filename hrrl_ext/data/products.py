@@ -10,6 +10,7 @@ from .columns import sorted_names
 from .concept_map import ConceptMap
 from .folders import ImageFiles
 from .paths import InsideFolder
+from .resize import ImageSize
 
 PRODUCTS_HEADER = ["image_id", "class_id", "super_class_id", "path"]
 PRODUCTS_LAYOUT = f"lines headed {' '.join(PRODUCTS_HEADER)!r}, as in Stanford Online Products"
@@ -29,7 +30,7 @@ class ProductImages(ImageFiles):
         self,
         path: str | os.PathLike[str],
         *,
-        image_size: int,
+        image_size: ImageSize,
         label_column: str = "class_id",
         root: str | os.PathLike[str] | None = None,
     ) -> None:

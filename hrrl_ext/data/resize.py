@@ -1,4 +1,6 @@
-"""One geometry for every image: the shorter side is resized, then the centre is cropped square.
+"""One geometry for every image: it is scaled to cover the wanted size, then the centre is cropped.
+
+Of a square that is: the shorter side is resized, then the centre is cropped square.
 
 Resizing is bilinear and antialiased. Two routes with the same geometry: `fit_tensor` for images in
 memory, `fit_picture` for decoded files. They differ by the rounding of Pillow's fixed-point
@@ -7,7 +9,8 @@ filter, by one of 255 levels at most.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -19,45 +22,67 @@ if TYPE_CHECKING:
 
 _CHUNK = 1024  # images in float32 at a time
 
+ImageSize: TypeAlias = int | Sequence[int]
+"""The side of a square in pixels, or height and width."""
 
-def check_image_size(image_size: int) -> None:
-    """Raise unless image_size is a positive int (a square side in pixels)."""
-    if isinstance(image_size, bool) or not isinstance(image_size, int):
-        raise TypeError(f"image_size must be an int (pixels of a square), got {image_size!r}")
-    if image_size < 1:
+
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """Height and width. Raises TypeError or ValueError unless they are whole and positive."""
+    pair = [image_size] * 2 if isinstance(image_size, int) else image_size
+    if (
+        not isinstance(pair, list | tuple)
+        or len(pair) != 2
+        or any(isinstance(side, bool) or not isinstance(side, int) for side in pair)
+    ):
+        raise TypeError(
+            "image_size must be an int, the side of a square in pixels, or (height, width), got "
+            f"{image_size!r}"
+        )
+    if min(pair) < 1:
         raise ValueError(f"image_size must be at least 1, got {image_size}")
+    return pair[0], pair[1]
 
 
-def fit_tensor(images: Tensor, image_size: int) -> Tensor:
-    """images [N, C, H, W], uint8 or float32 in [0, 1] → the same kind, square."""
-    n, channels, height, width = images.shape
-    rows, columns, top, left = _geometry(height, width, image_size)
-    fitted = images.new_empty(n, channels, image_size, image_size)
+def size_of(image_shape: Sequence[int]) -> ImageSize:
+    """What image_size is for images [..., H, W]: the side of a square, else [height, width]."""
+    height, width = image_shape[-2:]
+    return width if height == width else [height, width]
+
+
+def fit_tensor(images: Tensor, image_size: ImageSize) -> Tensor:
+    """images [N, C, H, W], uint8 or float32 in [0, 1] → the same kind, of that size."""
+    n, channels = images.shape[:2]
+    height, width = sides(image_size)
+    rows, columns, top, left = _geometry(images.shape[2], images.shape[3], height, width)
+    fitted = images.new_empty(n, channels, height, width)
     for start in range(0, n, _CHUNK):
         chunk = slice(start, start + _CHUNK)
         scaled = _resize(images[chunk], (rows, columns))
-        fitted[chunk] = scaled[:, :, top : top + image_size, left : left + image_size]
+        fitted[chunk] = scaled[:, :, top : top + height, left : left + width]
     return fitted
 
 
-def fit_picture(picture: Image.Image, image_size: int) -> Tensor:
-    """Decoded file, in RGB (`decoding.as_rgb`) → [3, image_size, image_size] uint8.
+def fit_picture(picture: Image.Image, image_size: ImageSize) -> Tensor:
+    """Decoded file, in RGB (`decoding.as_rgb`) → [3, H, W] uint8 of that size.
 
     A view of pixels as they lie in files, channels last: the batch it is copied to has them first.
     """
     from PIL.Image import Resampling
 
-    rows, columns, top, left = _geometry(picture.height, picture.width, image_size)
+    height, width = sides(image_size)
+    rows, columns, top, left = _geometry(picture.height, picture.width, height, width)
     picture = picture.resize((columns, rows), Resampling.BILINEAR)  # Pillow always antialiases
-    picture = picture.crop((left, top, left + image_size, top + image_size))
+    picture = picture.crop((left, top, left + width, top + height))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
-def _geometry(height: int, width: int, image_size: int) -> tuple[int, int, int, int]:
+def _geometry(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:
     """Rows and columns after scaling, top and left of the crop, rounded as torchvision does."""
-    short = min(height, width)
-    rows, columns = image_size * height // short, image_size * width // short
-    return rows, columns, round((rows - image_size) / 2), round((columns - image_size) / 2)
+    if to_height * width >= to_width * height:  # the height is what just covers
+        rows, columns = to_height, to_height * width // height
+    else:
+        rows, columns = to_width * height // width, to_width
+    return rows, columns, round((rows - to_height) / 2), round((columns - to_width) / 2)
 
 
 def _resize(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias, overload
@@ -17,7 +18,7 @@ from .image_sets import Array, ArrayImages, ImageSet
 from .layouts import open_folder
 from .lists import CsvImages, is_list, open_list
 from .products import ProductImages
-from .resize import check_image_size
+from .resize import ImageSize, sides
 from .torchvision_sets import open_torchvision
 
 __all__ = [
@@ -49,7 +50,7 @@ def load_images(
     source: Literal["digits"] | tuple[Array, Ids] | ArrayImages,
     *,
     split: str = ...,
-    image_size: int | None = ...,
+    image_size: ImageSize | None = ...,
     root: FilePath | None = ...,
 ) -> ArrayImages: ...
 
@@ -59,7 +60,7 @@ def load_images(
     source: Source,
     *,
     split: str = ...,
-    image_size: int | None = ...,
+    image_size: ImageSize | None = ...,
     root: FilePath | None = ...,
 ) -> ImageSet: ...
 
@@ -68,7 +69,7 @@ def load_images(
     source: Source,
     *,
     split: str = "train",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     root: FilePath | None = None,
 ) -> ImageSet:
     """Open images; nothing is downloaded.
@@ -88,19 +89,45 @@ def load_images(
     root also goes with a list: the folder that its names are relative to, where that is not the list's.
     split counts where the source has splits: a folder without split folders, an archive and a list
     without splits, a tuple and an ImageSet hold one set, and give it for every split. image_size makes
-    square images of that side (shorter side resized, bilinear and antialiased, then centre cropped);
-    None keeps the size of arrays, image files need it.
+    square images of that side (shorter side resized, bilinear and antialiased, then centre cropped), or
+    images of (height, width), scaled to cover them; None keeps the size of arrays, image files need it.
     Raises FileNotFoundError, ValueError or TypeError saying which layouts are accepted.
     """
-    if split not in _SPLITS:
-        raise ValueError(f"images: split must be one of {', '.join(_SPLITS)}, got {split!r}")
-    if image_size is not None:
-        check_image_size(image_size)
     images = _open(source, split, image_size, root)
     return images if image_size is None else images.resized(image_size)
 
 
-def _open(source: Source, split: str, image_size: int | None, root: FilePath | None) -> ImageSet:
+def load_images_for(
+    source: Source,
+    image_size: ImageSize,
+    of: str,
+    *,
+    split: str = "train",
+    root: FilePath | None = None,
+) -> ImageSet:
+    """`load_images` at the size that a model was trained on. A warning says where images that have a size
+    of their own are resized to it; ``of`` says whose it is."""
+    images = _open(source, split, image_size, root)
+    (height, width), there = sides(image_size), images.image_shape[1:]
+    if there == (height, width):
+        return images
+    cropped = "" if there[0] * width == there[1] * height else ", and what is too long is cropped"
+    warnings.warn(
+        f"{images.name}: images of {there[0]} x {there[1]} pixels are resized to {height} x {width}, "
+        f"the size of {of}{cropped}; image_size takes another",
+        stacklevel=2,
+    )
+    return images.resized(image_size)
+
+
+def _open(
+    source: Source, split: str, image_size: ImageSize | None, root: FilePath | None
+) -> ImageSet:
+    """In the size that they have, if they have one; files in that which is asked for."""
+    if split not in _SPLITS:
+        raise ValueError(f"images: split must be one of {', '.join(_SPLITS)}, got {split!r}")
+    if image_size is not None:
+        sides(image_size)
     if isinstance(source, str) and source.startswith("torchvision:"):
         return open_torchvision(source.removeprefix("torchvision:"), split, image_size, root)
     if root is not None and not takes_root(source):
@@ -123,7 +150,7 @@ def _open(source: Source, split: str, image_size: int | None, root: FilePath | N
     raise TypeError(f"images: cannot open this {type(source).__name__}; give {_LAYOUTS}")
 
 
-def _open_path(path: Path, split: str, image_size: int | None) -> ImageSet:
+def _open_path(path: Path, split: str, image_size: ImageSize | None) -> ImageSet:
     if path.is_dir():
         return open_folder(path, split, _required(image_size, path))
     if not path.exists():
@@ -139,11 +166,11 @@ def takes_root(source: Source) -> bool:
     return of_torchvision or is_list(source)
 
 
-def _required(image_size: int | None, source: FilePath) -> int:
+def _required(image_size: ImageSize | None, source: FilePath) -> ImageSize:
     if image_size is None:
         raise ValueError(
             f"images: {os.fspath(source)} holds files of any size: give image_size=..., "
-            "the side in pixels"
+            "the side in pixels, or (height, width)"
         )
     return image_size
 

@@ -16,6 +16,7 @@ from .concept_map import ConceptMap
 from .decoding import read_picture
 from .folders import DecodedImages
 from .image_sets import ArrayImages, ImageSet
+from .resize import ImageSize
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +28,7 @@ _PAIRS = ("_samples", "samples")  # (file, label)
 
 
 def open_torchvision(
-    name: str, split: str, image_size: int | None, root: str | os.PathLike[str] | None
+    name: str, split: str, image_size: ImageSize | None, root: str | os.PathLike[str] | None
 ) -> ImageSet:
     """torchvision.datasets.<name> from root: in memory where it holds an array, else decoded late.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -12,8 +13,9 @@ from torch import Tensor, nn
 
 from .._environment import environment
 from .._modes import borrowed
-from ..data import Concepts, ImageSet, Source, concepts_of, load_images
+from ..data import Concepts, ImageSet, Source, concepts_of, load_images, with_classes
 from ..data.labelled import as_input
+from ..data.resize import size_of
 from ..pretrained import weights_digest
 from ..spec import nearest
 from .config import EvaluationConfig, evaluation_config
@@ -41,6 +43,7 @@ def evaluate(
     data: Source,
     *,
     name: str = "model",
+    classes: Sequence[str] | None = None,
     concepts: Concepts = None,
     train: ImageSet | None = None,
     preset: str = "quick",
@@ -58,6 +61,8 @@ def evaluate(
         data: labelled images of the model's classes, as :func:`hrrl_ext.load_images` opens them; the
             test split of a source with splits.
         name: what the report calls the model.
+        classes: names of the model's classes, in the order of its logits: images are matched to them by
+            the names of theirs (:func:`hrrl_ext.data.with_classes`). Those of ``data`` if not given.
         concepts: what accuracy is broken down by; the data's own if not given, else the classes.
         train: the images that the model was trained on: their concept counts N_k weigh an average.
         preset: "quick" or "full"; ``settings`` are other values for :class:`EvaluationConfig`.
@@ -73,23 +78,26 @@ def evaluate(
     """
     config = evaluation_config(preset, **settings)
     _check_attacks(config.attacks, config.max_epsilon)
-    images = load_images(data, split="test")
+    opened = load_images(data, split="test")
+    images = opened if classes is None else with_classes(opened, classes)
     by_class = concepts is None and images.concept_map is None
     asked = "classes" if by_class else concepts
-    concept, names = concepts_of(asked, images)
+    concept, names = concepts_of(asked, opened)  # a file may give classes as the data count them
     train_count = None if train is None else _train_count(train, asked, names)
 
     rows = drawn(len(images), config.points, config.seed)
     images, concept = images.subset(rows), concept[rows]
     attacked = images.subset(drawn(len(images), config.attack_points, config.seed))
-    severities, corrupted_points, kinds = _severities(images, config, corruption_folder)
+    severities, corrupted_points, kinds = _severities(
+        images, opened.classes, config, corruption_folder
+    )
     steps = list(default_steps(images.image_shape) if config.steps is None else config.steps)
     is_random = _check_model(model, images, config.batch_size)
     description: Part = {
         "weights": weights_digest(model),
         "data": images.name,
         "points": len(images),
-        "image_size": images.image_shape[-1],
+        "image_size": size_of(images.image_shape),
         "classes": images.num_classes,
         "grouped_by": "class" if by_class else "concept",
         "attack_points": len(attacked),
@@ -209,9 +217,15 @@ def _report(
 
 
 def _severities(
-    images: ImageSet, config: EvaluationConfig, folder: str | os.PathLike[str] | None
+    images: ImageSet,
+    classes: Sequence[str],
+    config: EvaluationConfig,
+    folder: str | os.PathLike[str] | None,
 ) -> tuple[Callable[[str], list[ImageSet]], int, list[str]]:
-    """What gives a kind's images at severities 1 to 5, how many they are at each, and the kinds."""
+    """What gives a kind's images at severities 1 to 5, how many they are at each, and the kinds.
+
+    classes: as the data count them, and so the labels in a folder of arrays.
+    """
     from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupted
 
     known = [*CORRUPTIONS, *EXTRA_CORRUPTIONS]
@@ -225,13 +239,23 @@ def _severities(
     else:
         from .corruptions import open_corruptions
 
-        stored = open_corruptions(folder, classes=images.classes)
+        stored = open_corruptions(folder, classes=classes)
         known = [kind for kind in known if kind in stored]
-        count = len(stored[next(iter(stored))][0])
-        rows = drawn(count, config.corruption_points, config.seed)
+        first = stored[next(iter(stored))][0]
+        rows = drawn(len(first), config.corruption_points, config.seed)
+        size, shape = size_of(images.image_shape), first.image_shape
+        if shape != images.image_shape:
+            warnings.warn(
+                f"{folder}: corrupted images of {shape[1]} x {shape[2]} pixels are resized to "
+                f"{images.image_shape[1]} x {images.image_shape[2]}, as the clean ones are; images of "
+                "their own size would be another benchmark",
+                stacklevel=3,
+            )
 
         def severities(kind: str) -> list[ImageSet]:
-            return [damaged.subset(rows) for damaged in stored[kind]]
+            return [
+                with_classes(s.subset(rows), images.classes).resized(size) for s in stored[kind]
+            ]
 
     if tuple(config.corruptions) in ((), ("none",)):
         return severities, len(rows), []
@@ -260,12 +284,14 @@ def _check_attacks(specs: Sequence[str], norms: Sequence[str]) -> None:
 def _train_count(train: ImageSet, concepts: Concepts, names: Sequence[str]) -> Tensor:
     """N_k [K] of the training images, for the concepts by these names."""
     concept, train_names = concepts_of(concepts, train)
-    if train_names != list(names):
+    if not set(names) <= set(train_names):
         raise ValueError(
             f"train: the concepts of {train.name} are {train_names}, those of data {list(names)}; "
             "give concepts that both have, by class or by the column of a metadata CSV"
         )
-    return torch.bincount(concept, minlength=len(names))
+    count = torch.bincount(concept, minlength=len(train_names))
+    place = {name: k for k, name in enumerate(train_names)}
+    return count if train_names == list(names) else count[[place[name] for name in names]]
 
 
 def _check_model(model: nn.Module, images: ImageSet, batch_size: int) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from ..data.resize import ImageSize
 from ..ops import Similarity
 from ..spec import not_known
 from ..training.config import (
@@ -81,8 +82,8 @@ class RetrievalConfig:
     """Random crop after padding by so many pixels; 0 is without."""
     flip: bool = False
     """Random horizontal flip, for captions that say nothing of left and right."""
-    image_size: int | None = None
-    """Side that images are resized to; their own if not given."""
+    image_size: ImageSize | None = None
+    """Side that images are resized to, or height and width; their own if not given."""
     width: int = 64
     """Channels of the first stage of an image encoder given by name."""
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from .._modes import borrowed
+from ..data.resize import sides
 from ..storage import replacing
 from .model import JointEmbedding
 
@@ -96,7 +97,7 @@ def _example(model: JointEmbedding) -> Tensor:
     size = model.built_as.get("image_size")
     if size is None:
         raise ValueError("export: the size of the model's images is not known; give images=")
-    return torch.rand(2, 3, size, size)
+    return torch.rand(2, 3, *sides(size))
 
 
 def _write_torch(

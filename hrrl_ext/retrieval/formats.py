@@ -16,6 +16,7 @@ from ..data.decoding import SUFFIXES
 from ..data.files import files_below, folders_in, is_image, tell_left_out
 from ..data.folders import ImageFiles
 from ..data.paths import InsideFolder
+from ..data.resize import ImageSize
 from ..data.splits import split_of
 from ..spec import listed, not_known
 from ..storage import read_json
@@ -49,7 +50,7 @@ class Captioned:
         self.owner.append(image)
         self.captions.append(caption)
 
-    def images(self, image_size: int | None, name: str) -> ImageFiles:
+    def images(self, image_size: ImageSize | None, name: str) -> ImageFiles:
         if image_size is None:
             raise ValueError(
                 f"load_pairs: {name} holds images of any size: give image_size=..., the side in pixels"

@@ -20,6 +20,7 @@ from ..data.files import images_below, tell_left_out
 from ..data.folders import DecodedImages, ImageFiles
 from ..data.image_sets import ImageSet
 from ..data.labelled import as_input
+from ..data.resize import ImageSize
 from ..pretrained import weights_digest
 from ..storage import replacing
 from .embeddings import load_embeddings
@@ -160,7 +161,7 @@ def open_gallery_images(
     data: str | os.PathLike[str],
     *,
     split: str = "all",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> Pairs | ImageSet:
     """What `load_pairs` opens; or a folder of image files without any text, which has no captions."""
@@ -176,7 +177,7 @@ def open_gallery_images(
     return load_pairs(data, split=split, image_size=image_size, root=root)
 
 
-def without_classes(files: Sequence[str], image_size: int, name: str) -> ImageSet:
+def without_classes(files: Sequence[str], image_size: ImageSize, name: str) -> ImageSet:
     """Image files of which nothing else is known."""
     return ImageFiles(files, [0] * len(files), image_size=image_size, classes=["image"], name=name)
 

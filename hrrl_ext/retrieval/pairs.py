@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.image_sets import ImageSet
+from ..data.resize import ImageSize
 from ..data.sources import load_images
 from .emoji import load_emoji
 from .formats import read_captioned_files, read_karpathy, read_precomputed, read_table
@@ -90,7 +91,7 @@ def load_pairs(
     source: Source,
     *,
     split: str = "train",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     root: FilePath | None = None,
 ) -> Pairs:
     """Open images with captions; nothing is downloaded.
@@ -155,7 +156,7 @@ def load_pairs(
     )
 
 
-def _of_emoji(split: str, image_size: int | None) -> Pairs:
+def _of_emoji(split: str, image_size: ImageSize | None) -> Pairs:
     found = load_emoji(split)
     images = found.images if image_size is None else found.images.resized(image_size)
     captions = [text for texts in found.texts for text in texts]
@@ -163,7 +164,7 @@ def _of_emoji(split: str, image_size: int | None) -> Pairs:
     return Pairs(images, captions, owner, group=found.group, name=f"{EMOJI}-{split}")
 
 
-def _of_arrays(source: tuple[Any, ...], image_size: int | None) -> Pairs:
+def _of_arrays(source: tuple[Any, ...], image_size: ImageSize | None) -> Pairs:
     if len(source) != 2:
         raise TypeError(f"load_pairs: a tuple must be (images, captions), got {len(source)} things")
     images, captions = source

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from ..data.resize import ImageSize
 from ..models import build_model
 from ..pretrained import from_pretrained, read_config, save_pretrained
 from ..spec import not_known
@@ -36,7 +37,7 @@ def build_joint_embedding(
     words: Vocabulary | None = None,
     *,
     text: str | nn.Module = "gru",
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     width: int = 64,
     features: int | None = None,
     word_dim: int = 300,
@@ -147,7 +148,7 @@ def _rebuilt(config: Mapping[str, Any], folder: Path) -> JointEmbedding:
     return JointEmbedding(image, encoder, **joint, words=words, built_as=built_as)
 
 
-def _image_encoder(image: str | nn.Module, image_size: int | None, width: int) -> nn.Module:
+def _image_encoder(image: str | nn.Module, image_size: ImageSize | None, width: int) -> nn.Module:
     if isinstance(image, nn.Module):
         return image
     if image == FEATURES:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._modes import evaluating
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
+from ..data.resize import size_of
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import start_processes
@@ -284,7 +285,7 @@ def _built(
             model,
             _words(pairs, text, config, begun),
             text=text,
-            image_size=images.image_shape[-1] if isinstance(images, ImageSet) else None,
+            image_size=size_of(images.image_shape) if isinstance(images, ImageSet) else None,
             width=config.width,
             features=features,
             word_dim=config.word_dim,

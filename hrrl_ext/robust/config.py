@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from ..data.augmix import AugMix
 from ..data.batches import Augmentation
+from ..data.resize import ImageSize
 from ..data.sampling import Sampling
 from ..data.views import RandomResizedCrop
 from ..losses import ClassificationLoss
@@ -94,8 +95,8 @@ class HRRLConfig:
     jsd: float = 0.0
     """AugMix: weight of the Jensen-Shannon divergence between an image and two mixtures of it. With 0 one
     mixture is trained on in place of the image."""
-    image_size: int | None = None
-    """Side that images are resized to; their own if not given."""
+    image_size: ImageSize | None = None
+    """Side that images are resized to, or height and width; their own if not given."""
     width: int = 64
     """Channels of the first stage of a model given by name."""
     select: Selection = "average"

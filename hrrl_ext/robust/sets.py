@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
-from ..data import Batches, Concepts, ImageSet, Source, concepts_of, load_images
-from ..data.classes import require_same_classes
+from ..data import (
+    Batches,
+    Concepts,
+    ImageSet,
+    Source,
+    concepts_of,
+    load_images,
+    with_classes,
+)
 from ..data.columns import PREFIX, column_concepts
 from ..data.concepts import require_examples
 from ..data.ids import Ids, checked_ids
@@ -48,8 +56,10 @@ def open_sets(
     num_workers: int,
     keep_gib: float,
     reading: Reading | None = None,
+    as_begun: Callable[[ImageSet], ImageSet] | None = None,
 ) -> Sets:
-    """What the arguments of :class:`hrrl_ext.HRRLTrainer` come to."""
+    """What the arguments of :class:`hrrl_ext.HRRLTrainer` come to; ``as_begun`` counts the classes of the
+    training images as what the run begins with does."""
     reading = reading or Reading()
 
     def open_images(source: Source, split: str) -> ImageSet:
@@ -77,17 +87,22 @@ def open_sets(
 
     opened, concepts = open_images(data, "train"), read_concepts(concepts)
     images, rows = reading.take(opened)
+    images = images if as_begun is None else as_begun(images)
     found = concepts if isinstance(concepts, DiscoveredConcepts) else None
     if isinstance(concepts, DiscoveredConcepts):
         concept, names = torch.zeros_like(images.target), ["cluster 0"]
     else:
-        concept, names = concepts_of(concepts, opened)  # which may have one for each image
-        concept = concept[rows]
+        # Whoever gives concepts by the numbers of classes has those of the data before their eyes, and
+        # may have one for each image, readable or not.
+        by_class = isinstance(concepts, str) and concepts == "classes"
+        concept, names = concepts_of(concepts, images if by_class else opened)
+        concept = concept if by_class else concept[rows]
         require_examples(concept, names, images)
     _check_concepts(images, names, found, method)
     sets = Sets(images, batches(images, concept, shuffle=True), names, found)
     if validation is not None:
         measured = open_images(validation, "test")
+        measured = with_classes(measured, images.classes, of="data", data="validation")
         kept, rows = reading.take(measured, "validation")
         ids = _validation_concept(sets, measured, concepts, validation_concepts)[rows]
         if found is not None and validation_concepts is not None:
@@ -129,7 +144,6 @@ def _validation_concept(
 ) -> Tensor:
     """Of every validation image, [N]."""
     images, concept = sets.images, sets.batches.concept
-    require_same_classes(images.classes, measured.classes, of="data", data="validation")
     if ids is not None:
         # Groups of the validation set alone may be of any number.
         known = None if sets.found is not None else len(sets.concept_names)

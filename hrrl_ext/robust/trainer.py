@@ -18,7 +18,14 @@ from ..perturbation import FP16_LOSS_SCALE
 from ..processes import start_processes
 from ..training import Loop, TrainingConfig
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_reading, open_run
+from ..training.opening import (
+    as_begun,
+    begin_from,
+    build_network,
+    check_model,
+    open_reading,
+    open_run,
+)
 from ..training.progress import ProgressStyle
 from .config import HRRLConfig, Levels, by_config, with_levels
 from .objective import HRRLObjective
@@ -133,6 +140,7 @@ class HRRLTrainer(Trainer):
             concepts,
             validation,
             validation_concepts,
+            as_begun=lambda images: as_begun(images, run if resume else None, init),
             root=root,
             training=training,
             method=method,
@@ -146,7 +154,7 @@ class HRRLTrainer(Trainer):
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         self.model = build_network(model, sets.images, method.width, training.seed)
         if init is not None:
-            begin_from(init, self.model, sets.images, resume=resume)
+            begin_from(init, self.model, resume=resume)
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -11,8 +11,9 @@ from torch import nn
 
 from .._modes import evaluating
 from ..data import ImageSet
-from ..data.classes import require_same_classes
+from ..data.classes import with_classes
 from ..data.image_sets import as_float
+from ..data.resize import size_of
 from ..data.unreadable import OnError, Reading
 from ..models import build_model
 from ..pretrained import classes_of, load_weights
@@ -52,19 +53,35 @@ def build_network(model: str | nn.Module, images: ImageSet, width: int, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(
-            model, num_classes=images.num_classes, image_size=images.image_shape[-1], width=width
+            model,
+            num_classes=images.num_classes,
+            image_size=size_of(images.image_shape),
+            width=width,
         )
 
 
-def begin_from(
-    init: str | os.PathLike[str], model: nn.Module, images: ImageSet, *, resume: bool
-) -> None:
+def as_begun(
+    images: ImageSet, run: RunFolder | None, init: str | os.PathLike[str] | None = None
+) -> ImageSet:
+    """``images``, whose classes are counted as in the run that goes on, or in what a new one begins with.
+
+    Where these have another number of classes, the images as they are: then the run is refused, and of
+    ``init`` the last layer stays out.
+    """
+    known, of = None, ""
+    if init is not None:
+        known, of = classes_of(init), f"init {os.fspath(init)}"
+    elif run is not None and run.taken:
+        known, of = run.config().get("classes"), str(run.path)
+    if known is None or len(known) != images.num_classes:
+        return images
+    return with_classes(images, known, of=of)
+
+
+def begin_from(init: str | os.PathLike[str], model: nn.Module, *, resume: bool) -> None:
     """Fills the model with weights, and says what of them it could not take."""
     if resume:
         raise ValueError("init begins a new run and resume continues one; give one of the two")
-    classes = classes_of(init)
-    if classes is not None and len(classes) == images.num_classes:  # else the last layer stays out
-        require_same_classes(classes, images.classes, of=f"init {os.fspath(init)}")
     if not (report := load_weights(model, init)).complete:
         warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
 
@@ -73,7 +90,7 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
     """What is needed to open the network of a run again, and what it was trained on."""
     return {
         "model": model_name,
-        "image_size": images.image_shape[-1],
+        "image_size": size_of(images.image_shape),
         "width": width,
         "data": images.name,
         "examples": len(images),

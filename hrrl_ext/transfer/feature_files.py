@@ -1,4 +1,8 @@
-"""Features on disk: tensors `features` and `labels` in one .safetensors or .npz file."""
+"""Features on disk: tensors `features` and `labels` in one .safetensors or .npz file.
+
+With them the names of the classes that labels are numbers of, where they are known: as metadata of a
+.safetensors, as the array `class_names` of an .npz.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,13 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,15 +33,19 @@ class Features(NamedTuple):
     labels: Tensor
 
 
-def save_features(path: str | os.PathLike[str], features: Features) -> None:
+def save_features(
+    path: str | os.PathLike[str], features: Features, *, classes: Sequence[str] | None = None
+) -> None:
     """Write one file with the arrays `features` and `labels`; folders are created.
+
+    classes: their names, which labels are the numbers of, for `load_classes`.
 
     Its suffix says which kind: .safetensors or .npz. The file appears whole or not at all: it is
     written beside its place, then renamed.
     """
     check_suffix(path)
     _check_features(features, "save_features")
-    write_batches(path, [features])
+    write_batches(path, [features], classes)
 
 
 def load_features(path: str | os.PathLike[str]) -> Features:
@@ -59,6 +67,17 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     return loaded
 
 
+def load_classes(path: str | os.PathLike[str]) -> list[str] | None:
+    """The names of the classes of a file that `load_features` reads; None where they are not in it."""
+    path = Path(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["class_names"].tolist() if "class_names" in arrays else None
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get("class_names")
+    return None if text is None else json.loads(text)
+
+
 def check_suffix(path: str | os.PathLike[str]) -> None:
     if Path(path).suffix not in _SUFFIXES:
         raise ValueError(
@@ -67,7 +86,11 @@ def check_suffix(path: str | os.PathLike[str]) -> None:
         )
 
 
-def write_batches(path: str | os.PathLike[str], batches: Iterable[Features]) -> tuple[int, int]:
+def write_batches(
+    path: str | os.PathLike[str],
+    batches: Iterable[Features],
+    classes: Sequence[str] | None = None,
+) -> tuple[int, int]:
     """One file of the rows of all batches; returns (N, D). At any time one batch is in memory.
 
     The rows go to a nameless file first, since N stands at the head of both formats.
@@ -85,13 +108,19 @@ def write_batches(path: str | os.PathLike[str], batches: Iterable[Features]) -> 
         rows.seek(0)
         with replacing(path) as partial:
             if path.suffix == ".npz":
-                _write_npz(partial, rows, label, columns)
+                _write_npz(partial, rows, label, columns, classes)
             else:
-                _write_safetensors(partial, rows, label, columns)
+                _write_safetensors(partial, rows, label, columns, classes)
     return len(label), columns
 
 
-def _write_safetensors(path: Path, rows: IO[bytes], label: np.ndarray, columns: int) -> None:
+def _write_safetensors(
+    path: Path,
+    rows: IO[bytes],
+    label: np.ndarray,
+    columns: int,
+    classes: Sequence[str] | None,
+) -> None:
     """The format's layout: 8 bytes of length, a header in JSON, the arrays one after the other.
 
     Written here because the package takes whole tensors, and makes files that their owner alone can
@@ -99,10 +128,12 @@ def _write_safetensors(path: Path, rows: IO[bytes], label: np.ndarray, columns: 
     """
     n, middle = len(label), label.nbytes
     end = middle + 4 * n * columns
-    header = {
+    header: dict[str, Any] = {
         "labels": {"dtype": "I64", "shape": [n], "data_offsets": [0, middle]},
         "features": {"dtype": "F32", "shape": [n, columns], "data_offsets": [middle, end]},
     }
+    if classes is not None:
+        header["__metadata__"] = {"class_names": json.dumps(list(classes))}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as f:
@@ -111,10 +142,19 @@ def _write_safetensors(path: Path, rows: IO[bytes], label: np.ndarray, columns: 
         shutil.copyfileobj(rows, f)
 
 
-def _write_npz(path: Path, rows: IO[bytes], label: np.ndarray, columns: int) -> None:
+def _write_npz(
+    path: Path,
+    rows: IO[bytes],
+    label: np.ndarray,
+    columns: int,
+    classes: Sequence[str] | None,
+) -> None:
     with zipfile.ZipFile(path, "w") as archive:
         with archive.open("labels.npy", "w") as f:
             np.lib.format.write_array(f, label)
+        if classes is not None:
+            with archive.open("class_names.npy", "w") as f:
+                np.lib.format.write_array(f, np.array(classes, dtype=np.str_))
         with archive.open("features.npy", "w", force_zip64=True) as f:
             shape = (len(label), columns)
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -132,7 +172,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_npz(path: Path) -> dict[str, Tensor]:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+            names = [name for name in arrays.files if name != "class_names"]
+            return {name: torch.from_numpy(arrays[name]) for name in names}
     except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"load_features: {path} is not an .npz of numbers: {error}") from error
 

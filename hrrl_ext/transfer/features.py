@@ -15,14 +15,23 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import borrowed
+from ..data import ImageSet
 from ..data.labelled import as_input, labelled_batches
 from ..layers import captured, find_classifier, find_head, find_layer
-from .feature_files import Features, check_suffix, load_features, save_features, write_batches
+from .feature_files import (
+    Features,
+    check_suffix,
+    load_classes,
+    load_features,
+    save_features,
+    write_batches,
+)
 
 __all__ = [
     "Features",
     "extract_features",
     "find_classifier",
+    "load_classes",
     "load_features",
     "save_features",
     "stream_features",
@@ -78,13 +87,15 @@ def stream_features(
     """Writes what `extract_features` gives to a file, batch by batch, and returns (N, D).
 
     For features that do not fit into memory: of them one batch is there at a time (and 8 bytes per
-    label). path ends in .safetensors or .npz; `load_features` reads both. While it is written, the
-    folder needs room for the features twice; an error leaves what was there before.
+    label). The names of an image set's classes stand beside them, for `load_classes`. path ends in
+    .safetensors or .npz; `load_features` reads both. While it is written, the folder needs room for the
+    features twice; an error leaves what was there before.
     """
     check_suffix(path)
+    classes = data.classes if isinstance(data, ImageSet) else None
     features = _feature_batches(model, data, classifier, layer, pool, batch_size, device)
     with closing(features) as batches:  # whatever happens to the file, the model is given back
-        return write_batches(path, batches)
+        return write_batches(path, batches, classes)
 
 
 def _feature_batches(

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import Concepts, Source, load_images
-from ..data.sources import takes_root
+from ..data import Concepts, ImageSet, Source, load_images
+from ..data.resize import ImageSize, size_of
+from ..data.sources import load_images_for, takes_root
 from ..layers import find_head, layer_name
 from ..models import build_model
 from ..pretrained import read_config
@@ -86,7 +87,7 @@ def finetune(
     *,
     method: Method = "plain",
     classifier: str | None = None,
-    image_size: int | None = None,
+    image_size: ImageSize | None = None,
     root: str | None = None,
     concepts: Concepts = None,
     epochs: int = 100,
@@ -117,8 +118,8 @@ def finetune(
         classifier: name of the last layer, an nn.Linear; the last of them if not given. It is *always*
             replaced by a fresh one for the classes of ``data``, drawn from ``seed``, also where their
             number is the same: they are other classes. (To go on with the same, HRRLTrainer has init.)
-        image_size: side that images are resized to. That of a model in a folder, if not given, else
-            their own.
+        image_size: side that images are resized to, or (height, width). That of a model in a folder, if
+            not given, which a warning says where they have another; else their own.
         concepts: as for HRRLTrainer; if the data carry none, every class is one.
         epochs, lr, milestones: the paper's are 100 epochs, 0.01 and a tenth of it after 50; here the
             milestone is half the epochs, if not given.
@@ -138,15 +139,11 @@ def finetune(
     if folder is not None and not {"model_name", "width"}.isdisjoint(options):
         raise ValueError("finetune: model_name and width are those of the folder; leave them out")
     config = {} if folder is None else read_config(folder)
-    images = load_images(
-        data,
-        image_size=image_size or config.get("image_size"),
-        root=root if takes_root(data) else None,
-    )
+    images = _images_for(data, image_size, config, folder, root if takes_root(data) else None)
     start = copy.deepcopy(model) if isinstance(model, nn.Module) else open_model(model)
     if folder is not None:
         options |= {"model_name": config["model"], "width": config["width"]}
-        _require_size(start, config, images.image_shape[-1], folder)
+        _require_size(start, config, size_of(images.image_shape), folder)
     name = _replace_classifier(start, classifier, images.num_classes, seed)
     if penalty is not None and penalty.classifier is None:
         penalty = replace(penalty, classifier=name)
@@ -156,7 +153,7 @@ def finetune(
         start,
         data=images,
         concepts="classes" if concepts is None and images.concept_map is None else concepts,
-        image_size=images.image_shape[-1],
+        image_size=size_of(images.image_shape),
         root=root,
         penalty=penalty,
         epochs=epochs,
@@ -228,7 +225,22 @@ def _replace_classifier(
     return name
 
 
-def _require_size(start: nn.Module, config: Mapping[str, Any], size: int, folder: Path) -> None:
+def _images_for(
+    data: Source,
+    image_size: ImageSize | None,
+    config: Mapping[str, Any],
+    folder: Path | None,
+    root: str | None,
+) -> ImageSet:
+    """In the size that is asked for, else in that of the model in ``folder``, else in their own."""
+    if image_size is None and folder is not None and config.get("image_size") is not None:
+        return load_images_for(data, config["image_size"], str(folder), root=root)
+    return load_images(data, image_size=image_size, root=root)
+
+
+def _require_size(
+    start: nn.Module, config: Mapping[str, Any], size: ImageSize, folder: Path
+) -> None:
     """That the model, which is built by name and image size, would be built the same again."""
     if config["model"] is None:
         return

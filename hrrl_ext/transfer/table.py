@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._tables import aligned, markdown
-from ..data import Concepts, ImageSet, Source
+from ..data import Concepts, ImageSet, Source, with_classes
 from ..robust import HRRLTrainer
 from ..spec import not_known
 from ..storage import read_rows, write_rows
@@ -49,6 +49,11 @@ class Target:
     name: str
     train: ImageSet
     test: ImageSet
+
+    def __post_init__(self) -> None:
+        """What is equal in both is one class, whatever the order in which ``test`` has them."""
+        test = with_classes(self.test, self.train.classes, of=f"{self.name} train", data="test")
+        object.__setattr__(self, "test", test)
 
 
 @dataclass(frozen=True)

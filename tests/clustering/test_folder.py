@@ -179,13 +179,14 @@ def test_refusals_leave_all_as_it_was(capsys: Any, saved: Path, tmp_path: Path) 
 
 def test_classes_must_be_those_of_the_model(capsys: Any, saved: Path, tmp_path: Path) -> None:
     images = np.zeros((4, 8, 8, 3), np.uint8)
-    np.savez(tmp_path / "two.npz", image=images, label=np.array([0, 1, 0, 1]))
+    np.savez(tmp_path / "more.npz", image=images, label=np.array([0, 1, 10, 1]))
     for command in (["cluster", "--clusters", "2"], ["variance"]):
         status, _, stderr = run(
-            capsys, command[0], saved / "model", "--data", tmp_path / "two.npz", *command[1:]
+            capsys, command[0], saved / "model", "--data", tmp_path / "more.npz", *command[1:]
         )
         assert status == 1
-        assert "data has 2 classes (0, 1), " in stderr and "10 classes (0, 1" in stderr
+        assert "data has 11 classes (0, 1, 2, ...), " in stderr
+        assert "10 classes (0, 1, 2, ...): '10' is none of those of " in stderr
     assert not (saved / "model/clusters").exists()
 
 

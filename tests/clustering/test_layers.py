@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hrrl_ext.clustering import GradientClustering, MeanGradient
 from hrrl_ext.clustering.examples import cross_entropy
 from hrrl_ext.clustering.layers import (
     check_independence,
@@ -161,18 +163,148 @@ def test_changed_in_place() -> None:
         layer_gradients(net, find_layers(net), x, target, cross_entropy)
 
 
-def test_used_twice() -> None:
-    shared = nn.Linear(84, 84)
-    net = nn.Sequential(nn.Flatten(), shared, nn.Tanh(), shared)
-    with pytest.raises(ValueError, match="called more than once"):
+class Tied(nn.Module):
+    """Layers that share a weight, and ones that are called twice, at other strides and sizes."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 3, padding=1)
+        self.grouped = nn.Conv2d(4, 4, (3, 1), groups=2, padding=1)
+        self.again = nn.Conv2d(4, 4, (3, 1), groups=2, stride=2, padding=(0, 1))
+        self.again.weight, self.again.bias = self.grouped.weight, self.grouped.bias
+        self.line = nn.Conv1d(4, 4, 3, dilation=2)
+        self.inner = nn.Linear(4, 4, bias=kind != "no bias")
+        self.outer = nn.Linear(4, 4, bias=kind != "no bias")
+        self.outer.weight, self.outer.bias = self.inner.weight, self.inner.bias
+        self.spare = nn.Conv2d(2, 6, 3, groups=2)
+        self.head = nn.Linear(4, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.conv(x))
+        self.inner(x[:, :, 0, :4])  # called, and without any part in the loss
+        x = self.again(torch.tanh(self.grouped(x)))  # [B, 4, 4, 6]
+        x = self.line(torch.tanh(self.line(x.flatten(2)))).mean(2)
+        return self.head(self.outer(torch.tanh(self.inner(x))))
+
+
+@pytest.mark.parametrize("kind", ["bias", "no bias"])
+def test_layers_that_share_a_weight_or_are_called_twice(kind: str) -> None:
+    """One gradient, their sum, as autograd has it; of what is not called it is 0."""
+    torch.manual_seed(0)
+    net, (x, target) = Tied(kind).eval(), batch()
+    layers = find_layers(net)
+    assert list(layers) == ["conv", "grouped", "line", "inner", "spare", "head"]
+    assert set(parameter_names(layers)) == {name for name, _ in net.named_parameters()}
+    gradients = layer_gradients(net, layers, x, target, cross_entropy)
+    for i in range(5):
+        net.zero_grad()
+        cross_entropy(net(x[i : i + 1]), target[i : i + 1]).sum().backward()
+        for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
+            formed = gradient.materialize()[i].flatten(0, 1)
+            expected = torch.zeros_like(formed)
+            if layer.weight.grad is not None:
+                expected = layer.weight.grad.flatten(1)
+                if layer.bias is not None:
+                    expected = torch.cat([expected, layer.bias.grad[:, None]], 1)
+            torch.testing.assert_close(
+                formed, expected, rtol=1e-4, atol=1e-6, msg=partial("{}: {}".format, name)
+            )
+
+
+def test_one_of_the_layers_that_share_a_weight() -> None:
+    net = Tied("bias")
+    assert list(find_layers(net, ["outer", "head", "inner"])) == ["inner", "head"]
+
+
+def test_clusters_of_shared_weights() -> None:
+    """All the way: rounds fall, and the parameters are those that the variance is measured of."""
+    torch.manual_seed(0)
+    net, (x, target) = Tied("bias"), batch()
+    clustering = GradientClustering(net, 2, batch_size=2).fit((x, target), rounds=3)
+    assert clustering.history[-1]["objective"] <= clustering.history[0]["objective"]
+    full = MeanGradient(net, (x, target), parameters=clustering.parameters).full(5)
+    square = sum(
+        g.materialize().mean(0).square().sum().item()
+        for g in layer_gradients(net.eval(), clustering.layers, x, target, cross_entropy)
+    )
+    assert full.square().sum().item() == pytest.approx(square, rel=1e-4)
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(2, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Linear(8, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inside(x.flatten(2).transpose(1, 2))
+        return self.head(self.attention(x, x, x)[0].mean(1))
+
+
+def test_attention_is_left_out_and_said() -> None:
+    net = Attention().eval()
+    with pytest.warns(
+        UserWarning, match=r"of attention.out_proj \(MultiheadAttention takes its weight"
+    ):
+        layers = find_layers(net)
+    assert list(layers) == ["inside", "head"]
+    assert len(layer_gradients(net, layers, *batch(), cross_entropy)) == 2
+    with pytest.raises(
+        ValueError, match=r"'attention\.out_proj': MultiheadAttention takes its weight"
+    ):
+        find_layers(net, ["attention.out_proj"])
+
+
+def test_a_transformer_keeps_its_layers() -> None:
+    """torch's fast path, which calls none of them, is not taken."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    net = nn.Sequential(nn.Flatten(2), nn.Linear(42, 8), nn.TransformerEncoder(layer, 2), nn.Flatten(), nn.Linear(16, 7)).eval()  # fmt: skip
+    with pytest.warns(UserWarning, match=r"2\.layers\.0\.self_attn\.out_proj .* do not count"):
+        layers = find_layers(net)
+    gradients = layer_gradients(net, layers, *batch(), cross_entropy)
+    assert all(g.dout.abs().sum() > 0 for g in gradients)
+
+
+def shares_with_an_embedding(net: nn.Module) -> None:
+    net.table = nn.Embedding(7, 54)
+    net.table.weight = net.head.weight
+
+
+def has_a_bias_of_its_own(net: nn.Module) -> None:
+    net.other = nn.Linear(54, 7)
+    net.other.weight = net.head.weight
+
+
+def is_parametrised(net: nn.Module) -> None:
+    nn.utils.parametrizations.weight_norm(net.head)
+
+
+@pytest.mark.parametrize(
+    "change", [shares_with_an_embedding, has_a_bias_of_its_own, is_parametrised]
+)
+def test_factors_that_do_not_give_the_gradient(change: Callable[[nn.Module], None]) -> None:
+    net = model()
+    change(net)
+    with pytest.warns(UserWarning, match=r"the gradients of head \("):
+        assert list(find_layers(net)) == ["conv", "block", "rows", "line"]
+    with pytest.raises(ValueError, match=r"'head': it.* leave it out of layers"):
+        find_layers(net, ["head"])
+
+
+def test_a_weight_that_is_taken_from_its_layer() -> None:
+    """As attention of one's own may: the layer is not called, and yet it is no spare one."""
+    net = nn.Sequential(nn.Flatten(), nn.Linear(84, 9), nn.Linear(9, 7))
+    net.forward = lambda x: torch.nn.functional.linear(net[1](net[0](x)), net[2].weight)  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="takes the weight of '2' and does not call it"):
         layer_gradients(net, find_layers(net), *batch(), cross_entropy)
 
 
-def test_not_used() -> None:
+def test_without_any_part() -> None:
     net = model()
     net.spare = nn.Linear(3, 3)
-    with pytest.raises(ValueError, match="'spare' has no part in the loss"):
-        layer_gradients(net, find_layers(net), *batch(), cross_entropy)
+    with pytest.raises(ValueError, match="none of them has a part in the loss"):
+        layer_gradients(net, find_layers(net, ["spare"]), *batch(), cross_entropy)
 
 
 def test_the_batch_is_not_the_first_dimension() -> None:

@@ -27,6 +27,25 @@ def test_arrays_and_files_agree(height, width, size):
     assert (from_file.int() - from_array.int()).abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("height", "width", "size"),
+    [(8, 8, (4, 8)), (8, 8, (8, 4)), (16, 48, (16, 48)), (7, 13, (5, 3)), (13, 7, (3, 5)), (3, 4, (6, 8))],
+)  # fmt: skip
+def test_other_shapes(height, width, size):
+    """Scaled to cover, and no more: the ratio of the sides stays, and one of them just fits."""
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    from_file = fit_picture(Image.fromarray(pixels), size)
+    from_array = fit_tensor(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0]
+    assert from_file.shape == from_array.shape == (3, *size)
+    assert (from_file.int() - from_array.int()).abs().max() <= 1
+    scale = max(size[0] / height, size[1] / width)
+    rows, columns = int(scale * height + 1e-9), int(scale * width + 1e-9)
+    whole = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BILINEAR)
+    top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)
+    expected = np.asarray(whole)[top : top + size[0], left : left + size[1]]
+    assert np.array_equal(from_file.permute(1, 2, 0).numpy(), expected)
+
+
 def test_centre_is_kept():
     # Shorter side already fits: only columns 2..5 of 8 remain.
     ramp = torch.arange(8, dtype=torch.uint8).expand(1, 3, 4, 8).contiguous()

@@ -160,20 +160,19 @@ def test_errors_are_one_line(
     import numpy as np
 
     rows = (two.target < 2).nonzero().flatten()
-    np.savez(
-        tmp_path / "two.npz",
-        image=two.images[rows].permute(0, 2, 3, 1).numpy(),
-        label=two.target[rows],
-    )
-    named = {"image": two.images.permute(0, 2, 3, 1).numpy(), "label": two.target.numpy()}
-    np.savez(tmp_path / "turned.npz", **named, class_names=[str(c) for c in range(9, -1, -1)])
+    named = {
+        "image": two.images[rows].permute(0, 2, 3, 1).numpy(),
+        "label": two.target[rows].numpy(),
+    }
+    np.savez(tmp_path / "two.npz", **named)
+    np.savez(tmp_path / "other.npz", **named, class_names=["0", "one"])
     for arguments, status, message in [
         (["evaluate", "/no/run", *digits], 1, "/no/run holds no model and no run"),
         (["evaluate", *digits], 1, "give at least one MODEL, or --arch and --weights"),
         (["evaluate", alone, alone, *digits], 1, "the same is given twice"),
         (["evaluate", alone, "--weights", "w.pt", *digits], 1, "weights and arch go together"),
-        (["evaluate", alone, "--data", "two.npz", "--out", "x"], 1, "data has 2 classes (0, 1), "),
-        (["evaluate", alone, "--data", "turned.npz", "--out", "x"], 1, "'9' is class 0 of data and class 9 of "),
+        (["evaluate", alone, "--data", "other.npz", "--out", "x"], 1, "data has 2 classes (0, one), "),
+        (["evaluate", alone, *digits, "--classes", "none.txt"], 1, "classes: none.txt does not exist"),
         (["evaluate", alone, *digits, "--preset", "quik"], 1, "preset 'quik' is not known; did you mean 'quick'?"),
         (["evaluate", alone, *digits, "--attacks", "linf"], 1, "NORM:RADIUS"),
         (["evaluate", alone, *digits, "--corruptions", "darkr"], 1, "did you mean 'darker'"),
@@ -190,7 +189,7 @@ def test_errors_are_one_line(
         assert any(m in stderr for m in message.split("|")), (arguments, stderr)
         assert stderr.count("\n") == 1, stderr
         assert "Traceback" not in stdout + stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["turned.npz", "two.npz"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["other.npz", "two.npz"]
 
 
 def test_classes_of_other_names_are_a_warning(

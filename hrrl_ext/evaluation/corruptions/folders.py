@@ -15,7 +15,7 @@ from torch import Tensor
 from ...data.folders import FolderImages, class_folders
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet
-from ...data.resize import check_image_size, fit_tensor
+from ...data.resize import ImageSize, fit_tensor, sides
 from ...spec import not_known
 from ...storage import replacing
 from .kinds import CORRUPTIONS, EXTRA_CORRUPTIONS, SEVERITIES, corrupt
@@ -191,7 +191,7 @@ class _MappedImages(ImageSet):
         shape = (3, array.shape[1], array.shape[2])
         super().__init__(labels, shape, classes=classes, concept_map=None, name=name)
         self._array, self._place = array, np.arange(len(array))
-        self._image_size: int | None = None
+        self._image_size: ImageSize | None = None
 
     def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
         rows = self._rows(indices)
@@ -208,10 +208,9 @@ class _MappedImages(ImageSet):
         chosen.columns = self._columns_of(rows)
         return chosen
 
-    def resized(self, image_size: int) -> ImageSet:
-        check_image_size(image_size)
+    def resized(self, image_size: ImageSize) -> ImageSet:
         other = copy.copy(self)
-        other._image_size, other.image_shape = image_size, (3, image_size, image_size)
+        other._image_size, other.image_shape = image_size, (3, *sides(image_size))
         return other
 
 
@@ -236,10 +235,7 @@ class _StoredImages(FolderImages):
         super().__init__(root, image_size=1, classes=classes)
         self._size: tuple[int, int] | None = None
         self._size = self._open(self.sources[0]).size
-        width, height = self._size
-        if width != height:
-            raise ValueError(f"{root}: images must be square, got {height} x {width} pixels")
-        self.image_shape = (3, height, width)
+        self.image_shape = (3, *self._size[::-1])
 
     def _open(self, source: str) -> Image.Image:
         picture = super()._open(source)

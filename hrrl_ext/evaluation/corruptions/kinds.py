@@ -10,6 +10,7 @@ from torch import Tensor
 from ..._precision import full_float32
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet, as_float, check_range
+from ...data.resize import ImageSize
 from ...spec import not_known
 from . import blur, digital, noise, weather
 from .draws import Draws
@@ -119,7 +120,7 @@ class _Corrupted(ImageSet):
         rows = self._rows(indices)
         return _Corrupted(self._clean.subset(rows), *self._settings, self._number[rows])
 
-    def resized(self, image_size: int) -> ImageSet:
+    def resized(self, image_size: ImageSize) -> ImageSet:
         return _Corrupted(self._clean.resized(image_size), *self._settings, self._number)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.resize import ImageSize
 from ...data.shifts import concept_shares
 from ...evaluation.config import evaluation_config
 from ...robust import HRRLConfig
@@ -36,7 +37,7 @@ class SourceSpec:
     test: Any
     """to measure the source accuracy on, once, after the last epoch"""
     concepts: str | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     """side that the images of the source and of every target are resized to"""
 
 

@@ -17,6 +17,7 @@ from ...data import (
     load_images,
     lower_resolution,
     resolve_concepts,
+    with_classes,
 )
 from ..table import Target
 from .config import ALL, StudyConfig, located
@@ -67,7 +68,9 @@ class StudyImages:
         return images, concept
 
     def _source_test(self) -> ImageSet:
-        return self._open(self.config.source.test, "test")
+        images, _ = self._whole()
+        test = self._open(self.config.source.test, "test")
+        return with_classes(test, images.classes, of="source train", data="test")
 
     def _target(self, name: str) -> Target:
         spec = self.config.targets[name]

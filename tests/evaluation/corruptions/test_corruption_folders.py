@@ -188,8 +188,9 @@ def test_an_image_of_another_size(tmp_path):
     with pytest.raises(OSError, match=r"n02/1.png: expected \(12, 12\) pixels .* got \(13, 12\)"):
         images.__getitems__([1])
     Image.new("RGB", (13, 12)).save(tmp_path / "fog" / "3" / "n01" / "1.png")
-    with pytest.raises(ValueError, match="must be square, got 12 x 13 pixels"):
-        open_corruptions(tmp_path)["fog"]
+    images = open_corruptions(tmp_path)["fog"][2]
+    assert images.image_shape == (3, 12, 13)
+    assert images.__getitems__([0, 1])[0].shape == (2, 3, 12, 13)
 
 
 def test_missing_folders(tmp_path):
