@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._pixels import in_range
 from .columns import Columns
 from .concept_map import ConceptMap
 from .ids import Ids, checked_ids
@@ -167,35 +168,21 @@ def as_float(images: Tensor) -> Tensor:
 
 def _checked_images(images: Array, name: str) -> Tensor:
     if isinstance(images, np.ndarray):
-        if images.dtype.kind == "f":
-            images = images.astype(np.float32, copy=False)  # also to native byte order
-        if images.dtype not in (np.uint8, np.float32):
+        if images.dtype.kind == "f" and not (images.itemsize <= 8 and images.dtype.isnative):
+            images = images.astype(np.float32)
+        if images.dtype != np.uint8 and images.dtype.kind != "f":
             raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     if not isinstance(images, Tensor):
         raise TypeError(
             f"{name}: images must be a tensor or a NumPy array, got {type(images).__name__}"
         )
-    if images.is_floating_point():
-        images = images.detach().to("cpu", torch.float32)
-    elif images.dtype != torch.uint8:
+    if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
-    images = _channels_first(images.cpu(), name).contiguous()
-    if images.is_floating_point() and len(images):
-        check_range(images, name)
-    return images
-
-
-def check_range(images: Tensor, name: str) -> None:
-    """ValueError naming the first of the float images [B, ...] that leaves [0, 1], or holds NaN."""
-    low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)  # NaN passes through both
-    bad = (~((low >= 0) & (high <= 1))).nonzero().flatten()
-    if len(bad):
-        i = int(bad[0])
-        raise ValueError(
-            f"{name}: float images must lie in [0, 1]; image {i} holds values from "
-            f"{low[i]:.6g} to {high[i]:.6g}; divide by 255, or clamp"
-        )
+    images = _channels_first(images.detach().cpu(), name)
+    if images.is_floating_point():  # in its own precision, by which rounding is told from an error
+        images = in_range(images, name).to(torch.float32)
+    return images.contiguous()
 
 
 def _channels_first(images: Tensor, name: str) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._environment import environment
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data import Concepts, ImageSet, Source, concepts_of, load_images
 from ..data.labelled import as_input
 from ..pretrained import weights_digest
@@ -290,7 +291,7 @@ def _tensors(model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:
     """x [N, 3, H, W] and target [N] as the model takes them."""
     x, target = images.__getitems__(range(len(images)))
     with borrowed(model, None) as (device, dtype):
-        return as_input(x, device, dtype), target.to(device)
+        return as_input(x, device, dtype, PixelCheck(model, "evaluate")), target.to(device)
 
 
 # --- afterwards

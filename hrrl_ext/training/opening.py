@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
 from .._modes import evaluating
+from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet
 from ..data.classes import require_same_classes
 from ..data.image_sets import as_float
@@ -55,8 +55,8 @@ def begin_from(
     classes = classes_of(init)
     if classes is not None and len(classes) == images.num_classes:  # else the last layer stays out
         require_same_classes(classes, images.classes, of=f"init {os.fspath(init)}")
-    if not (report := load_weights(model, init)).complete:
-        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+    load_weights(model, init).warn(f"init {os.fspath(init)}")
+    warn_unnormalised(model, f"init {os.fspath(init)}")
 
 
 def described(model_name: str | None, images: ImageSet, width: int) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
 
 def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
     """One forward pass of one image, so that a misfit shows before any work."""
-    x = images[0][0][None].to(device)
+    x = PixelCheck(model, "data", trained=True)(images[0][0][None].to(device))
     with evaluating(model):
         logits = model(as_float(x))
     if logits.dim() != 2 or logits.shape[1] != images.num_classes:

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._pixels import warn_unnormalised
 from ..data import Concepts, Source, load_images
 from ..data.sources import takes_root
 from ..layers import find_head, layer_name
@@ -144,6 +145,7 @@ def finetune(
         root=root if takes_root(data) else None,
     )
     start = copy.deepcopy(model) if isinstance(model, nn.Module) else open_model(model)
+    warn_unnormalised(start, "finetune")
     if folder is not None:
         options |= {"model_name": config["model"], "width": config["width"]}
         _require_size(start, config, images.image_shape[-1], folder)
