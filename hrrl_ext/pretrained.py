@@ -130,7 +130,7 @@ def save_pretrained(
     """Writes ``model`` and what it takes to build it again; each file is there whole or not at all.
 
     ``config`` must have ``model`` (a name that :func:`hrrl_ext.models.build_model` knows, or None),
-    ``classes`` (their names), ``image_size`` and ``width``.
+    ``classes`` (their names), ``image_size`` and ``width``; and ``channels``, where they are not 3.
     """
     missing = [name for name in ("model", "classes", "image_size", "width") if name not in config]
     if missing:
@@ -226,6 +226,7 @@ def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:
         num_classes=len(config["classes"]),
         image_size=config["image_size"],
         width=config["width"],
+        channels=config.get("channels", 3),
     )
 
 

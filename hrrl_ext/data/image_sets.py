@@ -21,13 +21,13 @@ Array: TypeAlias = "Tensor | np.ndarray"
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
-    """N labelled RGB images of one size.
+    """N labelled images of one size, of 3 channels (RGB) or any other number of them.
 
     target: [N] int64 on the CPU, in 0..C-1; classes: the C class names (a class may have no image);
     concept_map: the concepts that come with the data, or None; columns: what else is known about each
-    example, such as the columns of a metadata CSV; image_shape: (3, H, W); name: for messages.
+    example, such as the columns of a metadata CSV; image_shape: (C, H, W); name: for messages.
 
-    images[i] → (image [3, H, W], class id); images.__getitems__(indices) → (images [B, 3, H, W],
+    images[i] → (image [C, H, W], class id); images.__getitems__(indices) → (images [B, C, H, W],
     target [B]). Images are uint8, or float32 in [0, 1]. A fetch is deterministic and never
     augments. A subclass implements `__getitems__`, `subset` and `resized`.
     """
@@ -68,7 +68,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return images[0], int(target[0])
 
     def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] and target [B] of B indices; negative ones count from the end."""
+        """Images [B, C, H, W] and target [B] of B indices; negative ones count from the end."""
         raise NotImplementedError
 
     def subset(self, indices: Ids) -> ImageSet:
@@ -111,10 +111,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 class ArrayImages(ImageSet):
     """Images in memory, as NumPy array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W].
 
-    uint8, or floats in [0, 1] (kept as float32). Grey images are repeated to three channels.
-    `images` is the stored contiguous tensor [N, 3, H, W] on the CPU; where nothing had to be
-    converted it shares memory with the argument. Raises TypeError for another dtype, ValueError for
-    another shape, or values that are not finite or not in [0, 1].
+    uint8, or floats in [0, 1] (kept as float32). Grey images [N, H, W] are repeated to three channels.
+    Other numbers of channels, 1 among them, stay as they are, first or last, where the images are square
+    or that axis is the shortest. `images` is the stored contiguous tensor [N, C, H, W] on the CPU; where
+    nothing had to be converted it shares memory with the argument. Raises TypeError for another dtype,
+    ValueError for another shape, or values that are not finite or not in [0, 1].
     """
 
     def __init__(
@@ -127,9 +128,9 @@ class ArrayImages(ImageSet):
         name: str = "images",
     ) -> None:
         self.images = _checked_images(images, name)
-        height, width = self.images.shape[2:]
+        channels, height, width = self.images.shape[1:]
         super().__init__(
-            target, (3, height, width), classes=classes, concept_map=concept_map, name=name
+            target, (channels, height, width), classes=classes, concept_map=concept_map, name=name
         )
         if len(self.images) != len(self.target):
             raise ValueError(
@@ -153,17 +154,25 @@ class ArrayImages(ImageSet):
         return self.with_images(fit_tensor(self.images, image_size), self.target)
 
     def with_images(self, images: Tensor, target: Tensor) -> ArrayImages:
-        """This set with other images, in the stored form [N, 3, H, W], and other targets [N]."""
+        """This set with other images, in the stored form [N, C, H, W], and other targets [N]."""
         # Not through the constructor: a stored side of 3 pixels would be an ambiguous layout there.
         other = copy.copy(self)
         other.images, other.target = images, target
-        other.image_shape = (3, images.shape[2], images.shape[3])
+        other.image_shape = (images.shape[1], images.shape[2], images.shape[3])
         return other
 
 
 def as_float(images: Tensor) -> Tensor:
     """What models take: uint8 images become float32 in [0, 1], float images are taken as they are."""
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
+
+
+def as_picture(images: Tensor) -> Tensor:
+    """Images [..., C, H, W] as RGB, to be looked at: of other channels than 3 the mean, as grey."""
+    if images.shape[-3] == 3:
+        return images
+    grey = images.mean(-3, keepdim=True)
+    return grey.expand(*images.shape[:-3], 3, *images.shape[-2:])
 
 
 def _checked_images(images: Array, name: str) -> Tensor:
@@ -186,7 +195,7 @@ def _checked_images(images: Array, name: str) -> Tensor:
 
 
 def _channels_first(images: Tensor, name: str) -> Tensor:
-    """[N, H, W], [N, H, W, 3] or [N, 3, H, W] → [N, 3, H, W]."""
+    """[N, H, W], [N, H, W, C] or [N, C, H, W] → [N, C, H, W], C = 3 of the first."""
     layouts = "[N, H, W], [N, H, W, 3] or [N, 3, H, W]"
     shape = list(images.shape)
     if images.ndim not in (3, 4) or 0 in shape[1:]:
@@ -198,8 +207,13 @@ def _channels_first(images: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name}: images {shape} may be [N, H, W, 3] or [N, 3, H, W]; pad the side of 3 pixels"
         )
+    if not first and not last:  # not RGB: squares of any number, or else the one short axis
+        _, a, b, c = shape
+        first = b == c != a or a < min(b, c)
+        last = a == b != c or c < min(a, b)
     if not first and not last:
         raise ValueError(
-            f"{name}: images must have shape {layouts}, got {shape}; drop an axis of one channel"
+            f"{name}: images must have shape {layouts}, got {shape}; of another number of channels "
+            "that axis must be the shortest, or the images square"
         )
     return images if first else images.permute(0, 3, 1, 2)

@@ -236,6 +236,11 @@ def _severities(
 
     if tuple(config.corruptions) in ((), ("none",)):
         return severities, len(rows), []
+    if images.image_shape[0] != 3:
+        raise ValueError(
+            f"corruptions are of RGB images, and {images.name} has {images.image_shape[0]} channels; "
+            'give corruptions=["none"] (--corruptions none)'
+        )
     if tuple(config.corruptions) == ("all",):
         return severities, len(rows), known
     if unknown := [kind for kind in config.corruptions if kind not in known]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet
 from ..data.classes import require_same_classes
 from ..data.image_sets import as_float
-from ..models import build_model
+from ..models import build_model, takes_channels
 from ..pretrained import classes_of, load_weights
 from .run_folder import RunFolder
 from .scalars import require_tensorboard
@@ -42,7 +44,11 @@ def build_network(model: str | nn.Module, images: ImageSet, width: int, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(
-            model, num_classes=images.num_classes, image_size=images.image_shape[-1], width=width
+            model,
+            num_classes=images.num_classes,
+            image_size=images.image_shape[-1],
+            width=width,
+            channels=images.image_shape[0],
         )
 
 
@@ -61,9 +67,11 @@ def begin_from(
 
 def described(model_name: str | None, images: ImageSet, width: int) -> dict[str, Any]:
     """What is needed to open the network of a run again, and what it was trained on."""
+    channels = images.image_shape[0]
     return {
         "model": model_name,
         "image_size": images.image_shape[-1],
+        **({} if channels == 3 else {"channels": channels}),
         "width": width,
         "data": images.name,
         "examples": len(images),
@@ -74,10 +82,31 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
 def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
     """One forward pass of one image, so that a misfit shows before any work."""
     x = PixelCheck(model, "data", trained=True)(images[0][0][None].to(device))
-    with evaluating(model):
+    with evaluating(model), told_channels(model, images):
         logits = model(as_float(x))
     if logits.dim() != 2 or logits.shape[1] != images.num_classes:
         raise ValueError(
             f"model must give logits [B, {images.num_classes}], one per class of the data, "
             f"got {list(logits.shape)} for one image"
         )
+
+
+@contextmanager
+def told_channels(model: nn.Module, images: ImageSet) -> Iterator[None]:
+    """Says of a pass that fails whether it is for the channels of the images."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        takes, channels = takes_channels(model), images.image_shape[0]
+        if takes is None or takes == channels:
+            raise
+        grey = takes == 1 and channels == 3
+        raise ValueError(
+            f"data: the model takes images of {takes} channels, and {images.name} has {channels}: "
+            f"{list(images.image_shape)}. Give "
+            + (
+                "grey images as arrays [N, 1, H, W], or a model that begins with taking x[:, :1]"
+                if grey
+                else f"images of {takes}, or a model for {channels}; one by name is built for the images"
+            )
+        ) from error

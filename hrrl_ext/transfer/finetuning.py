@@ -239,6 +239,7 @@ def _require_size(start: nn.Module, config: Mapping[str, Any], size: int, folder
         num_classes=len(config["classes"]),
         image_size=size,
         width=config["width"],
+        channels=config.get("channels", 3),
     )
     shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (start, again)]
     if shapes[0] != shapes[1]:

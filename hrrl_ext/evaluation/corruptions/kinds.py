@@ -133,7 +133,10 @@ def _check(kind: str, severity: int) -> None:
 
 def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise ValueError(f"corrupt: images must be [B, 3, H, W], got {list(images.shape)}")
+        raise ValueError(
+            f"corrupt: images must be RGB, [B, 3, H, W], got {list(images.shape)}; corruptions are of "
+            "photographs, and of other channels there are none"
+        )
     if images.is_floating_point():
         return in_range(images, "corrupt")
     if images.dtype != torch.uint8:
