@@ -72,7 +72,7 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """logits [B, C] as the model gives them, target [B] → ℓ_i [B], in float32 at least."""
-        logits = self._adjusted(logits)
+        logits, target = self._adjusted(logits), class_ids(target)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(
             logits, target, reduction="none", label_smoothing=self.label_smoothing
@@ -87,6 +87,7 @@ class ClassificationLoss(nn.Module):
         self, logits: Tensor, target: Tensor, concept: Tensor, q: Tensor, concept_count: Tensor
     ) -> ops.ConceptLoss:
         """What :func:`hrrl_ext.ops.concept_cross_entropy` returns, of this loss."""
+        target, concept = class_ids(target), class_ids(concept)
         if self.focal == 0:
             return ops.concept_cross_entropy(
                 self._adjusted(logits),
@@ -106,6 +107,12 @@ class ClassificationLoss(nn.Module):
             f"label_smoothing={self.label_smoothing:g}, focal={self.focal:g}, "
             f"logit_adjustment={self.logit_adjustment:g}"
         )
+
+
+def class_ids(ids: Tensor) -> Tensor:
+    """Integers of any width as int64, which indexing and cross-entropies ask for; others as they are."""
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    return ids.long() if whole else ids
 
 
 def weighed(

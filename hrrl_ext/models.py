@@ -191,15 +191,22 @@ resnet18 = ResNet18  # under torchvision's name
 
 
 class ConvNet(nn.Sequential):
-    """Three 3x3 convolutions: float images [B, 3, H, W] → [B, num_classes], H and W at least 2.
+    """Three 3x3 convolutions: float images [B, C, H, W] → [B, num_classes], H and W at least 2.
 
     For images of a few pixels, such as 8x8 digits, on which it trains in seconds and which ResNet-18's
     strides would leave one position of. w, 2w and 2w channels, each convolution with batch
     normalisation and relu, max-pooling after the second; the features are the means of the four
-    quarters of the image, 8w as ResNet-18's.
+    quarters of the image, 8w as ResNet-18's. mean and std are the normaliser's, one per channel.
     """
 
-    def __init__(self, num_classes: int, *, width: int = 64) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        *,
+        width: int = 64,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
         if num_classes < 1 or width < 1:
             raise ValueError(
                 "convnet: num_classes and width must be at least 1, "
@@ -207,8 +214,8 @@ class ConvNet(nn.Sequential):
             )
         super().__init__(
             OrderedDict(
-                normalise=Normalise(),
-                stage1=_convolution(3, width),
+                normalise=Normalise(mean, std),
+                stage1=_convolution(len(mean), width),
                 stage2=_convolution(width, 2 * width),
                 pool=nn.MaxPool2d(2),
                 stage3=_convolution(2 * width, 2 * width),
@@ -228,7 +235,12 @@ def _convolution(in_channels: int, channels: int) -> nn.Sequential:
 
 
 def build_model(
-    model: str | nn.Module, *, num_classes: int, image_size: int | Sequence[int], width: int = 64
+    model: str | nn.Module,
+    *,
+    num_classes: int,
+    image_size: int | Sequence[int],
+    width: int = 64,
+    channels: int = 3,
 ) -> nn.Module:
     """A model by name for images of image_size pixels, the side of a square or (height, width); an
     nn.Module passes through untouched.
@@ -236,8 +248,9 @@ def build_model(
     ``width`` is the number of channels of the first stage: of "resnet18", which has the small stem up
     to 64 pixels on the shorter side, ImageNet's above, and of "convnet", for images of a few pixels.
     "torchvision:NAME" and "timm:NAME" are those libraries' networks with fresh weights, behind ImageNet's
-    normaliser.
-    ValueError: unknown name. ImportError: the library is not there.
+    normaliser. ``channels`` of other images than RGB are normalised by a mean of 0.5 and a standard
+    deviation of 0.25 each. ValueError: unknown name, or torchvision's for other channels. ImportError:
+    the library is not there.
     """
     if isinstance(model, nn.Module):
         return model
@@ -248,8 +261,9 @@ def build_model(
     library, _, name = model.partition(":")
     if name and library in ("torchvision", "timm"):
         make = _of_torchvision if library == "torchvision" else _of_timm
+        network = make(name, num_classes, channels)
         return nn.Sequential(
-            OrderedDict(normalise=Normalise(), network=make(name, num_classes=num_classes))
+            OrderedDict(normalise=Normalise(*_statistics(channels)), network=network)
         )
     if model not in _MODELS:
         known = [*_MODELS, "torchvision:NAME", "timm:NAME"]
@@ -257,14 +271,37 @@ def build_model(
     side = image_size if isinstance(image_size, int) else min(image_size)
     if side < 1:
         raise ValueError(f"build_model: image_size must be at least 1 pixel, got {image_size}")
+    mean, std = _statistics(channels)
     if model == "convnet":
-        return ConvNet(num_classes, width=width)
-    return resnet18(
-        num_classes, stem="small" if side <= _SMALL_IMAGE_SIZE else "imagenet", width=width
-    )
+        return ConvNet(num_classes, width=width, mean=mean, std=std)
+    stem: Any = "small" if side <= _SMALL_IMAGE_SIZE else "imagenet"
+    return resnet18(num_classes, stem=stem, width=width, mean=mean, std=std)
 
 
-def _of_torchvision(name: str, num_classes: int) -> nn.Module:
+def takes_channels(model: nn.Module) -> int | None:
+    """How many channels its images have, by its first normaliser or convolution; None: not known."""
+    for layer in model.modules():
+        if isinstance(layer, Normalise):
+            return layer.mean.shape[1]
+        if isinstance(layer, nn.Conv2d):
+            return layer.in_channels
+    return None
+
+
+def _statistics(channels: int) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of the normaliser: ImageNet's of RGB, else some that do not favour a
+    channel."""
+    if channels == 3:
+        return IMAGENET_MEAN, IMAGENET_STD
+    return (0.5,) * channels, (0.25,) * channels
+
+
+def _of_torchvision(name: str, num_classes: int, channels: int) -> nn.Module:
+    if channels != 3:
+        raise ValueError(
+            f"build_model: networks of torchvision take RGB, and the images have {channels} channels; "
+            "take resnet18, convnet or timm:NAME, or pass a module"
+        )
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -274,13 +311,15 @@ def _of_torchvision(name: str, num_classes: int) -> nn.Module:
     return network
 
 
-def _of_timm(name: str, num_classes: int) -> nn.Module:
+def _of_timm(name: str, num_classes: int, channels: int) -> nn.Module:
     try:
         import timm
     except (ImportError, RuntimeError) as error:
         raise ImportError(f"timm:{name} needs timm (pip install timm), and {error}") from error
     _require_known(name, timm.list_models(), "timm")
-    network: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    network: nn.Module = timm.create_model(
+        name, pretrained=False, num_classes=num_classes, in_chans=channels
+    )
     return network
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from . import ops
+from ._pixels import PixelCheck
 from .losses import ClassificationLoss
 
 BatchNormStatistics = Literal["batch", "running"]
@@ -29,9 +30,9 @@ class ExamplePerturbation(nn.Module):
 
     Args:
         tau: ‖x̃ - x‖_F, in the units of ``x``. Models here take images in [0, 1], so it is in pixel
-            units; a τ meant for normalised inputs is about 4 times as large (1/std of ImageNet). The
-            norm is over the whole image and grows with its side: 0.03 at 32×32 is about 0.2 at
-            224×224. tau = 0 returns ``x`` itself and costs nothing. Nothing is clipped.
+            units; a τ meant for normalised inputs is about 4 times as large (1/std of ImageNet). The norm
+            is over the whole image and grows with its side: 0.03 at 32×32 is about 0.2 at 224×224.
+            tau = 0 returns ``x`` itself and costs nothing. Nothing is clipped.
         batch_norm: which statistics batch normalisation uses during the pass. "batch": those of the
             batch, as in the training pass that follows (then z_i depends, weakly, on the other
             images of the batch); "running": the running averages (then it does not). The paper does
@@ -45,6 +46,9 @@ class ExamplePerturbation(nn.Module):
         loss: another ℓ than the cross-entropy, which has its own label_smoothing.
 
     Dropout, if the model has it, draws its own mask in this pass.
+
+    The first images that come are looked at, which waits for their device: outside [0, 1] they are
+    refused where the model normalises, and a warning where it does not.
     """
 
     def __init__(
@@ -71,12 +75,13 @@ class ExamplePerturbation(nn.Module):
         self.loss = ClassificationLoss.given(loss, label_smoothing)
         self.loss_scale = loss_scale
         self.steps = steps
+        self._seen = False
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
+        """x [B, ...] floating point in [0, 1], target [B] integers → x̃, detached."""
         if self.tau == 0:
             return x
-        x = checked_image(x)
+        x = self.checked(model, x)
         with frozen_statistics(model, self.batch_norm):
             if self.steps > 1:
                 return self._ascended(model, x, target)
@@ -106,6 +111,15 @@ class ExamplePerturbation(nn.Module):
                 return torch.func.grad(loss)(x)
         return gradient_in(loss, x)
 
+    def checked(self, model: nn.Module, x: Tensor) -> Tensor:
+        """``x``, detached, which must be floating point; the first that comes is looked at."""
+        if not x.is_floating_point():
+            raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
+        if not (self._seen or torch.compiler.is_compiling()):
+            PixelCheck(model, "perturb: x", trained=True)(x)
+            self._seen = True
+        return x.detach()
+
     def update(self) -> None:
         """Ends a step, for a perturbation that learns of it: this one does not."""
 
@@ -119,13 +133,6 @@ def gradient_in(loss: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         leaf = x.detach().requires_grad_()
         (grad,) = torch.autograd.grad(loss(leaf), leaf)
     return grad
-
-
-def checked_image(x: Tensor) -> Tensor:
-    """``x``, detached, which must be floating point."""
-    if not x.is_floating_point():
-        raise ValueError(f"x must be a floating-point image in [0, 1], got {x.dtype}")
-    return x.detach()
 
 
 @contextmanager

@@ -10,26 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pickle
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
-from .storage import read_json, replacing, why_unreadable, write_json
-
-_NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
-_WRAPPERS = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
-# The network that is kept, in checkpoints of pretraining: ours, lightly's and solo-learn's; MoCo's.
-_PARTS = ("backbone.", "encoder_q.")
-# The places of torchvision's ResNet as nn.Sequential(*children), which lightly's examples train.
-_CHILDREN = {"0": "conv1", "1": "bn1", "4": "layer1", "5": "layer2", "6": "layer3", "7": "layer4"}
+from ._state_dicts import found_for, no_agreement
+from .storage import read_json, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -43,18 +35,30 @@ class WeightsReport:
     """in the file, not in the model: left out"""
     mismatched: list[str]
     """in both, with another shape: left as they were"""
+    part: str = ""
+    """where in the file they were: under which key, behind which beginning of their names"""
+    beside: list[str] = field(default_factory=list)
+    """what else is in the file, that is not of this part: left out"""
 
     @property
     def complete(self) -> bool:
         return not (self.missing or self.unexpected or self.mismatched)
 
     def __str__(self) -> str:
-        text = f"{len(self.loaded)} tensors loaded"
-        for name in ("missing", "unexpected", "mismatched"):
+        text = f"{len(self.loaded)} tensors loaded" + (f" from {self.part}" if self.part else "")
+        for name in ("missing", "unexpected", "mismatched", "beside"):
             if names := getattr(self, name):
                 shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-                text += f"; {len(names)} {name} ({shown})"
+                text += f"; {len(names)} {_WORDS.get(name, name)} ({shown})"
         return text
+
+    def warn(self, what: str) -> None:
+        """Says what of the model was not in the file, and what of the file is not in the model."""
+        if self.beside or not self.complete:
+            warnings.warn(f"{what}: {self}", stacklevel=3)
+
+
+_WORDS = {"beside": "beside them left out"}
 
 
 @runtime_checkable
@@ -66,36 +70,58 @@ class HasFiles(Protocol):
         ...
 
 
-def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> WeightsReport:
+def load_weights(
+    model: nn.Module, source: str | os.PathLike[str], *, part: str | None = None
+) -> WeightsReport:
     """Fills ``model`` in place from a state dict on disk, as far as names and shapes agree.
 
     Args:
-        source: a .safetensors file; a file of torch.save that holds a state dict (also under
-            "state_dict" or "model", also with the prefix "module."); or a folder with
-            model.safetensors. Of checkpoints of MoCo ("encoder_q."), lightly, solo-learn and
-            :class:`hrrl_ext.URRLTrainer` ("backbone.") it is the network that they are for: heads, key
-            encoders and queues are left out, and not told.
+        source: a .safetensors file; a file of torch.save, such as a checkpoint of any training; or a
+            folder with model.safetensors or pytorch_model.bin.
+        part: which of several networks in a file: the key that its state dict is under, such as
+            "state_dict_ema", or what its names begin with, such as "encoder_k". If not given, the one
+            that fits most of the model's tensors, whatever key it is under and whatever its names begin
+            with ("module.", "model.", "backbone.", "module.encoder_q.", ...): of a network and its
+            moving average the network, of a student and its teacher the teacher. The report says what
+            was taken, and what is beside it.
 
-    A classifier for another number of classes is not loaded and stands in the report. Raises
-    FileNotFoundError, and ValueError where the file cannot be read or no name agrees.
+    No code of a file is run: of what else a checkpoint holds, such as settings, objects are passed over.
+    A classifier for another number of classes is not loaded and stands in the report. What is not
+    in the file but tied to what is, and counts of batches, are not missing. Raises FileNotFoundError,
+    and ValueError where the file cannot be read, where no name agrees, or where several networks fit
+    equally.
     """
-    path = _weights_file(source)
-    found, own = _found(path, model), model.state_dict()
-    common = [name for name in own if name in found]
-    fitting = [name for name in common if found[name].shape == own[name].shape]
+    path, own = _weights_file(source), model.state_dict()
+    found = found_for(path, model, part)
+    common = [name for name in own if name in found.tensors]
+    fitting = [name for name in common if found.tensors[name].shape == own[name].shape]
     if not fitting:
-        raise ValueError(
-            f"{path}: no name and shape agrees with the model; it has {_few(found)}, "
-            f"the model {_few(own)}"
-        )
-    model.load_state_dict({name: found[name] for name in fitting}, strict=False)
-    constants = {name for name in own if name.rpartition(".")[0].endswith("normalise")}
+        raise ValueError(no_agreement(path, [*found.tensors], [*own], part))
+    model.load_state_dict({name: found.tensors[name] for name in fitting}, strict=False)
+    filled = {_place(own[name]) for name in fitting}  # tied weights have one name in safetensors
     return WeightsReport(
         loaded=fitting,
-        missing=[name for name in own if name not in found and name not in constants],
-        unexpected=[name for name in found if name not in own],
-        mismatched=[name for name in common if found[name].shape != own[name].shape],
+        missing=[
+            name
+            for name, value in own.items()
+            if name not in found.tensors and _place(value) not in filled and not _constant(name)
+        ],
+        unexpected=[name for name in found.tensors if name not in own],
+        mismatched=[name for name in common if name not in fitting],
+        part=str(found.part),
+        beside=found.beside,
     )
+
+
+def _place(value: Tensor) -> tuple[Any, ...]:
+    """Where a tensor is in memory; an empty one is nowhere."""
+    return (value.data_ptr() or id(value), value.shape, value.stride(), value.dtype)
+
+
+def _constant(name: str) -> bool:
+    """Whether a model has it without being told: its normaliser's; a count that nothing reads."""
+    layer, _, last = name.rpartition(".")
+    return layer.endswith("normalise") or last == "num_batches_tracked"
 
 
 def save_pretrained(
@@ -104,7 +130,8 @@ def save_pretrained(
     """Writes ``model`` and what it takes to build it again; each file is there whole or not at all.
 
     ``config`` must have ``model`` (a name that :func:`hrrl_ext.models.build_model` knows, or None),
-    ``classes`` (their names), ``image_size`` (the side of a square, or [height, width]) and ``width``.
+    ``classes`` (their names), ``image_size`` (the side of a square, or [height, width]) and ``width``;
+    and ``channels``, where they are not 3.
     """
     missing = [name for name in ("model", "classes", "image_size", "width") if name not in config]
     if missing:
@@ -138,24 +165,27 @@ def from_weights(
     image_size: int | Sequence[int],
     width: int = 64,
     num_classes: int | None = None,
+    part: str | None = None,
 ) -> nn.Module:
     """A network that :func:`hrrl_ext.models.build_model` knows, with a bare state dict, in eval mode.
 
-    ``source`` is what :func:`load_weights` takes. The network has as many classes as the weights; weights
-    without a last layer leave it as it was drawn, unless ``num_classes`` says how many it must have, as
-    where its logits are to be used. ValueError where that is not so, or any other tensor is missing, left
-    over or of another shape: that is a state dict of another architecture.
+    ``source`` and ``part`` are what :func:`load_weights` takes; a warning says what else is in the file.
+    The network has as many classes as the weights; weights without a last layer leave it as it was drawn,
+    unless ``num_classes`` says how many it must have, as where its logits are to be used. ValueError
+    where that is not so, or any other tensor is missing, left over or of another shape: that is a state
+    dict of another architecture.
     """
     from .models import build_model
 
     path = _weights_file(source)
     one = build_model(name, num_classes=1, image_size=image_size, width=width)
     head = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)][-1]
-    rows = [len(t) for n, t in _found(path, one).items() if n == f"{head}.weight"]
+    tensors = found_for(path, one, part).tensors
+    rows = [len(t) for n, t in tensors.items() if n == f"{head}.weight"]
     model = build_model(
         name, num_classes=rows[0] if rows else 1, image_size=image_size, width=width
     )
-    report = load_weights(model, path)
+    report = load_weights(model, path, part=part)
     names = [*report.missing, *report.unexpected, *report.mismatched]
     if [n for n in names if num_classes is not None or not n.startswith(f"{head}.")]:
         what = name if ":" in name else f"{name} of width {width}"
@@ -165,6 +195,8 @@ def from_weights(
             f"{path} has {rows[0]} classes, expected {num_classes}; give data of the classes that the "
             "weights were trained on, or the names of all of them, in their order"
         )
+    if report.beside:
+        report.warn(str(path))
     return model.eval()
 
 
@@ -196,61 +228,18 @@ def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:
         num_classes=len(config["classes"]),
         image_size=config["image_size"],
         width=config["width"],
+        channels=config.get("channels", 3),
     )
 
 
 def _weights_file(source: str | os.PathLike[str]) -> Path:
     path = Path(source)
     if path.is_dir():
-        path = path / "model.safetensors"
+        files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
+        path = next((file for file in files if file.is_file()), files[0])
     if not path.is_file():
         raise FileNotFoundError(f"no weights at {path}")
     return path
-
-
-def _found(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a file under the names that ``model`` has for them."""
-    found = _without_wrappers(_state_dict(path))
-    parts = [_behind(part, found) for part in _PARTS]
-    named = [found, *parts, *({_child(n): v for n, v in part.items()} for part in parts)]
-    # A network behind our normaliser (models.py) has its names behind "network.".
-    named += [{f"network.{name}": value for name, value in names.items()} for names in named]
-    return max(named, key=lambda names: len(names.keys() & model.state_dict().keys()))
-
-
-def _behind(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: v for name, v in state.items() if name.startswith(prefix)}
-
-
-def _child(name: str) -> str:
-    number, _, rest = name.partition(".")
-    return f"{_CHILDREN.get(number, number)}.{rest}"
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        value: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
-    for name in _NESTED:
-        if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
-            value = value[name]
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{path} must hold a state dict, got {type(value).__name__}")
-    return {name: tensor for name, tensor in value.items() if isinstance(tensor, Tensor)}
-
-
-def _without_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in _WRAPPERS:
-        if state and all(name.startswith(prefix) for name in state):
-            return _without_wrappers({name[len(prefix) :]: v for name, v in state.items()})
-    return state
-
-
-def _few(names: Mapping[str, Any] | Sequence[str]) -> str:
-    return ", ".join(list(names)[:3]) or "none"
 
 
 def weights_digest(model: nn.Module) -> str:

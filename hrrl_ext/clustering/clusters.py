@@ -207,7 +207,7 @@ class GradientClustering:
         """
         if not self.centres:
             raise RuntimeError("assign needs centres: call fit first")
-        examples, processes = Examples(data, self._like), current_processes()
+        examples, processes = Examples(data, self.model, self._like), current_processes()
         assignment = torch.zeros(len(examples), dtype=torch.int64, device=self.device)
         live = self.cluster_size.nonzero().flatten().to(self.device)
         centres = [Rank1Centre(*(factor[:, live] for factor in centre)) for centre in self.centres]
@@ -395,7 +395,7 @@ class GradientClustering:
 
     def _examples(self, data: Data) -> Examples:
         """Of the data that is clustered: enough of them, and always the same number."""
-        examples = Examples(data, self._like)
+        examples = Examples(data, self.model, self._like)
         if len(examples) < self.num_clusters:
             raise ValueError(
                 f"num_clusters is {self.num_clusters}, but data has {len(examples)} examples only; a "

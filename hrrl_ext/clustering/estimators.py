@@ -64,7 +64,7 @@ class MeanGradient:
         parameters: Sequence[str] | None = None,
     ) -> None:
         self.model = model
-        self.examples = Examples(data, _weight(model))
+        self.examples = Examples(data, model, _weight(model))
         self.num_examples = len(self.examples)
         self.loss = loss
         self.parameters = _checked_names(model, parameters)

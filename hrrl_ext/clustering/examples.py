@@ -7,10 +7,12 @@ from typing import TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet, Source, load_images
 from ..data.image_sets import as_float
+from ..losses import class_ids
 
 Data: TypeAlias = "Source | tuple[Tensor, Tensor]"
 """What :func:`hrrl_ext.data.load_images` opens, or tensors (x [N, ...], target [N, ...])."""
@@ -22,7 +24,7 @@ ExampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """[B] the cross-entropy of every example, in float32 or wider: the loss unless another is given."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, target, reduction="none")
+    return F.cross_entropy(logits, class_ids(target), reduction="none")
 
 
 def check_losses(example_loss: Tensor, batch: int) -> None:
@@ -34,13 +36,13 @@ def check_losses(example_loss: Tensor, batch: int) -> None:
 
 
 class Examples:
-    """N examples by index, for a model with parameters like ``like``: on its device, never augmented.
+    """N examples by index, for ``model`` with parameters like ``like``: on its device, never augmented.
 
     Images, which tensors of uint8 are too, become floats in [0, 1] of its dtype; other tensors stay
     as they are. ``data`` is what was opened, and opens again at no cost.
     """
 
-    def __init__(self, data: Data, like: Tensor) -> None:
+    def __init__(self, data: Data, model: nn.Module, like: Tensor) -> None:
         self._like = like
         self.data: ImageSet | tuple[Tensor, Tensor]
         if isinstance(data, tuple | list) and len(data) == 2 and all(map(torch.is_tensor, data)):
@@ -50,8 +52,10 @@ class Examples:
                     "data must be x [N, ...] and target [N, ...] of the same N, "
                     f"got {list(x.shape)} and {list(target.shape)}"
                 )
+            PixelCheck(model, "data")(x)
             self.data, self._count = (x, target), len(x)
         else:
+            warn_unnormalised(model, "data")
             self.data = load_images(data)
             self._count = len(self.data)
         if self._count == 0:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .._pixels import in_range
 from .columns import Columns
 from .concept_map import ConceptMap
 from .ids import Ids, checked_ids, class_ids
@@ -20,14 +21,14 @@ Array: TypeAlias = "Tensor | np.ndarray"
 
 
 class ImageSet(Dataset[tuple[Tensor, int]]):
-    """N labelled RGB images of one size.
+    """N labelled images of one size, of 3 channels (RGB) or any other number of them.
 
     target: [N] int64 on the CPU, in 0..C-1; given as [N], [N, 1] or one-hot [N, C];
     classes: the C class names (a class may have no image);
     concept_map: the concepts that come with the data, or None; columns: what else is known about each
-    example, such as the columns of a metadata CSV; image_shape: (3, H, W); name: for messages.
+    example, such as the columns of a metadata CSV; image_shape: (C, H, W); name: for messages.
 
-    images[i] → (image [3, H, W], class id); images.__getitems__(indices) → (images [B, 3, H, W],
+    images[i] → (image [C, H, W], class id); images.__getitems__(indices) → (images [B, C, H, W],
     target [B]). Images are uint8, or float32 in [0, 1]. A fetch is deterministic and never
     augments. A subclass implements `__getitems__`, `subset` and `resized`.
     """
@@ -71,7 +72,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return images[0], int(target[0])
 
     def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
-        """Images [B, 3, H, W] and target [B] of B indices; negative ones count from the end."""
+        """Images [B, C, H, W] and target [B] of B indices; negative ones count from the end."""
         raise NotImplementedError
 
     def subset(self, indices: Ids) -> ImageSet:
@@ -157,10 +158,11 @@ class _Relabelled(ImageSet):
 class ArrayImages(ImageSet):
     """Images in memory, as NumPy array or tensor [N, H, W], [N, H, W, 3] or [N, 3, H, W].
 
-    uint8, or floats in [0, 1] (kept as float32). Grey images are repeated to three channels.
-    `images` is the stored contiguous tensor [N, 3, H, W] on the CPU; where nothing had to be
-    converted it shares memory with the argument. Raises TypeError for another dtype, ValueError for
-    another shape, or values that are not finite or not in [0, 1].
+    uint8, or floats in [0, 1] (kept as float32). Grey images [N, H, W] are repeated to three channels.
+    Other numbers of channels, 1 among them, stay as they are, first or last, where the images are square
+    or that axis is the shortest. `images` is the stored contiguous tensor [N, C, H, W] on the CPU; where
+    nothing had to be converted it shares memory with the argument. Raises TypeError for another dtype,
+    ValueError for another shape, or values that are not finite or not in [0, 1].
     """
 
     def __init__(
@@ -173,9 +175,9 @@ class ArrayImages(ImageSet):
         name: str = "images",
     ) -> None:
         self.images = _checked_images(images, name)
-        height, width = self.images.shape[2:]
+        channels, height, width = self.images.shape[1:]
         super().__init__(
-            target, (3, height, width), classes=classes, concept_map=concept_map, name=name
+            target, (channels, height, width), classes=classes, concept_map=concept_map, name=name
         )
         if len(self.images) != len(self.target):
             raise ValueError(
@@ -201,11 +203,11 @@ class ArrayImages(ImageSet):
         return self.with_images(fit_tensor(self.images, image_size), self.target)
 
     def with_images(self, images: Tensor, target: Tensor) -> ArrayImages:
-        """This set with other images, in the stored form [N, 3, H, W], and other targets [N]."""
+        """This set with other images, in the stored form [N, C, H, W], and other targets [N]."""
         # Not through the constructor: a stored side of 3 pixels would be an ambiguous layout there.
         other = copy.copy(self)
         other.images, other.target = images, target
-        other.image_shape = (3, images.shape[2], images.shape[3])
+        other.image_shape = (images.shape[1], images.shape[2], images.shape[3])
         return other
 
 
@@ -219,41 +221,35 @@ def as_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255) if images.dtype == torch.uint8 else images
 
 
+def as_picture(images: Tensor) -> Tensor:
+    """Images [..., C, H, W] as RGB, to be looked at: of other channels than 3 the mean, as grey."""
+    if images.shape[-3] == 3:
+        return images
+    grey = images.mean(-3, keepdim=True)
+    return grey.expand(*images.shape[:-3], 3, *images.shape[-2:])
+
+
 def _checked_images(images: Array, name: str) -> Tensor:
     if isinstance(images, np.ndarray):
-        if images.dtype.kind == "f":
-            images = images.astype(np.float32, copy=False)  # also to native byte order
-        if images.dtype not in (np.uint8, np.float32):
+        if images.dtype.kind == "f" and not (images.itemsize <= 8 and images.dtype.isnative):
+            images = images.astype(np.float32)
+        if images.dtype != np.uint8 and images.dtype.kind != "f":
             raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
         images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     if not isinstance(images, Tensor):
         raise TypeError(
             f"{name}: images must be a tensor or a NumPy array, got {type(images).__name__}"
         )
-    if images.is_floating_point():
-        images = images.detach().to("cpu", torch.float32)
-    elif images.dtype != torch.uint8:
+    if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"{name}: images must be uint8, or float in [0, 1], got {images.dtype}")
-    images = _channels_first(images.cpu(), name).contiguous()
-    if images.is_floating_point() and len(images):
-        check_range(images, name)
-    return images
-
-
-def check_range(images: Tensor, name: str) -> None:
-    """ValueError naming the first of the float images [B, ...] that leaves [0, 1], or holds NaN."""
-    low, high = images.flatten(1).amin(1), images.flatten(1).amax(1)  # NaN passes through both
-    bad = (~((low >= 0) & (high <= 1))).nonzero().flatten()
-    if len(bad):
-        i = int(bad[0])
-        raise ValueError(
-            f"{name}: float images must lie in [0, 1]; image {i} holds values from "
-            f"{low[i]:.6g} to {high[i]:.6g}; divide by 255, or clamp"
-        )
+    images = _channels_first(images.detach().cpu(), name)
+    if images.is_floating_point():  # in its own precision, by which rounding is told from an error
+        images = in_range(images, name).to(torch.float32)
+    return images.contiguous()
 
 
 def _channels_first(images: Tensor, name: str) -> Tensor:
-    """[N, H, W], [N, H, W, 3] or [N, 3, H, W] → [N, 3, H, W]."""
+    """[N, H, W], [N, H, W, C] or [N, C, H, W] → [N, C, H, W], C = 3 of the first."""
     layouts = "[N, H, W], [N, H, W, 3] or [N, 3, H, W]"
     shape = list(images.shape)
     if images.ndim not in (3, 4) or 0 in shape[1:]:
@@ -265,8 +261,13 @@ def _channels_first(images: Tensor, name: str) -> Tensor:
         raise ValueError(
             f"{name}: images {shape} may be [N, H, W, 3] or [N, 3, H, W]; pad the side of 3 pixels"
         )
+    if not first and not last:  # not RGB: squares of any number, or else the one short axis
+        _, a, b, c = shape
+        first = b == c != a or a < min(b, c)
+        last = a == b != c or c < min(a, b)
     if not first and not last:
         raise ValueError(
-            f"{name}: images must have shape {layouts}, got {shape}; drop an axis of one channel"
+            f"{name}: images must have shape {layouts}, got {shape}; of another number of channels "
+            "that axis must be the shortest, or the images square"
         )
     return images if first else images.permute(0, 3, 1, 2)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._pixels import PixelCheck
 from .image_sets import as_float
 
 _ACCEPTED = (
@@ -39,10 +40,10 @@ def labelled_batches(data: Any, batch_size: int, where: str) -> Iterator[tuple[T
         raise ValueError(f"{where}: data has no examples; check its path and split")
 
 
-def as_input(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """What a model of this device and dtype takes: uint8 as float / 255, floats as they are."""
+def as_input(images: Tensor, device: torch.device, dtype: torch.dtype, check: PixelCheck) -> Tensor:
+    """What a model of this device and dtype takes: uint8 as float / 255, floats as they are, checked."""
     images = images.to(device)  # before the conversion: uint8 is a quarter of the bytes
-    return as_float(images).to(dtype)
+    return as_float(check(images)).to(dtype)
 
 
 def _batches(data: Any, batch_size: int, where: str) -> Iterator[Any]:

@@ -109,6 +109,9 @@ def fit_temperature(predictions: Predictions) -> float:
     if not len(z):
         raise ValueError("fit_temperature: predictions has no examples")
     z = z - z.gather(1, labels[:, None])  # z - z_label: one number per class
+    z = z[(z < math.inf).all(1)]  # where the label is masked (-inf) no temperature helps
+    if not len(z):
+        return LIMITS[1]
     low, high = 1 / LIMITS[1], 1 / LIMITS[0]
     if _slope(z, low)[0] >= 0:
         return LIMITS[1]
@@ -129,6 +132,7 @@ def fit_temperature(predictions: Predictions) -> float:
 def _slope(z: Tensor, beta: float) -> tuple[float, float]:
     """First and second derivative in β of the mean of log Σ_c exp(β z_c), where z_label = 0."""
     p = (beta * z).softmax(1)
+    z = z.masked_fill(z == -math.inf, 0.0)  # masked: of probability 0
     mean = (p * z).sum(1)
     variance = (p * (z - mean[:, None]).square()).sum(1)
     return mean.mean().item(), variance.mean().item()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._environment import environment
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data import Concepts, ImageSet, Source, concepts_of, load_images, with_classes
 from ..data.labelled import as_input
 from ..data.resize import size_of
@@ -259,6 +260,11 @@ def _severities(
 
     if tuple(config.corruptions) in ((), ("none",)):
         return severities, len(rows), []
+    if images.image_shape[0] != 3:
+        raise ValueError(
+            f"corruptions are of RGB images, and {images.name} has {images.image_shape[0]} channels; "
+            'give corruptions=["none"] (--corruptions none)'
+        )
     if tuple(config.corruptions) == ("all",):
         return severities, len(rows), known
     if unknown := [kind for kind in config.corruptions if kind not in known]:
@@ -316,7 +322,7 @@ def _tensors(model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:
     """x [N, 3, H, W] and target [N] as the model takes them."""
     x, target = images.__getitems__(range(len(images)))
     with borrowed(model, None) as (device, dtype):
-        return as_input(x, device, dtype), target.to(device)
+        return as_input(x, device, dtype, PixelCheck(model, "evaluate")), target.to(device)
 
 
 # --- afterwards

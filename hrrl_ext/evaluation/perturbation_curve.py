@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 from ..perturbation import ExamplePerturbation
 from .predictions import checked_logits
@@ -66,12 +67,12 @@ def perturbation_curve(
         raise ValueError(f"perturbation_curve: steps must be finite numbers, got {list(steps)}")
     where, direction = "perturbation_curve", ExamplePerturbation(0.0)
     correct: list[Tensor] = []  # of each batch, [S]
-    count = 0
+    count, check = 0, PixelCheck(model, where)
     with borrowed(model, device) as (there, dtype):
         for images, labels in labelled_batches(data, batch_size, where):
             if steps is None:
                 steps = default_steps(images.shape[1:])
-            x, target = as_input(images, there, dtype), labels.to(there, torch.int64)
+            x, target = as_input(images, there, dtype, check), labels.to(there, torch.int64)
             clean = checked_logits(model(x), target, count, where)
             grad = direction.input_gradient(model, x, target)
             moved = (model(ops.perturb(x, grad, s)[0]) if s else clean for s in steps)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..data.image_sets import as_picture
 from .predictions import predict
 
 _SHOWN = 2
@@ -26,7 +27,7 @@ def attack_pictures(
 ) -> list[dict[str, Any]]:
     """The first examples whose class the attack changed: image, attacked image, perturbation, spectrum.
 
-    x and adversarial [N, 3, H, W] in [0, 1], broken [N] bool: whose class changed. The perturbation is
+    x and adversarial [N, C, H, W] in [0, 1], broken [N] bool: whose class changed. The perturbation is
     shown as ½ + δ / (2 max|δ|), the spectrum as log(1 + |Fδ| / mean|Fδ|), mean over channels,
     the zero frequency in the middle, its largest value white.
     """
@@ -46,9 +47,9 @@ def attack_pictures(
                 "label": classes[label],
                 "predicted": classes[as_],
                 "largest_change": largest.item(),
-                "image": png(image),
-                "attacked": png(attacked),
-                "delta": png(0.5 + delta / (2 * largest)),
+                "image": png(as_picture(image)),
+                "attacked": png(as_picture(attacked)),
+                "delta": png(as_picture(0.5 + delta / (2 * largest))),
                 "spectrum": png(spectrum(delta)),
             }
         )
@@ -56,7 +57,7 @@ def attack_pictures(
 
 
 def spectrum(delta: Tensor) -> Tensor:
-    """log(1 + |Fδ| / mean|Fδ|) of delta [3, H, W], over its largest value: [H, W] in [0, 1]."""
+    """log(1 + |Fδ| / mean|Fδ|) of delta [C, H, W], over its largest value: [H, W] in [0, 1]."""
     modulus = torch.fft.fftshift(torch.fft.fft2(delta.double(), norm="ortho"), dim=(1, 2)).abs()
     modulus = modulus.mean(0)
     shade = (modulus / modulus.mean().clamp(min=1e-300)).log1p()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 
 
@@ -46,14 +47,16 @@ def predict(
     size, device and threads give the same bits.
 
     Raises ValueError for empty data, for a label that the model has no logit of, for logits that are not
-    [B, C] or not finite; TypeError for other data.
+    [B, C] or not finite (-inf is a class that is masked, and never predicted), for images outside [0, 1]
+    of a model that normalises; TypeError for other data.
     """
     logits: list[Tensor] = []
     labels: list[Tensor] = []
     rows = 0
+    check = PixelCheck(model, "predict")
     with borrowed(model, device) as (there, dtype):
         for images, target in labelled_batches(data, batch_size, "predict"):
-            out = model(as_input(images, there, dtype))
+            out = model(as_input(images, there, dtype, check))
             logits.append(checked_logits(out, target, rows, "predict").to("cpu", torch.float32))
             labels.append(target.to("cpu", torch.int64, copy=True))
             rows += len(images)
@@ -71,14 +74,19 @@ def checked_logits(logits: Any, target: Tensor, first_row: int, where: str) -> T
             f"{where}: labels must lie in 0..{logits.shape[1] - 1}, the model's classes, got "
             f"{low}..{high}; give data of the classes that the model was trained on"
         )
-    finite = logits.isfinite().all(dim=1)
-    if not finite.all():
-        bad = first_row + int(finite.logical_not().nonzero()[0])
+    usable = usable_logits(logits)
+    if not usable.all():
+        bad = first_row + int(usable.logical_not().nonzero()[0])
         raise ValueError(
-            f"{where}: the logits of example {bad} are not finite (NaN or infinite); check that the "
-            "weights are finite and the images in [0, 1]"
+            f"{where}: the logits of example {bad} are not finite (NaN, infinite, or -inf for every "
+            "class); check that the weights are finite and the images in [0, 1]"
         )
     return logits
+
+
+def usable_logits(logits: Tensor) -> Tensor:
+    """[N] bool: no NaN and no infinity, but -inf for classes that are masked, though not for all."""
+    return logits.amax(1).isfinite()  # NaN passes through it
 
 
 def are_probabilities(logits: Tensor) -> bool:

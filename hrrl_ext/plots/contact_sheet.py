@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..data.image_sets import ImageSet, as_float
+from ..data.image_sets import ImageSet, as_float, as_picture
 from .figures import panels_of, save, shown
 
 if TYPE_CHECKING:
@@ -48,7 +48,9 @@ def plot_contact_sheet(
         axes.axis("off")
         if place < len(hits):
             image, under = hits[place]
-            axes.imshow(as_float(image).permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.imshow(
+                as_picture(as_float(image)).permute(1, 2, 0).numpy(), interpolation="nearest"
+            )
             below = {"transform": axes.transAxes, "ha": "center", "va": "top"}
             axes.text(0.5, -0.03, shown(under), fontsize=8, **below)
         if place == 0:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..data.image_sets import as_float
+from ..data.image_sets import as_float, as_picture
 from .figures import History, column, line_over, panels_of, save, shown
 
 if TYPE_CHECKING:
@@ -123,7 +123,8 @@ def _examples(clustering: GradientClustering, images: ImageSet, path: Path) -> P
     for row, k in enumerate(largest):
         members = (clustering.assignment == k).nonzero().flatten()
         nearest = members[clustering.distance[members].argsort(stable=True)[:_GRID]]
-        pictures = as_float(images.__getitems__(nearest)[0]).permute(0, 2, 3, 1)
+        x = as_float(images.__getitems__(nearest)[0])
+        pictures = as_picture(x).permute(0, 2, 3, 1)
         for place, image in enumerate(pictures):
             top, left = row * (height + 1), place * (width + 1)
             grid[top : top + height, left : left + width] = image

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._arrays import to_numpy
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data.decoding import SUFFIXES
 from ..data.files import images_below, tell_left_out
 from ..data.folders import DecodedImages, ImageFiles
@@ -243,7 +244,8 @@ def _embed_images(
     dtype: torch.dtype,
 ) -> Tensor:
     if isinstance(images, ImageSet):
-        return model.encode_image(as_input(images.__getitems__(rows)[0], device, dtype))
+        x = images.__getitems__(rows)[0]
+        return model.encode_image(as_input(x, device, dtype, PixelCheck(model, "embed")))
     features = images[rows].to(device, dtype)
     # Features of its own network, computed before.
     skips = features.ndim == 2 and isinstance(model.built_as.get("model"), str)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import evaluating
+from .._pixels import PixelCheck
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
@@ -299,8 +299,7 @@ def _built(
 
 def _begin_from(init: str | os.PathLike[str], model: JointEmbedding) -> None:
     """Fills the model with weights, and says what of them it could not take."""
-    if not (report := load_weights(model, init)).complete:
-        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+    load_weights(model, init).warn(f"init {os.fspath(init)}")
 
 
 def _words(
@@ -344,4 +343,8 @@ def _check_model(model: JointEmbedding, encoded: EncodedPairs) -> None:
     row = torch.zeros(1, dtype=torch.int64)
     with evaluating(model):
         (x,) = encoded.images([encoded.pairs.owner[row]])
-        model(as_float(x), *encoded.captions(row), precomputed=encoded.precomputed)
+        model(
+            as_float(PixelCheck(model, "images", trained=True)(x)),
+            *encoded.captions(row),
+            precomputed=encoded.precomputed,
+        )

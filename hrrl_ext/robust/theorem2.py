@@ -13,7 +13,6 @@ from ..losses import ClassificationLoss
 from ..perturbation import (
     BatchNormStatistics,
     ExamplePerturbation,
-    checked_image,
     frozen_statistics,
 )
 from ..processes import Processes
@@ -85,8 +84,8 @@ class Theorem2Perturbation(ExamplePerturbation):
         self.set_extra_state(0)
 
     def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
-        x = checked_image(x)
+        """x [B, ...] floating point in [0, 1], target [B] integers → x̃, detached."""
+        x = self.checked(model, x)
         with frozen_statistics(model, self.batch_norm):
             grad = self.input_gradient(model, x, target)
             norm = _norms(grad) / self.loss_scale

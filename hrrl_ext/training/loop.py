@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..processes import Processes
 from .config import TrainingConfig
-from .move import Move
+from .move import Move, require_pairs
 from .progress import Progress, ProgressStyle
 from .recipe import Recipe, Row
 from .run_folder import RunFolder
@@ -80,6 +80,7 @@ class Loop:
                 raise ValueError(f"{name} must be positive, got {limit}")
         if config.accumulate > 1 and recipe.whole_batch is not None:
             raise ValueError(f"accumulate must be 1, got {config.accumulate}: {recipe.whole_batch}")
+        require_pairs(recipe.model, recipe.batches.sizes, config, processes)
         self.recipe, self.config = recipe, config
         self.processes, self.device = processes, device
         self.run, self.checkpoint_every, self.max_minutes = run, checkpoint_every, max_minutes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -42,6 +43,8 @@ class Move:
         self.model, self.config = model, config
         self.processes, self.device = processes, device
         self.optimizer = build_optimizer(model, config)
+        self.least = 2 if learns_of_batches(model) else 1
+        """Examples that a part of a batch has at least, where the batch has as many."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.examples: int | None = None
         """Of the whole batch, over all processes; None: this process has all of it."""
@@ -74,7 +77,7 @@ class Move:
         self.processes.agree(self.model.buffers())
         self.optimizer.zero_grad(set_to_none=True)
         means = []
-        for part, last in _parts(self.config.accumulate, batch):
+        for part, last in _parts(self.config.accumulate, batch, self.least):
             weight = len(part[0]) / examples
             with nullcontext() if last else self._keep_gradients():
                 with self.autocast():
@@ -110,8 +113,45 @@ class Move:
         return nullcontext()
 
 
-def _parts(count: int, batch: tuple[Tensor, ...]) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
-    """A batch in so many parts (fewer, if it has fewer examples), and whether each is the last."""
-    count = min(count, len(batch[0]))
+def learns_of_batches(model: nn.Module) -> list[str]:
+    """Names of the layers that normalise by the examples that they are given together, so in training
+    need two of them: batch normalisation that is not frozen, and does not ask other processes."""
+
+    def learns(layer: nn.Module) -> bool:
+        parameters = list(layer.parameters())
+        return any(p.requires_grad for p in parameters) if parameters else layer.training
+
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm)
+        and not isinstance(layer, nn.SyncBatchNorm)
+        and learns(layer)
+    ]
+
+
+def require_pairs(
+    model: nn.Module, sizes: Sequence[int], config: TrainingConfig, processes: Processes
+) -> None:
+    """ValueError where batch normalisation would see a single example: before the first step."""
+    layers, smallest = learns_of_batches(model), min(sizes, default=0) // processes.size
+    asked = config.batch_size // (processes.size * config.accumulate)
+    if not layers or (smallest > 1 and asked > 1):
+        return
+    parts = config.accumulate * processes.size
+    of = f"a batch of {min(min(sizes), config.batch_size)}"
+    raise ValueError(
+        f"batch_size: {of if parts == 1 else f'{of} in {parts} parts (accumulate, processes)'} leaves "
+        f"batch normalisation ({layers[0]!r}, {len(layers)} in all) a single example, of which there is "
+        "no statistic; give two or more to every part, or a model whose batch normalisation is frozen"
+    )
+
+
+def _parts(
+    count: int, batch: tuple[Tensor, ...], least: int
+) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+    """A batch in so many parts (fewer, if they had fewer than ``least`` examples), and whether each is
+    the last."""
+    count = max(1, min(count, len(batch[0]) // least))
     for number, part in enumerate(zip(*(t.tensor_split(count) for t in batch), strict=True), 1):
         yield part, number == count

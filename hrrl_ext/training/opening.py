@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from .._modes import evaluating
+from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet
 from ..data.classes import with_classes
 from ..data.image_sets import as_float
 from ..data.resize import size_of
 from ..data.unreadable import OnError, Reading
-from ..models import build_model
+from ..models import build_model, takes_channels
 from ..pretrained import classes_of, load_weights
 from ..processes import Processes
 from .run_folder import RunFolder
@@ -57,6 +59,7 @@ def build_network(model: str | nn.Module, images: ImageSet, width: int, seed: in
             num_classes=images.num_classes,
             image_size=size_of(images.image_shape),
             width=width,
+            channels=images.image_shape[0],
         )
 
 
@@ -82,15 +85,17 @@ def begin_from(init: str | os.PathLike[str], model: nn.Module, *, resume: bool) 
     """Fills the model with weights, and says what of them it could not take."""
     if resume:
         raise ValueError("init begins a new run and resume continues one; give one of the two")
-    if not (report := load_weights(model, init)).complete:
-        warnings.warn(f"init {os.fspath(init)}: {report}", stacklevel=3)
+    load_weights(model, init).warn(f"init {os.fspath(init)}")
+    warn_unnormalised(model, f"init {os.fspath(init)}")
 
 
 def described(model_name: str | None, images: ImageSet, width: int) -> dict[str, Any]:
     """What is needed to open the network of a run again, and what it was trained on."""
+    channels = images.image_shape[0]
     return {
         "model": model_name,
         "image_size": size_of(images.image_shape),
+        **({} if channels == 3 else {"channels": channels}),
         "width": width,
         "data": images.name,
         "examples": len(images),
@@ -100,11 +105,32 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
 
 def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
     """One forward pass of one image, so that a misfit shows before any work."""
-    x = images[0][0][None].to(device)
-    with evaluating(model):
+    x = PixelCheck(model, "data", trained=True)(images[0][0][None].to(device))
+    with evaluating(model), told_channels(model, images):
         logits = model(as_float(x))
     if logits.dim() != 2 or logits.shape[1] != images.num_classes:
         raise ValueError(
             f"model must give logits [B, {images.num_classes}], one per class of the data, "
             f"got {list(logits.shape)} for one image"
         )
+
+
+@contextmanager
+def told_channels(model: nn.Module, images: ImageSet) -> Iterator[None]:
+    """Says of a pass that fails whether it is for the channels of the images."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        takes, channels = takes_channels(model), images.image_shape[0]
+        if takes is None or takes == channels:
+            raise
+        grey = takes == 1 and channels == 3
+        raise ValueError(
+            f"data: the model takes images of {takes} channels, and {images.name} has {channels}: "
+            f"{list(images.image_shape)}. Give "
+            + (
+                "grey images as arrays [N, 1, H, W], or a model that begins with taking x[:, :1]"
+                if grey
+                else f"images of {takes}, or a model for {channels}; one by name is built for the images"
+            )
+        ) from error

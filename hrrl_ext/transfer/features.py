@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data import ImageSet
 from ..data.labelled import as_input, labelled_batches
 from ..layers import captured, find_classifier, find_head, find_layer
@@ -66,8 +67,9 @@ def extract_features(
     Rows follow the data, hence the order of a DataLoader that shuffles. Nothing random is drawn
     here: the same batch size, device, threads and cuDNN algorithms give the same bits.
 
-    Raises ValueError for empty data, for a feature that is not finite, and for a layer that the
-    model does not have or does not call exactly once per batch; TypeError for other data.
+    Raises ValueError for empty data, for images outside [0, 1] where the model normalises, for a feature
+    that is not finite, and for a layer that the model does not have or does not call exactly once per
+    batch; TypeError for other data.
     """
     batches = list(_feature_batches(model, data, classifier, layer, pool, batch_size, device))
     return Features(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
@@ -114,14 +116,14 @@ def _feature_batches(
             "extract_features: the feature is the input of classifier or the output of layer; "
             "give one of the two"
         )
-    rows = 0
+    rows, check = 0, PixelCheck(model, "extract_features")
     with (
         borrowed(model, device) as (there, dtype),
         _features_of(model, classifier, layer, pool) as features,
     ):
         for images, target in labelled_batches(data, batch_size, "extract_features"):
             features.clear()
-            model(as_input(images, there, dtype))
+            model(as_input(images, there, dtype, check))
             x = _feature_rows(
                 features, len(images), rows, "classifier" if layer is None else "layer"
             )

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._pixels import warn_unnormalised
 from ..data import Concepts, ImageSet, Source, load_images
 from ..data.resize import ImageSize, size_of
 from ..data.sources import load_images_for, takes_root
@@ -141,6 +142,7 @@ def finetune(
     config = {} if folder is None else read_config(folder)
     images = _images_for(data, image_size, config, folder, root if takes_root(data) else None)
     start = copy.deepcopy(model) if isinstance(model, nn.Module) else open_model(model)
+    warn_unnormalised(start, "finetune")
     if folder is not None:
         options |= {"model_name": config["model"], "width": config["width"]}
         _require_size(start, config, size_of(images.image_shape), folder)
@@ -249,6 +251,7 @@ def _require_size(
         num_classes=len(config["classes"]),
         image_size=size,
         width=config["width"],
+        channels=config.get("channels", 3),
     )
     shapes = [{n: p.shape for n, p in m.state_dict().items()} for m in (start, again)]
     if shapes[0] != shapes[1]:

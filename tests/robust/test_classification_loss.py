@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrrl_ext import ops
+from hrrl_ext.clustering.examples import cross_entropy
+from hrrl_ext.evaluation.attacks import fgsm
 from hrrl_ext.robust import ClassificationLoss, ExamplePerturbation, HRRLConfig, HRRLObjective
 
 B, C, K = 9, 4, 3
@@ -203,3 +205,25 @@ def test_smoothing_is_the_losss(make: Any) -> None:
 def test_settings_of_a_run_are_checked_before_it(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         HRRLConfig(**settings)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.int8, torch.uint8], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"focal": 2.0}, {"tau": "theorem2"}], ids=["plain", "focal", "theorem2"]
+)
+def test_labels_of_any_integers(dtype: torch.dtype, settings: dict[str, Any]) -> None:
+    """As pandas, NumPy and archives have them."""
+    settings = {"tau": 0.1} | settings
+    focal = settings.pop("focal", 0.0)
+    objective = HRRLObjective([3, 3], lam=1.0, loss=ClassificationLoss(focal=focal), **settings)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+    x = torch.rand(6, 3, 2, 2)
+    target, concept = torch.arange(6) % 3, torch.arange(6) % 2
+    outs = []
+    for kind in (torch.int64, dtype):
+        moved = objective.perturb(model, x, target.to(kind))
+        outs.append((moved, *objective(model(moved), target.to(kind), concept.to(kind))))
+    assert all(torch.equal(a, b) for a, b in zip(*outs, strict=True))
+    adversarial = [fgsm(model, x, target.to(kind), 0.1) for kind in (torch.int64, dtype)]
+    assert torch.equal(*adversarial)
+    assert torch.equal(*(cross_entropy(model(x), target.to(kind)) for kind in (torch.int64, dtype)))

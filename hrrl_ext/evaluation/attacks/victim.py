@@ -12,20 +12,19 @@ from torch import Tensor, nn
 
 from ..._arrays import wide
 from ..._modes import in_mode
+from ..._pixels import in_range, warn_unnormalised
 from ...norms import Ball, Norm
+from ..predictions import usable_logits
 from .fourier import FourierLinf
 from .losses import CLASSES_NEEDED, Loss, attack_loss
 from .threats import find_norm
-
-_SLACK = 1e-6
-"""How far outside [0, 1] rounding may have put a pixel; it is clamped."""
 
 
 class Look(NamedTuple):
     """What the model says about images z [N, C, H, W]."""
 
     loss: Tensor
-    """[N]; -inf where a logit is not finite, so that such an image is never preferred"""
+    """[N]; -inf where the logits are not finite, so that such an image is never preferred"""
     fooled: Tensor
     """[N] bool: another class has the largest logit, and all are finite"""
     grad: Tensor
@@ -76,7 +75,7 @@ class Victim:
                 (grad,) = torch.autograd.grad(losses.sum(), leaf)
             grad = _finite_examples(wide(grad).expand(z.shape))
         logits, losses = logits.detach(), losses.detach()
-        losses = torch.where(logits.isfinite().all(1), losses, -math.inf)
+        losses = torch.where(usable_logits(logits), losses, -math.inf)
         return Look(losses, _fooled(logits, target), grad)
 
     def _forward(self, z: Tensor, target: Tensor) -> Tensor:
@@ -98,9 +97,9 @@ class Victim:
                 f"{self.where}: target must lie in 0..{logits.shape[1] - 1}, the classes of the "
                 f"model, got {int(target.max())}"
             )
-        finite = logits.isfinite().all(1)
-        if not finite.all():
-            bad = int(finite.logical_not().nonzero()[0])
+        usable = usable_logits(logits)
+        if not usable.all():
+            bad = int(usable.logical_not().nonzero()[0])
             raise ValueError(
                 f"{self.where}: the model's logits for example {bad} are not finite before the first "
                 "step; check its weights and its input, which is in [0, 1]"
@@ -121,6 +120,7 @@ def check_loss(where: str, loss: Loss, classes: int) -> None:
 def borrowed(where: str, model: nn.Module, device: torch.device) -> Iterator[Victim]:
     """The model in eval mode. Training flags, gradients, buffers, hooks and the random state are as
     before afterwards, also by an exception: nothing here writes to them."""
+    warn_unnormalised(model, where)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), in_mode(model, "eval"):
         yield Victim(where, model)
@@ -143,31 +143,19 @@ def attackable(where: str, x: Tensor, target: Tensor, eps: float, norm: str | No
             f"{where}: norm {ball_norm.name!r} needs float32 images, got {x.dtype}: rounding to it "
             "moves every Fourier coefficient by a good part of eps; use x.float()"
         )
-    if target.shape != x.shape[:1] or target.dtype != torch.int64 or target.device != x.device:
+    whole = not (target.is_floating_point() or target.dtype == torch.bool)
+    if target.shape != x.shape[:1] or not whole or target.device != x.device:
         raise ValueError(
-            f"{where}: target must be [{len(x)}] int64 on {x.device}, one class per image, "
+            f"{where}: target must be [{len(x)}] integers on {x.device}, one class per image, "
             f"got {list(target.shape)} {target.dtype} on {target.device}"
         )
-    if len(x):
-        _check_values(where, x, target)
-    return Ball.around(x.detach().clamp(0, 1), eps, ball_norm)
-
-
-def _check_values(where: str, x: Tensor, target: Tensor) -> None:
-    if int(target.min()) < 0:
+    if len(x) and int(target.min()) < 0:
         raise ValueError(f"{where}: target must not be negative, got {int(target.min())}")
-    low, high = x.detach().amin((1, 2, 3)), x.detach().amax((1, 2, 3))  # NaN passes through both
-    outside = ~((low >= -_SLACK) & (high <= 1 + _SLACK))
-    if outside.any():
-        i = int(outside.nonzero()[0])
-        raise ValueError(
-            f"{where}: x must lie in [0, 1], image {i} holds values from {float(low[i]):.6g} to "
-            f"{float(high[i]):.6g}; a model's input is in [0, 1], its first layer normalises"
-        )
+    return Ball.around(in_range(x.detach(), f"{where}: x"), eps, ball_norm)
 
 
 def _fooled(logits: Tensor, target: Tensor) -> Tensor:
-    return (logits.argmax(1) != target) & logits.isfinite().all(1)
+    return (logits.argmax(1) != target) & usable_logits(logits)
 
 
 def _finite_examples(grad: Tensor) -> Tensor:

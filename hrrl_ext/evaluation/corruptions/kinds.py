@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..._pixels import in_range
 from ..._precision import full_float32
 from ...data.ids import Ids
-from ...data.image_sets import ImageSet, as_float, check_range
+from ...data.image_sets import ImageSet, as_float
 from ...data.resize import ImageSize
 from ...spec import not_known
 from . import blur, digital, noise, weather
@@ -65,7 +66,7 @@ def corrupt(
     TypeError for another dtype, ImportError for jpeg_compression without Pillow.
     """
     _check(kind, severity)
-    _check_images(images)
+    images = _checked(images)
     if index is None:
         index = range(len(images))
     numbers = torch.as_tensor(index).tolist()
@@ -131,11 +132,14 @@ def _check(kind: str, severity: int) -> None:
         raise ValueError(f"corrupt: severity must be one of 1, 2, 3, 4, 5, got {severity!r}")
 
 
-def _check_images(images: Tensor) -> None:
+def _checked(images: Tensor) -> Tensor:
     if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
-        raise ValueError(f"corrupt: images must be [B, 3, H, W], got {list(images.shape)}")
+        raise ValueError(
+            f"corrupt: images must be RGB, [B, 3, H, W], got {list(images.shape)}; corruptions are of "
+            "photographs, and of other channels there are none"
+        )
     if images.is_floating_point():
-        if len(images):
-            check_range(images, "corrupt")
-    elif images.dtype != torch.uint8:
+        return in_range(images, "corrupt")
+    if images.dtype != torch.uint8:
         raise TypeError(f"corrupt: images must be uint8, or float in [0, 1], got {images.dtype}")
+    return images

@@ -460,11 +460,11 @@ def test_a_start_is_projected_and_used(attack):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"x": images(2) + 0.1}, ValueError, r"must lie in \[0, 1\], image 0 holds values from 0.1"),
+        ({"x": images(2) + 0.1}, ValueError, r"must lie in \[0, 1\]; image 0 holds values from 0.1"),
         ({"x": images(2) * math.nan}, ValueError, "image 0 holds values from nan"),
         ({"x": (images(2) * 255).byte()}, TypeError, r"got torch.uint8; convert"),
         ({"x": images(2)[0]}, ValueError, r"must be images \[N, 3, H, W\]"),
-        ({"target": torch.zeros(3).long()}, ValueError, r"target must be \[2\] int64"),
+        ({"target": torch.zeros(3).long()}, ValueError, r"target must be \[2\] integers"),
         ({"target": torch.zeros(2)}, ValueError, "float32"),
         ({"target": torch.tensor([0, 5])}, ValueError, r"target must lie in 0..4.*got 5"),
         ({"target": torch.tensor([0, -1])}, ValueError, "must not be negative, got -1"),
