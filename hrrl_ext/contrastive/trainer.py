@@ -12,11 +12,12 @@ from torch import nn
 from ..data import Batches, ImageSet, Source, load_images
 from ..data.classes import require_same_classes
 from ..data.sources import takes_root
+from ..layers import find_classifiers, the_classifier
 from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
 from ..training.face import Trainer
-from ..training.opening import begin_from, build_network, check_model, open_run
+from ..training.opening import begin_from, build_network, check_model, open_run, trial
 from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
 from .encoder import Encoder
@@ -129,10 +130,9 @@ class URRLTrainer(Trainer):
         network = build_network(model, images, method.width, training.seed)
         if init is not None:
             begin_from(init, network, images, resume=resume)
-        self.encoder = Encoder(network, method.dim, training.seed).to(device_)
+        self.encoder = _encoder(network.to(device_), images, method.dim, training.seed)
         if training.channels_last:
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_model(network, images, device_)
         self.recipe = MoCo(
             self.encoder,
             batches,
@@ -156,6 +156,18 @@ class URRLTrainer(Trainer):
             tensorboard=tensorboard,
             after_step=self._after_step,
         )
+
+
+def _encoder(network: nn.Module, images: ImageSet, dim: int, seed: int) -> Encoder:
+    """Where the network is. Of several classifiers only one could be cut off the features."""
+    check_model(network, images)
+    with trial(network, images, "eval") as x:
+        found = find_classifiers(network, x)
+    way_out = (
+        "pass a module that returns those of one alone, for the other would train the features"
+    )
+    classifier = the_classifier(network, found, "URRLTrainer", way_out)
+    return Encoder(network, dim, seed, classifier).to(x.device)
 
 
 def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:

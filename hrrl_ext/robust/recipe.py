@@ -16,6 +16,7 @@ from ..clustering.discovered import Discovery
 from ..concept_weights import CALIBRATION_BATCHES, ConceptDistribution, ConceptWeights
 from ..data import Augmentation, Batches, ImageSet
 from ..evaluation import accuracy
+from ..layers import logits_of
 from ..losses import ClassificationLoss
 from ..processes import Processes
 from ..training import Move, Recipe
@@ -118,9 +119,10 @@ class HRRL(Recipe):
                 self.tally.length += self.objective.perturbation.lengths.sum()
         else:
             x, more = self.stored.perturb(x, *more), ()  # with the ∇ℓ of the last epoch
-        logits, penalty = (
+        output, penalty = (
             (model(x), None) if self.penalty is None else self.penalty(model, x, *more)
         )
+        logits = logits_of(output)
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
         means, distribution = out.concept_loss, self.objective.distribution
@@ -167,7 +169,7 @@ class HRRL(Recipe):
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
             for (x, target, concept, *_), size in itertools.islice(batches, CALIBRATION_BATCHES):
                 with move.autocast():
-                    logits = self.model(x)
+                    logits = logits_of(self.model(x))
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
                 losses.append(self.processes.sum(part))
         distribution.calibrate(losses)

@@ -144,7 +144,7 @@ class HRRLTrainer(Trainer):
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_model(self.model, sets.images, device_)
+        check_model(self.model, sets.images)
         self.recipe = HRRL(
             self.model,
             sets,

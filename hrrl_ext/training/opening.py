@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .._modes import evaluating
+from .._modes import in_mode
 from ..data import ImageSet
 from ..data.classes import require_same_classes
 from ..data.image_sets import as_float
+from ..layers import logits_of
 from ..models import build_model
 from ..pretrained import classes_of, load_weights
 from .run_folder import RunFolder
@@ -71,13 +74,39 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
     }
 
 
-def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
-    """One forward pass of one image, so that a misfit shows before any work."""
-    x = images[0][0][None].to(device)
-    with evaluating(model):
-        logits = model(as_float(x))
-    if logits.dim() != 2 or logits.shape[1] != images.num_classes:
+def check_model(model: nn.Module, images: ImageSet) -> None:
+    """A forward pass as in training, and one as in evaluation, so that a misfit shows before any work."""
+    for mode in ("train", "eval"):
+        with trial(model, images, mode) as x, torch.no_grad():
+            output = model(x)
+        logits = logits_of(output)
+        if logits.shape != (len(x), images.num_classes):
+            raise ValueError(
+                f"model must give logits [B, {images.num_classes}], one per class of the data, "
+                f"got {list(logits.shape)} for {len(x)} images in {mode} mode"
+            )
+
+
+@contextmanager
+def trial(model: nn.Module, images: ImageSet, mode: Literal["train", "eval"]) -> Iterator[Tensor]:
+    """Two images [2, 3, H, W] of the data, for a pass in that mode that leaves no trace in ``model``.
+
+    Neither running statistics nor the random state are others afterwards. ValueError with the model's
+    own words where the pass fails.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    x = as_float(images[0][0].to(device)).repeat(2, 1, 1, 1)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), in_mode(model, mode):
+            yield x
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"model must give logits [B, {images.num_classes}], one per class of the data, "
-            f"got {list(logits.shape)} for one image"
-        )
+            f"{type(model).__name__} fails on images {list(x.shape[1:])} in {mode} mode: {error}; give "
+            "a model for images of this size, or the size it is for by image_size"
+        ) from error
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])
