@@ -155,6 +155,7 @@ class URRLTrainer(Trainer):
             progress=progress,
             tensorboard=tensorboard,
             after_step=self._after_step,
+            freeze=method.freeze,
         )
 
 

@@ -17,6 +17,7 @@ from ..perturbation import FP16_LOSS_SCALE
 from ..processes import start_processes
 from ..training import Loop, TrainingConfig
 from ..training.face import Trainer
+from ..training.freezing import freeze
 from ..training.opening import begin_from, build_network, check_model, open_run
 from ..training.progress import ProgressStyle
 from .config import HRRLConfig, Levels, by_config, with_levels
@@ -141,6 +142,7 @@ class HRRLTrainer(Trainer):
         self.model = build_network(model, sets.images, method.width, training.seed)
         if init is not None:
             begin_from(init, self.model, sets.images, resume=resume)
+        freeze(self.model, method.freeze)
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -168,6 +170,7 @@ class HRRLTrainer(Trainer):
             progress=progress,
             tensorboard=tensorboard,
             after_step=self._after_step,
+            freeze=method.freeze,
         )
 
     def train_step(
