@@ -30,7 +30,7 @@ def freeze(model: nn.Module, patterns: Sequence[str] | None) -> list[nn.Module]:
         if not any(fnmatchcase(name, bare) for name in (*modules, *parameters)):
             raise ValueError(
                 f"freeze: {type(model).__name__}'s layer {not_known(bare, [*modules, *parameters])}; "
-                "layer* is every name that begins so"
+                "layer* fits every name that begins with layer"
             )
     for name, parameter in parameters.items():
         if _frozen(name, patterns or ()):
