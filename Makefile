@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 # The torch that the library is developed and tested with; any from 2.10 on will do.
 TORCH  ?= torch==2.13.0
+# One that torchvision has a CPU build for, for the networks of others.
+MODELS_TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 # A file of tests stays with one process, which builds what they share once; tests/conftest.py says which files come first.
 # A process that crashes, or a test that hangs, ends the run: a process that takes the place of another can wait for ever.
@@ -18,7 +20,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 HEADERS    := $(VENV)/headers/torch-2.10 $(VENV)/headers/torch-2.11
 SETUPTOOLS := $(VENV)/setuptools-oldest
 
-.PHONY: demo test test-fast test-abi build-time check types format hooks bench info clean
+.PHONY: demo test test-fast test-abi test-models build-time check types format hooks bench info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
@@ -40,6 +42,17 @@ $(VENV)-torch-newest/.tools: OTHER_TORCH = torch
 $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools: | $(VENV)/.tools
 	$(BIN)/python -m venv $(@D)
 	$(@D)/bin/pip install --quiet "$(OTHER_TORCH)" numpy pytest hypothesis
+	touch $@
+
+# Networks of torchvision, timm and transformers, in an environment where these fit a torch. It takes several GB.
+test-models: $(VENV)/.built $(VENV)-models/.tools
+	HRRL_REAL_MODELS=yes PYTHONPATH=$(CURDIR) $(VENV)-models/bin/python -m pytest tests/test_real_models.py -rP
+
+$(VENV)-models/.tools: pyproject.toml | $(VENV)/.tools
+	$(BIN)/python -m venv $(@D)
+	$(BIN)/python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+	  > $(@D)/needs.txt
+	$(@D)/bin/pip install --quiet $(MODELS_TORCH) timm transformers pytest -r $(@D)/needs.txt
 	touch $@
 
 $(VENV)/headers/torch-%: | $(VENV)/.tools
@@ -84,7 +97,7 @@ info: $(VENV)/.built
 	$(BIN)/hrrl info
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch-oldest $(VENV)-torch-newest build runs *.egg-info hrrl_ext/*.so
+	rm -rf $(VENV) $(VENV)-torch-oldest $(VENV)-torch-newest $(VENV)-models build runs *.egg-info hrrl_ext/*.so
 
 # --group reads the lists of tools in pyproject.toml. The extension is built in the environment itself, so that torch is
 # fetched once; `pip install -e .` on its own builds in isolation just as well.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -10,11 +10,28 @@ import torch
 from torch import nn
 
 
+def to_train(model: nn.Module, held: Iterable[nn.Module] = ()) -> None:
+    """Train mode, but not of what is frozen: modules whose parameters all are, and those ``held``.
+
+    For running statistics and dropout are part of what a layer computes.
+    """
+    model.train()
+    for module in held:
+        module.training = False
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
+
+
 @contextmanager
 def in_mode(model: nn.Module, mode: Literal["eval", "train"]) -> Iterator[None]:
     """Every module is in this mode within; each one's own training flag is restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.train(mode == "train")
+    if mode == "train":
+        to_train(model)
+    else:
+        model.eval()
     try:
         yield
     finally:

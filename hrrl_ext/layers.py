@@ -1,14 +1,136 @@
-"""The layers of a model by name, and what goes into one of them or comes out of it."""
+"""What a model returns, its layers by name, and what goes into one of them or comes out of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.autograd.graph import Node
 
-from .spec import not_known
+from .spec import listed, not_known
+
+# --- what a model returns
+
+
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a model returns, whatever library it is of.
+
+    A tensor is itself. Of a mapping or an object it is ``logits`` (the outputs of transformers,
+    torchvision's named tuples of networks with auxiliary classifiers), of another tuple or list its first
+    entry, of another mapping its only tensor. Whether they are [B, C] is for those to say who use them.
+    ValueError: there are none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    named = output if isinstance(output, Mapping) else {}
+    found = named.get("logits") if named else getattr(output, "logits", None)
+    if found is None and named:
+        tensors = [value for value in named.values() if isinstance(value, Tensor)]
+        found = tensors[0] if len(tensors) == 1 and len(named) == 1 else None
+    elif found is None and isinstance(output, tuple | list) and output:
+        found = output[0]
+    if isinstance(found, Tensor):
+        return found
+    holds = f" of {', '.join(map(str, named))}" if named else ""
+    raise ValueError(
+        f"the model must return logits [B, C], alone, as .logits, under the key 'logits' or first in a "
+        f"tuple, got {type(output).__name__}{holds}; wrap it in a module that returns its logits"
+    )
+
+
+def _tensors_in(output: Any) -> Iterator[Tensor]:
+    """All that a model returns."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping | tuple | list):
+        for value in output.values() if isinstance(output, Mapping) else output:
+            yield from _tensors_in(value)
+
+
+# --- its classifiers
+
+
+class Classifiers(NamedTuple):
+    """Names of the linear layers that a model's outputs end in, in module order."""
+
+    of_logits: list[str]
+    beside: list[str]
+    """of what it returns besides, such as auxiliary classifiers in train mode"""
+
+
+def find_classifiers(model: nn.Module, x: Tensor) -> Classifiers:
+    """The layers that ``model`` reads its logits from, on some images, in the modes that it is in.
+
+    Found in the graph of a forward pass, whatever the order of the modules is: the nn.Linear layers, as
+    wide as there are classes, that are met first on the way back from the logits. A network that is
+    distilled has two, whose mean the logits are. None, where the logits come from another kind of layer.
+    """
+    written: dict[Node, str] = {}
+    width: dict[str, int] = {}
+
+    def watch(name: str, layer: nn.Linear) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and out.grad_fn is not None and out.ndim == 2:
+                written[out.grad_fn], width[name] = name, layer.out_features
+
+        return hook
+
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    handles = [m.register_forward_hook(watch(name, m)) for name, m in linear.items()]
+    try:
+        with torch.enable_grad():
+            output = model(x.detach().requires_grad_().clone())  # which it may change in place
+    finally:
+        for handle in handles:
+            handle.remove()
+    try:
+        logits = logits_of(output)
+    except ValueError:  # a network without a classifier
+        return Classifiers([], [])
+    classes = logits.shape[1] if logits.ndim == 2 else 0
+
+    def ends_of(tensor: Tensor) -> set[str]:
+        ends = _ends(tensor, written)
+        return ends if all(width[name] == classes for name in ends) else set()
+
+    of_logits = ends_of(logits)
+    beside = {name for t in _tensors_in(output) for name in ends_of(t)} - of_logits
+    return Classifiers(*([n for n in linear if n in names] for names in (of_logits, beside)))
+
+
+def _ends(tensor: Tensor, written: Mapping[Node, str]) -> set[str]:
+    """Of the layers whose outputs are ``written``, those met first on every way back from ``tensor``."""
+    names: set[str] = set()
+    seen: set[Node] = set()
+    ahead = [tensor.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in written:
+            names.add(written[node])
+        else:
+            ahead += [before for before, _ in node.next_functions]
+    return names
+
+
+def the_classifier(model: nn.Module, found: Classifiers, where: str, way_out: str) -> nn.Linear:
+    """The layer whose input is f(x); the last nn.Linear where the logits come from another kind.
+    ValueError where they come from several."""
+    if len(found.of_logits) > 1:
+        raise ValueError(
+            f"{where}: the logits of {type(model).__name__} come from {len(found.of_logits)} layers, "
+            f"{listed(found.of_logits)}, each with an input of its own; {way_out}"
+        )
+    layer = find_classifier(model)
+    if found.of_logits:
+        (name,) = found.of_logits
+        layer = next(m for n, m in model.named_modules() if n == name and isinstance(m, nn.Linear))
+    return layer
 
 
 def find_classifier(model: nn.Module) -> nn.Linear:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .layers import logits_of
 
 
 class ClassificationLoss(nn.Module):
@@ -71,7 +72,8 @@ class ClassificationLoss(nn.Module):
         return loss
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """logits [B, C] as the model gives them, target [B] → ℓ_i [B], in float32 at least."""
+        """logits [B, C] as the model returns them (:func:`hrrl_ext.layers.logits_of`), target [B] → ℓ_i
+        [B], in float32 at least."""
         logits, target = self._adjusted(logits), class_ids(target)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(
@@ -100,6 +102,7 @@ class ClassificationLoss(nn.Module):
         return weighed(self(logits, target), concept, q, concept_count)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
+        logits = logits_of(logits)
         return logits if self.offset is None else logits + self.offset
 
     def extra_repr(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,17 +12,23 @@ from torch import Tensor, nn
 from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet, Source, load_images
 from ..data.image_sets import as_float
+from ..layers import logits_of
 from ..losses import class_ids
 
 Data: TypeAlias = "Source | tuple[Tensor, Tensor]"
 """What :func:`hrrl_ext.data.load_images` opens, or tensors (x [N, ...], target [N, ...])."""
 
 ExampleLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""(outputs, target) → the loss of each example, [B]."""
+"""(what the model returns, target) → the loss of each example, [B]."""
 
 
-def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """[B] the cross-entropy of every example, in float32 or wider: the loss unless another is given."""
+def cross_entropy(output: Any, target: Tensor) -> Tensor:
+    """[B] the cross-entropy of every example, in float32 or wider: the loss unless another is given.
+
+    It takes the logits from what a model returns (:func:`hrrl_ext.layers.logits_of`); another loss is
+    given that as it is.
+    """
+    logits = logits_of(output)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(logits, class_ids(target), reduction="none")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ..data import RandomResizedCrop, Views, view_family
 from ..data.resize import ImageSize
 from ..training.config import TrainingConfig, require_one_of, require_positive
+from ..training.freezing import read_patterns
 from ..training.schedule import ScheduleName
 
 Family = Literal["moco", "augmix", "augmix:all", "augmix:moco", "urrl", "own"]
@@ -56,8 +58,13 @@ class ContrastiveConfig:
     """Side that images are resized to, or height and width; their own if not given."""
     width: int = 64
     """Channels of the first stage of a model given by name."""
+    freeze: Sequence[str] | str | None = None
+    """What is not trained, and in eval mode all along: names of layers or parameters, with * and ?,
+    such as conv1+layer* or a list; ! is before what trains nevertheless, as in *+!fc, and the last that
+    fits counts."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "freeze", read_patterns(self.freeze))
         require_positive(
             self, "dim", "queue", "temperature", "norm_groups", "bank", "neighbours",
             "neighbour_temperature", "width",

@@ -9,20 +9,22 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .._arrays import unit_rows, wide
-from ..layers import find_classifier, layer_name
+from ..layers import find_classifier, layer_name, logits_of
 
 
 class Encoder(nn.Module):
-    """x ↦ z = head(f(x))/‖head(f(x))‖, f the features of a network: the input of its last linear layer.
+    """x ↦ z = head(f(x))/‖head(f(x))‖, f the features of a network: the input of its classifier.
 
-    ``backbone`` is the whole network, whose last layer learns beside the head, from features that carry
-    no gradient: an online probe, which changes nothing of f. ``head`` has two layers (MoCo v2), drawn by
-    ``seed`` alone.
+    ``backbone`` is the whole network, whose classifier (its last nn.Linear, if not given) learns beside
+    the head, from features that carry no gradient: an online probe, which changes nothing of f. ``head``
+    has two layers (MoCo v2), drawn by ``seed`` alone.
     """
 
-    def __init__(self, backbone: nn.Module, dim: int, seed: int) -> None:
+    def __init__(
+        self, backbone: nn.Module, dim: int, seed: int, classifier: nn.Linear | None = None
+    ) -> None:
         super().__init__()
-        classifier = find_classifier(backbone)
+        classifier = find_classifier(backbone) if classifier is None else classifier
         self.backbone = backbone
         self.classifier = layer_name(backbone, classifier)
         width = classifier.in_features
@@ -50,7 +52,7 @@ class Encoder(nn.Module):
 
         handle = self.backbone.get_submodule(self.classifier).register_forward_pre_hook(cut)
         try:
-            logits = self.backbone(x)
+            logits = logits_of(self.backbone(x))
         finally:
             handle.remove()
         if len(seen) != 1:

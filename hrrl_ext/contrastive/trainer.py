@@ -12,6 +12,7 @@ from torch import nn
 from ..data import Batches, ImageSet, Source, load_images, with_classes
 from ..data.sources import takes_root
 from ..data.unreadable import OnError
+from ..layers import find_classifiers, the_classifier
 from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
@@ -23,6 +24,7 @@ from ..training.opening import (
     check_model,
     open_reading,
     open_run,
+    trial,
 )
 from ..training.progress import ProgressStyle
 from .config import ContrastiveConfig, ContrastiveTraining
@@ -136,10 +138,9 @@ class URRLTrainer(Trainer):
         network = build_network(model, images, method.width, training.seed)
         if init is not None:
             begin_from(init, network, resume=resume)
-        self.encoder = Encoder(network, method.dim, training.seed).to(device_)
+        self.encoder = _encoder(network.to(device_), images, method.dim, training.seed)
         if training.channels_last:
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_model(network, images, device_)
         self.recipe = MoCo(
             self.encoder,
             batches,
@@ -162,6 +163,7 @@ class URRLTrainer(Trainer):
             progress=progress,
             tensorboard=tensorboard,
             after_step=self._after_step,
+            freeze=method.freeze,
         )
 
 
@@ -174,6 +176,18 @@ def _with_views(
     name: Any = views if isinstance(views, str) else "own"
     method = ContrastiveConfig(views=name, **of_method)
     return method, method.make_views(seed) if isinstance(views, str) else views
+
+
+def _encoder(network: nn.Module, images: ImageSet, dim: int, seed: int) -> Encoder:
+    """Where the network is. Of several classifiers only one could be cut off the features."""
+    check_model(network, images)
+    with trial(network, images, "eval") as x:
+        found = find_classifiers(network, x)
+    way_out = (
+        "pass a module that returns those of one alone, for the other would train the features"
+    )
+    classifier = the_classifier(network, found, "URRLTrainer", way_out)
+    return Encoder(network, dim, seed, classifier).to(x.device)
 
 
 def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:

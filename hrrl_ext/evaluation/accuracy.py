@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..data import Batches
+from ..layers import logits_of
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def accuracy(model: nn.Module, batches: Batches, num_concepts: int) -> Accuracy:
     count = torch.zeros_like(correct)
     with evaluating(model):
         for x, target, concept in batches.epoch(0):
-            hit = model(x).argmax(1) == target
+            hit = logits_of(model(x)).argmax(1) == target
             correct += torch.bincount(concept, weights=hit, minlength=num_concepts)
             count += torch.bincount(concept, minlength=num_concepts)
     return Accuracy(

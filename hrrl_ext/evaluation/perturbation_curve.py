@@ -14,6 +14,7 @@ from .. import ops
 from .._modes import borrowed
 from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
+from ..layers import logits_of
 from ..perturbation import ExamplePerturbation
 from .predictions import checked_logits
 
@@ -75,7 +76,7 @@ def perturbation_curve(
             x, target = as_input(images, there, dtype, check), labels.to(there, torch.int64)
             clean = checked_logits(model(x), target, count, where)
             grad = direction.input_gradient(model, x, target)
-            moved = (model(ops.perturb(x, grad, s)[0]) if s else clean for s in steps)
+            moved = (logits_of(model(ops.perturb(x, grad, s)[0])) if s else clean for s in steps)
             correct.append(torch.stack([(y.argmax(1) == target).sum() for y in moved]))
             count += len(target)
     return PerturbationCurve(list(steps or ()), torch.stack(correct).sum(0).tolist(), count)

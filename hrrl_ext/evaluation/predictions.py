@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .._modes import borrowed
 from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
+from ..layers import logits_of
 
 
 class Predictions(NamedTuple):
@@ -63,11 +64,14 @@ def predict(
     return Predictions(torch.cat(logits), torch.cat(labels))
 
 
-def checked_logits(logits: Any, target: Tensor, first_row: int, where: str) -> Tensor:
-    """``logits`` if they are [B, C], finite, and have every label of ``target`` [B] among their C."""
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(target):
-        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"{where}: the model must return logits [{len(target)}, C], got {got}")
+def checked_logits(output: Any, target: Tensor, first_row: int, where: str) -> Tensor:
+    """The logits in what a model returns, if they are [B, C], finite, and have every label of ``target``
+    [B] among their C."""
+    logits = logits_of(output)
+    if logits.ndim != 2 or len(logits) != len(target):
+        raise ValueError(
+            f"{where}: the model must return logits [{len(target)}, C], got {list(logits.shape)}"
+        )
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= logits.shape[1]:
         raise ValueError(

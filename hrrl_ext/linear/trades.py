@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._modes import in_mode
 from ..evaluation.attacks import find_norm
+from ..layers import logits_of
 from ..norms import Ball
 
 
@@ -60,8 +61,8 @@ class _TradesPenalty(nn.Module):
 
     def forward(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         moved = self._moved(model, x.detach())
-        logits = model(x)
-        return logits, self.settings.beta * _divergence(logits, model(moved))
+        logits = logits_of(model(x))
+        return logits, self.settings.beta * _divergence(logits, logits_of(model(moved)))
 
     def _moved(self, model: nn.Module, x: Tensor) -> Tensor:
         """The x' of the largest divergence that the steps came by last."""
@@ -74,11 +75,11 @@ class _TradesPenalty(nn.Module):
         delta = ball.move(torch.zeros_like(ball.base), noise, 1e-3 * settings.eps)
         with in_mode(model, "eval"):
             with torch.no_grad():
-                clean = model(x)
+                clean = logits_of(model(x))
             for _ in range(settings.steps):
                 z = (ball.base + delta).requires_grad_()
                 with torch.enable_grad():
-                    divergence = _divergence(clean, model(z.to(x.dtype)))
+                    divergence = _divergence(clean, logits_of(model(z.to(x.dtype))))
                 (grad,) = torch.autograd.grad(divergence, z)
                 delta = ball.move(delta, grad, length)
         return ball.image(delta)

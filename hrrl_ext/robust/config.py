@@ -21,6 +21,7 @@ from ..training.config import (
     require_one_of,
     require_positive,
 )
+from ..training.freezing import read_patterns
 from .chi_square import require_regularised
 
 Adversary = Literal["hrrl", "chi_square", "group_dro", "cvar"]
@@ -99,12 +100,17 @@ class HRRLConfig:
     """Side that images are resized to, or height and width; their own if not given."""
     width: int = 64
     """Channels of the first stage of a model given by name."""
+    freeze: Sequence[str] | str | None = None
+    """What is not trained, and in eval mode all along: names of layers or parameters, with * and ?,
+    such as conv1+layer* or a list; ! is before what trains nevertheless, as in *+!fc, and the last that
+    fits counts."""
     select: Selection = "average"
     """Accuracy on the validation set that makes an epoch the best: average or worst_concept."""
 
     def __post_init__(self) -> None:
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
+        object.__setattr__(self, "freeze", read_patterns(self.freeze))
         require_positive(self, "width", "example_steps", "tau_multiple", "stored_resolution")
         require_not_negative(self, "crop_padding", "logit_adjustment", "jsd")
         # For its errors, before any work.

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ..layers import logits_of
+
 
 def jensen_shannon(*logits: Tensor) -> Tensor:
     """1/V Σ_v KL(p_v ‖ 1/V Σ_u p_u), a mean over the examples [].
@@ -32,5 +34,5 @@ class JensenShannon(nn.Module):
 
     def forward(self, model: nn.Module, x: Tensor, *mixtures: Tensor) -> tuple[Tensor, Tensor]:
         """x [B, C, H, W] and mixtures like it → the logits of x, and what to add to the loss []."""
-        logits = model(torch.cat([x, *mixtures])).split(len(x))
+        logits = logits_of(model(torch.cat([x, *mixtures]))).split(len(x))
         return logits[0], self.weight * jensen_shannon(*logits)

@@ -17,6 +17,7 @@ from ..concept_weights import CALIBRATION_BATCHES, ConceptDistribution, ConceptW
 from ..data import Augmentation, Batches, ImageSet
 from ..data.unreadable import left_out
 from ..evaluation import accuracy
+from ..layers import logits_of
 from ..losses import ClassificationLoss
 from ..processes import Processes
 from ..training import Move, Recipe
@@ -119,9 +120,10 @@ class HRRL(Recipe):
                 self.tally.length += self.objective.perturbation.lengths.sum()
         else:
             x, more = self.stored.perturb(x, *more), ()  # with the ∇ℓ of the last epoch
-        logits, penalty = (
+        output, penalty = (
             (model(x), None) if self.penalty is None else self.penalty(model, x, *more)
         )
+        logits = logits_of(output)
         out = self.objective(logits, target, concept)
         self.tally.add(logits.detach(), target, out, penalty)
         means, distribution = out.concept_loss, self.objective.distribution
@@ -168,7 +170,7 @@ class HRRL(Recipe):
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
             for (x, target, concept, *_), size in itertools.islice(batches, CALIBRATION_BATCHES):
                 with move.autocast():
-                    logits = self.model(x)
+                    logits = logits_of(self.model(x))
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)
                 losses.append(self.processes.sum(part))
         distribution.calibrate(losses)

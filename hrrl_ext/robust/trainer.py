@@ -18,6 +18,7 @@ from ..perturbation import FP16_LOSS_SCALE
 from ..processes import start_processes
 from ..training import Loop, TrainingConfig
 from ..training.face import Trainer
+from ..training.freezing import freeze
 from ..training.opening import (
     as_begun,
     begin_from,
@@ -155,10 +156,11 @@ class HRRLTrainer(Trainer):
         self.model = build_network(model, sets.images, method.width, training.seed)
         if init is not None:
             begin_from(init, self.model, resume=resume)
+        freeze(self.model, method.freeze)
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        check_model(self.model, sets.images, device_)
+        check_model(self.model, sets.images)
         self.recipe = HRRL(
             self.model,
             sets,
@@ -182,6 +184,7 @@ class HRRLTrainer(Trainer):
             progress=progress,
             tensorboard=tensorboard,
             after_step=self._after_step,
+            freeze=method.freeze,
         )
 
     def train_step(

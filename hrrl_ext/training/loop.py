@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._modes import to_train
 from ..processes import Processes
 from .config import TrainingConfig
+from .freezing import freeze as freeze_layers
 from .move import Move, require_pairs
 from .progress import Progress, ProgressStyle
 from .recipe import Recipe, Row
@@ -58,6 +60,7 @@ class Loop:
         progress: "auto", "bar", "plain" or "off".
         tensorboard: write each epoch's numbers to the run's folder ``tensorboard`` too.
         after_step: called with the number of steps done, after each and before a checkpoint of it.
+        freeze: what of the network is not trained, by names and patterns (training/freezing.py).
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Loop:
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[int], object] | None = None,
+        freeze: Sequence[str] | None = None,
     ) -> None:
         for name, limit in (("checkpoint_every", checkpoint_every), ("max_minutes", max_minutes)):
             if limit is not None and not limit > 0:
@@ -89,6 +93,7 @@ class Loop:
         if run is not None and tensorboard and processes.main:
             self.tensorboard = run.path / "tensorboard"
         self.after_step = after_step
+        self._held = freeze_layers(self._network(recipe.model), freeze)
         self.move = Move(recipe.model, config, processes, device)
         self.step = 0
         """Steps done, of all epochs."""
@@ -139,7 +144,7 @@ class Loop:
         new = epoch == 0
         if first == 0:
             new |= self.recipe.before(epoch, self.move, progress)
-        self.recipe.model.train()
+        to_train(self.recipe.model, self._held)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = _Clock(self.sizes, first)

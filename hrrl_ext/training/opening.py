@@ -5,18 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from .._modes import evaluating
+from .._modes import in_mode
 from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet
 from ..data.classes import with_classes
 from ..data.image_sets import as_float
 from ..data.resize import size_of
 from ..data.unreadable import OnError, Reading
+from ..layers import logits_of
 from ..models import build_model, takes_channels
 from ..pretrained import classes_of, load_weights
 from ..processes import Processes
@@ -103,18 +104,6 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
     }
 
 
-def check_model(model: nn.Module, images: ImageSet, device: torch.device) -> None:
-    """One forward pass of one image, so that a misfit shows before any work."""
-    x = PixelCheck(model, "data", trained=True)(images[0][0][None].to(device))
-    with evaluating(model), told_channels(model, images):
-        logits = model(as_float(x))
-    if logits.dim() != 2 or logits.shape[1] != images.num_classes:
-        raise ValueError(
-            f"model must give logits [B, {images.num_classes}], one per class of the data, "
-            f"got {list(logits.shape)} for one image"
-        )
-
-
 @contextmanager
 def told_channels(model: nn.Module, images: ImageSet) -> Iterator[None]:
     """Says of a pass that fails whether it is for the channels of the images."""
@@ -134,3 +123,43 @@ def told_channels(model: nn.Module, images: ImageSet) -> Iterator[None]:
                 else f"images of {takes}, or a model for {channels}; one by name is built for the images"
             )
         ) from error
+
+
+def check_model(model: nn.Module, images: ImageSet) -> None:
+    """A forward pass as in training, and one as in evaluation, so that a misfit shows before any work."""
+    PixelCheck(model, "data", trained=True)(images[0][0][None])
+    modes: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+    for mode in modes:
+        with told_channels(model, images), trial(model, images, mode) as x, torch.no_grad():
+            output = model(x)
+        logits = logits_of(output)
+        if logits.shape != (len(x), images.num_classes):
+            raise ValueError(
+                f"model must give logits [B, {images.num_classes}], one per class of the data, "
+                f"got {list(logits.shape)} for {len(x)} images in {mode} mode"
+            )
+
+
+@contextmanager
+def trial(model: nn.Module, images: ImageSet, mode: Literal["train", "eval"]) -> Iterator[Tensor]:
+    """Two images [2, 3, H, W] of the data, for a pass in that mode that leaves no trace in ``model``.
+
+    Neither running statistics nor the random state are others afterwards. ValueError with the model's
+    own words where the pass fails.
+    """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    x = as_float(images[0][0].to(device)).repeat(2, 1, 1, 1)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices), in_mode(model, mode):
+            yield x
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{type(model).__name__} fails on images {list(x.shape[1:])} in {mode} mode: {error}; give "
+            "a model for images of this size, or the size it is for by image_size"
+        ) from error
+    finally:
+        with torch.no_grad():
+            for name, buffer in model.named_buffers():
+                buffer.copy_(buffers[name])

@@ -7,18 +7,24 @@ every module's training flag are as before when the call ends, also by an except
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import AbstractContextManager, closing
+from collections.abc import Generator, Mapping
+from contextlib import AbstractContextManager, ExitStack, closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._modes import borrowed
-from .._pixels import PixelCheck
 from ..data import ImageSet
 from ..data.labelled import as_input, labelled_batches
-from ..layers import captured, find_classifier, find_head, find_layer
+from ..layers import (
+    captured,
+    find_classifier,
+    find_classifiers,
+    find_head,
+    find_layer,
+    the_classifier,
+)
 from .feature_files import (
     Features,
     check_suffix,
@@ -55,9 +61,11 @@ def extract_features(
                 labels [B]), a tuple (images [N, 3, H, W], labels [N]) of tensors, or an iterable of
                 batches (images, labels, ...) such as a DataLoader, whose own batch size then holds.
                 uint8 images become float / 255; float images are taken as they are, in [0, 1]
-    classifier  the layer whose input is the feature, or its name; None: `find_classifier(model)`
-    layer       in its place, the layer whose *output* is the feature, or its name; of a tuple the
-                first entry counts
+    classifier  the layer whose input is the feature, or its name; None: the nn.Linear that the logits
+                come from, as the first batch shows, or `find_classifier(model)` where they come from
+                another layer
+    layer       in its place, the layer whose *output* is the feature, or its name; of a tuple or a
+                mapping the first entry counts
     pool        of a layer's output: maps [B, C, H, W] (also [B, C, H, W, T]) become their mean over
                 the positions [B, C], tokens [B, T, D] their mean over the tokens [B, D]; False
                 flattens both. The input of the classifier is always flattened
@@ -68,8 +76,8 @@ def extract_features(
     here: the same batch size, device, threads and cuDNN algorithms give the same bits.
 
     Raises ValueError for empty data, for images outside [0, 1] where the model normalises, for a feature
-    that is not finite, and for a layer that the model does not have or does not call exactly once per
-    batch; TypeError for other data.
+    that is not finite, for a layer that the model does not have or does not call exactly once per
+    batch, and where logits come from several classifiers and none is named; TypeError for other data.
     """
     batches = list(_feature_batches(model, data, classifier, layer, pool, batch_size, device))
     return Features(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
@@ -117,18 +125,24 @@ def _feature_batches(
             "give one of the two"
         )
     rows, check = 0, PixelCheck(model, "extract_features")
-    with (
-        borrowed(model, device) as (there, dtype),
-        _features_of(model, classifier, layer, pool) as features,
-    ):
+    with borrowed(model, device) as (there, dtype), ExitStack() as hooks:
+        features: list[Tensor] | None = None
+        if classifier is not None or layer is not None:
+            features = hooks.enter_context(_features_of(model, classifier, layer, pool))
         for images, target in labelled_batches(data, batch_size, "extract_features"):
+            x = as_input(images, there, dtype, check)
+            if features is None:
+                found = find_classifiers(model, x[:2])
+                way_out = "name the one whose input is the feature with classifier="
+                classifier = the_classifier(model, found, "extract_features", way_out)
+                features = hooks.enter_context(_features_of(model, classifier, layer, pool))
             features.clear()
-            model(as_input(images, there, dtype, check))
-            x = _feature_rows(
+            model(x)
+            rows_of_batch = _feature_rows(
                 features, len(images), rows, "classifier" if layer is None else "layer"
             )
             rows += len(images)
-            yield Features(x, target.to("cpu", torch.int64, copy=True))
+            yield Features(rows_of_batch, target.to("cpu", torch.int64, copy=True))
 
 
 def _features_of(
@@ -140,7 +154,8 @@ def _features_of(
         return x.detach().to("cpu", torch.float32, copy=True)
 
     def output(out: Any) -> Tensor:
-        x = out[0] if isinstance(out, tuple | list) else out
+        entries = out.values() if isinstance(out, Mapping) else out
+        x = next(iter(entries), None) if isinstance(out, Mapping | tuple | list) else out
         if not isinstance(x, Tensor):
             raise TypeError(
                 f"extract_features: the output of layer must be a tensor, or a tuple that begins with "

@@ -17,12 +17,20 @@ from .._pixels import warn_unnormalised
 from ..data import Concepts, ImageSet, Source, load_images
 from ..data.resize import ImageSize, size_of
 from ..data.sources import load_images_for, takes_root
-from ..layers import find_head, layer_name
+from ..layers import (
+    Classifiers,
+    find_classifier,
+    find_classifiers,
+    find_head,
+    find_layer,
+    layer_name,
+)
 from ..models import build_model
 from ..pretrained import read_config
 from ..robust import HRRLTrainer
-from ..spec import not_known, read_settings, readers_of, split_spec
+from ..spec import listed, not_known, read_settings, readers_of, split_spec
 from ..training import TrainingResult
+from ..training.opening import trial
 from ..training.run_folder import open_model
 from .similarity import Similarity
 
@@ -38,14 +46,18 @@ class L2SP:
     Args:
         alpha, beta: URRL searches α in 1e-5 .. 0.1 and β in {0.001, 0.01}, and finds (0.1, 0.01), which
             Li et al. recommend, too strong.
-        classifier: name of the new layer; the last nn.Linear if not given.
+        classifier: name of the new layer, or names of several; the last nn.Linear if not given.
     """
 
     alpha: float = 0.01
     beta: float = 0.01
-    classifier: str | None = None
+    classifier: Sequence[str] | str | None = None
 
     def __post_init__(self) -> None:
+        if self.classifier is not None and not isinstance(self.classifier, str):
+            one_or_more = tuple(self.classifier)
+            classifier = one_or_more[0] if len(one_or_more) == 1 else one_or_more
+            object.__setattr__(self, "classifier", classifier)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0 <= value < float("inf")):
@@ -62,7 +74,12 @@ class _L2SPPenalty(nn.Module):
         super().__init__()
         self.settings = settings
         # Lists, since the weights that are trained are no tensors of this module.
-        self._new = list(find_head(model, settings.classifier, "L2SP: classifier").parameters())
+        names = settings.classifier
+        heads = [
+            find_head(model, name, "L2SP: classifier")
+            for name in ([names] if names is None or isinstance(names, str) else names)
+        ]
+        self._new = [p for head in heads for p in head.parameters()]
         of_new = {id(p) for p in self._new}
         self._shared = [p for p in model.parameters() if id(p) not in of_new]
         self.start = nn.ParameterList(
@@ -87,7 +104,7 @@ def finetune(
     data: Source,
     *,
     method: Method = "plain",
-    classifier: str | None = None,
+    classifier: Sequence[str] | str | None = None,
     image_size: ImageSize | None = None,
     root: str | None = None,
     concepts: Concepts = None,
@@ -116,9 +133,11 @@ def finetune(
             which images are alike, see :class:`Similarity`. Settings follow, as in
             "l2sp:alpha=0.1,beta=0.01" and "similarity:w_sim=3,squared=true", or are given by an object
             ``L2SP(alpha=0.1)``.
-        classifier: name of the last layer, an nn.Linear; the last of them if not given. It is *always*
-            replaced by a fresh one for the classes of ``data``, drawn from ``seed``, also where their
-            number is the same: they are other classes. (To go on with the same, HRRLTrainer has init.)
+        classifier: name of the last layer, an nn.Linear, or names of several. If not given, those that
+            the logits come from, and what else the network returns in train mode: both of a distilled
+            network, the auxiliary ones too. They are *always* replaced by fresh ones for the classes of
+            ``data``, drawn from ``seed``, also where their number is the same: they are other classes.
+            (To go on with the same, HRRLTrainer has init.)
         image_size: side that images are resized to, or (height, width). That of a model in a folder, if
             not given, which a warning says where they have another; else their own.
         concepts: as for HRRLTrainer; if the data carry none, every class is one.
@@ -146,9 +165,9 @@ def finetune(
     if folder is not None:
         options |= {"model_name": config["model"], "width": config["width"]}
         _require_size(start, config, size_of(images.image_shape), folder)
-    name = _replace_classifier(start, classifier, images.num_classes, seed)
+    names = _replace_classifiers(start, classifier, images, seed)
     if penalty is not None and penalty.classifier is None:
-        penalty = replace(penalty, classifier=name)
+        penalty = _of_classifiers(penalty, names)
     if weight_decay is None:
         weight_decay = 0.0 if isinstance(penalty, L2SP) else 1e-4
     return HRRLTrainer(
@@ -208,23 +227,52 @@ def error_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[di
     return [{"epoch": e} | {name: error.get(e) for name, error in errors.items()} for e in epochs]
 
 
-def _replace_classifier(
-    model: nn.Module, classifier: str | None, num_classes: int, seed: int
-) -> str:
-    """A fresh linear layer in place, by ``seed`` alone; returns its name."""
-    old = find_head(model, classifier, "finetune: classifier")
-    if not isinstance(old, nn.Linear):
-        raise ValueError(
-            f"finetune: classifier {classifier!r} is {type(old).__name__}, expected nn.Linear; name "
-            "the model's last linear layer"
-        )
+def _replace_classifiers(
+    model: nn.Module, given: Sequence[str] | str | None, images: ImageSet, seed: int
+) -> Classifiers:
+    """Fresh linear layers in place, by ``seed`` alone; returns their names."""
+    with trial(model, images, "train") as x:
+        found = find_classifiers(model, x)
+    if given is not None:
+        names = [given] if isinstance(given, str) else list(given)
+        left = [name for name in found.of_logits if name not in names]
+        if left and len(left) < len(found.of_logits):
+            raise ValueError(
+                f"finetune: the logits come from {listed(found.of_logits)}, and classifier names "
+                f"{listed(names)} alone; name all of them, or leave classifier out"
+            )
+        found = Classifiers(names, [])
+    elif not found.of_logits:
+        found = Classifiers([layer_name(model, find_classifier(model))], [])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
-    name = layer_name(model, old)
+        for name in (*found.of_logits, *found.beside):
+            _replace_classifier(model, name, images.num_classes)
+    return found
+
+
+def _replace_classifier(model: nn.Module, name: str, num_classes: int) -> None:
+    old = find_layer(model, name, "finetune: classifier")
+    if not isinstance(old, nn.Linear):
+        raise ValueError(
+            f"finetune: classifier {name!r} is {type(old).__name__}, expected nn.Linear; name "
+            "the model's last linear layer"
+        )
+    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new.to(old.weight))
-    return name
+
+
+def _of_classifiers(penalty: L2SP | Similarity, found: Classifiers) -> L2SP | Similarity:
+    """A penalty that names none, of those that were found."""
+    if isinstance(penalty, L2SP):
+        return replace(penalty, classifier=[*found.of_logits, *found.beside])
+    if len(found.of_logits) > 1:
+        raise ValueError(
+            f"method similarity compares what one classifier reads, and the logits come from "
+            f"{listed(found.of_logits)}; name one, as in similarity:classifier={found.of_logits[0]}"
+        )
+    return replace(penalty, classifier=found.of_logits[0])
 
 
 def _images_for(

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import find_head, layer_name
+from ..layers import captured, find_head, layer_name
 from .probe import LinearProbe
 
 
@@ -27,13 +27,34 @@ class _SVM(nn.Module):
         return F.linear(F.normalize(feature) if self.unit else feature, self.weight, self.bias)
 
 
+class _OnFeatures(nn.Module):
+    """A head on what the network hands to one of its layers, whatever becomes of it there."""
+
+    def __init__(self, network: nn.Module, classifier: str, head: nn.Module) -> None:
+        super().__init__()
+        self.network, self.classifier, self.head = network, classifier, head
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.network.get_submodule(self.classifier)
+        with captured(layer, "input", lambda feature: feature) as features:
+            self.network(x)
+        if len(features) != 1:
+            raise ValueError(
+                f"frozen_classifier: the model called {self.classifier!r} {len(features)} times, "
+                "expected once; name the layer whose input is the feature with classifier="
+            )
+        logits: Tensor = self.head(features[0].flatten(1))
+        return logits
+
+
 def frozen_classifier(
     model: nn.Module, probe: LinearProbe, *, classifier: str | nn.Module | None = None
 ) -> nn.Module:
     """A copy of ``model`` whose logits are the decisions of ``probe``, fitted on its features.
 
     probe       a fitted :class:`LinearProbe` of labels 0 .. C-1, each of them seen
-    classifier  the layer that it replaces, or its name; None: the last nn.Linear
+    classifier  the layer in whose place it is, or its name, as features were extracted; None: the last
+                nn.Linear
 
     From images to decisions in one differentiable module: corruptions, perturbations and attacks
     reach the features through it. The features stay as they were learned. Two classes have the logits
@@ -51,10 +72,7 @@ def frozen_classifier(
         bias = bias - weight @ scaler.mean_
     if len(classes) == 2:
         weight, bias = (np.concatenate([-x, x]) / 2 for x in (weight, bias))
-    copied = copy.deepcopy(model)
     name = layer_name(model, find_head(model, classifier, "frozen_classifier: classifier"))
-    parent, _, child = name.rpartition(".")
     head = _SVM(weight, bias, unit=probe.normalise == "l2")
-    like = copied.get_submodule(name)
-    setattr(copied.get_submodule(parent), child, head.to(next(like.parameters())))
-    return copied.eval()
+    like = next(model.get_submodule(name).parameters())
+    return _OnFeatures(copy.deepcopy(model), name, head.to(like)).eval()

@@ -107,10 +107,10 @@ def test_refusals(model: nn.Module, target: list[int], message: str) -> None:
         predict(model, (images(2)[0], torch.tensor(target)))
 
 
-def test_a_tuple_is_refused_by_its_type() -> None:
+def test_a_tuple_without_logits_is_refused_by_its_type() -> None:
     class Two(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return x, x
+        def forward(self, x: Tensor) -> tuple[None, Tensor]:
+            return None, x
 
     with pytest.raises(ValueError, match="got tuple"):
         predict(Two(), images())

@@ -544,7 +544,7 @@ BAD: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "progress": ({"progress": "loud"}, ValueError, "progress must be one of auto"),
     "device": ({"device": "cuda:99"}, ValueError, "torch sees no CUDA device"),
     "model": ({"model": "resnet19"}, ValueError, "'resnet19' is not known; did you mean 'resnet18'"),
-    "few logits": ({"model": Narrow(classes=7)}, ValueError, r"logits \[B, 10\].*got \[1, 7\]"),
+    "few logits": ({"model": Narrow(classes=7)}, ValueError, r"logits \[B, 10\].*got \[2, 7\]"),
     "one concept": ({"concepts": [0] * 160}, ValueError, "one concept only.*lam=None"),
     "empty concept": ({"concepts": [0, 2] * 80}, ValueError, "concept"),
     "concept length": ({"concepts": [0, 1]}, ValueError, "160"),

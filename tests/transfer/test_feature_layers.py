@@ -82,9 +82,10 @@ class Parts(nn.Module):
         (lambda x: x.flatten(2), lambda x: x.flatten(2).mean(1)),  # tokens [B, T, D]
         (lambda x: x[..., None], lambda x: x.mean((2, 3))),  # [B, C, H, W, T]
         (lambda x: (x.flatten(1), None), lambda x: x.flatten(1)),
+        (lambda x: {"last_hidden_state": x, "pooled": None}, lambda x: x.mean((2, 3))),
         (lambda x: x.double(), lambda x: x.mean((2, 3))),
     ],
-    ids=["tokens", "volumes", "tuple", "double"],
+    ids=["tokens", "volumes", "tuple", "mapping", "double"],
 )
 def test_the_rule_of_pooling(give, pooled):
     x = torch.rand(3, 3, 5, 4)
@@ -127,8 +128,8 @@ def test_refused_layers(network, options, error, message):
 
 def test_outputs_that_are_no_rows():
     data = images(2, 4)
-    with pytest.raises(TypeError, match=r"output of layer must be a tensor.*got dict"):
-        extract_features(Parts(lambda x: {"x": x}), data, layer="layer")
+    with pytest.raises(TypeError, match=r"output of layer must be a tensor.*got int"):
+        extract_features(Parts(lambda x: {"x": 1}), data, layer="layer")
     with pytest.raises(ValueError, match=r"output of the layer must be \[2, D\].*got \[96\]"):
         extract_features(Parts(lambda x: x.flatten()), data, layer="layer")
     with pytest.raises(ValueError, match="feature of example 1 is not finite"):

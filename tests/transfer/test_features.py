@@ -211,7 +211,7 @@ def test_refused_classifiers(classifier, error, message):
 @pytest.mark.parametrize("calls", [0, 2])
 def test_classifier_must_be_called_once(calls):
     with pytest.raises(ValueError, match=f"called its classifier {calls} times"):
-        extract_features(Head(calls), uint8_images(2, size=2))
+        extract_features(Head(calls), uint8_images(2, size=2), classifier="last")
 
 
 def test_classifier_must_see_one_row_per_example():
@@ -249,12 +249,15 @@ def test_the_model_runs_in_eval_mode_without_gradients_and_draws_nothing():
 
 
 def test_no_graph_is_recorded():
+    """But one of two images, by which the classifier is found, where none is named."""
+
     class Watched(Head):
         def forward(self, x):
-            assert not torch.is_grad_enabled()
+            assert len(x) == 2 or not torch.is_grad_enabled()
             return super().forward(x)
 
-    extract_features(Watched(), uint8_images(2, size=2))
+    extract_features(Watched(), uint8_images(4, size=2), batch_size=4)
+    extract_features(Watched(), uint8_images(4, size=2), batch_size=4, classifier="last")
 
 
 def test_empty_batches_are_passed_over():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..._arrays import wide
 from ..._modes import in_mode
 from ..._pixels import in_range, warn_unnormalised
+from ...layers import logits_of
 from ...norms import Ball, Norm
 from ..predictions import usable_logits
 from .fourier import FourierLinf
@@ -79,12 +80,12 @@ class Victim:
         return Look(losses, _fooled(logits, target), grad)
 
     def _forward(self, z: Tensor, target: Tensor) -> Tensor:
-        logits = self.model(z)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(z):
-            got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        logits = logits_of(self.model(z))
+        if logits.ndim != 2 or len(logits) != len(z):
             raise ValueError(
                 f"{self.where}: the model must return logits [{len(z)}, num_classes] for images "
-                f"{list(z.shape)}, got {got}; wrap it in a module that returns its logits alone"
+                f"{list(z.shape)}, got {list(logits.shape)}; wrap it in a module that returns its logits "
+                "alone"
             )
         if not self._seen:  # values are looked at once: on a GPU that waits for it
             self._check_values(logits, target)
