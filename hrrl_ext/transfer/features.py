@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import borrowed
+from .._pixels import PixelCheck
 from ..data import ImageSet
 from ..data.labelled import as_input, labelled_batches
 from ..layers import (
