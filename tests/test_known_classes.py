@@ -223,14 +223,14 @@ def test_a_run_goes_on_with_its_own_order(tmp_path: Path) -> None:
 
 def test_concepts_by_the_numbers_of_the_data(at: Path) -> None:
     """Who writes a map by index counts as the data do, whatever the weights that training begins with."""
-    of_class = ["even" if int(name) % 2 == 0 else "odd" for name in AS_TEXT]
+    of_class = ["low" if int(name) < 6 else "high" for name in AS_TEXT]
     trainer = HRRLTrainer(
         "convnet", data=images(AS_TEXT), init=at / "model", epochs=1,
         **FAST | {"concepts": ConceptMap.from_names(of_class)},
     )  # fmt: skip
     assert trainer.images.classes == CLASSES
     names = [trainer.concept_names[k] for k in trainer.batches.concept.tolist()]
-    assert names == ["even" if i % 2 == 0 else "odd" for i in range(48)]
+    assert names == ["low" if i % 12 < 6 else "high" for i in range(48)]
     weights = load_file(at / "model" / "model.safetensors")
     assert torch.equal(trainer.model.state_dict()["fc.weight"].cpu(), weights["fc.weight"])
 
