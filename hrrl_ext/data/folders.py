@@ -189,6 +189,9 @@ def _look_for_classes_below(root: Path, images: Mapping[str, Sequence[str]]) -> 
 
 
 def _folders_of(folder: Path, files: Sequence[str]) -> list[str]:
-    """The folders in it that the files lie in; none where one lies in itself."""
-    parts = [os.path.relpath(file, folder).split(os.sep) for file in files]
-    return [] if any(len(p) == 1 for p in parts) else list(dict.fromkeys(p[0] for p in parts))
+    """The folders in it that the files lie in, which are in the order of `files_below`; none where one
+    lies in itself, as the first then does."""
+    if not files or Path(files[0]).parent == folder:
+        return []
+    begin = len(os.path.join(folder, ""))
+    return list(dict.fromkeys(file[begin:].partition(os.sep)[0] for file in files))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from hrrl_ext.data import CsvImages, load_images
+from hrrl_ext.data import CsvImages, load_images, named_files
 from hrrl_ext.data.resize import fit_picture
 
 Image = pytest.importorskip("PIL.Image")
@@ -74,7 +74,8 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
     "classes", [("bus", "train"), ("bullet train", "test tube", "x"), ("toy train", "train set")]
 )
 def test_classes_whose_names_are_like_splits(tmp_path, classes):
-    save(tmp_path, *(f"{name}/more/0.png" if name == "x" else f"{name}/0.png" for name in classes))
+    deep = ("test tube", "train set")  # a split folder holds folders, but not each that does is one
+    save(tmp_path, *(f"{name}/more/0.png" if name in deep else f"{name}/0.png" for name in classes))
     assert opened(tmp_path)[0].classes == sorted(classes)
 
 
@@ -309,6 +310,8 @@ def test_names_that_are_in_several_folders_are_not_guessed(tmp_path):
     assert opened(path, root=tmp_path / "small")[1] == ["small/a.png"]
     save(tmp_path, "a.png")  # beside the list: as it says
     assert opened(path)[1:] == (["a.png"], "")
+    write(path, "id,label\na,x\n")
+    assert opened(path)[1] == ["a.png"]
 
 
 def test_two_files_of_one_id_are_not_guessed(tmp_path):
@@ -327,7 +330,15 @@ def test_an_id_that_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["../1", "/etc/1", "a/../../1", "C:1"])
-def test_ids_that_lead_out(tmp_path, name):
+def test_ids_that_lead_out(tmp_path, name, monkeypatch):
+    """Nor is a folder looked into that they lead to."""
+    look = named_files.files_in
+
+    def inside(folder):
+        assert (tmp_path / "list") in (folder, *folder.parents) and ".." not in folder.parts
+        return look(folder)
+
+    monkeypatch.setattr(named_files, "files_in", inside)
     save(tmp_path, "1.png", "list/2.png")
     path = write(tmp_path / "list" / "list.csv", f"id,label\n2,x\n{name},x\n")
     with pytest.raises(ValueError, match=r"line 3: .* stay below it"):
