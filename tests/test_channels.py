@@ -14,6 +14,7 @@ from hrrl_ext import HRRLTrainer, evaluate, extract_features, finetune, load_mod
 from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.data.image_sets import as_picture
 from hrrl_ext.evaluation.corruptions import corrupt
+from hrrl_ext.evaluation.pictures import attack_pictures, png
 from hrrl_ext.models import build_model, takes_channels
 
 
@@ -146,3 +147,12 @@ def test_what_is_looked_at() -> None:
     assert as_picture(x[:, :3]) is not None and torch.equal(as_picture(x[:, :3]), x[:, :3])
     assert torch.equal(as_picture(x[0]), x[0].mean(0).expand(3, 5, 6))
     assert torch.equal(as_picture(x[:, :1]), x[:, :1].expand(2, 3, 5, 6))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_pictures_of_attacks_are_grey(channels: int) -> None:
+    data = images(channels, count=3)
+    x, model = data.images / 255, nn.Sequential(nn.Flatten(), nn.Linear(64 * channels, 3))
+    (shown, *_) = attack_pictures(model, x, 1 - x, data.target, torch.ones(3).bool(), "abc")
+    assert shown["image"] == png(x[0].mean(0).expand(3, 8, 8))
+    assert shown["attacked"] == png((1 - x[0]).mean(0).expand(3, 8, 8))

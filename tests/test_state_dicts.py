@@ -126,7 +126,7 @@ def test_checkpoints_of_trainings(name: str, tmp_path: Path) -> None:
 def test_a_model_behind_a_normaliser_reads_bare_weights_and_its_own(
     suffix: str, inside: Callable[[nn.Module], nn.Module], written: str, name: str, tmp_path: Path
 ) -> None:
-    def wrapped(network: nn.Module) -> nn.Sequential:
+    def wrapped(network: nn.Module) -> nn.Module:
         for part in reversed(name.split(".")):
             network = nn.Sequential(
                 OrderedDict([("normalise", Normalise((0.5,) * 3, (0.2,) * 3)), (part, network)])
