@@ -32,7 +32,7 @@ class Answer:  # as transformers' outputs were before they were mappings
     hidden_states: None = None
 
 
-class Mapped(OrderedDict):
+class Mapped(OrderedDict[str, Any]):
     """As transformers' outputs are."""
 
     def __getattr__(self, name: str) -> Any:

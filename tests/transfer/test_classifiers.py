@@ -77,6 +77,19 @@ class Convolution(Net):
         return nn.functional.conv2d(x, torch.ones(7, 3, 8, 8)).flatten(1)
 
 
+class Cosines(Net):
+    """A classifier that is no layer, on features of another width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(192, 5)
+        self.weight = nn.Parameter(torch.rand(7, 5))
+
+    def forward(self, x: Tensor) -> Any:
+        normalise = nn.functional.normalize
+        return normalise(self.hidden(x.flatten(1))) @ normalise(self.weight).T
+
+
 class Tokens(Net):
     """The features of another kind of network: no logits."""
 
@@ -92,6 +105,7 @@ class Tokens(Net):
         (Auxiliary, (["fc"], ["aux.1"]), (["fc"], [])),
         (Tuple, (["fc"], ["fc_dist"]), (["fc"], ["fc_dist"])),
         (Convolution, ([], []), ([], [])),
+        (Cosines, ([], []), ([], [])),
         (Tokens, ([], []), ([], [])),
     ],
 )
