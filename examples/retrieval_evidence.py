@@ -11,8 +11,9 @@ The main comparison has all splits x seeds, the others seed s on split s.
 
 A split tests on a fifth of the groups, each split on another, holds a seventh of them for validation, and
 trains on the rest; the vocabulary is of that rest. The learning rate and the epoch are chosen by rsum on
-the validation part, for each trial on its own; nothing is chosen on test images. Of one split and seed
-all variants have the same pairs, first weights (where shapes agree) and order.
+the validation part, for each trial on its own; nothing is chosen on test images. Trials with and without
+q are for the worst concept: all they choose, λ too, is by its rsum on the validation part. Of one split
+and seed all variants have the same pairs, first weights (where shapes agree) and order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from retrieval_page import BINS, WORST, write_page
+from retrieval_page import write_page
+from retrieval_rows import BINS, LAMBDAS, OF_Q, WITHOUT_Q, WORST
 from scipy.stats import skew
 from torch import Tensor, nn
 
@@ -79,10 +81,23 @@ NEGATIVES = {
     **{f"VSE++, {n} negatives": Variant(settings={"negatives": n}) for n in (2, 4, 8, 16, 32, 64)},
     **{f"VSE++, {n} negatives": Variant(settings={"batch_size": n}) for n in (256, 512)},
 }
+BY_QUEUE = {
+    f"VSE++, {n} negatives by queue": Variant(settings={"queue": n - 128})
+    for n in (256, 512, 1024, 2048)
+}
+"""The batch, and those before it as they were embedded then."""
 OF_IMAGES = {
     f"{loss}, {encoder}": Variant(settings=settings, encoder=encoder)
     for encoder in ("frozen", "fine-tuned", "fresh")
     for loss, settings in (("VSE++", {}), ("SH", SH))
+}
+BY_CONCEPT = {"concepts": "classes", "validation_concepts": "classes"}
+WITH_Q = {
+    WITHOUT_Q: Variant(settings=BY_CONCEPT, encoder="fresh"),
+    **{
+        f"{OF_Q}{lam:g}": Variant(settings=BY_CONCEPT | {"lam": lam, "s": 100}, encoder="fresh")
+        for lam in LAMBDAS
+    },
 }
 
 
@@ -200,6 +215,10 @@ class Run:
             "device": "cpu", "progress": "off", **settings,
         }  # fmt: skip
         self.curve: list[float] = []
+        """on validation pairs, by epoch: rsum, or that of the worst concept where concepts are given"""
+        by_concept = "validation_concepts" in settings
+        self.chosen = "worst_concept_rsum" if by_concept else "rsum"
+        self.drift: list[float] = []
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
         self.hardest: dict[str, Any] = {}
         self.looked_at = {*LOOKED_AT, settings["epochs"]}
@@ -229,7 +248,9 @@ class Run:
         trainer = RetrievalTrainer(model, data=self.data, **(self.settings | settings))
         for _ in range(trainer.loop.config.epochs):
             trainer.fit(len(trainer.history) + 1)
-            self.curve.append(trainer.history[-1]["rsum"])
+            row = trainer.history[-1]
+            self.curve.append(row[self.chosen])
+            self.drift += [row["queue_drift"]] if "queue_drift" in row else []
             if self.curve[-1] > max(self.curve[:-1], default=-1.0):
                 self.best = len(self.curve), copy.deepcopy(trainer.model.state_dict())
             if (epoch := len(self.curve)) in self.looked_at and not trainer.model.order:
@@ -240,7 +261,8 @@ class Run:
         final = tested(self.model, self.sets["test"])
         epoch, weights = self.best
         self.model.load_state_dict(weights)
-        return {
+        drift = {"queue_drift": self.drift[epoch - 1]} if self.drift else {}
+        return drift | {
             "lr": self.lr, "training_seconds": self.seconds, "curve": self.curve, "best_epoch": epoch,
             "final": final, "best": tested(self.model, self.sets["test"]), "hardest": self.hardest,
         }  # fmt: skip
@@ -283,7 +305,8 @@ def trials(
         (features, MAIN, diagonal),
         (features, FURTHER, diagonal),
         (images, OF_IMAGES, diagonal),
-        (features, NEGATIVES, diagonal),
+        (features, NEGATIVES | BY_QUEUE, diagonal),
+        (images, WITH_Q, diagonal),
         (features, MAIN, [at for at in every if at not in diagonal]),
     ]
     for of, variants, pairs in rounds:
@@ -314,6 +337,16 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         row = {"data": Path(data).stem, "variant": name, "at": at, "collapsed": collapsed}
         found.append(best | row | told)
     return found
+
+
+def processor_hours(args: argparse.Namespace) -> float:
+    """Of all trainings that are through."""
+    seconds = 0.0
+    for *_, parts, of in trials(args):
+        for lr in args.lr:
+            part = parts.read(f"lr {lr:g}", of | {"lr": lr})
+            seconds += 0.0 if part is None else part["processor_seconds"]
+    return seconds / 3600
 
 
 def chosen_by(part: Part) -> float:
@@ -367,7 +400,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.page is None:
         work(args)
     else:
-        write_page(rows(args), args.page, len(list(trials(args))))
+        of_all = len(list(trials(args)))
+        write_page(rows(args), args.page, of_all, processor_hours(args))
 
 
 if __name__ == "__main__":
