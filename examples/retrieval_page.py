@@ -166,8 +166,8 @@ The worst concept is the one of the nine with the least rsum.
 
 HRRL's adversary q weights the pairs of VSE++ by the nine concepts. Every λ has its row; that of q alone
 chooses λ for each trial, by the rsum of the worst concept on validation pairs at the chosen epoch. The
-learning rate and the epoch are chosen by rsum as everywhere here: of the worst concept there are some
-thirteen validation pictures, too few to choose an epoch by.
+learning rate and the epoch are chosen by rsum as everywhere here: of the smallest concept there are
+some thirteen validation pictures, too few to choose an epoch by.
 
 <!-- table: with_q -->
 <!-- end: with_q -->
