@@ -209,8 +209,8 @@ def _open_pairs(
         )
     if config.queue is not None and config.queue > len(pairs):
         raise ValueError(
-            f"queue={config.queue} is more than the {len(pairs)} pairs of an epoch: what is beyond is older "
-            "copies of the same pairs; give at most as many"
+            f"queue={config.queue} is more than the {len(pairs)} pairs of an epoch: what is beyond is "
+            "older copies of the same pairs; give at most as many"
         )
     if config.augmented and not isinstance(pairs.images, ImageSet):
         raise ValueError(
