@@ -11,8 +11,9 @@ The main comparison has all splits x seeds, the others seed s on split s.
 
 A split tests on a fifth of the groups, each split on another, holds a seventh of them for validation, and
 trains on the rest; the vocabulary is of that rest. The learning rate and the epoch are chosen by rsum on
-the validation part, for each trial on its own; nothing is chosen on test images. Of one split and seed
-all variants have the same pairs, first weights (where shapes agree) and order.
+the validation part, for each trial on its own; nothing is chosen on test images. Only λ of q is chosen by
+the worst concept of the validation part, at that epoch. Of one split and seed all variants have the same
+pairs, first weights (where shapes agree) and order.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from retrieval_page import BINS, WORST, write_page
+from retrieval_page import write_page
+from retrieval_rows import BINS, LAMBDAS, OF_Q, WORST
 from scipy.stats import skew
 from torch import Tensor, nn
 
@@ -47,6 +49,8 @@ SPLITS = 5
 EMOJI = "emoji"
 LOOKED_AT = (10, 30)
 """Epochs at which the distances of the hardest negatives are kept (Fig. 3.5), besides the last."""
+TOLD = ("queue_drift", "worst_concept_rsum")
+"""Of the row of the best epoch, where a trial has it."""
 TRAINED_BEFORE = ("frozen", "fine-tuned")
 """Encoders that have learned something by then."""
 
@@ -79,10 +83,21 @@ NEGATIVES = {
     **{f"VSE++, {n} negatives": Variant(settings={"negatives": n}) for n in (2, 4, 8, 16, 32, 64)},
     **{f"VSE++, {n} negatives": Variant(settings={"batch_size": n}) for n in (256, 512)},
 }
+BY_QUEUE = {
+    f"VSE++, {n} negatives by queue": Variant(settings={"queue": n - 128})
+    for n in (256, 512, 1024, 2048)
+}
+"""The batch, and those before it as they were embedded then."""
 OF_IMAGES = {
     f"{loss}, {encoder}": Variant(settings=settings, encoder=encoder)
     for encoder in ("frozen", "fine-tuned", "fresh")
     for loss, settings in (("VSE++", {}), ("SH", SH))
+}
+BY_CONCEPT = {"concepts": "classes", "validation_concepts": "classes", "s": 100}
+WITH_Q = {
+    f"VSE++, {encoder}{OF_Q}{lam:g}": Variant(settings=BY_CONCEPT | {"lam": lam}, encoder=encoder)
+    for encoder in ("frozen", "fresh")
+    for lam in LAMBDAS
 }
 
 
@@ -200,6 +215,7 @@ class Run:
             "device": "cpu", "progress": "off", **settings,
         }  # fmt: skip
         self.curve: list[float] = []
+        self.told: dict[str, float] = {}
         self.best: tuple[int, dict[str, Tensor]] = (0, {})
         self.hardest: dict[str, Any] = {}
         self.looked_at = {*LOOKED_AT, settings["epochs"]}
@@ -229,8 +245,10 @@ class Run:
         trainer = RetrievalTrainer(model, data=self.data, **(self.settings | settings))
         for _ in range(trainer.loop.config.epochs):
             trainer.fit(len(trainer.history) + 1)
-            self.curve.append(trainer.history[-1]["rsum"])
+            row = trainer.history[-1]
+            self.curve.append(row["rsum"])
             if self.curve[-1] > max(self.curve[:-1], default=-1.0):
+                self.told = {name: row[name] for name in TOLD if name in row}
                 self.best = len(self.curve), copy.deepcopy(trainer.model.state_dict())
             if (epoch := len(self.curve)) in self.looked_at and not trainer.model.order:
                 self.hardest[str(epoch)] = hardest_distances(trainer.model, self.sets["train"])
@@ -240,7 +258,7 @@ class Run:
         final = tested(self.model, self.sets["test"])
         epoch, weights = self.best
         self.model.load_state_dict(weights)
-        return {
+        return self.told | {
             "lr": self.lr, "training_seconds": self.seconds, "curve": self.curve, "best_epoch": epoch,
             "final": final, "best": tested(self.model, self.sets["test"]), "hardest": self.hardest,
         }  # fmt: skip
@@ -283,7 +301,8 @@ def trials(
         (features, MAIN, diagonal),
         (features, FURTHER, diagonal),
         (images, OF_IMAGES, diagonal),
-        (features, NEGATIVES, diagonal),
+        (features, NEGATIVES | BY_QUEUE, diagonal),
+        (images, WITH_Q, diagonal),
         (features, MAIN, [at for at in every if at not in diagonal]),
     ]
     for of, variants, pairs in rounds:
@@ -314,6 +333,16 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
         row = {"data": Path(data).stem, "variant": name, "at": at, "collapsed": collapsed}
         found.append(best | row | told)
     return found
+
+
+def processor_hours(args: argparse.Namespace) -> float:
+    """Of all trainings that are through."""
+    seconds = 0.0
+    for *_, parts, of in trials(args):
+        for lr in args.lr:
+            part = parts.read(f"lr {lr:g}", of | {"lr": lr})
+            seconds += 0.0 if part is None else part["processor_seconds"]
+    return seconds / 3600
 
 
 def chosen_by(part: Part) -> float:
@@ -367,7 +396,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.page is None:
         work(args)
     else:
-        write_page(rows(args), args.page, len(list(trials(args))))
+        of_all = len(list(trials(args)))
+        write_page(rows(args), args.page, of_all, processor_hours(args))
 
 
 if __name__ == "__main__":

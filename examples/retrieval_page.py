@@ -3,30 +3,45 @@
 from __future__ import annotations
 
 import math
+import platform
 import statistics
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from result_page import with_tables
+from retrieval_pictures import draw_curves, draw_distances, draw_negatives
+from retrieval_rows import (
+    BY_QUEUE,
+    CURVES,
+    LAMBDAS,
+    MEASURES,
+    OF_Q,
+    WITH_Q,
+    WORST,
+    Rows,
+    curves,
+    epochs_looked_at,
+    lambda_chosen,
+    negatives,
+    of_hardest,
+    of_sizes,
+    of_splits,
+    paired,
+    set_size,
+    values,
+)
 
 from hrrl_ext._tables import markdown, one_line
-from hrrl_ext.plots.figures import panels_of, save, shown
 from hrrl_ext.storage import write_csv, write_text
 from hrrl_ext.transfer.study.analysis import Difference, difference
 
-BINS = np.linspace(0, 2, 81)
-"""Of distances, 1 - cosine."""
 ENOUGH = 5
 """Splits, below which a difference is marked."""
-MEASURES = {"rsum": "rsum", "i2t_r1": "R@1, captions", "t2i_r1": "R@1, images"}
-WORST = "worst_concept"
-CURVES = ("VSE++", "SH", "VSE0")
 AT_EPOCHS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60)
-Rows = Sequence[dict[str, Any]]
-Values = dict[tuple[int, int], float]
 
 AGAINST = {
     "mining": [
@@ -40,6 +55,11 @@ AGAINST = {
         *((f"{loss}, fine-tuned", f"{loss}, frozen") for loss in ("VSE++", "SH")),
         *((f"{loss}, fine-tuned", f"{loss}, fresh") for loss in ("VSE++", "SH")),
         *((f"VSE++, {encoder}", f"SH, {encoder}") for encoder in ("frozen", "fine-tuned", "fresh")),
+    ],
+    "q": [
+        (f"VSE++, {encoder}{q}", f"VSE++, {encoder}")
+        for encoder in ("frozen", "fresh")
+        for q in (WITH_Q, *(f"{OF_Q}{lam:g}" for lam in LAMBDAS))
     ],
 }
 """Tables of differences: the one, and what it is compared with."""
@@ -104,10 +124,18 @@ By epoch, on validation pairs at the learning rate that each trial chose:
 ### How many negatives
 
 Up to 128 the batch of 128 is cut into sets; 256 and 512 are larger batches, with as many steps, so that
-each pair is seen two and four times as often.
+each pair is seen two and four times as often. By queue the batch stays at 128, and the pairs before it,
+as they were embedded then, are negatives too; the drift of the oldest of them is 1 − the cosine to what
+the model makes of them at that epoch.
 
 <!-- table: negatives -->
 <!-- end: negatives -->
+
+<!-- table: peak -->
+<!-- end: peak -->
+
+<!-- table: sizes -->
+<!-- end: sizes -->
 
 ![Recall by the number of negatives](retrieval/negatives.png)
 
@@ -133,41 +161,66 @@ The worst concept is the one of the nine with the least rsum.
 
 <!-- table: encoder -->
 <!-- end: encoder -->
+
+### The worst concept, with and without q
+
+HRRL's adversary q weights the pairs of VSE++ by the nine concepts. Every λ has its row; that of q alone
+chooses λ for each trial, by the rsum of the worst concept on validation pairs at the chosen epoch. The
+learning rate and the epoch are chosen by rsum as everywhere here: of the smallest concept there are
+some thirteen validation pictures, too few to choose an epoch by.
+
+<!-- table: with_q -->
+<!-- end: with_q -->
+
+<!-- table: q -->
+<!-- end: q -->
+
+<!-- table: lambda -->
+<!-- end: lambda -->
 """
 
 
-def write_page(rows: Rows, page: Path, of_all: int) -> None:
+def write_page(rows: Rows, page: Path, of_all: int, hours: float) -> None:
     """Brings the tables and pictures up to date, and all that stands between them stays; begins the page
     where it is not there yet."""
     if not rows:
         raise ValueError(f"{page}: no trial is through yet, so there is nothing to write")
     if not page.exists():
         write_text(page, _PAGE)
-    whole = [row for row in rows if "best" in row]
-    images = [row for row in whole if row["data"] == "emoji"]
+    through = [row for row in rows if "best" in row]
+    whole = through + lambda_chosen(rows)
     features = [row for row in whole if row["data"] != "emoji"]
+    images = [row for row in through if row["data"] == "emoji" and OF_Q not in row["variant"]]
+    of_q = list(dict.fromkeys(name for pair in AGAINST["q"] for name in reversed(pair)))
+    by_size = of_sizes(features)
+    sizes = [name for name in negatives(by_size) if name != "VSE++"]
     tables = {
-        "state": one_line(state(rows, of_all)),
-        "features": means(features),
+        "state": one_line(state(rows, of_all, hours)),
+        "features": means([row for row in features if " negatives" not in row["variant"]]),
         "curves": by_epoch(features),
-        "negatives": means(features, negatives(features)),
+        "negatives": means(by_size, negatives(by_size)),
+        "peak": one_line(peak(by_size)),
+        "sizes": differences(by_size, [(size, of) for of in ("VSE++", "SH") for size in sizes]),
         "skewness": skewness(features),
         "images": means(images),
+        "with_q": means([row for row in whole if row["variant"] in of_q], of_q),
+        "lambda": one_line(lambdas(whole)),
         **{name: differences(whole, pairs) for name, pairs in AGAINST.items()},
     }
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
-    columns, lines = flat(whole)
+    columns, lines = flat(through)
     write_csv(out / "trials.csv", columns, lines, line_end="\n")
     if set(CURVES) <= {row["variant"] for row in features}:
         draw_curves(features, out / "curves.png")
-        draw_negatives(features, out / "negatives.png")
         draw_distances(features, out / "distances.png")
+        if sizes:
+            draw_negatives(by_size, out / "negatives.png")
     write_text(page, with_tables(page, tables))
 
 
-def state(rows: Rows, of_all: int) -> str:
-    text = f"{len(rows)} of {of_all} trials are through."
+def state(rows: Rows, of_all: int, hours: float) -> str:
+    text = f"{len(rows)} of {of_all} trials are through, on {processor()}: {hours:.1f} hours of one core."
     for data in dict.fromkeys(row["data"] for row in rows):
         of_data = [row for row in rows if row["data"] == data]
         told = []
@@ -189,27 +242,32 @@ def state(rows: Rows, of_all: int) -> str:
     return text
 
 
+def processor() -> str:
+    """Of the machine that writes the page."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{named[0] if named else platform.machine()}, torch {torch.__version__}"
+
+
 # --- numbers
 
 
-def values(rows: Rows, variant: str, measure: str, when: str = "best") -> Values:
-    """By split and seed."""
-    return {tuple(row["at"]): row[when][measure] for row in rows if row["variant"] == variant}
+def lambdas(rows: Rows) -> str:
+    chosen = Counter(row["lam"] for row in rows if row["variant"].endswith(WITH_Q))
+    told = ", ".join(f"{lam} {times} times" for lam, times in sorted(chosen.items()))
+    return f"λ chosen: {told or 'not yet'}."
 
 
-def of_splits(values: Values) -> list[float]:
-    """Mean over the seeds of each split: trials on the same test images are no independent ones."""
-    found: dict[int, list[float]] = defaultdict(list)
-    for (split, _), value in values.items():
-        found[split].append(value)
-    return [statistics.fmean(found[split]) for split in sorted(found)]
-
-
-def paired(ours: Values, theirs: Values) -> Difference | None:
-    shared = ours.keys() & theirs.keys()
-    if not shared:
-        return None
-    return difference(of_splits({at: ours[at] - theirs[at] for at in shared}))
+def peak(rows: Rows) -> str:
+    """Where the mean over the splits is largest."""
+    told = []
+    for measure, shown_as in MEASURES.items():
+        mean = {n: statistics.fmean(of_splits(values(rows, n, measure))) for n in negatives(rows)}
+        if mean:
+            most = max(mean, key=lambda name: mean[name])
+            told.append(f"{shown_as} at {set_size(most)}{BY_QUEUE * most.endswith(BY_QUEUE)}")
+    return f"Largest mean: {', '.join(told) or 'not yet'}."
 
 
 def cell(one: Difference | None) -> str:
@@ -228,7 +286,9 @@ def means(rows: Rows, names: Sequence[str] | None = None) -> str:
     header = ["variant", "splits", "trials", "s", "epoch"]
     header += [*MEASURES.values(), "rank, captions", "rank, images", "rsum, last epoch"]
     more = [WORST] if rows and WORST in rows[0]["best"] else []
-    lines = [header + ["rsum, worst concept"] * len(more)]
+    header += ["rsum, worst concept"] * len(more)
+    drift = any("queue_drift" in row for row in rows)
+    lines = [header + ["drift"] * drift]
     for name in names if names is not None else dict.fromkeys(row["variant"] for row in rows):
         of = [row for row in rows if row["variant"] == name]
         if not of:
@@ -239,7 +299,9 @@ def means(rows: Rows, names: Sequence[str] | None = None) -> str:
         for measure in (*MEASURES, "i2t_median", "t2i_median"):
             cells.append(spread(of_splits(values(of, name, measure))))
         cells.append(spread(of_splits(values(of, name, "rsum", "final"))))
-        lines.append(cells + [spread(of_splits(values(of, name, m))) for m in more])
+        cells += [spread(of_splits(values(of, name, m))) for m in more]
+        oldest = [row["queue_drift"] for row in of if "queue_drift" in row]
+        lines.append(cells + [f"{statistics.fmean(oldest):.3f}" if oldest else ""] * drift)
     return table(lines)
 
 
@@ -253,13 +315,19 @@ def spread(values: Sequence[float]) -> str:
 
 
 def differences(rows: Rows, pairs: Sequence[tuple[str, str]]) -> str:
-    lines = [["", "splits", "trials", *MEASURES.values(), "rsum, last epoch"]]
+    measured = [(measure, "best") for measure in MEASURES] + [("rsum", "final")]
+    header = ["", "splits", "trials", *MEASURES.values(), "rsum, last epoch"]
+    names = {name for pair in pairs for name in pair}
+    if any(WORST in row["best"] for row in rows if row["variant"] in names):
+        measured.append((WORST, "best"))
+        header.append("rsum, worst concept")
+    lines = [header]
     for ours, theirs in pairs:
         both = values(rows, ours, "rsum").keys() & values(rows, theirs, "rsum").keys()
         if not both:
             continue
         cells = [f"{ours} − {theirs}", str(len({split for split, _ in both})), str(len(both))]
-        for measure, when in (*((m, "best") for m in MEASURES), ("rsum", "final")):
+        for measure, when in measured:
             of = (values(rows, name, measure, when) for name in (ours, theirs))
             cells.append(cell(paired(*of)))
         lines.append(cells)
@@ -268,7 +336,7 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str]]) -> str:
 
 def by_epoch(rows: Rows) -> str:
     """rsum on the validation part: the hardest negative alone against all of them."""
-    lines = [["epoch", "VSE++", "SH", "VSE++ − SH", "splits where VSE++ is behind"]]
+    lines = [["epoch", "trials", "VSE++", "SH", "VSE++ − SH", "splits where VSE++ is behind"]]
     ours, theirs = (curves(rows, name) for name in ("VSE++", "SH"))
     shared = ours.keys() & theirs.keys()
     for epoch in AT_EPOCHS if shared else ():
@@ -278,45 +346,20 @@ def by_epoch(rows: Rows) -> str:
         each = of_splits({at: a[at] - b[at] for at in shared})
         behind = f"{sum(d < 0 for d in each)} of {len(each)}"
         cells = [spread(of_splits(a)), spread(of_splits(b)), cell(difference(each)), behind]
-        lines.append([str(epoch), *cells])
+        lines.append([str(epoch), str(len(shared)), *cells])
     return table(lines)
 
 
 def skewness(rows: Rows) -> str:
     """Of the distances of the hardest negatives, by epoch."""
     ours, theirs, _ = CURVES
-    lines = [["epoch", *CURVES, f"{ours} − {theirs}"]]
+    lines = [["epoch", "trials", *CURVES, f"{ours} − {theirs}"]]
     for epoch in epochs_looked_at(rows):
         of = {name: of_hardest(rows, name, epoch, "skewness") for name in CURVES}
         cells = [spread(of_splits(each)) if each else "" for each in of.values()]
-        lines.append([str(epoch), *cells, cell(paired(of[ours], of[theirs]))])
+        shared = len(of[ours].keys() & of[theirs].keys())
+        lines.append([str(epoch), str(shared), *cells, cell(paired(of[ours], of[theirs]))])
     return markdown(lines)
-
-
-def epochs_looked_at(rows: Rows) -> list[int]:
-    return sorted({int(e) for row in rows for e in row["hardest"] if row["variant"] in CURVES})
-
-
-def of_hardest(rows: Rows, variant: str, epoch: int, key: str) -> dict[Any, Any]:
-    return {
-        tuple(row["at"]): row["hardest"][str(epoch)][key]
-        for row in rows
-        if row["variant"] == variant and str(epoch) in row["hardest"]
-    }
-
-
-def curves(rows: Rows, variant: str) -> dict[tuple[int, int], list[float]]:
-    return {tuple(row["at"]): row["curve"] for row in rows if row["variant"] == variant}
-
-
-def negatives(rows: Rows) -> list[str]:
-    """Variants by the size of the set of negatives; that of VSE++ is 128, the batch."""
-    names = {row["variant"] for row in rows if row["variant"].endswith(" negatives")}
-    return sorted(names | {"VSE++"}, key=set_size)
-
-
-def set_size(variant: str) -> int:
-    return 128 if variant == "VSE++" else int(variant.split()[1])
 
 
 def flat(rows: Rows) -> tuple[list[str], list[dict[str, Any]]]:
@@ -331,63 +374,3 @@ def flat(rows: Rows) -> tuple[list[str], list[dict[str, Any]]]:
         lines.append(line)
     columns = list(dict.fromkeys(name for line in lines for name in line))
     return columns, [{name: line.get(name, "") for name in columns} for line in lines]
-
-
-# --- pictures
-
-
-def draw_curves(rows: Rows, path: Path) -> None:
-    """Fig. 3.2: rsum by epoch, each split thin, and their mean."""
-    figure, (axes,) = panels_of(1, width=6.0)
-    for number, name in enumerate(CURVES):
-        of = list(curves(rows, name).values())
-        for curve in of:
-            axes.plot(
-                range(1, len(curve) + 1), curve, color=f"C{number}", alpha=0.15, linewidth=0.7
-            )
-        if of:
-            mean = np.mean(of, axis=0)
-            axes.plot(range(1, len(mean) + 1), mean, color=f"C{number}", label=shown(name))
-    axes.set(xlabel="epoch", ylabel="rsum on validation pairs")
-    axes.legend()
-    save(figure, path)
-
-
-def draw_negatives(rows: Rows, path: Path) -> None:
-    """Fig. 3.6: recall at 1 and rsum by the size of the set of negatives, SH's as a line."""
-    figure, panels = panels_of(2, sharey=False)
-    for axes, measures in zip(panels, (("i2t_r1", "t2i_r1"), ("rsum",)), strict=True):
-        for number, measure in enumerate(measures):
-            found = [
-                (set_size(name), of_splits(values(rows, name, measure))) for name in negatives(rows)
-            ]
-            style = {"marker": "o", "capsize": 2, "color": f"C{number}", "label": MEASURES[measure]}
-            size, mean, half = zip(*((n, *interval(each)) for n, each in found), strict=True)
-            axes.errorbar(size, mean, yerr=None if any(map(math.isnan, half)) else half, **style)
-            level = statistics.fmean(of_splits(values(rows, "SH", measure)))
-            axes.axhline(level, color=f"C{number}", linestyle="--", label="SH")
-        axes.set_xscale("log", base=2)
-        axes.set(xlabel="size of the set of negatives", ylabel="on test pairs")
-        axes.legend(fontsize="small")
-    save(figure, path)
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The mean, and half of its interval."""
-    one = difference(values)
-    return one.mean, one.high - one.mean
-
-
-def draw_distances(rows: Rows, path: Path) -> None:
-    """Fig. 3.5: distances of the hardest negatives, of all trials together."""
-    epochs = epochs_looked_at(rows)
-    figure, panels = panels_of(len(epochs))
-    for axes, epoch in zip(panels, epochs, strict=True):
-        for name in CURVES[:2]:
-            counts = list(of_hardest(rows, name, epoch, "count").values())
-            total = np.sum(counts, axis=0)
-            axes.stairs(total / total.sum() / np.diff(BINS), BINS, label=shown(name))
-        axes.set(title=f"epoch {epoch}", xlabel="1 − cosine to the hardest negative", xlim=(0, 1.2))
-        axes.legend()
-    panels[0].set_ylabel("density")
-    save(figure, path)

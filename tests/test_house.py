@@ -26,7 +26,7 @@ FLOOR = {
     **dict.fromkeys(
         (
             *("ops", "norms", "losses", "perturbation", "spec", "storage", "processes"),
-            *("models", "layers", "pretrained", "concept_weights"),
+            *("models", "layers", "pretrained", "concept_weights", "row_queue"),
         ),
         0,
     ),

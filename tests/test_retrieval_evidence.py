@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import retrieval_evidence as example
 import retrieval_page
+import retrieval_rows
 import torch
 from retrieval_cases import WORDS, pictures
 from scipy.stats import skew
@@ -124,8 +125,9 @@ def test_the_learning_rate_is_chosen_on_validation_pairs(
     lost = example.rows(parsed(features, *out, "--lr", "0.3"))[0]
     assert "best" not in lost and lost["collapsed"] == 1
     assert example.rows(parsed(features, *out, "--lr", "0.1", "0.4")) == []  # not there yet
-    text = retrieval_page.state([first, lost], 9)
-    assert "2 of 9 trials are through. some: train 27 images, 54 captions;" in text
+    text = retrieval_page.state([first, lost], 9, 1.25)
+    assert text.startswith("2 of 9 trials are through, on ")
+    assert ": 1.2 hours of one core. some: train 27 images, 54 captions;" in text
     assert "rate 0.1 chosen 0 times; learning rate 0.2 chosen 1 times;" in text
     assert text.endswith("2 trainings collapsed; at all learning rates: VSE++ (split 0).")
 
@@ -156,34 +158,85 @@ def test_encoders_of_images(encoder: str, features: Path) -> None:
     assert torch.equal(before, after) == (encoder == "frozen")
     part = run.part()
     for measures in (part["best"], part["final"]):  # of one concept, the worst one's is that of all
-        assert measures[retrieval_page.WORST] == measures["rsum"]
+        assert measures[retrieval_rows.WORST] == measures["rsum"]
+
+
+def test_q_is_told_the_worst_concept_of_its_best_epoch(features: Path) -> None:
+    """Of a λ that hardly moves q the run is the one without it, but for rounding."""
+    args, one = parsed(features), pictures()
+    assert isinstance(one.images, ArrayImages)
+    images = ArrayImages(one.images.images, torch.arange(24) % 3)
+    sets = example.split_of(Pairs(images, one.captions, one.owner), 0)
+    settings = example.BY_CONCEPT | {"lam": 1e6}
+    parts = [
+        example.Run(example.Variant(settings=of, encoder="fresh"), sets, args, 0, 1e-3, None).part()
+        for of in (settings, {})
+    ]
+    assert parts[0]["best_epoch"] == parts[1]["best_epoch"]
+    assert parts[0]["curve"] == pytest.approx(parts[1]["curve"], rel=1e-3)
+    trainer = RetrievalTrainer(
+        example.build_encoder(sets["train"], args, 0), data=sets["train"], seed=0, lr=1e-3, device="cpu",
+        validation=sets["validation"], progress="off", **example.training(args, example.Variant(
+            settings=settings, encoder="fresh")),
+    )  # fmt: skip
+    row = trainer.fit(parts[0]["best_epoch"]).last
+    assert parts[0]["worst_concept_rsum"] == row["worst_concept_rsum"] <= row["rsum"]
+    assert "worst_concept_rsum" not in parts[1]
+
+
+def test_what_a_trial_is_of_stays() -> None:
+    """Finished trials are taken up only as that: more variants must not change what others are."""
+    args = example.parser().parse_args(["a/b.npz", "emoji", "--out", "unused"])
+    every = [(name, of) for _, name, *_, of in example.trials(args)]
+    training = {
+        "epochs": 60, "batch_size": 128, "dim": 256, "text_width": 128, "word_dim": 128, "min_count": 4,
+        "width": 16,
+    }  # fmt: skip
+    variant = {"preset": "VSE++", "settings": {}, "masked": True, "encoder": ""}
+    of = {"data": "b", "variant": variant, "split": 0, "seed": 0, "training": training}
+    assert every[0] == ("VSE++", of)
+    fresh = variant | {"encoder": "fresh"}
+    training |= {"epochs": 24, "min_count": 2}
+    of = {"data": "emoji", "variant": fresh, "split": 4, "seed": 4, "training": training}
+    assert ("VSE++, fresh", of) in every
 
 
 def test_a_larger_batch_has_as_many_steps() -> None:
     args = example.parser().parse_args(["x.npz", "--out", "unused"])
+    for name, variant in example.BY_QUEUE.items():
+        size = args.batch_size + variant.settings["queue"]
+        assert size == retrieval_rows.set_size(name) and name.split()[1] == str(size)
+        assert example.training(args, variant)["epochs"] == args.epochs
     for name, variant in example.NEGATIVES.items():
         training = example.training(args, variant)
         assert training["epochs"] * 128 == args.epochs * training["batch_size"]
         size = training.get("negatives", training["batch_size"])
-        assert size == retrieval_page.set_size(name) and name.split()[1] == str(size)
+        assert size == retrieval_rows.set_size(name) and name.split()[1] == str(size)
 
 
 def test_it_goes_on_and_writes_its_page(
-    features: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    features: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    by_queue = {"VSE++, 30 negatives by queue": example.Variant(settings={"queue": 14})}
+    monkeypatch.setattr(example, "BY_QUEUE", by_queue)
     some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--lr", "0.01"]
     page = tmp_path / "page.md"
     with pytest.raises(ValueError, match="no trial is through yet"):
         example.main([*some, "--page", str(page)])
     example.main([*some, "--splits", "1", "--seeds", "1"])
-    every = len(example.MAIN) + len(example.FURTHER) + len(example.NEGATIVES)
+    every = len(example.MAIN) + len(example.FURTHER) + len(example.NEGATIVES) + 1
     assert len(capsys.readouterr().out.splitlines()) == every
     kept = {path: path.read_bytes() for path in tmp_path.rglob("lr-*.json")}
     more = ["--splits", "2", "--seeds", "1"]
     example.main([*some, *more, "--page", str(page)])  # trains nothing
     assert capsys.readouterr().out == ""
     text = page.read_text(encoding="utf-8")
-    assert f"{every} of {every + len(example.MAIN)} trials are through." in text
+    assert f"{every} of {every + len(example.MAIN)} trials are through, on " in text
+    assert "| VSE++, 30 negatives by queue | 1 | 1 |" in text and "| drift |" in text
+    assert "| VSE++, 30 negatives by queue − SH | 1 | 1 |" in text
     example.main([*some, *more])
     assert len(capsys.readouterr().out.splitlines()) == len(example.MAIN)
     assert all(path.read_bytes() == before for path, before in kept.items())  # not made again
@@ -207,7 +260,11 @@ def test_it_goes_on_and_writes_its_page(
 def test_every_trial_has_a_folder_of_its_own() -> None:
     args = example.parser().parse_args(["x.npz", "emoji", "--out", "unused"])
     folders = [parts.folder for *_, parts, _ in example.trials(args)]
-    paired = len(example.FURTHER) + len(example.NEGATIVES) + len(example.OF_IMAGES)
+    further = (
+        *(example.FURTHER, example.NEGATIVES, example.BY_QUEUE),
+        *(example.OF_IMAGES, example.WITH_Q),
+    )
+    paired = sum(map(len, further))
     assert len(set(folders)) == len(folders) == 25 * len(example.MAIN) + 5 * paired
 
 
@@ -244,14 +301,14 @@ def test_the_worst_concept_is_that_of_the_least_rsum() -> None:
             rank = 1 + (scores.masked_fill(own, -torch.inf) > best[:, None]).sum(1)[of == concept]
             rsum += sum(100 * (rank <= k).double().mean().item() for k in (1, 5, 10))
         rsums.append(rsum)
-    assert example.tested(model, test)[retrieval_page.WORST] == pytest.approx(min(rsums))
+    assert example.tested(model, test)[retrieval_rows.WORST] == pytest.approx(min(rsums))
 
 
 # --- the page
 
 
 def row(variant: str, split: int, seed: int, rsum: float) -> dict[str, Any]:
-    measures = dict.fromkeys((*retrieval_page.MEASURES, "i2t_median", "t2i_median"), rsum)
+    measures = dict.fromkeys((*retrieval_rows.MEASURES, "i2t_median", "t2i_median"), rsum)
     return {"variant": variant, "at": [split, seed], "best": measures, "final": measures}
 
 
@@ -279,6 +336,44 @@ def test_curves_are_compared_epoch_by_epoch() -> None:
         for name, curve in (("VSE++", [1.0, 9.0 + split]), ("SH", [2.0, 5.0]))
     ]
     table = retrieval_page.by_epoch(rows).splitlines()
-    assert table[2].startswith("| 1 | 1.0 ± 0.0 | 2.0 ± 0.0 | -1.0")
+    assert table[2].startswith("| 1 | 2 | 1.0 ± 0.0 | 2.0 ± 0.0 | -1.0")
     assert table[2].endswith("| 2 of 2 |") and table[3].endswith("| 0 of 2 |")
     assert "| +4.5 (" in table[3] and len(table) == 4
+
+
+def test_lambda_is_chosen_by_the_worst_concept_on_validation_pairs() -> None:
+    """Of each split by itself, among those of one encoder, and not before all are through."""
+    names = [
+        f"VSE++, {encoder}, q at λ {lam:g}"
+        for encoder in ("frozen", "fresh")
+        for lam in (0.1, 0.3, 1.0)
+    ]
+    assert set(names) == set(example.WITH_Q)
+    worst = {0: [5, 7, 6, 9, 8, 1], 1: [3, 2, 1, 4, 5, 6]}
+    rows = [
+        row(name, split, split, number) | {"worst_concept_rsum": worst[split][number]}
+        for split in worst
+        for number, name in enumerate(names)
+    ]
+    del rows[1]["best"]  # all of its learning rates collapsed
+    found = retrieval_rows.lambda_chosen(rows[:-1])
+    assert [(one["variant"], one["at"], one["lam"]) for one in found] == [
+        ("VSE++, frozen, q", [0, 0], "1"),
+        ("VSE++, fresh, q", [0, 0], "0.1"),
+        ("VSE++, frozen, q", [1, 1], "0.1"),
+    ]
+    assert retrieval_page.lambdas(found) == "λ chosen: 0.1 2 times, 1 1 times."
+
+
+def test_the_peak_is_of_the_same_trials() -> None:
+    """VSE++ has more trials than the other sizes; those are left out."""
+    names = ["VSE++, 64 negatives", "VSE++", "VSE++, 1024 negatives by queue", "SH"]
+    rows = [row(name, 0, 0, rsum) for name, rsum in zip(names, (1, 5, 4, 9), strict=True)]
+    rows += [row("VSE++", 0, 1, -90), row("VSE0", 0, 0, 99)]
+    by_size = retrieval_rows.of_sizes(rows)
+    assert retrieval_rows.negatives(by_size) == names[:3]
+    assert retrieval_page.peak(by_size) == (
+        "Largest mean: rsum at 128, R@1, captions at 128, R@1, images at 128."
+    )
+    rows[2] = row(names[2], 0, 0, 6)
+    assert "rsum at 1024 by queue" in retrieval_page.peak(retrieval_rows.of_sizes(rows))

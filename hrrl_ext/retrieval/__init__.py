@@ -9,6 +9,7 @@ from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
 from .losses import (
     PRESETS,
+    Keys,
     Preset,
     info_nce,
     max_hinge,
@@ -18,6 +19,7 @@ from .losses import (
 )
 from .measures import Retrieval, evaluate
 from .model import JointEmbedding
+from .pair_queue import PairQueue
 from .pairs import Pairs, load_pairs
 from .recipe import VSE
 from .saved import build_joint_embedding, load_joint_embedding, save_joint_embedding
@@ -36,6 +38,8 @@ __all__ = [
     "HuggingFaceEncoder",
     "Index",
     "JointEmbedding",
+    "Keys",
+    "PairQueue",
     "Pairs",
     "Preset",
     "Retrieval",

@@ -55,6 +55,9 @@ class RetrievalConfig:
     """How long they do: epochs, or text such as "500 steps"."""
     negatives: int | None = None
     """Pairs of a batch among which each has its negatives, itself included; all of them if not given."""
+    queue: int | None = None
+    """Pairs of earlier steps, as they were embedded then, that are negatives of max_hinge too; none if
+    not given."""
     tau: float = 0.0
     """Example level: length of the perturbation of an image, in [0, 1] pixel units, or of features as the
     data have them; 0 is without."""
@@ -89,8 +92,9 @@ class RetrievalConfig:
 
     def __post_init__(self) -> None:
         require_positive(
-            self, "negatives", "temperature", "dim", "word_dim", "text_width", "min_count", "width"
-        )
+            self, "negatives", "queue", "temperature", "dim", "word_dim", "text_width", "min_count",
+            "width",
+        )  # fmt: skip
         require_not_negative(self, "margin", "crop_padding", "tau")
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
@@ -101,6 +105,11 @@ class RetrievalConfig:
         if self.negatives == 1:
             raise ValueError(
                 "negatives=1 is the pair alone, which has no negative; give 2 or more, or leave it out"
+            )
+        if self.queue is not None and (self.loss != "max_hinge" or self.negatives is not None):
+            raise ValueError(
+                "queue adds negatives to max_hinge, and negatives takes some away; got "
+                f"queue={self.queue}, loss={self.loss!r} and negatives={self.negatives}"
             )
         if self.loss != "max_hinge" and (self.semi_hard or self.warmup_loss != "none"):
             raise ValueError(

@@ -10,7 +10,7 @@ are items of another group:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,12 +20,23 @@ from torch import Tensor
 
 from .._arrays import wide
 from .._precision import full_float32
-from ..ops import Similarity
+from ..ops import Similarity, hardest_negatives
 from .hinges import MaxHinge, SumHinge, SumHingeOfEach, all_scores, pair_scores, tiles
 
 Reduction = Literal["sum", "mean"]
 ReductionOrNone = Literal["sum", "mean", "none"]
 Matches = tuple[Tensor, Tensor]
+
+
+class Keys(NamedTuple):
+    """Negatives beside a batch's own: pairs as they were embedded before, without gradient."""
+
+    image: Tensor
+    """[Q, D]"""
+    caption: Tensor
+    """[Q, D]"""
+    group: Tensor
+    """[Q] int64: of row n of both"""
 
 
 class _Batch(NamedTuple):
@@ -65,6 +76,7 @@ def max_hinge(
     similarity: Similarity = "cosine",
     reduction: ReductionOrNone = "sum",
     semi_hard: bool = False,
+    queue: Keys | None = None,
 ) -> Tensor:
     """The hinge of the hardest negative alone, in both directions (Eq. 3.6).
 
@@ -81,6 +93,9 @@ def max_hinge(
             to be weighted.
         semi_hard: negatives that score below their pair alone, as FaceNet takes them: a warm-up where the
             hardest make everything collapse to one point.
+        queue: negatives from elsewhere, such as the embeddings of earlier batches
+            (:class:`hrrl_ext.retrieval.PairQueue`): a pair's hardest negative is then that of both. Of
+            equal scores it is the batch's. It needs the groups, as a pair may be in the queue itself.
 
     Returns:
         the loss [], or of each pair [P], in float32, or float64 for float64. A pair without a negative
@@ -88,11 +103,13 @@ def max_hinge(
         kept (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
     """
     batch = _checked("max_hinge", image, caption, pairs, image_group, caption_group)
-    if semi_hard:
+    if queue is not None:
+        _check_queue(queue, batch.image, image_group)
+    if semi_hard or queue is not None:
         positive = pair_scores(*batch.paired(), similarity)
-        of_image, of_caption = _semi_hard(batch, positive.detach(), similarity)
+        of = _negatives(batch, queue, similarity, positive.detach() if semi_hard else None)
         below = margin - positive
-        loss = (below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)
+        loss = (below + of[0]).clamp(min=0) + (below + of[1]).clamp(min=0)
         if reduction != "none":
             loss = loss.sum()
     else:
@@ -134,12 +151,65 @@ def sum_hinge(
     return _reduced(loss, len(image), reduction)
 
 
-def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple[Tensor, Tensor]:
-    """[P] of every pair the scores of its image's and of its caption's semi-hard negative; -inf where
-    there is none."""
+def _negatives(
+    batch: _Batch, queue: Keys | None, similarity: Similarity, positive: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """[P] of every pair the scores of its image's and of its caption's hardest negative, in the batch and
+    the queue; with ``positive`` [P] of those that score below it. -inf where there is none.
+
+    They are searched for without gradient, and scored again: what is kept is O(P D)."""
     image, caption = batch.paired()
-    image_group, caption_group = batch.image_group, batch.caption_group
-    rows = batch.pairs or (slice(None), slice(None))
+    row, column = batch.pairs or (slice(None), slice(None))
+    of_pairs = batch.image_group[row], batch.caption_group[column]
+    tables = [(batch.image, batch.caption, batch.image_group, batch.caption_group)]
+    if queue is not None and len(queue.group):
+        older = [rows.detach().to(image.dtype) for rows in (queue.image, queue.caption)]
+        tables.append((older[0], older[1], queue.group, queue.group))
+    found = []
+    for images, captions, *groups in tables:
+        captions_at, images_at = _search(
+            (image, caption), of_pairs, (images, captions), groups, similarity, positive
+        )
+        of_image = captions_at.scored(captions, lambda g: pair_scores(image, g, similarity))
+        of_caption = images_at.scored(images, lambda f: pair_scores(f, caption, similarity))
+        found.append((of_image, of_caption))
+    if len(found) == 1:
+        return found[0]
+    of_image, of_caption = (
+        torch.where(new >= old, new, old) for new, old in zip(*found, strict=True)
+    )
+    return of_image, of_caption
+
+
+class _Chosen(NamedTuple):
+    """Of each query its negative."""
+
+    row: Tensor
+    """[P] of the keys; -1 where there is none"""
+    score: Tensor
+    """[P]; -inf where there is none, NaN where one could not be compared"""
+
+    def scored(self, keys: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
+        """The scores once more, with their gradient."""
+        again = score(keys[self.row.clamp(min=0)])
+        return torch.where(self.row >= 0, again, self.score)
+
+
+@torch.no_grad()
+def _search(
+    queries: tuple[Tensor, Tensor],
+    of_queries: tuple[Tensor, Tensor],
+    keys: tuple[Tensor, Tensor],
+    of_keys: Sequence[Tensor],
+    similarity: Similarity,
+    positive: Tensor | None,
+) -> tuple[_Chosen, _Chosen]:
+    """Of every image [P] among the captions of ``keys``, and of every caption among their images."""
+    (image, caption), (images, captions) = queries, keys
+    if positive is None:
+        of = hardest_negatives(image, captions, of_queries[0], of_keys[1], similarity)
+        other = hardest_negatives(images, caption, of_keys[0], of_queries[1], similarity)
+        return _Chosen(*of[:2]), _Chosen(*other[2:])
 
     def of_images(f: Tensor, g: Tensor) -> Tensor:
         return all_scores(f, g, similarity)[0]
@@ -147,36 +217,24 @@ def _semi_hard(batch: _Batch, positive: Tensor, similarity: Similarity) -> tuple
     def of_captions(g: Tensor, f: Tensor) -> Tensor:
         return all_scores(f, g, similarity)[0].T
 
-    found, index = _highest_below(
-        (image, batch.caption),
-        (image_group[rows[0]], caption_group),
-        positive,
-        of_images,
-        similarity,
-    )
-    of_image = torch.where(found, pair_scores(image, batch.caption[index], similarity), -torch.inf)
-    found, index = _highest_below(
-        (caption, batch.image),
-        (caption_group[rows[1]], image_group),
-        positive,
-        of_captions,
-        similarity,
-    )
-    return of_image, torch.where(
-        found, pair_scores(batch.image[index], caption, similarity), -torch.inf
+    return (
+        _highest_below(
+            (image, captions), (of_queries[0], of_keys[1]), positive, of_images, similarity
+        ),
+        _highest_below(
+            (caption, images), (of_queries[1], of_keys[0]), positive, of_captions, similarity
+        ),
     )
 
 
-@torch.no_grad()
 def _highest_below(
     embeddings: tuple[Tensor, Tensor],
     groups: tuple[Tensor, Tensor],
     positive: Tensor,
     score: Callable[[Tensor, Tensor], Tensor],
     similarity: Similarity,
-) -> tuple[Tensor, Tensor]:
-    """Of every query its key of another group that scores highest below its positive: whether there is
-    one, and which."""
+) -> _Chosen:
+    """Of every query its key of another group that scores highest below its positive."""
     query, keys = embeddings
     index = query.new_zeros(len(query), dtype=torch.int64)
     best = torch.full_like(positive, -torch.inf)
@@ -186,7 +244,21 @@ def _highest_below(
             masked = groups[0][rows, None] == groups[1]
             scores.masked_fill_(masked | (scores >= positive[rows, None]), -torch.inf)
             best[rows], index[rows] = scores.max(1)
-    return best != -torch.inf, index
+    return _Chosen(index.where(best != -torch.inf, -1), best)
+
+
+def _check_queue(queue: Keys, image: Tensor, group: Tensor | None) -> None:
+    size = image.shape[1]
+    shapes = [list(rows.shape) for rows in queue]
+    if shapes != [[len(queue.group), size], [len(queue.group), size], [len(queue.group)]]:
+        raise ValueError(
+            f"max_hinge: queue must have image and caption [Q, {size}] and group [Q], got {shapes}"
+        )
+    if group is None:
+        raise ValueError(
+            "max_hinge: a queue needs image_group and caption_group: without them a pair that is in it "
+            "would be a negative of itself"
+        )
 
 
 def _shares(rows: Tensor) -> Tensor:

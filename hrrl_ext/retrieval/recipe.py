@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
@@ -18,6 +19,7 @@ from .._precision import full_float32
 from .._tables import one_line
 from ..concept_weights import CALIBRATION_BATCHES
 from ..data.batches import batch_sizes
+from ..data.image_sets import as_float
 from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
 from ..training import Move, Recipe
@@ -30,11 +32,12 @@ from .config import RetrievalConfig
 from .losses import info_nce, max_hinge, sigmoid_loss, sum_hinge
 from .measures import CUTS, Retrieval, evaluate, summary
 from .model import JointEmbedding
+from .pair_queue import PairQueue
 from .ranks import scores
 from .saved import described
 
 _LEAST_SPREAD = 1e-4
-_LOOKED_AT = 128  # pairs whose scores are looked at
+_LOOKED_AT = 128  # pairs whose scores, or embeddings, are looked at
 
 
 class VSE(Recipe):
@@ -49,8 +52,8 @@ class VSE(Recipe):
         validation: what it is measured on, if on anything.
         batch_size: images, and captions, that are embedded at once in evaluation.
         concepts: of each validation image, its name.
-        level: q over the concepts of the pairs. With it the batches have the concept of each pair, and
-            with tau, before that, the image of each.
+        level: q over the concepts of the pairs. The batches have, as far as they are needed, of each pair
+            the image (with tau), the pair itself (with a queue) and the concept, in this order.
         loss_scale: of the input-gradient pass; see :class:`hrrl_ext.ExamplePerturbation`.
     """
 
@@ -81,6 +84,9 @@ class VSE(Recipe):
         self.validation, self.processes = validation, processes
         self.batch_size, self.concepts = batch_size, concepts
         self.level, self.loss_scale = level, loss_scale
+        self.queue: PairQueue | None = None
+        if config.queue is not None:
+            self.queue = PairQueue(config.queue, model.dim).to(batches.device)
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
@@ -97,6 +103,9 @@ class VSE(Recipe):
         loss = means if self.level is None else means[0]
         if self.level is not None:
             self.level.update(means[1:])  # with the losses at θ_t
+        if self.queue is not None:  # after the loss: no pair is a negative of its own step
+            assert self._pairs is not None
+            self.queue.put(*self._pairs, batch[3], batch[4 + (self.config.tau > 0)])
         self._loss += loss.double() * len(batch[-1])
         self._last = loss
         self._steps += 1
@@ -115,7 +124,8 @@ class VSE(Recipe):
         """The loss of the whole batch, that is of all processes, and its mean over the pairs; behind it,
         where there is a concept level, ĝ [K].
 
-        ``more``, of all pairs as group: with tau their images, with a concept level their concepts.
+        ``more``, of all pairs as group: with tau their images, with a queue which pairs they are, with a
+        concept level their concepts.
 
         Every process has the same embeddings, hence the same loss; what it sends back reaches those
         that made them.
@@ -126,7 +136,7 @@ class VSE(Recipe):
             self.processes.whole(x, len(group))
             for x in model(images, tokens, lengths, precomputed=self.batches.encoded.precomputed)
         )
-        self._pairs = image.detach()[:_LOOKED_AT], caption.detach()[:_LOOKED_AT]
+        self._pairs = image.detach(), caption.detach()
         with torch.autocast(image.device.type, enabled=False):
             loss = self._of_sets(image, caption, group, each=self.level is not None)
             summed = self.config.hinge and self.config.reduction == "sum"
@@ -193,7 +203,8 @@ class VSE(Recipe):
         if config.loss == "sum_hinge" or warmup == "sum_hinge":
             return sum_hinge(image, caption, **settings)
         semi_hard = config.semi_hard or warmup == "semi_hard"
-        return max_hinge(image, caption, semi_hard=semi_hard, **settings)
+        keys = None if self.queue is None else self.queue.keys()
+        return max_hinge(image, caption, semi_hard=semi_hard, queue=keys, **settings)
 
     # --- as the first epoch begins
 
@@ -217,7 +228,8 @@ class VSE(Recipe):
         if not torch.isfinite(self._last):
             raise FloatingPointError(f"the loss is not finite in {where}")
         assert self._pairs is not None
-        spread = scores(*self._pairs, self.config.similarity).std().item()
+        image, caption = (rows[:_LOOKED_AT] for rows in self._pairs)
+        spread = scores(image, caption, self.config.similarity).std().item()
         found = (
             f"in {where} the scores of a batch have a spread of {spread:.1g} only, and a pair a loss of "
             f"{loss:.4g}, with a margin of {self.config.margin:g}"
@@ -248,8 +260,22 @@ class VSE(Recipe):
         row = {"loss": self._mean()} | dict(measured)
         if self.level is not None:
             row |= self.level.row()
+        if self.queue is not None:
+            row["queue_drift"] = self._drift(self.queue)
         self._loss, self._steps = torch.zeros_like(self._loss), 0
         return row
+
+    def _drift(self, queue: PairQueue) -> float:
+        """How stale the queue is: the mean of 1 - cos between what its oldest pairs are in it and what
+        the model makes of them now, of images and captions; in eval mode, without augmentation."""
+        *then, pair = queue.oldest(_LOOKED_AT)
+        encoded, rows = self.batches.encoded, pair.cpu()
+        with evaluating(self.model):
+            (x,) = encoded.images([encoded.pairs.owner[rows]])
+            texts = encoded.captions(rows)
+            now = self.model(as_float(x), *texts, precomputed=encoded.precomputed)
+        agree = [F.cosine_similarity(a, b).mean() for a, b in zip(then, now, strict=True)]
+        return 1 - torch.stack(agree).mean().item()
 
     def line(self, row: Row) -> str:
         parts = [f"loss {row['loss']:.3f}"] if "loss" in row else []
@@ -265,6 +291,8 @@ class VSE(Recipe):
         if row.get("lam") is not None:
             largest = max(row["q"], key=lambda name: row["q"][name])
             parts.append(f"q {row['q'][largest]:.2f} ({largest})")
+        if "queue_drift" in row:
+            parts.append(f"queue drift {row['queue_drift']:.3f}")
         return one_line("  ".join(parts))
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
@@ -319,10 +347,13 @@ class VSE(Recipe):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"steps": (self.done, self._steps), "loss": self._loss}
-        return state if self.level is None else state | {"concepts": self.level.state_dict()}
+        parts = {"concepts": self.level, "queue": self.queue}
+        return state | {k: part.state_dict() for k, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done, self._steps = state["steps"]
         self._loss = state["loss"].to(self._loss)
         if self.level is not None:
             self.level.load_state_dict(state["concepts"])
+        if self.queue is not None:
+            self.queue.load_state_dict(state["queue"])

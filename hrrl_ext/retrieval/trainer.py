@@ -208,6 +208,11 @@ def _open_pairs(
             f"data: {pairs} are all of one group, and items of one group are no negatives of each other; "
             "give pairs of several"
         )
+    if config.queue is not None and config.queue > len(pairs):
+        raise ValueError(
+            f"queue={config.queue} is more than the {len(pairs)} pairs of an epoch: what is beyond is "
+            "older copies of the same pairs; give at most as many"
+        )
     if config.augmented and not isinstance(pairs.images, ImageSet):
         raise ValueError(
             "crop_padding and flip are of images, and data are features; leave both out"
@@ -331,8 +336,9 @@ def _batches(
     method: RetrievalConfig,
     level: ConceptLevel | None,
 ) -> PairBatches:
-    """With what the players need of each pair."""
+    """With what the players, and a queue, need of each pair."""
     more = [train.pairs.owner] if method.tau > 0 else []
+    more += [] if method.queue is None else [torch.arange(len(train.pairs))]
     more += [] if level is None else [level.concept]
     augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
     return PairBatches(train, training.batch_size, seed=training.seed, augment=augment, more=more)

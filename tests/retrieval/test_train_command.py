@@ -59,7 +59,8 @@ def test_concepts_on_the_command_line(tmp_path: Path) -> None:
     sizes = (
         "--dim=4 --text_width=4 --word_dim=4 --epochs=1 --max_steps=2 --device=cpu --progress=off"
     )
-    assert main([*words.split(), *sizes.split(), f"--out={out}"]) == 0
+    assert main([*words.split(), *sizes.split(), "--queue=99", f"--out={out}"]) == 0
     config = json.loads((out / "config.json").read_text())
-    assert (config["training"]["tau"], config["training"]["lam"]) == (0.2, 0.1)
+    given = {name: config["training"][name] for name in ("tau", "lam", "queue")}
+    assert given == {"tau": 0.2, "lam": 0.1, "queue": 99}
     assert len(config["concepts"]) == 9

@@ -61,7 +61,7 @@ PLAYERS = {"concepts": [0, 1, 2] * 10, "lam": 0.5, "tau": 0.1}
 @pytest.mark.parametrize(
     "settings",
     [
-        *({}, {"negatives": 4}, {"warmup_loss": "semi_hard"}, {"preset": "Order0"}),
+        *({}, {"negatives": 4}, {"queue": 20}, {"warmup_loss": "semi_hard"}, {"preset": "Order0"}),
         *({"loss": "info_nce"}, {"loss": "sigmoid"}),
         *(PLAYERS, PLAYERS | {"loss": "sum_hinge"}, PLAYERS | {"loss": "info_nce"}),
     ],

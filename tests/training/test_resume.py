@@ -144,6 +144,7 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
         ("VSE", {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2}),
         ("VSE", {"loss": "info_nce", "precision": "fp16", "ema": 0.9, "evaluate_every": "2 steps"}),
         ("VSE", {"negatives": 30, "channels_last": True}),
+        ("VSE", {"queue": 500, "flip": True}),  # it goes round in the second epoch
         ("VSE", {"concepts": "classes", "lam": 2.0, "c": "auto", "tau": 0.1, "flip": True}),
         ("VSE", {"concepts": "classes", "lam": 50.0, "tau": 0.1, "precision": "fp16", "loss": "sum_hinge"}),
     ],
