@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from . import ops
-from .losses import ClassificationLoss
+from .losses import ClassificationLoss, Mixed
 
 BatchNormStatistics = Literal["batch", "running"]
 
@@ -72,8 +72,8 @@ class ExamplePerturbation(nn.Module):
         self.loss_scale = loss_scale
         self.steps = steps
 
-    def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """x [B, ...] floating point in [0, 1], target [B] int64 → x̃, detached."""
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
+        """x [B, ...] floating point in [0, 1], target [B] int64, or those of mixtures → x̃, detached."""
         if self.tau == 0:
             return x
         x = checked_image(x)
@@ -83,7 +83,7 @@ class ExamplePerturbation(nn.Module):
             grad = self.input_gradient(model, x, target)
         return ops.perturb(x, grad, self.tau)[0]
 
-    def _ascended(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def _ascended(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
         length = self.tau * min(1.0, 2.5 / self.steps)
         pixels = tuple(range(1, x.ndim))
         delta = torch.zeros_like(x)
@@ -94,7 +94,7 @@ class ExamplePerturbation(nn.Module):
             delta = delta * (self.tau / norm).clamp(max=1)  # the nearest point of the ball
         return x + delta
 
-    def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
         """∇_x Σ_i ℓ(x_i, y_i; θ) [B, ...], detached, in the modes that ``model`` is in."""
 
         def loss(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from .augmix import AugMix
 from .batches import Augmentation, Batches
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
+from .mixup import Mixup
 from .sampling import GroupSampling
 from .shifts import concept_shares, few_per_class, imbalance, lower_resolution
 from .sources import (
@@ -15,7 +16,7 @@ from .sources import (
     Source,
     load_images,
 )
-from .views import RandomResizedCrop, Views, view_family
+from .views import RandomErasing, RandomResizedCrop, Views, view_family
 
 __all__ = [
     "ArrayImages",
@@ -28,7 +29,9 @@ __all__ = [
     "FolderImages",
     "GroupSampling",
     "ImageSet",
+    "Mixup",
     "ProductImages",
+    "RandomErasing",
     "RandomResizedCrop",
     "Source",
     "Views",

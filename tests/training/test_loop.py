@@ -14,6 +14,7 @@ from mixup import Mixup
 from torch import Tensor, nn
 
 import hrrl_ext
+from hrrl_ext import data
 from hrrl_ext.data import Batches, load_images
 from hrrl_ext.processes import Processes
 from hrrl_ext.training import Loop, RunFolder, TrainingConfig, load_model
@@ -43,8 +44,15 @@ def loop(
     }
     config = TrainingConfig(**{"epochs": 2, "batch_size": 16, "lr": 0.05} | settings)
     train, test = (
-        Batches(images, torch.zeros_like(images.target), 16, shuffle=images is TRAIN, device=CPU)
-        for images in (TRAIN, TEST)
+        Batches(
+            images,
+            torch.zeros_like(images.target),
+            16,
+            shuffle=images is TRAIN,
+            device=CPU,
+            mixup=mix,
+        )
+        for images, mix in ((TRAIN, data.Mixup()), (TEST, None))
     )
     return Loop(
         recipe(net(), train, test),
