@@ -28,7 +28,7 @@ def clouds(count: int = 50, classes: int = 3, dim: int = 4) -> tuple[np.ndarray,
 @pytest.mark.filterwarnings("ignore:Skipping check:UserWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 def test_check_estimator() -> None:
-    check_estimator(SGDProbe(1.0, epochs=20))
+    check_estimator(SGDProbe(1.0, epochs=10))
 
 
 # --- its steps, and what they come to
