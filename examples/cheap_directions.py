@@ -38,6 +38,7 @@ from hrrl_ext.data import (
     resolve_concepts,
 )
 from hrrl_ext.evaluation import perturbation_curve
+from hrrl_ext.losses import Mixed
 from hrrl_ext.models import build_model
 from hrrl_ext.processes import start_processes
 from hrrl_ext.robust import HRRL, ExamplePerturbation, HRRLConfig
@@ -56,7 +57,8 @@ STEPS = (0.0, 0.05, 0.1, 0.2, 0.4)
 class HalfOfTheBatch(ExamplePerturbation):
     """Line 9 for every other example; the rest is trained on as it is."""
 
-    def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
+        assert isinstance(target, Tensor)
         x = x.clone()
         x[::2] = super().forward(model, x[::2], target[::2])
         return x
@@ -67,7 +69,7 @@ class EverySecondStep(ExamplePerturbation):
 
     calls = 0
 
-    def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
         self.calls += 1
         return super().forward(model, x, target) if self.calls % 2 else x
 

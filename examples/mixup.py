@@ -2,8 +2,9 @@
 
     python examples/mixup.py runs/mixup
 
-The loop brings epochs, files, exact resumption, precision, processes, optimisers and schedules; the
-method is what a step computes and what an epoch reports.
+The loop brings epochs, files, exact resumption, precision, processes, optimisers and schedules, and
+hrrl_ext.data the mixtures; the method is what a step computes and what an epoch reports. (HRRLTrainer
+has mixup as a setting, for both its levels.)
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import hrrl_ext
+from hrrl_ext import data
 from hrrl_ext.data import Batches, load_images
 from hrrl_ext.evaluation import accuracy
 from hrrl_ext.processes import start_processes
@@ -26,23 +28,17 @@ from hrrl_ext.training import Loop, Recipe, RunFolder, TrainingConfig
 class Mixup(Recipe):
     """min_θ E ℓ(a x_i + (1 - a) x_j, a y_i + (1 - a) y_j; θ),  a ~ Beta(α, α)   (Zhang et al., 2018)."""
 
-    def __init__(
-        self, model: nn.Module, batches: Batches, validation: Batches, alpha: float = 0.2
-    ) -> None:
+    def __init__(self, model: nn.Module, batches: Batches, validation: Batches) -> None:
         self.model, self.batches, self.validation = model, batches, validation
-        self.weight = torch.distributions.Beta(alpha, alpha)
         self.loss = torch.zeros(2)  # its sum over the steps of the epoch, and their number
 
     def step(self, batch: tuple[Tensor, ...], move: Callable[..., Tensor]) -> None:
-        x, target, _ = batch
-        a, other = self.weight.sample(), torch.randperm(len(x))
-        loss = move(
-            self.losses, a * x + (1 - a) * x[other], target, target[other], a.expand(len(x))
-        )
+        x, target, _, a, other, _ = batch
+        loss = move(self.losses, x, target, a, other)
         self.loss += torch.stack([loss, torch.ones(())])
 
     def losses(
-        self, model: nn.Module, x: Tensor, target: Tensor, other: Tensor, a: Tensor
+        self, model: nn.Module, x: Tensor, target: Tensor, a: Tensor, other: Tensor
     ) -> tuple[Tensor, Tensor]:
         logits = model(x)
         loss = a * F.cross_entropy(logits, target, reduction="none")
@@ -82,6 +78,7 @@ def loop(out: str, resume: bool = False, **settings: Any) -> Loop:
             torch.zeros_like(images.target),
             config.batch_size,
             shuffle=split == "train",
+            mixup=data.Mixup(alpha=0.2) if split == "train" else None,
             seed=config.seed,
             device=device,
             processes=processes,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .losses import Mixed
 
 CALIBRATION_BATCHES = 8
 """Mini-batches that c="auto" is estimated from."""
@@ -90,11 +91,15 @@ class ConceptWeights(nn.Module):
             "Training can collapse"
         )
 
-    def seen(self, concept: Tensor) -> Tensor:
+    def seen(self, concept: Tensor | Mixed) -> Tensor:
         """[K] how often a batch, ``concept`` [B], has each concept, over how often it is expected to:
         N B_k / (N_k B). It is ĝ of losses of 1, so as ĝ it is averaged over parts of a batch."""
-        count = self.q.new_zeros(len(self.q)).index_add_(0, concept, self.q.new_ones(len(concept)))
-        return count / (self.concept_count / self.concept_count.sum()) / max(len(concept), 1)
+        if isinstance(concept, Mixed):
+            batch, (ids, share) = len(concept.share), concept.flat()
+        else:
+            batch, ids, share = len(concept), concept, torch.ones_like(concept)
+        count = self.q.new_zeros(len(self.q)).index_add_(0, ids, share.to(self.q))
+        return count / (self.concept_count / self.concept_count.sum()) / max(batch, 1)
 
     def update(self, concept_loss: Tensor, seen: Tensor | None = None) -> None:
         """One step of q with ĝ [K], the ``concept_loss`` of the loss that also moves the model, and

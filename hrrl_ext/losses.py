@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,27 @@ from torch import Tensor, nn
 
 from . import ops
 from .layers import logits_of
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Labels of images that are mixtures of two: classes, or concepts."""
+
+    first: Tensor
+    """[B] int64"""
+    second: Tensor
+    """[B] int64"""
+    share: Tensor
+    """[B] of the first, in [0, 1]; the second has the rest"""
+
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """All 2B labels, and the share of each."""
+        return torch.cat([self.first, self.second]), torch.cat([self.share, 1 - self.share])
+
+    def matched(self, guess: Tensor) -> Tensor:
+        """[B] the share of the labels that a guess [B] has right."""
+        first, second = guess == self.first, guess == self.second
+        return self.share * first + (1 - self.share) * second
 
 
 class ClassificationLoss(nn.Module):
@@ -71,9 +93,13 @@ class ClassificationLoss(nn.Module):
             )
         return loss
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, target: Tensor | Mixed) -> Tensor:
         """logits [B, C] as the model returns them (:func:`hrrl_ext.layers.logits_of`), target [B] → ℓ_i
-        [B], in float32 at least."""
+        [B], in float32 at least. Of a mixture it is the losses of both labels, by their shares."""
+        if isinstance(target, Mixed):
+            label, share = target.flat()
+            first, second = (share * self(logits_of(logits).repeat(2, 1), label)).chunk(2)
+            return first + second
         logits, target = self._adjusted(logits), class_ids(target)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(
@@ -86,9 +112,17 @@ class ClassificationLoss(nn.Module):
         return wrong.clamp(min=torch.finfo(wrong.dtype).tiny) ** self.focal * loss
 
     def weighted(
-        self, logits: Tensor, target: Tensor, concept: Tensor, q: Tensor, concept_count: Tensor
+        self,
+        logits: Tensor,
+        target: Tensor | Mixed,
+        concept: Tensor | Mixed,
+        q: Tensor,
+        concept_count: Tensor,
     ) -> ops.ConceptLoss:
-        """What :func:`hrrl_ext.ops.concept_cross_entropy` returns, of this loss."""
+        """What :func:`hrrl_ext.ops.concept_cross_entropy` returns, of this loss. A mixture is an example
+        of both its classes and of both their concepts, each by its share."""
+        if isinstance(target, Mixed) or isinstance(concept, Mixed):
+            return self._weighted_mixtures(logits_of(logits), target, concept, q, concept_count)
         target, concept = class_ids(target), class_ids(concept)
         if self.focal == 0:
             return ops.concept_cross_entropy(
@@ -100,6 +134,25 @@ class ClassificationLoss(nn.Module):
                 label_smoothing=self.label_smoothing,
             )
         return weighed(self(logits, target), concept, q, concept_count)
+
+    def _weighted_mixtures(
+        self,
+        logits: Tensor,
+        target: Tensor | Mixed,
+        concept: Tensor | Mixed,
+        q: Tensor,
+        concept_count: Tensor,
+    ) -> ops.ConceptLoss:
+        if not (isinstance(target, Mixed) and isinstance(concept, Mixed)):
+            raise TypeError(
+                "target and concept: a mixture has two of each, so both are Mixed or neither; got "
+                f"{type(target).__name__} and {type(concept).__name__}"
+            )
+        label, share = target.flat()
+        losses = share * self(logits.repeat(2, 1), label)  # [2B], each of its own concept
+        out = weighed(2 * losses, concept.flat()[0], q, concept_count)  # a mean over 2B
+        first, second = losses.detach().chunk(2)
+        return ops.ConceptLoss(out.loss, out.concept_loss, first + second)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
         logits = logits_of(logits)

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from . import ops
 from ._pixels import PixelCheck
-from .losses import ClassificationLoss
+from .losses import ClassificationLoss, Mixed
 
 BatchNormStatistics = Literal["batch", "running"]
 
@@ -77,8 +77,8 @@ class ExamplePerturbation(nn.Module):
         self.steps = steps
         self._seen = False
 
-    def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """x [B, ...] floating point in [0, 1], target [B] integers → x̃, detached."""
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
+        """x [B, ...] in [0, 1], target [B] integers, or those of mixtures → x̃, detached."""
         if self.tau == 0:
             return x
         x = self.checked(model, x)
@@ -88,7 +88,7 @@ class ExamplePerturbation(nn.Module):
             grad = self.input_gradient(model, x, target)
         return ops.perturb(x, grad, self.tau)[0]
 
-    def _ascended(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def _ascended(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
         length = self.tau * min(1.0, 2.5 / self.steps)
         pixels = tuple(range(1, x.ndim))
         delta = torch.zeros_like(x)
@@ -99,7 +99,7 @@ class ExamplePerturbation(nn.Module):
             delta = delta * (self.tau / norm).clamp(max=1)  # the nearest point of the ball
         return x + delta
 
-    def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
         """∇_x Σ_i ℓ(x_i, y_i; θ) [B, ...], detached, in the modes that ``model`` is in."""
 
         def loss(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,9 @@ def test_neighbours_and_concepts(
     assert result["k"] == 5
     assert result["worst_concept_accuracy"] == min(result["concept_accuracy"].values())
     assert f"concept_accuracy/round {result['concept_accuracy']['round']:.4f}" in stdout
+    sgd = (*probe, "--method", "sgd", "--lr", "3", "--epochs", "20", "--normalise", "none")
+    status, stdout, _ = run(capsys, *sgd)
+    assert status == 0 and re.search(r"lr +3.0000\nepochs +20\nloss +\d", stdout)
     status, _, stderr = run(capsys, *probe, "--k", "5")
     assert (status, stderr.count("\n")) == (1, 1)
     assert "svm's setting 'k' is not known" in stderr

@@ -76,11 +76,19 @@ def _extract(args: Namespace) -> None:
 def _probe_arguments(parser: CommandParser) -> None:
     parser.add_argument("--train", required=True, help="features to train on")
     parser.add_argument("--test", required=True, help="features to measure it on")
-    parser.add_argument("--method", default="svm", help="svm, linear; or knn, nearest neighbours")
+    parser.add_argument(
+        "--method",
+        default="svm",
+        help="svm, linear; sgd, linear too, as contrastive papers have it; or knn, nearest neighbours",
+    )
     parser.add_argument(
         "--C", help="of svm: a number, or search (the default): on a part of --train"
     )
-    parser.add_argument("--normalise", help="of svm: l2 (the default), standard or none")
+    parser.add_argument("--normalise", help="of svm and sgd: l2 (the default), standard or none")
+    parser.add_argument("--lr", type=float, help="of sgd; 30 if not given")
+    parser.add_argument("--weight_decay", type=float, help="of sgd; 0 if not given")
+    parser.add_argument("--batch_size", type=int, help="of sgd; 256 if not given")
+    parser.add_argument("--epochs", type=int, help="of sgd; 100 if not given")
     parser.add_argument("--k", type=int, help="of knn: neighbours; 200 if not given")
     parser.add_argument("--temperature", type=float, help="of knn's votes; 0.1 if not given")
     parser.add_argument(
@@ -90,7 +98,7 @@ def _probe_arguments(parser: CommandParser) -> None:
 
 
 def _probe(args: Namespace) -> None:
-    """Train a linear SVM, or nearest neighbours, on saved features and measure how they transfer."""
+    """Train a linear classifier, or nearest neighbours, on saved features, and measure the transfer."""
     from ..storage import write_json
     from ..training.run_folder import flat
     from ..transfer import load_features
@@ -99,6 +107,7 @@ def _probe(args: Namespace) -> None:
     given: dict[str, Any] = {
         "C": args.C if args.C in (None, "search") else number("C", args.C),
         "normalise": args.normalise,
+        **{name: getattr(args, name) for name in ("lr", "weight_decay", "batch_size", "epochs")},
         "k": args.k,
         "temperature": args.temperature,
     }

@@ -5,6 +5,7 @@ from .batches import Augmentation, Batches
 from .classes import with_classes
 from .concept_map import ConceptMap
 from .concepts import Concepts, concepts_of, resolve_concepts
+from .mixup import Mixup
 from .sampling import GroupSampling
 from .shifts import concept_shares, few_per_class, imbalance, lower_resolution
 from .sources import (
@@ -17,7 +18,7 @@ from .sources import (
     load_images,
 )
 from .unreadable import readable, unreadable
-from .views import RandomResizedCrop, Views, view_family
+from .views import RandomErasing, RandomResizedCrop, Views, view_family
 
 __all__ = [
     "ArrayImages",
@@ -30,7 +31,9 @@ __all__ = [
     "FolderImages",
     "GroupSampling",
     "ImageSet",
+    "Mixup",
     "ProductImages",
+    "RandomErasing",
     "RandomResizedCrop",
     "Source",
     "Views",

@@ -16,8 +16,10 @@ from .augmix import AugMix
 from .fetching import Fetcher
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
+from .mixup import Mixup
 from .sampling import GroupSampling, Sampling
 from .views.crops import RandomResizedCrop
+from .views.erasing import RandomErasing
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,12 @@ class Batches:
     A batch is x [B, 3, H, W] float32 in [0, 1], target [B] int64, concept [B] int64; with ``views`` also
     the numbers of its images, row [B] int64, and how each is augmented, view [B, 3] int64
     (:meth:`Augmentation.draw`). With ``augmix`` x is a mixture; or, with ``mixtures``, x is not, and so
-    many mixtures of it come last, each like x.
+    many mixtures of it come last, each like x. With ``mixup`` x is a mixture with another image, and the
+    share a [B] float32 of its own labels comes behind them, then target and concept of the other.
     The order of the examples is a function of (seed, epoch), the augmentation of (seed, epoch,
     batch number): starting at any epoch gives the same bits as getting there, with any num_workers.
+    What is erased and the shares of mixup are functions of (seed, epoch, index, how often the image came
+    before in the epoch); pairs are neighbours in its order, the same for every even batch size.
     No global random state is read or changed. Every example comes exactly once per epoch, but see
     sampling. The last batch may be smaller; when shuffled (for training), a last one of a single
     example joins the batch before it, since batch normalisation cannot train on one value.
@@ -144,6 +149,8 @@ class Batches:
         balance: float = 1.0,
         augmix: AugMix | None = None,
         mixtures: int = 0,
+        erasing: RandomErasing | None = None,
+        mixup: Mixup | None = None,
     ) -> None:
         if sampling not in get_args(Sampling):
             raise ValueError(
@@ -177,6 +184,7 @@ class Batches:
         self.sampling = sampling
         self.balance = balance
         self.augmix, self.mixtures = augmix, mixtures
+        self.erasing, self.mixup = erasing, mixup
         if mixtures < 0 or (mixtures and augmix is None):
             raise ValueError(
                 f"Batches: mixtures must be a number of them, and needs augmix, which makes them; got "
@@ -186,6 +194,11 @@ class Batches:
             raise ValueError(
                 "Batches: views are those of Augmentation, which can be undone; RandomResizedCrop "
                 "cannot; leave one of the two out"
+            )
+        if mixup is not None and (views or mixtures):
+            raise ValueError(
+                "Batches: views and mixtures are of one image, and mixup makes x of two; give one or "
+                "the other"
             )
         least = 2 * processes.size
         if shuffle and processes.size > 1 and min(batch_size, len(images)) < least:
@@ -208,34 +221,69 @@ class Batches:
 
     def _generate(self, epoch: int, start: int) -> Iterator[tuple[Tensor, ...]]:
         order = self._order(epoch)
-        rows = order.split(self.sizes)[start:] if len(order) else ()
-        parts = [self.processes.part(len(batch)) for batch in rows]
-        mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
+        if len(order) == 0:
+            return
+        keys = order + len(self.images) * _times_before(order)
+        rows, keys_of = (t.split(self.sizes)[start:] for t in (order, keys))
+        parts = [self.processes.part(self.sizes[n]) for n in range(start, len(self.sizes))]
+        fetched = [self._fetched(part, len(batch)) for part, batch in zip(parts, rows, strict=True)]
+        mine = [batch[here] for batch, here in zip(rows, fetched, strict=True)]
         images = self._fetcher.batches([indices for indices in mine if len(indices)])
         for number, (indices, part) in enumerate(zip(mine, parts, strict=True), start):
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
-            x, view, mixtures = self._augmented(next(images), part, epoch, number)
+            here = fetched[number - start]
+            key = keys_of[number - start][here]
+            x, view, mixtures = self._augmented(next(images), key, here, epoch, number)
             others = [self.images.target[indices], self.concept[indices]]
             others += [indices, view] if self.views else []
+            if self.mixup is not None:
+                x, others = self._mixed(x, others, key, part, here.start, epoch, number)
             yield x, *(t.to(self.device, non_blocking=True) for t in others), *mixtures
 
+    def _fetched(self, part: range, count: int) -> slice:
+        """Of a batch of so many, the images that a part needs: with mixup its partners, which may be in
+        the part of another process, next to it."""
+        if self.mixup is None or len(part) == 0:
+            return slice(part.start, part.stop)
+        partners = self.mixup.partners(count)[part.start : part.stop]
+        return slice(min(part.start, int(partners.min())), max(part.stop, int(partners.max()) + 1))
+
     def _augmented(
-        self, x: Tensor, part: range, epoch: int, number: int
+        self, x: Tensor, key: Tensor, here: slice, epoch: int, number: int
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Images [B, 3, H, W] → what is trained on, float; their views [B, 3]; their mixtures."""
         generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
-        view = torch.zeros(len(x), 3, dtype=torch.int64)
+        part, view = range(here.start, here.stop), torch.zeros(len(x), 3, dtype=torch.int64)
         if isinstance(self.augment, RandomResizedCrop):
-            x = self.augment(x, Draws.of_generator(of, generator)[part.start : part.stop])
+            x = self.augment(x, Draws.of_generator(of, generator)[here])
         elif self.augment is not None:
             view = self.augment.draw(len(x), generator, part, of)
             x = self.augment.apply(x, view)
-        x = as_float(x)
-        if self.augmix is None:
-            return x, view, []
-        mixtures = [self.augmix(x, generator, part, of) for _ in range(self.mixtures or 1)]
-        return (x, view, mixtures) if self.mixtures else (mixtures[0], view, [])
+        copies = [as_float(x)]
+        if self.augmix is not None:
+            mixed = [self.augmix(copies[0], generator, part, of) for _ in range(self.mixtures or 1)]
+            copies = copies + mixed if self.mixtures else mixed
+        if self.erasing is not None:  # the same of an image and of its mixtures
+            copies = [self.erasing(x, self._draws(key, "erasing", epoch)) for x in copies]
+        return copies[0], view, copies[1:]
+
+    def _mixed(
+        self, x: Tensor, labels: list[Tensor], key: Tensor, part: range, first: int, epoch: int,
+        number: int,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """Mixtures of a part, whose fetched images begin at ``first``: with target and concept, the share
+        of these, and those of the partner."""
+        assert self.mixup is not None
+        own = slice(part.start - first, part.stop - first)
+        partner = self.mixup.partners(self.sizes[number])[part.start : part.stop] - first
+        share = self.mixup.shares(self._draws(key, "mixup", epoch))[own]
+        there, its_share = (t.to(self.device, non_blocking=True) for t in (partner, share))
+        x = self.mixup.mixed(x[own], x[there], its_share)
+        return x, [*(t[own] for t in labels), its_share, *(t[partner] for t in labels)]
+
+    def _draws(self, key: Tensor, purpose: str, epoch: int) -> Draws:
+        return Draws.of_images(key, self.seed, purpose, epoch)
 
     @property
     def draws(self) -> Tensor:
@@ -257,6 +305,13 @@ class Batches:
         if by_group is not None:
             return by_group.order(generator)
         return torch.randperm(len(self.images), generator=generator)
+
+
+def _times_before(order: Tensor) -> Tensor:
+    """[N] how often the image of each place of an order came before it."""
+    rows, place = order.sort(stable=True)
+    times = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
+    return torch.empty_like(order).scatter_(0, place, times)
 
 
 def batch_sizes(examples: int, batch_size: int, least: int) -> list[int]:

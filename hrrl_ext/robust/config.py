@@ -8,9 +8,10 @@ from typing import Any, Literal, get_args
 
 from ..data.augmix import AugMix
 from ..data.batches import Augmentation
+from ..data.mixup import Mixup
 from ..data.resize import ImageSize
 from ..data.sampling import Sampling
-from ..data.views import RandomResizedCrop
+from ..data.views import RandomErasing, RandomResizedCrop
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
 from ..spec import not_known
@@ -96,6 +97,12 @@ class HRRLConfig:
     jsd: float = 0.0
     """AugMix: weight of the Jensen-Shannon divergence between an image and two mixtures of it. With 0 one
     mixture is trained on in place of the image."""
+    erasing: float = 0.0
+    """Random erasing, after all of these: the probability that a rectangle of an image becomes one
+    colour; 0 is without."""
+    mixup: float = 0.0
+    """Mixup, at the end: α of the shares of two images in a mixture, which is an example of both their
+    classes and concepts by these shares; 0 is without."""
     image_size: ImageSize | None = None
     """Side that images are resized to, or height and width; their own if not given."""
     width: int = 64
@@ -127,6 +134,7 @@ class HRRLConfig:
         self._check_concept_level()
         self._check_sampling()
         self._check_augmentation()
+        self._check_mixup()
 
     def _check_example_level(self) -> None:
         if isinstance(self.tau, str) and self.tau != "theorem2":
@@ -203,6 +211,32 @@ class HRRLConfig:
                 "of augmix has none of these: it cannot be undone; leave augmix out, or take "
                 "example_level='exact'"
             )
+
+    def _check_mixup(self) -> None:
+        if not 0 <= self.erasing <= 1:
+            raise ValueError(f"erasing must be a probability, got {self.erasing}")
+        if self.mixed is not None and self.jsd > 0:
+            raise ValueError(
+                "jsd compares an image with mixtures of itself, and mixup makes it one of two images; "
+                "give one of the two"
+            )
+        if self.stored and (self.erasing or self.mixup):
+            name = "mixup" if self.mixup else "erasing"
+            lacks = "those of another one" if self.mixup else "pixels that are not its own"
+            raise ValueError(
+                "example_level='stored' keeps directions in the image's own coordinates, and "
+                f"{name} brings in {lacks}; leave {name} out, or take example_level='exact'"
+            )
+
+    @property
+    def erased(self) -> RandomErasing | None:
+        """What erasing asks for."""
+        return RandomErasing(self.erasing) if self.erasing else None
+
+    @property
+    def mixed(self) -> Mixup | None:
+        """What mixup asks for."""
+        return Mixup(self.mixup) if self.mixup else None
 
     @property
     def augmentation(self) -> Augmentation | RandomResizedCrop:

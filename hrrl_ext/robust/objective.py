@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..concept_weights import ConceptDistribution, ConceptWeights
-from ..losses import ClassificationLoss
+from ..losses import ClassificationLoss, Mixed
 from ..perturbation import BatchNormStatistics, ExamplePerturbation
 from ..processes import Processes
 from .theorem2 import Theorem2Perturbation
@@ -88,24 +88,25 @@ class HRRLObjective(nn.Module):
             distribution = ConceptDistribution(count, lam=lam, s=s, c=c, q0=q0)
         self.distribution: ConceptWeights = distribution
 
-    def perturb(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def perturb(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
         """x̃ [B, ...], detached; ``x`` itself where tau = 0. See :class:`ExamplePerturbation`."""
         x_perturbed: Tensor = self.perturbation(model, x, target)
         return x_perturbed
 
     def forward(
-        self, logits: Tensor, target: Tensor, concept: Tensor | None = None
+        self, logits: Tensor, target: Tensor | Mixed, concept: Tensor | Mixed | None = None
     ) -> ops.ConceptLoss:
         """logits [B, C], target [B], concept [B] → :class:`hrrl_ext.ops.ConceptLoss`, weighted by q.
 
-        ``concept`` may be left out where there is one concept.
+        ``concept`` may be left out where there is one concept, and no mixtures: of these both are
+        :class:`hrrl_ext.losses.Mixed`.
         """
         if concept is None:
             if len(self.distribution.q) > 1:
                 raise ValueError(
                     f"concept is needed: there are {len(self.distribution.q)} concepts"
                 )
-            concept = torch.zeros_like(target)
+            concept = torch.zeros(len(logits), dtype=torch.int64, device=logits.device)
         q, count = self.distribution.q, self.distribution.concept_count
         return self.loss.weighted(logits, target, concept, q, count)
 

@@ -18,7 +18,7 @@ from ..data import Augmentation, Batches, ImageSet
 from ..data.unreadable import left_out
 from ..evaluation import accuracy
 from ..layers import logits_of
-from ..losses import ClassificationLoss
+from ..losses import ClassificationLoss, Mixed
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
@@ -112,8 +112,10 @@ class HRRL(Recipe):
         """The loss of Eq. 5 and the ĝ [K] of Eq. 6 at θ_t and q_t, of some examples; behind ĝ, for an
         adversary that wants it, how often each concept was seen.
 
-        ``more``: with stored directions rows and views, else mixtures of x, of which jsd has two.
+        ``more``: with stored directions rows and views; with mixup the share of target and concept, and
+        those of the other image; else mixtures of x, of which jsd has two.
         """
+        target, concept, more = self._labels(target, concept, more)
         if self.stored is None:
             x = self.objective.perturb(self.model, x, target)  # x̃ = x + τ ∇ℓ/‖∇ℓ‖, line 9
             if isinstance(self.objective.perturbation, Theorem2Perturbation):
@@ -130,6 +132,15 @@ class HRRL(Recipe):
         if distribution.wants_seen:
             means = torch.cat([means, distribution.seen(concept)])
         return out.loss if penalty is None else out.loss + penalty, means
+
+    def _labels(
+        self, target: Tensor, concept: Tensor, more: tuple[Tensor, ...]
+    ) -> tuple[Any, Any, tuple[Tensor, ...]]:
+        """Target and concept as the objective takes them, and what else there is in a batch."""
+        if self.config.mixup == 0:
+            return target, concept, more
+        share, its_target, its_concept = more
+        return Mixed(target, its_target, share), Mixed(concept, its_concept, share), ()
 
     # --- as an epoch begins
 
@@ -168,7 +179,8 @@ class HRRL(Recipe):
         losses = []
         with evaluating(self.model):  # leaves no trace in the running statistics
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
-            for (x, target, concept, *_), size in itertools.islice(batches, CALIBRATION_BATCHES):
+            for (x, *labels), size in itertools.islice(batches, CALIBRATION_BATCHES):
+                target, concept, _ = self._labels(labels[0], labels[1], tuple(labels[2:]))
                 with move.autocast():
                     logits = logits_of(self.model(x))
                 part = self.objective(logits, target, concept).concept_loss * (len(x) / size)

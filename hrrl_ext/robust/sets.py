@@ -83,6 +83,8 @@ def open_sets(
             balance=method.balance,
             augmix=method.mixing if shuffle else None,
             mixtures=2 if shuffle and method.jsd > 0 else 0,
+            erasing=method.erased if shuffle else None,
+            mixup=method.mixed if shuffle else None,
         )
 
     opened, concepts = open_images(data, "train"), read_concepts(concepts)

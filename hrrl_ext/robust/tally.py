@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..losses import Mixed
 from ..ops import ConceptLoss
 from ..processes import Processes
 
@@ -19,7 +20,7 @@ class Tally:
     loss: Tensor
     """[] sum of the examples' losses, unweighted"""
     correct: Tensor
-    """[] examples classified correctly, as they were trained on"""
+    """[] examples classified correctly, as they were trained on; a mixture by the shares of its labels"""
     concept_loss: Tensor
     """[K] sum of ĝ over the steps; the same in every process"""
     concept_square: Tensor
@@ -36,13 +37,19 @@ class Tally:
         return cls(0, zero, correct, zero.new_zeros(num_concepts), square, penalty, length)
 
     def add(
-        self, logits: Tensor, target: Tensor, out: ConceptLoss, penalty: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor | Mixed,
+        out: ConceptLoss,
+        penalty: Tensor | None = None,
     ) -> None:
         """What one step, or a part of it, saw."""
+        guess = logits.argmax(1)
+        hits = target.matched(guess) if isinstance(target, Mixed) else guess == target
         self.loss += out.example_loss.double().sum()
-        self.correct += (logits.argmax(1) == target).sum()
+        self.correct += hits.sum()
         if penalty is not None:
-            self.penalty += penalty.detach().double() * len(target)
+            self.penalty += penalty.detach().double() * len(logits)
 
     def add_step(self, concept_loss: Tensor) -> None:
         """ĝ of a whole step."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..losses import ClassificationLoss
+from ..losses import ClassificationLoss, Mixed
 from ..perturbation import (
     BatchNormStatistics,
     ExamplePerturbation,
@@ -83,8 +83,8 @@ class Theorem2Perturbation(ExamplePerturbation):
         self.register_buffer("_sums", torch.zeros(2, dtype=torch.float64), persistent=False)
         self.set_extra_state(0)
 
-    def forward(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
-        """x [B, ...] floating point in [0, 1], target [B] integers → x̃, detached."""
+    def forward(self, model: nn.Module, x: Tensor, target: Tensor | Mixed) -> Tensor:
+        """x [B, ...] in [0, 1], target [B] integers, or those of mixtures → x̃, detached."""
         x = self.checked(model, x)
         with frozen_statistics(model, self.batch_norm):
             grad = self.input_gradient(model, x, target)
@@ -98,7 +98,7 @@ class Theorem2Perturbation(ExamplePerturbation):
         return ops.perturb(x, grad, self.lengths)[0]
 
     def _measure(
-        self, model: nn.Module, x: Tensor, target: Tensor, grad: Tensor, norm: Tensor
+        self, model: nn.Module, x: Tensor, target: Tensor | Mixed, grad: Tensor, norm: Tensor
     ) -> None:
         r = _DISTANCE * math.sqrt(math.prod(x.shape[1:]))
         there = self.input_gradient(model, ops.perturb(x, grad, r)[0], target)

@@ -199,18 +199,23 @@ class HRRLTrainer(Trainer):
 
         The arguments are this process's part of a mini-batch of ``batch`` examples (all of it, if not
         given), taken in ``accumulate`` parts one after the other: what ``batches`` yields, which with
-        example_level="stored" is also the number of each image, and its view, and with jsd two mixtures
-        of x.
+        example_level="stored" is also the number of each image, and its view, with jsd two mixtures of x,
+        and with mixup the share of target and concept, and those of the other image.
         """
-        needed = ""
+        needed, count = "", 2
         if self.recipe.stored is not None:
             needed = "example_level='stored' needs the numbers of the images and their views"
         elif self.recipe.config.jsd > 0:
             needed = "jsd needs two mixtures of the images"
-        if needed and len(more) != 2:
+        elif self.recipe.config.mixup > 0:
+            needed, count = (
+                "mixup needs the share of target and concept, and those of the other image",
+                3,
+            )
+        if needed and len(more) != count:
             raise ValueError(
                 f"train_step: {needed}, as batches yields them after concept; got {len(more)} of these "
-                "2 tensors"
+                f"{count} tensors"
             )
         move = self.loop.move.of(len(x) if batch is None else batch)
         return self.recipe.step((x, target, concept, *more), move)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ..evaluation.neighbours import KNeighbours
     from .finetuning import L2SP, error_curve, finetune
     from .probe import LinearProbe, ProbeResult
+    from .sgd_probe import SGDProbe
     from .similarity import Similarity, similarity_loss
     from .table import Target, TransferTable, transfer_table
     from .tuning import Tuning, tune
@@ -32,6 +33,7 @@ __all__ = [
     "KNeighbours",
     "LinearProbe",
     "ProbeResult",
+    "SGDProbe",
     "Similarity",
     "Target",
     "TransferTable",
@@ -55,6 +57,7 @@ _LAZY = {
     "L2SP": "finetuning",
     "LinearProbe": "probe",
     "ProbeResult": "probe",
+    "SGDProbe": "sgd_probe",
     "Similarity": "similarity",
     "Target": "table",
     "TransferTable": "table",

@@ -16,7 +16,6 @@ import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import LinearSVC
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -27,8 +26,10 @@ from ..data import ConceptMap
 from ..evaluation.neighbours import KNeighbours
 from ..spec import not_known
 from .features import Features
+from .normalising import Normalise, scaler
+from .sgd_probe import SGDProbe
 
-__all__ = ["LinearProbe", "ProbeResult", "probe"]
+__all__ = ["LinearProbe", "ProbeResult", "SGDProbe", "probe"]
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn is untyped
@@ -59,7 +60,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
         C: float | Literal["search"] = "search",
         *,
         grid: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0, 10.0),
-        normalise: Literal["l2", "standard"] | None = "l2",
+        normalise: Normalise = "l2",
         validation_size: float = 0.2,
         max_iter: int = 2000,
         random_state: int | np.random.RandomState | None = 0,
@@ -118,7 +119,6 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
 
     def _fitted(self, C: float, X: np.ndarray, y: np.ndarray, unconverged: list[float]) -> Pipeline:
         """Normalisation and SVM fitted on these rows; C joins `unconverged` if it stopped early."""
-        scalers = {"standard": StandardScaler(), "l2": Normalizer(), None: "passthrough"}
         svm = LinearSVC(
             C=C,
             dual="auto",  # primal (deterministic, Newton) for N >= D, else coordinate descent
@@ -126,7 +126,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
             max_iter=self.max_iter,
             random_state=self.random_state,
         )
-        pipeline = make_pipeline(scalers[self.normalise], svm)
+        pipeline = make_pipeline(scaler(self.normalise, "LinearProbe"), svm)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # fit warns once, for all
             pipeline.fit(X, y)
@@ -148,10 +148,7 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
             raise ValueError(
                 f"LinearProbe: C must be a positive, finite number or 'search', got {self.C!r}"
             )
-        if self.normalise not in ("standard", "l2", None):
-            raise ValueError(
-                f"LinearProbe: normalise must be 'standard', 'l2' or None, got {self.normalise!r}"
-            )
+        scaler(self.normalise, "LinearProbe")
         if not (is_positive(self.validation_size) and self.validation_size < 1):
             raise ValueError(
                 "LinearProbe: validation_size must lie between 0 and 1, a share of every class, "
@@ -168,7 +165,8 @@ class ProbeResult:
     worst_class_accuracy, and worst_concept_accuracy, is the least over the classes or concepts with
     test examples; concept_accuracy is None for a concept without. A test class that the training
     features lack counts as wrong. C and converged are those of `LinearProbe`, k (of the training
-    examples that there are) and temperature those of `KNeighbours`.
+    examples that there are) and temperature those of `KNeighbours`, lr, epochs and the loss of the last
+    one those of `SGDProbe`.
     """
 
     accuracy: float
@@ -181,6 +179,9 @@ class ProbeResult:
     converged: bool | None = None
     k: int | None = None
     temperature: float | None = None
+    lr: float | None = None
+    epochs: int | None = None
+    loss: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name that there are, ready for JSON."""
@@ -191,22 +192,22 @@ def probe(
     train: Features,
     test: Features,
     *,
-    method: Literal["svm", "knn"] = "svm",
+    method: Literal["svm", "sgd", "knn"] = "svm",
     concepts: ConceptMap | None = None,
     **parameters: Any,
 ) -> ProbeResult:
     """Fit a classifier on train [N, D], measure it on test [M, D], by class and by concept.
 
     method      "svm": a `LinearProbe(**parameters)`, whose C is searched within train: test is looked
-                at once, at the end; "knn": `KNeighbours(**parameters)`
+                at once, at the end; "sgd": `SGDProbe(**parameters)`; "knn": `KNeighbours(**parameters)`
     concepts    class → concept, where accuracies by concept are wanted
 
     ValueError: test is empty, or a parameter is not one of the method's. IndexError: a class that
     concepts do not know.
     """
-    classifiers = {"svm": LinearProbe, "knn": KNeighbours}
+    classifiers = {"svm": LinearProbe, "sgd": SGDProbe, "knn": KNeighbours}
     if method not in classifiers:
-        raise ValueError(f"probe: method must be svm or knn, got {method!r}")
+        raise ValueError(f"probe: method must be svm, sgd or knn, got {method!r}")
     known = classifiers[method]().get_params()
     if unknown := sorted(parameters.keys() - known.keys()):
         raise ValueError(f"probe: {method}'s setting {not_known(unknown[0], known)}")
@@ -220,13 +221,18 @@ def probe(
     if concepts is not None and concept is not None:
         hits = ((name, correct[concept == i]) for i, name in enumerate(concepts.names))
         by_concept = {name: float(hit.mean()) if len(hit) else None for name, hit in hits}
-    if method == "svm":
-        settings = {"C": classifier.C_, "converged": classifier.converged_}
-    else:
-        settings = {
-            "k": min(int(classifier.k), len(train.features)),
-            "temperature": float(classifier.temperature),
-        }
+    settings: dict[str, Any]
+    match method:
+        case "svm":
+            settings = {"C": classifier.C_, "converged": classifier.converged_}
+        case "sgd":
+            settings = {name: getattr(classifier, name) for name in ("lr", "epochs")}
+            settings["loss"] = classifier.loss_
+        case _:
+            settings = {
+                "k": min(int(classifier.k), len(train.features)),
+                "temperature": float(classifier.temperature),
+            }
     return ProbeResult(
         accuracy=float(correct.mean()),
         worst_class_accuracy=min(float(correct[labels == c].mean()) for c in np.unique(labels)),

@@ -211,7 +211,7 @@ def test_a_concept_without_test_examples_has_no_accuracy():
 
 def test_probe_refuses():
     train = features(8, 0)
-    with pytest.raises(ValueError, match="method must be svm or knn, got 'tree'"):
+    with pytest.raises(ValueError, match="method must be svm, sgd or knn, got 'tree'"):
         probe(train, train, method="tree")
     with pytest.raises(
         ValueError, match="knn's setting 'C' is not known; known are 'k', 'temperature'"

@@ -14,6 +14,7 @@ from mixup import Mixup
 from torch import Tensor, nn
 
 import hrrl_ext
+from hrrl_ext import data
 from hrrl_ext.data import Batches, load_images
 from hrrl_ext.processes import Processes
 from hrrl_ext.training import Loop, RunFolder, TrainingConfig, load_model
@@ -43,8 +44,15 @@ def loop(
     }
     config = TrainingConfig(**{"epochs": 2, "batch_size": 16, "lr": 0.05} | settings)
     train, test = (
-        Batches(images, torch.zeros_like(images.target), 16, shuffle=images is TRAIN, device=CPU)
-        for images in (TRAIN, TEST)
+        Batches(
+            images,
+            torch.zeros_like(images.target),
+            16,
+            shuffle=images is TRAIN,
+            device=CPU,
+            mixup=mix,
+        )
+        for images, mix in ((TRAIN, data.Mixup()), (TEST, None))
     )
     return Loop(
         recipe(net(), train, test),
@@ -388,6 +396,8 @@ def test_a_run_of_before_a_setting_was_there_resumes(tmp_path: Path) -> None:
     config = json.loads(file.read_text())
     del config["training"]["schedule"], config["training"]["ema"]
     file.write_text(json.dumps(config))
+    for digests in tmp_path.glob("checkpoints/*/digests.json"):
+        digests.unlink()  # nor did checkpoints have any
     assert loop(tmp_path, True, epochs=1).over
     with pytest.raises(ValueError, match=r"other settings \(schedule differ\)"):
         loop(tmp_path, True, epochs=1, schedule="cosine")

@@ -24,10 +24,10 @@ from hrrl_ext.data import load_images
         {"example_level": "stored"},
         {"example_level": "stored", "stored_bits": 1},
         {"focal": 2.0, "example_steps": 2},
-        {"logit_adjustment": 1.0},
+        {"logit_adjustment": 1.0, "mixup": 0.4, "erasing": 0.5},
         {"augmix": 3, "jsd": 12.0},
     ],
-    ids=["exact", "theorem2", "stored", "signs", "focal, PGD", "adjusted", "augmix"],
+    ids=["exact", "theorem2", "stored", "signs", "focal, PGD", "adjusted, mixup", "augmix"],
 )
 def test_a_step_asks_for_no_value(
     adversary: str,

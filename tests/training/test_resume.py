@@ -105,7 +105,7 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"example_level": "stored", "c": "auto", "channels_last": True},
         {"example_level": "stored", "stored_bits": 1, "precision": "fp16", "accumulate": 2},
         {"augmix": 3, "tau": 0.0},
-        {"resized_crop": 0.2, "tau": 0.0},
+        {"resized_crop": 0.2, "erasing": 0.5, "mixup": 0.4, "accumulate": 2},
         {"augmix": 3, "jsd": 12.0, "accumulate": 2},
         {"example_level": "stored", "stored_resolution": 3},
         {"example_level": "stored", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},

@@ -2,6 +2,7 @@
 
 :class:`Views`              a crop and a family: two views of a batch, by (seed, epoch, index, view)
 :class:`RandomResizedCrop`  a part of an image, resized with antialiasing, and a flip
+:class:`RandomErasing`      a rectangle that becomes one colour
 :class:`MoCoViews`          colour jitter, grey, blur, solarise
 :class:`AugMixViews`        AugMix, of three sets of operations
 :class:`URRLViews`          one of the two families, drawn for every image and view
@@ -9,6 +10,7 @@
 """
 
 from .crops import RandomResizedCrop, resized_crop
+from .erasing import RandomErasing
 from .families import (
     FAMILIES,
     AugMixViews,
@@ -23,6 +25,7 @@ __all__ = [
     "FAMILIES",
     "AugMixViews",
     "MoCoViews",
+    "RandomErasing",
     "RandomResizedCrop",
     "URRLViews",
     "ViewFamily",
