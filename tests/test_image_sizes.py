@@ -150,7 +150,7 @@ def test_files_are_opened_at_the_size_of_the_model(
     yaml = tmp_path / "size.yaml"
     yaml.write_text("image_size: [6, 10]\n")
     for size in (["--image_size", "6x10"], ["--config", yaml]):
-        out = tmp_path / size[0].strip("-")
+        out = tmp_path / str(size[0]).strip("-")
         status, _, stderr = run(
             capsys, "train", "--model", "convnet", "--width", "2", "--data", tmp_path / "files", "--concepts",
             "classes", "--tau", "0", "--lam", "null", *size, *FAST, "--out", out,
@@ -233,6 +233,6 @@ def test_sizes() -> None:
         with pytest.raises(
             TypeError, match=r"side of a square in pixels, or \(height, width\), got"
         ):
-            sides(wrong)  # type: ignore[arg-type]
+            sides(wrong)
     images = ArrayImages(pixels(4, 4), [0] * 24)
     assert load_images(images, image_size=(2, 3)).image_shape == (3, 2, 3)

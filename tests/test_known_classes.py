@@ -95,15 +95,14 @@ def test_weights_alone(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     """In the order of the data, and that is said; by a file of names; by the names that lie with them."""
     data = ["--data", at / "data.npz"]
     said = "weights alone name no classes; they are taken in the order of the data, '0', '1', '10'"
-    for number, (words, is_said) in enumerate(
-        [
-            ([at / "model"], False),
-            ([*ALONE, at / "as_text.pt"], True),
-            ([*ALONE, at / "as_text.pt", "--classes", at / "as_text.txt"], False),
-            ([*ALONE, at / "model" / "model.safetensors"], False),
-            ([*ALONE, at / "model"], False),
-        ]
-    ):
+    ways: list[tuple[list[str | Path], bool]] = [
+        ([at / "model"], False),
+        ([*ALONE, at / "as_text.pt"], True),
+        ([*ALONE, at / "as_text.pt", "--classes", at / "as_text.txt"], False),
+        ([*ALONE, at / "model" / "model.safetensors"], False),
+        ([*ALONE, at / "model"], False),
+    ]
+    for number, (words, is_said) in enumerate(ways):
         report, stderr = evaluated(capsys, tmp_path / str(number), *words, *data)
         assert report["accuracy"]["accuracy"] == 1
         assert (said in stderr) == is_said
@@ -112,11 +111,13 @@ def test_weights_alone(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_some_of_the_classes(at: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As a test folder that lacks one: the logits are still twelve. Classes of the report are the data's."""
     data = ["--data", at / "fewer.npz"]
+    ways: list[list[str | Path]] = [
+        [at / "model"],
+        [*ALONE, at / "as_text.pt", "--classes", at / "as_text.txt"],
+    ]
     found = [
         evaluated(capsys, tmp_path / str(number), *words, *data)[0]
-        for number, words in enumerate(
-            [[at / "model"], [*ALONE, at / "as_text.pt", "--classes", at / "as_text.txt"]]
-        )
+        for number, words in enumerate(ways)
     ]
     for report in found:
         assert report["accuracy"]["accuracy"] == 1
@@ -146,8 +147,8 @@ def test_stored_corruptions(order: list[str], tmp_path: Path) -> None:
 
 def test_training_images_are_counted_by_name() -> None:
     """N_k of classes in another order, and of one that the data lack."""
-    data = images(AS_TEXT).subset([i for i in range(48) if i % 12 != 3])
-    data = with_classes(data, [name for name in AS_TEXT if name != "3"])
+    fewer = images(AS_TEXT).subset([i for i in range(48) if i % 12 != 3])
+    data = with_classes(fewer, [name for name in AS_TEXT if name != "3"])
     train = images(CLASSES).subset([i for i in range(48) for _ in range(1 + i % 12)])
     report = evaluate(
         knowing(CLASSES),

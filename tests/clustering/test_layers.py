@@ -266,14 +266,19 @@ def test_a_transformer_keeps_its_layers() -> None:
     assert all(g.dout.abs().sum() > 0 for g in gradients)
 
 
+def head_of(net: nn.Module) -> nn.Linear:
+    assert isinstance(net.head, nn.Linear)
+    return net.head
+
+
 def shares_with_an_embedding(net: nn.Module) -> None:
     net.table = nn.Embedding(7, 54)
-    net.table.weight = net.head.weight
+    net.table.weight = head_of(net).weight
 
 
 def has_a_bias_of_its_own(net: nn.Module) -> None:
     net.other = nn.Linear(54, 7)
-    net.other.weight = net.head.weight
+    net.other.weight = head_of(net).weight
 
 
 def is_parametrised(net: nn.Module) -> None:

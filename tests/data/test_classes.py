@@ -309,7 +309,7 @@ ANY = [finetune, extract]
 """Where they are not: the last layer begins anew, or is left out."""
 
 
-SAME = [(case, None) for case in (snapshot, *ANY)]
+SAME: list[tuple[Case, str | None]] = [(case, None) for case in (snapshot, *ANY)]
 SAME += [(case, other) for case in (*LOGITS, init) for other in ("turned", "fewer")]
 
 

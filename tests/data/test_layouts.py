@@ -176,7 +176,7 @@ def test_a_flat_val_without_its_classes_says_what_helps(tmp_path):
 # --- tables
 
 
-def rows_of(kind: str, header: list[str], *rows: tuple) -> str:
+def rows_of(kind: str, header: list[str], *rows: tuple[object, ...]) -> str:
     if kind == "jsonl":
         return "".join(json.dumps(dict(zip(header, row, strict=True))) + "\n" for row in rows)
     sign = {"csv": ",", "tsv": "\t", "semicolon": ";"}[kind]

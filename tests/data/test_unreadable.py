@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,11 +93,18 @@ def test_processes_share_the_work(folder, monkeypatch):
     damage(folder / "b" / "11.png")
     images, tried = FolderImages(folder, image_size=8), []
     get = FolderImages.__getitems__
-    monkeypatch.setattr(
-        FolderImages, "__getitems__", lambda s, rows: tried.extend(rows) or get(s, rows)
-    )
-    parts = []
-    monkeypatch.setattr(Processes, "gather", lambda self, value: parts.append(value) or parts[:])
+    parts: list[Any] = []
+
+    def counted(self, rows):
+        tried.extend(rows)
+        return get(self, rows)
+
+    def gathered(self, value):
+        parts.append(value)
+        return parts[:]
+
+    monkeypatch.setattr(FolderImages, "__getitems__", counted)
+    monkeypatch.setattr(Processes, "gather", gathered)
     unreadable(images, processes=Processes(0, 2))
     assert sorted(tried) == [0, 1, 2, 3, 4, 5]
     found = unreadable(images, processes=Processes(1, 2))
@@ -135,7 +143,7 @@ def test_readable_leaves_out_and_says_what(folder):
     with pytest.raises(OSError, match="none of 12 images can be read, such as"):
         readable(images)
     with pytest.raises(ValueError, match="on_error must be 'raise' or 'skip', got 'ignore'"):
-        Reading("ignore")  # type: ignore[arg-type]
+        Reading("ignore")
 
 
 def test_a_run_without_damaged_images_is_that_of_the_others(folder, tmp_path):

@@ -92,13 +92,14 @@ def test_a_queue_of_the_rest_is_the_whole_batch(similarity: Similarity) -> None:
         ("sum", whole[:8].sum()),
         ("mean", whole[:8].mean()),
     ):
-        got = max_hinge(f[:8], g[:8], reduction=reduction, **settings)  # type: ignore[arg-type]
+        got = max_hinge(f[:8], g[:8], reduction=reduction, **settings)
         torch.testing.assert_close(got, want, rtol=1e-12, atol=0)
 
 
 def test_the_queue_has_no_gradient_and_any_dtype() -> None:
     f, g = (embeddings(4, seed=n, dtype=torch.bfloat16).requires_grad_() for n in (1, 2))
-    queue = Keys(*(t.float().requires_grad_() for t in older(9)[:2]), torch.arange(4, 13))
+    images, captions = (t.float().requires_grad_() for t in older(9)[:2])
+    queue = Keys(images, captions, torch.arange(4, 13))
     loss = max_hinge(f, g, image_group=torch.arange(4), caption_group=torch.arange(4), queue=queue)
     loss.backward()
     assert loss.dtype == torch.float32 and f.grad is not None and f.grad.dtype == torch.bfloat16

@@ -130,7 +130,7 @@ def labels(batch: int = 12, classes: int = 5, concepts: int = 3) -> tuple[Mixed,
     share = torch.rand(batch, generator=g)
     share[:3] = torch.tensor([0.0, 1.0, 0.5])
     draw = [torch.randint(k, (2, batch), generator=g) for k in (classes, concepts)]
-    target, concept = (Mixed(*both, share) for both in draw)
+    target, concept = (Mixed(first, second, share) for first, second in draw)
     return target, concept
 
 
@@ -227,8 +227,8 @@ def test_a_run_is_these_lines(accumulate: int) -> None:
     trainer = HRRLTrainer(net(), **SETTINGS, accumulate=accumulate)
     assert (trainer.batches.mixup, trainer.batches.erasing) == (Mixup(0.4), RandomErasing(0.5))
     model, objective, hits, losses = net(), HRRLObjective([7, 7, 7], tau=0.1, lam=2.0), 0.0, 0.0
-    for x, target, concept, share, second, its_concept in trainer.batches.epoch(0):
-        target, concept = Mixed(target, second, share), Mixed(concept, its_concept, share)
+    for x, first, of_first, share, second, of_second in trainer.batches.epoch(0):
+        target, concept = Mixed(first, second, share), Mixed(of_first, of_second, share)
         logits = model(objective.perturb(model, x, target))
         out = objective(logits, target, concept)
         grads = torch.autograd.grad(out.loss, list(model.parameters()))
@@ -238,7 +238,7 @@ def test_a_run_is_these_lines(accumulate: int) -> None:
         objective.update(out.concept_loss)
         guess = logits.argmax(1)
         for n in range(len(x)):
-            hits += float(share[n]) if guess[n] == target.first[n] else 0.0
+            hits += float(share[n]) if guess[n] == first[n] else 0.0
             hits += 1 - float(share[n]) if guess[n] == second[n] else 0.0
         losses += out.example_loss.sum().item()
     row = trainer.fit().last

@@ -20,7 +20,7 @@ R = math.sqrt(3 * 8 * 8) / (8 * 255)  # an eighth of a grey level in each value
 class Quadratic(Theorem2Perturbation):
     """ℓ = h/2 ‖x‖², whose gradient h x changes by h per unit everywhere."""
 
-    def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    def input_gradient(self, model: nn.Module, x: Tensor, target: object) -> Tensor:
         return 7.0 * x * self.loss_scale
 
 
@@ -136,7 +136,7 @@ def test_no_gradient_moves_nothing_and_says_nothing_of_smoothness() -> None:
 
 def test_a_constant_gradient_keeps_what_is_known() -> None:
     class Linear(Theorem2Perturbation):
-        def input_gradient(self, model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+        def input_gradient(self, model: nn.Module, x: Tensor, target: object) -> Tensor:
             return torch.ones_like(x)
 
     x, target = batch()
