@@ -364,6 +364,7 @@ class Loop:
     def _resume(self, run: RunFolder) -> None:
         run.require_run(self.description(), self._defaults())
         if not run.checkpoints:
+            run.require_nothing_lost()
             return  # stopped before its first: nothing to take up
         self.step, state = run.load(self.recipe.model)
         rank = self.processes.rank

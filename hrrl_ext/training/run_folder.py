@@ -57,10 +57,25 @@ class RunFolder(WorkFolder):
         default there."""
         self.require_same(description, {"training": defaults})
 
+    def require_nothing_lost(self) -> None:
+        """That a run without a checkpoint was stopped before its first, and would not be overwritten.
+
+        The metrics of an epoch are written before its checkpoint, so one row may be there.
+        """
+        metrics, folder = self.path / "metrics.jsonl", self.path / "checkpoints"
+        rows = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+        if rows > 1 or (rows and not folder.exists()) or (self.path / "results.json").exists():
+            raise CheckpointError(
+                f"resume: {self.path} has the metrics of {rows} epochs, but no checkpoint to go on from: "
+                f"{folder} was emptied. Put it back; or train anew in another out, for here the metrics "
+                "and best/ would be overwritten"
+            )
+
     # --- writing
 
     def begin(self, description: Mapping[str, Any], device: str, processes: int) -> None:
         self.describe(description)
+        (self.path / "checkpoints").mkdir(exist_ok=True)
         append_row(self.path / "environment.jsonl", environment(device) | {"processes": processes})
 
     def save(self, step: int, model: nn.Module, state: Mapping[str, Any]) -> None:

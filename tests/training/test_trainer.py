@@ -329,6 +329,31 @@ def test_a_state_file_cut_anywhere_is_refused_by_name(tmp_path: Path) -> None:
     load_model(tmp_path)
 
 
+@pytest.mark.parametrize("lost", ["checkpoints", "checkpoints/step-*"])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_a_run_whose_checkpoints_are_gone_is_not_begun_anew(
+    tmp_path: Path, lost: str, epochs: int
+) -> None:
+    settings = SMALL | {"epochs": epochs, "tau": 0.0, "lam": None, "validation": DIGITS}
+    HRRLTrainer(**settings, out=tmp_path).fit()
+    before = {
+        f: f.read_bytes() for f in tmp_path.rglob("*") if f.is_file() and "step-" not in str(f)
+    }
+    for path in list(tmp_path.glob(lost)):
+        shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="no checkpoint to go on from"):
+        HRRLTrainer(**settings, out=tmp_path, resume=True)
+    assert {f: f.read_bytes() for f in before} == before
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_begins_anew(tmp_path: Path) -> None:
+    settings = SMALL | {"epochs": 1, "tau": 0.0, "lam": None}
+    HRRLTrainer(**settings, out=tmp_path).fit()
+    shutil.rmtree(next(tmp_path.glob("checkpoints/step-*")))
+    (tmp_path / "results.json").unlink()  # which comes after the checkpoint, as the metrics do not
+    assert HRRLTrainer(**settings, out=tmp_path, resume=True).history == []
+
+
 def test_a_flipped_bit_is_named_and_the_checkpoint_before_used(tmp_path: Path) -> None:
     HRRLTrainer(**SMALL, tau=0.1, lam=5.0, out=tmp_path).fit()
     newest, chance = tmp_path / "checkpoints/step-00000015", random.Random(0)
