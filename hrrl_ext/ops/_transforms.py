@@ -14,8 +14,9 @@ from torch.autograd import forward_ad
 
 def transformed() -> bool:
     """Whether the call is within vmap, grad, jvp, ..., or a level of forward mode. A tenth of a µs."""
-    within = torch._C._functorch.peek_interpreter_stack() is not None
-    return within or forward_ad._current_level >= 0
+    # Of the ways to ask this is the one that torch.compile traces to the truth.
+    depth: int = torch._C._functorch.get_dynamic_layer_stack_depth()
+    return depth > 0 or forward_ad._current_level >= 0
 
 
 def constants(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -126,6 +126,28 @@ def test_vmap(name: str) -> None:
     close(got, torch.stack([function(name)(t) for t in MANY]))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["perturb, grad", "project_simplex", "concept_cross_entropy"])
+def test_transforms_under_compile(name: str) -> None:
+    """And what is compiled without one keeps the operator."""
+    transforms: list[Callable[[Tensor], Any]] = [
+        lambda t: torch.func.jvp(function(name), (t,), (TANGENT,))[1],
+        torch.func.grad(lambda t: function(name)(t).square().sum()),
+    ]
+    for call in transforms:
+        torch._dynamo.reset()
+        close(torch.compile(call, backend="aot_eager", fullgraph=True)(ARGUMENT), call(ARGUMENT))
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        seen.append(graph.code)
+        return graph.forward
+
+    torch._dynamo.reset()
+    close(torch.compile(function(name), backend=backend)(ARGUMENT), function(name)(ARGUMENT))
+    assert "hrrl_ext" in "".join(seen)
+
+
 @differentiable
 def test_backward_through_vmap(name: str) -> None:
     together, alone = (MANY.clone().requires_grad_() for _ in range(2))
