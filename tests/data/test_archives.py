@@ -177,7 +177,7 @@ def test_parts_must_agree(tmp_path, what, changes):
     [
         ({"image": None}, "no array image"),
         ({"label": None}, "no array label"),
-        ({"image": IMAGES[..., :2]}, "images must have shape"),
+        ({"image": IMAGES[..., None]}, "images must have shape"),
         ({"image": IMAGES.astype(np.int32)}, "must be uint8"),
         ({"image": IMAGES * 1.0}, r"must lie in \[0, 1\]; image 0"),
         ({"label": ARRAYS["label"] * 1.0}, "must hold integers"),

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from hrrl_ext import HRRLTrainer, URRLTrainer
-from hrrl_ext.cli import main
 from hrrl_ext.data import FolderImages, load_images, readable, unreadable
 from hrrl_ext.data.unreadable import Reading
 from hrrl_ext.processes import Processes
@@ -113,6 +112,9 @@ def test_processes_share_the_work(folder, monkeypatch):
 
 
 def test_check_command(folder, capsys):
+    pytest.importorskip("jsonargparse")
+    from hrrl_ext.cli import main
+
     assert main(["check", "--data", str(folder)]) == 0
     assert capsys.readouterr().out == f"{folder}: 12 images of 2 classes\nall can be read\n"
     damage(folder / "b" / "03.png")

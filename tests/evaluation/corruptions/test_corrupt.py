@@ -211,7 +211,7 @@ def test_golden(kind):
         ({"severity": 6}, ValueError, "got 6"),
         ({"severity": 2.0}, ValueError, "got 2.0"),
         ({"severity": True}, ValueError, "got True"),
-        ({"images": torch.zeros(3, 8, 8)}, ValueError, r"must be \[B, 3, H, W\], got \[3, 8, 8\]"),
+        ({"images": torch.zeros(3, 8, 8)}, ValueError, r"must be RGB, \[B, 3, H, W\], got \[3, 8, 8\]"),
         ({"images": torch.zeros(2, 1, 8, 8)}, ValueError, r"got \[2, 1, 8, 8\]"),
         ({"images": torch.zeros(2, 3, 0, 8)}, ValueError, r"got \[2, 3, 0, 8\]"),
         ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.int64)}, TypeError, "uint8, or float in .* got torch.int64"),
