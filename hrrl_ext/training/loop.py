@@ -110,10 +110,11 @@ class Loop:
 
     def fit(self, until: int | None = None) -> TrainingResult:
         """Trains what is left of the run, or of its first ``until`` epochs: its schedule is the same."""
+        shown = Progress(self.progress, self.steps, done=self.step)  # which may refuse to
         if self.run is not None and self.processes.main:
             self.run.begin(self.description(), str(self.device), self.processes.size)
         with (
-            Progress(self.progress, self.steps, done=self.step) as progress,
+            shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
             Scalars(self.tensorboard, len(self.history) * self.per_epoch + 1) as scalars,
         ):

@@ -593,7 +593,7 @@ def test_bad_input_is_refused_before_any_work(name: str, tmp_path: Path) -> None
     settings = SMALL | {"tau": 0.1, "lam": 5.0, "out": tmp_path / "run"} | change
     with pytest.raises(error, match=message):
         HRRLTrainer(model, **settings).fit()
-    assert not (tmp_path / "run/checkpoints").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_defaults_are_the_papers() -> None:
