@@ -149,14 +149,17 @@ def _(
     )
 
 
+def embeddings(image: Tensor, caption: Tensor) -> dict[str, Spec]:
+    return {"image": (image, "ID", FLOATS), "caption": (caption, "CD", (image.dtype,))}
+
+
 @torch.library.register_fake("hrrl_ext::hardest_negatives")
 def _(
     image: Tensor, caption: Tensor, image_group: Tensor, caption_group: Tensor, order: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     expect(
         "hardest_negatives",
-        image=(image, "ID", FLOATS),
-        caption=(caption, "CD", (image.dtype,)),
+        **embeddings(image, caption),
         image_group=(image_group, "I", INT64),
         caption_group=(caption_group, "C", INT64),
     )
@@ -179,8 +182,7 @@ def _(
     dtype, images, captions = _loss_dtype(image.dtype), image.shape[0], caption.shape[0]
     expect(
         "hinge_coefficients",
-        image=(image, "ID", FLOATS),
-        caption=(caption, "CD", (image.dtype,)),
+        **embeddings(image, caption),
         image_below=(image_below, "I", (dtype,)),
         caption_below=(caption_below, "C", (dtype,)),
         image_weight=(image_weight, "I", (dtype,)),
@@ -200,8 +202,7 @@ def _(
     dtype = _loss_dtype(image.dtype)
     expect(
         "pair_gradients",
-        image=(image, "ID", FLOATS),
-        caption=(caption, "CD", (image.dtype,)),
+        **embeddings(image, caption),
         row=(row, "N", INT64),
         column=(column, "N", INT64),
         weight=(weight, "N", (dtype,)),
@@ -209,8 +210,25 @@ def _(
     return image.new_empty(image.shape, dtype=dtype), image.new_empty(caption.shape, dtype=dtype)
 
 
-def expect_values(operator: str, values: Tensor, images: Tensor, resolution: int) -> None:
-    """P of values [N, P] is what the images have, a bit or a byte each."""
+def expect_stored(
+    operator: str,
+    values: Tensor,
+    scale: Tensor,
+    row: Tensor,
+    view: Tensor,
+    resolution: int,
+    **of: Tensor,
+) -> None:
+    """What is stored ``of`` images: P of values [N, P] are those of an image, a bit or a byte each."""
+    ((name, images),) = of.items()
+    expect(
+        operator,
+        **{name: (images, "BCHW", FLOATS)},
+        values=(values, "NP", (torch.int8, torch.uint8)),
+        scale=(scale, "N", FLOAT32),
+        row=(row, "B", INT64),
+        view=(view, "B3", INT64),
+    )
     channels, height, width = images.shape[1:]
     size = channels * -(-height // resolution) * -(-width // resolution)
     if values.shape[1] != (-(-size // 8) if values.dtype == torch.uint8 else size):
@@ -231,15 +249,7 @@ def _(
     padding: int,
     resolution: int,
 ) -> Tensor:
-    expect(
-        "perturb_stored",
-        x=(x, "BCHW", FLOATS),
-        values=(values, "NP", (torch.int8, torch.uint8)),
-        scale=(scale, "N", FLOAT32),
-        row=(row, "B", INT64),
-        view=(view, "B3", INT64),
-    )
-    expect_values("perturb_stored", values, x, resolution)
+    expect_stored("perturb_stored", values, scale, row, view, resolution, x=x)
     return torch.empty_like(x)
 
 
@@ -253,15 +263,7 @@ def _(
     padding: int,
     resolution: int,
 ) -> None:
-    expect(
-        "store_directions",
-        values=(values, "NP", (torch.int8, torch.uint8)),
-        scale=(scale, "N", FLOAT32),
-        grad=(grad, "BCHW", FLOATS),
-        row=(row, "B", INT64),
-        view=(view, "B3", INT64),
-    )
-    expect_values("store_directions", values, grad, resolution)
+    expect_stored("store_directions", values, scale, row, view, resolution, grad=grad)
 
 
 @torch.library.register_fake("hrrl_ext::mix_chains")
