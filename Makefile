@@ -20,7 +20,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 HEADERS    := $(VENV)/headers/torch-2.10 $(VENV)/headers/torch-2.11
 SETUPTOOLS := $(VENV)/setuptools-oldest
 
-.PHONY: demo test test-fast test-abi test-models build-time check types format hooks bench info clean
+.PHONY: demo test test-fast test-abi test-models build-time check types format hooks bench site info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
@@ -92,6 +92,14 @@ bench: $(VENV)/.built
 	mkdir -p runs
 	$(BIN)/python -m pytest bench --benchmark-only --benchmark-json=runs/bench.json
 	$(BIN)/python bench/table.py runs/bench.json
+
+# The pages, and every public docstring, with search: runs/site/docs/index.html.
+site: $(VENV)/.site
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --jobs auto -c docs . runs/site
+
+$(VENV)/.site: pyproject.toml | $(VENV)/.built
+	$(BIN)/pip install --quiet --group site
+	touch $@
 
 info: $(VENV)/.built
 	$(BIN)/hrrl info

@@ -171,6 +171,7 @@ def find_layer(model: nn.Module, layer: str | nn.Module, argument: str) -> nn.Mo
 
 
 def layer_name(model: nn.Module, layer: nn.Module) -> str:
+    """What ``named_modules`` calls a layer."""
     return next(name for name, module in model.named_modules() if module is layer)
 
 

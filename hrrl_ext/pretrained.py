@@ -201,6 +201,7 @@ def from_weights(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
+    """config.json of a run or of `save_pretrained`. Raises FileNotFoundError where there is none."""
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(

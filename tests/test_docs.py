@@ -32,7 +32,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
     r"<!-- setup\n(?P<setup>.*?)-->"
     r"|(?:<!-- (?P<mark>not run|file|example): ?(?P<note>.*?) -->\n)?"
-    r"^```(?P<kind>\w*)\n(?P<text>.*?)^```$",
+    r"^```(?P<kind>[\w{}-]*)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
 )
 
