@@ -144,3 +144,24 @@ def test_finds_torch_by_name_alone(library: Path) -> None:
     assert ("libtorch_cuda.so" in dynamic) == library.stem.endswith("cuda")
     assert "RPATH" not in dynamic
     assert "RUNPATH" not in dynamic
+
+
+def test_a_release_is_marked_and_tried_by_the_example_of_the_readme(tmp_path: Path) -> None:
+    """tools/release.py itself, which builds and installs, takes minutes."""
+    import release
+
+    module = tmp_path / "__init__.py"
+    module.write_text((PACKAGE / "__init__.py").read_text())
+    release.mark_version(module, "+cu130")
+    assert f'\n__version__ = "{hrrl_ext.__version__}+cu130"\n' in module.read_text()
+    module.write_text("version = 1\n")
+    with pytest.raises(SystemExit, match="expected one line"):
+        release.mark_version(module, "+cu130")
+    assert "HRRLTrainer(" in release.readme_example()
+
+
+def test_one_version() -> None:
+    """pyproject.toml reads it from the package; what was installed says the same."""
+    from importlib.metadata import version
+
+    assert version("hrrl_ext") == hrrl_ext.__version__
