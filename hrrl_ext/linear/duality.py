@@ -19,6 +19,7 @@ import torch
 
 from ..norms import VectorNorm
 
+_ROUNDING = 1e-12  # relative, of what a soft problem costs
 _ROWS = 8192  # of X that are widened to float64 at once
 
 
@@ -87,6 +88,9 @@ def settled(problem: Problem, w: np.ndarray, b: float, alpha: np.ndarray, n_iter
         primal = length + problem.C * slack
         if (least := float(margins.min())) > 0 and length / least < primal:  # better without slack
             w, b, primal = w / least, b / least, length / least
+        b_alone, nothing = _without_weights(problem)
+        if nothing <= primal * (1 + _ROUNDING):  # an interior point is never quite at w = 0
+            w, b, primal = np.zeros_like(w), b_alone, nothing
     alpha = _feasible(problem, np.asarray(alpha, dtype=np.float64))
     return Solution(w, float(b), alpha, primal, float(alpha.sum()), n_iter)
 
@@ -99,6 +103,14 @@ def best_intercept(scores: np.ndarray, sign: np.ndarray) -> tuple[float, float]:
     """The b halfway between the classes, and the margin it leaves: below 0 where they overlap."""
     low, high = float(scores[sign > 0].min()), float(scores[sign < 0].max())
     return -(low + high) / 2, (low - high) / 2
+
+
+def _without_weights(problem: Problem) -> tuple[float, float]:
+    """The best b for w = 0, and what all slack costs then."""
+    counts = [int((problem.sign == s).sum()) for s in (1, -1)]
+    if not problem.intercept:
+        return 0.0, float(problem.C or 0) * sum(counts)
+    return float(np.sign(counts[0] - counts[1])), float(problem.C or 0) * 2 * min(counts)
 
 
 def _feasible(problem: Problem, alpha: np.ndarray) -> np.ndarray:
