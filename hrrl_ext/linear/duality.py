@@ -75,9 +75,10 @@ def settled(problem: Problem, w: np.ndarray, b: float, alpha: np.ndarray, n_iter
     """A solver's answer as a `Solution`; NotSeparableError where a hard w does not separate."""
     scores = problem.scores(w)
     if problem.C is None:
-        b, margin = best_intercept(scores, problem.sign) if problem.intercept else (0.0, 0.0)
-        if not problem.intercept:
-            margin = float((problem.sign * scores).min())
+        if problem.intercept:
+            b, margin = best_intercept(scores, problem.sign)
+        else:
+            b, margin = 0.0, float((problem.sign * scores).min())
         if not margin > 0:
             raise NotSeparableError("the classes are not separated")
         w, b = w / margin, b / margin

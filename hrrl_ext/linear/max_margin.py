@@ -227,7 +227,7 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"MaxMarginClassifier: tol must be None or a positive number, got {self.tol!r}"
             )
-        if not is_positive(self.max_iter):
+        if not is_positive(self.max_iter) or self.max_iter < 1:
             raise ValueError(
                 f"MaxMarginClassifier: max_iter must be at least 1, got {self.max_iter!r}"
             )

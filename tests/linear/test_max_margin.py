@@ -160,6 +160,7 @@ def test_bad_input() -> None:
         ({"C": 0.0}, "C must be None or a positive number"),
         ({"tol": -1.0}, "tol must be"),
         ({"max_iter": 0}, "max_iter must be"),
+        ({"max_iter": 0.5}, "max_iter must be at least 1, got 0.5"),
         ({"norm": "fourier-l1", "penalise_intercept": True}, "has no frequency"),
     ):
         with pytest.raises(ValueError, match=told):
