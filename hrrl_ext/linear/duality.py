@@ -19,7 +19,7 @@ import torch
 
 from ..norms import VectorNorm
 
-_ROUNDING = 1e-12  # relative, of what a soft problem costs
+ROUNDING = 1e-12  # relative, of what a soft problem costs
 _ROWS = 8192  # of X that are widened to float64 at once
 
 
@@ -90,7 +90,7 @@ def settled(problem: Problem, w: np.ndarray, b: float, alpha: np.ndarray, n_iter
         if (least := float(margins.min())) > 0 and length / least < primal:  # better without slack
             w, b, primal = w / least, b / least, length / least
         b_alone, nothing = _without_weights(problem)
-        if nothing <= primal * (1 + _ROUNDING):  # an interior point is never quite at w = 0
+        if nothing <= primal * (1 + ROUNDING):  # an interior point is never quite at w = 0
             w, b, primal = np.zeros_like(w), b_alone, nothing
     alpha = _feasible(problem, np.asarray(alpha, dtype=np.float64))
     return Solution(w, float(b), alpha, primal, float(alpha.sum()), n_iter)
