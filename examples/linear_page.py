@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,12 @@ Row = dict[str, Any]
 
 def share_of(rows: list[Row], attack: str, method: str, ratio: int, column: str = "share") -> float:
     """The mean over the seeds."""
+    return statistics.fmean(_by_seed(rows, attack, method, ratio, column))
+
+
+def _by_seed(rows: list[Row], attack: str, method: str, ratio: int, column: str) -> list[float]:
     of = (attack, method, ratio)
-    own = [float(r[column]) for r in rows if (r["attack"], r["method"], r["d/n"]) == of]
-    return sum(own) / len(own)
+    return [float(r[column]) for r in rows if (r["attack"], r["method"], r["d/n"]) == of]
 
 
 def methods_of(rows: list[Row], attack: str, matching: bool) -> list[str]:
@@ -89,7 +93,7 @@ def verdict(own: dict[int, float], others: dict[int, float]) -> list[str]:
 
 
 def shares(rows: list[Row]) -> str:
-    """A table per attack: every method by d/n."""
+    """A table per attack: every method by d/n, mean ± standard deviation over the seeds."""
     ratios = sorted({r["d/n"] for r in rows})
     parts = []
     for attack in NORMS.values():
@@ -99,7 +103,12 @@ def shares(rows: list[Row]) -> str:
             "| --- |" + " ---: |" * len(ratios),
         ]
         for method in methods:
-            cells = [f"{share_of(rows, attack, method, q):.3f}" for q in ratios]
+            of = [_by_seed(rows, attack, method, q, "share") for q in ratios]
+            cells = [
+                f"{statistics.fmean(own):.3f}"
+                + (f" ± {statistics.stdev(own):.3f}" if len(own) > 1 else "")
+                for own in of
+            ]
             bold = any(r["matches"] for r in rows if (r["method"], r["attack"]) == (method, attack))
             lines.append(f"| {f'**{method}**' if bold else method} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))

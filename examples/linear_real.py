@@ -184,7 +184,8 @@ def _eps_cells(rows: list[Row], cell: Callable[[list[float]], str]) -> list[str]
 
 
 def kept_table(rows: list[Row]) -> str:
-    """Of eps*, what each of the four classifiers keeps under each attack: means over pairs and draws."""
+    """Of eps*, what each of the four classifiers keeps under each attack: mean ± standard deviation over
+    pairs and draws."""
     lines = [["data", "attack", *(f"{norm} classifier" for norm in NORMS)]]
     for (name,), own in _grouped(rows, "data"):
         for best, attack in NORMS.items():
@@ -195,7 +196,8 @@ def kept_table(rows: list[Row]) -> str:
                     for r, s in zip(_of(own, norm), _of(own, best), strict=True)
                     if r[attack] and s[attack]
                 ]
-                cells.append(f"{statistics.mean(shares):.2f}" if shares else "")
+                spread = f" ± {statistics.stdev(shares):.2f}" if len(shares) > 1 else ""
+                cells.append(f"{statistics.mean(shares):.2f}{spread}" if shares else "")
             lines.append([name, attack, *cells])
     return markdown(lines)
 

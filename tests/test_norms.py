@@ -106,6 +106,15 @@ def test_prox_is_optimal_and_moreau_holds(name: str, d: int) -> None:
         assert_close(u, v.sign() * (v.abs() - step).clamp(min=0))
 
 
+@pytest.mark.parametrize("d", SIZES)
+@pytest.mark.parametrize("name", NAMES)
+def test_prox_is_firmly_non_expansive(name: str, d: int) -> None:
+    """‖Pu - Pv‖² ≤ ⟨Pu - Pv, u - v⟩ (R-T4)."""
+    norm, u, v = vector_norm(name), draw(100, d), draw(100, d, seed=1)
+    moved = norm.prox(u, 0.4) - norm.prox(v, 0.4)
+    assert (moved.square().sum(-1) <= (moved * (u - v)).sum(-1) + 1e-12).all()
+
+
 def test_names_and_duals() -> None:
     for name, dual in (
         ("l1", "linf"),

@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.classes import numbers_among
+from ..data.columns import sorted_names, value_of
+from ..data.ids import class_ids
 from ..spec import not_known
 
 _PAIRS = (("features", "labels"), ("X", "y"), ("image", "label"), ("images", "labels"))
@@ -19,10 +22,12 @@ _DELIMITERS = ",;\t"
 
 
 class Examples(NamedTuple):
-    """X [n, d], finite; y [n]; the names of the d features, where the file has any."""
+    """X [n, d], finite; y [n]; what the file calls its classes, in its order, of which some may have no
+    example; the names of the d features, where the file has any."""
 
     X: np.ndarray
     y: np.ndarray
+    classes: np.ndarray
     names: list[str] | None = None
 
 
@@ -35,7 +40,8 @@ def read_examples(
     they are 0, 1, 2, ... Columns of ``without`` are no features, nor is a first one without a name.
 
     .npz and .safetensors: features and labels (as `hrrl extract` writes them), X and y, or image and
-    label; whatever is beyond [n, d] is flattened, and whole bytes become x / 255.
+    label; whatever is beyond [n, d] is flattened, and whole bytes become x / 255. Where the file names
+    the classes that its labels are numbers of, as class_names, y holds the names.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,39 +64,82 @@ def read_examples(
                 "saved as y.astype(str)"
             ) from error
     elif path.suffix == ".safetensors":
-        from ..transfer import load_features
+        from ..transfer import load_classes, load_features
 
         arrays = {name: v.numpy() for name, v in load_features(path)._asdict().items()}
+        if (classes := load_classes(path)) is not None:
+            arrays["class_names"] = np.array(classes, dtype=np.str_)
     else:
         raise ValueError(f"{path} must be a .csv, .npz or .safetensors, by its suffix")
     for rows, labels in _PAIRS:
         if rows in arrays and labels in arrays:
-            return _of_arrays(path, rows, arrays[rows], labels, arrays[labels])
+            named = arrays.get("class_names")
+            return _of_arrays(path, rows, arrays[rows], labels, arrays[labels], named)
     wanted = ", ".join(f"{rows} and {labels}" for rows, labels in _PAIRS)
     raise ValueError(f"{path} must hold one of the pairs {wanted}; it holds {sorted(arrays)}")
 
 
-def of_classes(examples: Examples, classes: Sequence[str] | None) -> Examples:
-    """The examples of the classes that are named; of all where None are."""
+def of_classes(
+    examples: Examples, classes: Sequence[str] | None, *, every: bool = True
+) -> Examples:
+    """The examples of the classes that are named, or whose value is; of all where None are.
+
+    every: whether each of them must have an example.
+    """
     if classes is None:
         return examples
-    words = np.array([str(label) for label in examples.y.tolist()])
+    met = examples.classes[np.isin(examples.classes, examples.y)]
+    words = _words(met)
+    chosen = set()
     for name in classes:
-        if name not in words:
-            raise ValueError(f"class {not_known(name, sorted(set(words.tolist())))}")
-    rows = np.isin(words, classes)
-    return examples._replace(X=examples.X[rows], y=examples.y[rows])
+        value = value_of(name)
+        own = {name} & set(words) or {
+            w for w in words if value is not None and value_of(w) == value
+        }
+        if not own and every:
+            raise ValueError(f"class {not_known(name, words)}")
+        chosen |= own
+    met = met[[word in chosen for word in words]]
+    rows = np.isin(examples.y, met)
+    return examples._replace(X=examples.X[rows], y=examples.y[rows], classes=met)
+
+
+def labelled_as(known: Examples, of: str, examples: Examples, data: str) -> Examples:
+    """``examples`` with the labels that their classes have in ``known``: by name, numbers by value.
+
+    As `hrrl_ext.data.with_classes` has it; ValueError for a class that has no example in ``known``.
+    of, data: the two files, in messages.
+    """
+    found = _words(examples.classes)
+    labels, label_of_row = np.unique(examples.y, return_inverse=True)
+    met = [found.index(word) for word in _words(labels)]
+    numbers = numbers_among(_words(known.classes), found, met, of=of, data=data)
+    meant = known.classes[met if numbers is None else [numbers[c] for c in met]]
+    for c, there in zip(met, np.isin(meant, known.y), strict=True):
+        if not there:
+            raise ValueError(
+                f"{data}: class {found[c]!r} has no example in {of}; leave it out by --classes"
+            )
+    return examples._replace(y=meant[label_of_row], classes=known.classes)
+
+
+def _words(labels: np.ndarray) -> list[str]:
+    return [str(label) for label in labels.tolist()]
 
 
 # --- arrays
 
 
-def _of_arrays(path: Path, rows: str, X: np.ndarray, labels: str, y: np.ndarray) -> Examples:
+def _of_arrays(
+    path: Path, rows: str, X: np.ndarray, labels: str, y: np.ndarray, named: np.ndarray | None
+) -> Examples:
     if y.shape != X.shape[:1]:
         raise ValueError(
             f"{path}: {labels} must be [n], a label per row of {rows}, got {list(y.shape)} and "
             f"{list(X.shape)}"
         )
+    if not len(X):
+        raise ValueError(f"{path}: {rows} has no example; a row per example is needed")
     X = (X / 255 if X.dtype == np.uint8 else X).reshape(len(X), -1)
     if X.dtype.kind == "f" and not (finite := np.isfinite(X)).all():
         row, column = np.argwhere(~finite)[0]
@@ -98,7 +147,15 @@ def _of_arrays(path: Path, rows: str, X: np.ndarray, labels: str, y: np.ndarray)
             f"{path}: number {column} of example {row} of {rows} is {X[row, column]}; fill in what is "
             "missing, or leave the example out"
         )
-    return Examples(X, y)
+    if named is None:
+        return Examples(X, y, np.unique(y))
+    classes = named.astype(np.str_).ravel()
+    if len(np.unique(classes)) < len(classes):
+        raise ValueError(
+            f"{path}: two of class_names are equal; give every class a name of its own"
+        )
+    numbers, _ = class_ids(y, f"{path}: {labels}", num_classes=len(classes))
+    return Examples(X, classes[numbers.numpy()], classes)
 
 
 # --- tables
@@ -144,7 +201,8 @@ def _of_table(path: Path, target: str | None, without: Sequence[str]) -> Example
             raise ValueError(f"{where} has no label in the column {target!r}; see --target")
         labels.append(label)
         X[number] = [_number(row[k], f"{where}, column {header[k]!r}") for k in columns]
-    return Examples(X, np.array(labels), [header[k] for k in columns])
+    classes = np.array(sorted_names(set(labels)))
+    return Examples(X, np.array(labels), classes, [header[k] for k in columns])
 
 
 def _rows(path: Path) -> list[list[str]]:

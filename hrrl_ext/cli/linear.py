@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .examples import Examples, of_classes, read_examples
+from .examples import Examples, labelled_as, of_classes, read_examples
 from .options import Commands
 from .parser import CommandParser
 
@@ -28,7 +28,9 @@ def _robust_arguments(parser: CommandParser) -> None:
         metavar="DATA",
         help="examples: a .csv, an .npz or .safetensors of features or images",
     )
-    parser.add_argument("--test", help="other examples to certify, a file of the same kind")
+    parser.add_argument(
+        "--test", help="other examples to certify; their classes are matched by name"
+    )
     parser.add_argument("--target", help="column of labels in a .csv; the last if not given")
     parser.add_argument(
         "--without", nargs="+", default=[], help="columns of a .csv that are no features"
@@ -56,36 +58,46 @@ def _robust(args: Namespace) -> None:
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
     sets = _sets(args)
-    X, y, names = sets["training"]
-    model = MaxMarginClassifier(args.norm, solver=args.solver, C=args.C, tol=args.tol).fit(X, y)
-    found = {name: model.certify(X, y) for name, (X, y, _) in sets.items()}
+    training = sets["training"]
+    model = MaxMarginClassifier(args.norm, solver=args.solver, C=args.C, tol=args.tol)
+    model.fit(training.X, training.y)
+    found = {name: model.certify(examples.X, examples.y) for name, examples in sets.items()}
     eps = np.sort(args.eps) if args.eps else _grid(found)
     curves = {name: certificate.accuracy(eps) for name, certificate in found.items()}
     attack = found["training"].norm
-    for line in _summary(model, attack, *X.shape):
+    for line in _summary(model, attack, *training.X.shape):
         print(line)
     table = [[f"{attack} attack of", *curves]]
     for at, size in enumerate(eps):
         table.append([f"{size:.4g}", *(f"{100 * curve[at]:.1f} %" for curve in curves.values())])
     print(f"\ncertified accuracy\n{aligned(table)}")
     if args.out is not None:
-        _save(Path(args.out), model, names, found, eps, args)
+        _save(Path(args.out), model, training.names, found, eps, args)
         print(f"saved {args.out}")
 
 
 def _sets(args: Namespace) -> dict[str, Examples]:
-    files = {"training": args.data} | ({} if args.test is None else {"test": args.test})
-    sets = {
-        name: of_classes(read_examples(file, args.target, args.without), args.classes)
-        for name, file in files.items()
-    }
-    columns = [examples.names for examples in sets.values()]
-    if None not in columns and columns[0] != columns[-1]:
+    training = of_classes(read_examples(args.data, args.target, args.without), args.classes)
+    if args.test is None:
+        return {"training": training}
+    test = read_examples(args.test, args.target, args.without)
+    if None not in (training.names, test.names) and training.names != test.names:
         raise ValueError(
-            f"{args.test}: its features must be those of {args.data}, in their order: {columns[0]}, got "
-            f"{columns[-1]}"
+            f"{args.test}: its features must be those of {args.data}, in their order: "
+            f"{training.names}, got {test.names}"
         )
-    return sets
+    if test.X.shape[1] != training.X.shape[1]:
+        raise ValueError(
+            f"{args.test}: its examples must be of {training.X.shape[1]} numbers, as those of "
+            f"{args.data}, got {test.X.shape[1]}"
+        )
+    test = of_classes(test, args.classes, every=False)
+    if not len(test.y):
+        raise ValueError(
+            f"{args.test} has no example of the classes {', '.join(args.classes)}; name them there as "
+            "in the training file, or leave out --test"
+        )
+    return {"training": training, "test": labelled_as(training, args.data, test, args.test)}
 
 
 def _grid(found: dict[str, Certificate]) -> np.ndarray:

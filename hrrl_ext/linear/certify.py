@@ -73,6 +73,12 @@ def certify(head: Any, X: Any, y: Any, norm: str | VectorNorm = "l2") -> Certifi
         validate_data(head, X, reset=False, skip_check_array=True)  # names, and their order
     rows = np.asarray(to_numpy(X), dtype=np.float64)
     linear, rows = Linear.of(head, rows)
+    if not (finite := np.isfinite(rows)).all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(
+            f"certify: X must be finite, but number {column} of row {row} is {rows[row, column]}; fill "
+            "in what is missing, or leave the row out"
+        )
     target = linear.places(np.asarray(to_numpy(y)), len(rows))
     radius, rival = linear.radii(rows, target, norm)
     return Certificate(like(X, radius), like(X, linear.classes[rival]), norm.dual.name)

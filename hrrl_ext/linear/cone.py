@@ -99,7 +99,7 @@ class _Basis:
         return sparse.csc_array((np.full(len(order), -1.0), (np.arange(len(order)), order)), shape)
 
     def vector(self, z: np.ndarray) -> np.ndarray:
-        if len(self.sizes) == 1 and len(z) == self.d and self.d != 1:
+        if len(self.sizes) == 1:  # l2; or d = 1, where F is the identity
             return z
         parts = np.zeros(2 * len(self.sizes))
         parts[_kept(self.sizes)] = z

@@ -92,9 +92,6 @@ class ConvolutionRisk:
     def linear(self, theta: Tensor) -> Tensor:
         return linearised(self._filters(theta))
 
-    def margins(self, w: Tensor) -> Tensor:
-        return (w @ self.rows.mT).amin(-1)
-
     def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         filters = self._filters(theta)
         factors, spectrum = _factors(filters)

@@ -19,6 +19,7 @@ import torch
 
 from ..norms import VectorNorm
 
+ROUNDING = 1e-12  # relative, of what a soft problem costs
 _ROWS = 8192  # of X that are widened to float64 at once
 
 
@@ -74,9 +75,10 @@ def settled(problem: Problem, w: np.ndarray, b: float, alpha: np.ndarray, n_iter
     """A solver's answer as a `Solution`; NotSeparableError where a hard w does not separate."""
     scores = problem.scores(w)
     if problem.C is None:
-        b, margin = best_intercept(scores, problem.sign) if problem.intercept else (0.0, 0.0)
-        if not problem.intercept:
-            margin = float((problem.sign * scores).min())
+        if problem.intercept:
+            b, margin = best_intercept(scores, problem.sign)
+        else:
+            b, margin = 0.0, float((problem.sign * scores).min())
         if not margin > 0:
             raise NotSeparableError("the classes are not separated")
         w, b = w / margin, b / margin
@@ -87,6 +89,9 @@ def settled(problem: Problem, w: np.ndarray, b: float, alpha: np.ndarray, n_iter
         primal = length + problem.C * slack
         if (least := float(margins.min())) > 0 and length / least < primal:  # better without slack
             w, b, primal = w / least, b / least, length / least
+        b_alone, nothing = _without_weights(problem)
+        if nothing <= primal * (1 + ROUNDING):  # an interior point is never quite at w = 0
+            w, b, primal = np.zeros_like(w), b_alone, nothing
     alpha = _feasible(problem, np.asarray(alpha, dtype=np.float64))
     return Solution(w, float(b), alpha, primal, float(alpha.sum()), n_iter)
 
@@ -99,6 +104,14 @@ def best_intercept(scores: np.ndarray, sign: np.ndarray) -> tuple[float, float]:
     """The b halfway between the classes, and the margin it leaves: below 0 where they overlap."""
     low, high = float(scores[sign > 0].min()), float(scores[sign < 0].max())
     return -(low + high) / 2, (low - high) / 2
+
+
+def _without_weights(problem: Problem) -> tuple[float, float]:
+    """The best b for w = 0, and what all slack costs then."""
+    counts = [int((problem.sign == s).sum()) for s in (1, -1)]
+    if not problem.intercept:
+        return 0.0, float(problem.C or 0) * sum(counts)
+    return float(np.sign(counts[0] - counts[1])), float(problem.C or 0) * 2 * min(counts)
 
 
 def _feasible(problem: Problem, alpha: np.ndarray) -> np.ndarray:

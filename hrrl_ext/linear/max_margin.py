@@ -148,8 +148,11 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Of several classes, towards the rival that leads by most, or trails by least, once it is moved.
         """
-        if not eps >= 0:
-            raise ValueError(f"MaxMarginClassifier.worst_case: eps must be at least 0, got {eps!r}")
+        if np.ndim(eps) or not 0 <= eps < np.inf:
+            raise ValueError(
+                "MaxMarginClassifier.worst_case: eps must be one finite number of at least 0, got "
+                f"{eps!r}"
+            )
         rows = self._checked(X)
         target = self._linear().places(np.asarray(to_numpy(y)), len(rows))
         attacked = self._linear().worst_case(rows, target, float(eps), vector_norm(self.norm))
@@ -224,7 +227,7 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"MaxMarginClassifier: tol must be None or a positive number, got {self.tol!r}"
             )
-        if not is_positive(self.max_iter):
+        if not is_positive(self.max_iter) or self.max_iter < 1:
             raise ValueError(
                 f"MaxMarginClassifier: max_iter must be at least 1, got {self.max_iter!r}"
             )

@@ -160,7 +160,6 @@ def fit_proximal(
     *,
     loss: str = "hinge",
     fit_intercept: bool = True,
-    penalise_intercept: bool = False,
     tol: float = 1e-8,
     max_steps: int = 100_000,
 ) -> LinearFit:
@@ -169,15 +168,13 @@ def fit_proximal(
     ``loss`` is "hinge" (:func:`primal_dual`), "logistic" or "exponential" (:func:`shrink`). The
     intercept as in :func:`fit_steepest`. Returns w, b and the multipliers.
     """
-    rows, y, middle = signed_rows("fit_proximal", X, y, fit_intercept, penalise_intercept)
-    bias = y if fit_intercept and not penalise_intercept else None
+    rows, y, middle = signed_rows("fit_proximal", X, y, fit_intercept)
+    bias = y if fit_intercept else None
     if loss == "hinge":
         found = primal_dual(rows, norm, lam, y=bias, tol=tol, max_steps=max_steps)
     else:
         found = shrink(rows, norm, lam, loss=loss, y=bias, tol=tol, max_steps=max_steps)
     w, b = found.w[0, 0], found.bias[0, 0]
-    if fit_intercept and penalise_intercept:
-        w, b = w[:-1], w[-1]
     return LinearFit(w, b - w @ middle, found.multipliers[0, 0], found.steps)
 
 

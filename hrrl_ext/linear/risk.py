@@ -21,13 +21,14 @@ from .losses import TailLoss, tail_loss
 
 
 class Risk(Protocol):
-    """A function of parameters θ [P, R, D]: of R runs on each of P problems."""
+    """A function of parameters θ [P, R, D]: of R runs on each of P problems, whose rows are [P, n, d]."""
+
+    @property
+    def rows(self) -> Tensor:
+        """The signed rows, clean."""
 
     def linear(self, theta: Tensor) -> Tensor:
         """The linear classifier [P, R, d] that θ is."""
-
-    def margins(self, w: Tensor) -> Tensor:
-        """min_i w·a_i [P, R], of clean examples."""
 
     def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """log f [P, R] and -∇ log f [P, R, D]."""
@@ -51,9 +52,6 @@ class LinearRisk:
 
     def linear(self, theta: Tensor) -> Tensor:
         return theta
-
-    def margins(self, w: Tensor) -> Tensor:
-        return (w @ self.rows.mT).amin(-1)
 
     def __call__(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         m = theta @ self.rows.mT

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..spec import not_known
 from .cone import solve_socp
-from .duality import NotSeparableError, Problem, Solution, settled
+from .duality import ROUNDING, NotSeparableError, Problem, Solution, settled
 from .exact import Answer, solve_nnls
 from .first_order import SINGLE, fit_separable
 from .programs import solve_lp
@@ -95,6 +95,11 @@ def solve(
         )
         return _settled(problem, fit)
     if problem.C is not None:
+        n, d = problem.X.shape
+        # where C is so small that w = 0, steps of C would take long to a b of 1
+        nothing = settled(problem, np.zeros(d), 0.0, np.full(n, problem.C), 0)
+        if nothing.gap <= ROUNDING:
+            return nothing
         single = solver == "first-order" and tol >= SINGLE
         lam = 1 / (len(sign) * problem.C)
         solution = _penalised(

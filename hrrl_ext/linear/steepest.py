@@ -28,7 +28,7 @@ from torch import Tensor
 from ..norms import VectorNorm, vector_norm
 from ..spec import not_known
 from .losses import FreeExponential
-from .risk import Risk, linear_risk
+from .risk import Risk, linear_risk, radius
 
 Rule = Literal["constant", "normalised", "armijo"]
 RULES = ("constant", "normalised", "armijo")
@@ -116,13 +116,8 @@ def descend(
             theta = theta + size.unsqueeze(-1) * push
             log_f, rise = risk(theta)
         if step == recorded[len(margins)]:
-            margins.append(_margin(risk, theta, measure))
+            margins.append(radius(risk.linear(theta), risk.rows, measure.dual))
     return Descent(theta, risk.linear(theta), log_f, tuple(recorded), torch.stack(margins))
-
-
-def _margin(risk: Risk, theta: Tensor, norm: VectorNorm) -> Tensor:
-    w = risk.linear(theta)
-    return risk.margins(w) / norm.size(w)
 
 
 def _check(steps: int, rule: str, record: Sequence[int]) -> None:
@@ -152,7 +147,6 @@ def fit_steepest(
     norm: str | VectorNorm,
     *,
     fit_intercept: bool = True,
-    penalise_intercept: bool = False,
     lr: Sequence[float] | None = None,
     steps: int = 10_000,
 ) -> LinearFit:
@@ -161,8 +155,8 @@ def fit_steepest(
     Args:
         X: [n, d] floats; y: [n] ±1.
         norm: that of the step, which the limit has least of.
-        fit_intercept: whether there is a b; it counts in the norm if ``penalise_intercept``, as one more
-            weight of a constant feature 1, and else is its best at every step (:class:`FreeExponential`).
+        fit_intercept: whether there is a b: its best at every step (:class:`FreeExponential`), so that no
+            norm sees it. One that counts in the norm is the weight of a feature that is 1.
         lr: lengths of a step, of which the one that ends with the largest margin counts. None: from
             0.01 to 10 in the units of 1/R, R = max_i ‖x_i‖* (of centred x_i where b is free).
 
@@ -170,48 +164,37 @@ def fit_steepest(
     other shapes and labels.
     """
     norm = vector_norm(norm)
-    free = fit_intercept and not penalise_intercept
-    rows, y, middle = signed_rows("fit_steepest", X, y, fit_intercept, penalise_intercept)
-    risk = linear_risk(rows, FreeExponential(y) if free else "exponential")
+    rows, y, middle = signed_rows("fit_steepest", X, y, fit_intercept)
+    risk = linear_risk(rows, FreeExponential(y) if fit_intercept else "exponential")
     if lr is None:
         reach = norm.dual.size(rows).amax().clamp(min=1e-30)
         lr = (_LENGTHS.to(reach) / reach).tolist()
     went = descend(risk, torch.zeros_like(rows[:1]), norm, lr=lr, steps=steps)
     w = went.w[0]
     m = w @ rows.mT
-    b = best_bias(m, y) if free else torch.zeros_like(m[:, 0])
+    b = best_bias(m, y) if fit_intercept else torch.zeros_like(m[:, 0])
     radii = (m + y * b[:, None]).amin(-1) / norm.size(w)
     best = int(radii.nan_to_num(nan=-torch.inf).argmax())
-    w, b, alpha = w[best], b[best], risk.loss.log_shares(m[best])
-    if fit_intercept and penalise_intercept:
-        w, b = w[:-1], w[-1]
-    return LinearFit(w, b - w @ middle, alpha, steps)
+    return LinearFit(w[best], b[best] - w[best] @ middle, risk.loss.log_shares(m[best]), steps)
 
 
 def signed_rows(
-    where: str, X: Tensor, y: Tensor, fit_intercept: bool, penalise_intercept: bool
+    where: str, X: Tensor, y: Tensor, fit_intercept: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows y_i x_i, y as floats, and the middle that was taken off x, which a free bias makes up for.
-
-    With a bias that is penalised, x has one feature more, which is 1.
-    """
+    """Rows y_i x_i, y as floats, and the middle that was taken off x, which a bias makes up for."""
     if X.ndim != 2 or y.shape != X.shape[:1] or not ((y == 1) | (y == -1)).all():
         raise ValueError(
             f"{where}: X must be [n, d] and y [n] of ±1, got {list(X.shape)} and {list(y.shape)}"
             + (f" with {y.unique().tolist()[:5]}" if y.shape == X.shape[:1] else "")
         )
-    free = fit_intercept and not penalise_intercept
-    if free and len(y.unique()) < 2:
+    if fit_intercept and len(y.unique()) < 2:
         raise ValueError(
             f"{where}: y holds one class alone, which a bias separates from nothing; give both, or "
             "fit_intercept=False"
         )
-    middle = X.mean(0) if free else torch.zeros_like(X[0])
-    features = X - middle
-    if fit_intercept and penalise_intercept:
-        features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
-    y = y.to(features)
-    return y[:, None] * features, y, middle
+    middle = X.mean(0) if fit_intercept else torch.zeros_like(X[0])
+    y = y.to(X)
+    return y[:, None] * (X - middle), y, middle
 
 
 def best_bias(m: Tensor, y: Tensor) -> Tensor:

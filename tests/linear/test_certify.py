@@ -148,6 +148,8 @@ def test_what_cannot_be_certified_says_why(iris) -> None:
         certify(model, X[:, :3], y)
     with pytest.raises(ValueError, match="one label per row"):
         certify(model, X, y[:3])
+    with pytest.raises(ValueError, match="number 2 of row 1 is nan; fill in what is missing"):
+        certify(model, np.where(np.arange(600).reshape(150, 4) == 6, np.nan, X), y)
     with pytest.raises(TypeError, match="hyperplane per pair"):
         certify(SVC(kernel="linear").fit(X, y), X, y)
     with pytest.raises(TypeError, match="extract_features"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from itertools import pairwise
 
 import numpy as np
@@ -268,11 +269,34 @@ def test_the_path_rises_as_lam_falls_and_begins_at_zero() -> None:
     assert margins[-1] == pytest.approx(model.fit(X, y).robust_radius_, rel=1e-9)
 
 
-def test_a_tiny_c_leaves_nothing() -> None:
+SOFT = [("lp", "l1"), ("lp", "linf"), ("socp", "l2"), ("socp", "fourier-l1"), ("first-order", "l2")]
+
+
+@pytest.mark.parametrize(("solver", "norm"), SOFT)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_a_tiny_c_leaves_nothing(solver: str, norm: str, fit_intercept: bool) -> None:
+    """Up to C = 1/‖Σ y_i x_i‖*, of classes of one size, w is 0: the radius is undefined, not large."""
+    if solver == "socp":
+        pytest.importorskip("clarabel")
+    X, _ = overlapping()
+    y = np.arange(60) % 2
+    largest = 1 / size(vector_norm(norm).dual, (2 * y - 1) @ X)
+    for factor in (1e-6, 0.99, 1.05):
+        model = MaxMarginClassifier(
+            norm, C=factor * largest, solver=solver, fit_intercept=fit_intercept, tol=1e-8
+        ).fit(X, y)
+        assert model.coef_.any() == (factor > 1) != np.isnan(model.robust_radius_)
+        assert -1e-9 < model.gap_ < 1e-7
+        assert model.lam_exact_ == pytest.approx(1 / (60 * model.C))
+
+
+def test_of_classes_of_two_sizes_a_tiny_c_leaves_the_larger() -> None:
     X, y = overlapping()
-    model = MaxMarginClassifier("l1", C=1e-6).fit(X, y)
-    assert not model.coef_.any() and np.isnan(model.robust_radius_)
-    assert model.lam_exact_ == pytest.approx(1 / (60 * 1e-6))
+    y[:20] = 1
+    for solver, norm in SOFT if find_spec("clarabel") else SOFT[:2]:
+        model = MaxMarginClassifier(norm, C=1e-6, solver=solver).fit(X, y)
+        assert model.n_iter_ < 100  # none of the first-order solver, where b by steps of C took all
+        assert not model.coef_.any() and (model.predict(X) == 1).all()
 
 
 # --- what cannot be separated

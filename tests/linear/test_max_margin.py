@@ -134,8 +134,9 @@ def test_the_worst_case_reaches_the_hyperplane() -> None:
         moved = y * model.decision_function(model.worst_case(X, y, model.robust_radius_))
         assert moved.min() == pytest.approx(0, abs=1e-9)
         np.testing.assert_array_equal(model.worst_case(X, y, 0.0), X)
-    with pytest.raises(ValueError, match=r"eps must be at least 0, got -0\.1"):
-        model.worst_case(X, y, -0.1)
+    for eps in (-0.1, np.inf, np.nan, [0.1, 0.2]):
+        with pytest.raises(ValueError, match="eps must be one finite number of at least 0, got"):
+            model.worst_case(X, y, eps)
 
 
 def test_bad_input() -> None:
@@ -159,6 +160,7 @@ def test_bad_input() -> None:
         ({"C": 0.0}, "C must be None or a positive number"),
         ({"tol": -1.0}, "tol must be"),
         ({"max_iter": 0}, "max_iter must be"),
+        ({"max_iter": 0.5}, "max_iter must be at least 1, got 0.5"),
         ({"norm": "fourier-l1", "penalise_intercept": True}, "has no frequency"),
     ):
         with pytest.raises(ValueError, match=told):

@@ -184,7 +184,7 @@ def test_a_test_file_has_the_features_of_training(tmp_path: Path, capsys) -> Non
     assert status == 1 and "in their order: ['a', 'b'], got ['b', 'a']" in stderr
     test.write_text("a,b,kind\n1,2,z\n2,3,x\n")
     status, _, stderr = run(capsys, "robust-linear", train, "--test", test)
-    assert status == 1 and "does not know the label 'z'" in stderr
+    assert status == 1 and f"'z' is none of those of {train}" in stderr
     status, _, stderr = run(
         capsys, "robust-linear", train, "--test", test, "--classes", "x", "--out", tmp_path / "out"
     )
@@ -193,6 +193,82 @@ def test_a_test_file_has_the_features_of_training(tmp_path: Path, capsys) -> Non
     assert np.load(tmp_path / "out/weights.npz")["features"].tolist() == ["a", "b"]
     status, _, stderr = run(capsys, "robust-linear", train, "--eps", "-1")
     assert status == 1 and "eps must be at least 0, got -1" in stderr
+
+
+CLASSES = ["x", "y"], ["3", "7"]
+KINDS = "words.csv", "words.npz", "named.npz", "images.npz", "named.safetensors"
+
+
+def write_examples(path: Path, classes: list[str], kind: str, rows: str = ROWS) -> Path:
+    """`rows`, whose x and y are called ``classes``; files with numbers count these backwards."""
+    cells = [row.split(",") for row in rows.splitlines()]
+    X = np.array([row[:2] for row in cells], dtype=np.float32)
+    number = np.array([row[2] != "x" for row in cells]).astype(np.int64)
+    path /= kind
+    if kind == "words.csv":
+        path.write_text("a,b,kind\n" + rows.replace("x", classes[0]).replace("y", classes[1]))
+    elif kind == "words.npz":
+        labels = np.array(classes)[number]
+        np.savez(path, X=X, y=labels.astype(float) if labels[0].isdigit() else labels)
+    elif kind == "images.npz":
+        np.savez(path, image=X[:, None], label=1 - number, class_names=classes[::-1])
+    else:
+        features = Features(torch.from_numpy(X), torch.from_numpy(1 - number))
+        save_features(path, features, classes=classes[::-1])
+    return path
+
+
+@pytest.mark.parametrize("classes", CLASSES)
+@pytest.mark.parametrize("train", ["words.csv", "named.npz"])
+def test_classes_of_two_files_are_matched_by_name(
+    train: str, classes: list[str], tmp_path: Path, capsys
+) -> None:
+    """Whatever kinds the files are of, and numbers by value: every test example is right."""
+    other = tmp_path / "other"
+    other.mkdir()
+    train_file = write_examples(tmp_path, classes, train)
+    for kind in KINDS:
+        test = write_examples(other, classes, kind)
+        chosen = ["--classes", *classes] if kind != train else []
+        status, stdout, stderr = run(
+            capsys, "robust-linear", train_file, "--test", test, *chosen, "--eps", "0", "1"
+        )
+        assert status == 0 and stderr == "", (kind, stderr)
+        assert [row.split()[1::2] for row in stdout.splitlines()[-2:]] == [["100.0"] * 2] * 2
+
+
+def test_classes_of_two_files_that_cannot_be_matched(tmp_path: Path, capsys) -> None:
+    named, three = tmp_path / "named.npz", np.array([0, 1, 2, 0])
+    X = np.eye(4, dtype=np.float32)
+    np.savez(named, features=X, labels=three, class_names=["cat", "ant", "bee"])
+    test = tmp_path / "test.npz"
+    for arrays, told in (
+        ({"labels": three, "class_names": ["ant", "bee", "dog"]}, "'dog' is none of those of"),
+        ({"labels": np.array([3, 4, 5, 3])}, "'3' is none of those of"),
+        ({"labels": three, "class_names": ["ant", "bee", "ant"]}, "two of class_names are equal"),
+        ({"labels": three + 1, "class_names": ["ant", "bee", "cat"]}, "from 1 to 3: subtract 1"),
+        ({"labels": three, "features": X[:, :3]}, "must be of 4 numbers, as those of"),
+        ({"labels": three[:0], "features": X[:0]}, "features has no example"),
+    ):
+        np.savez(test, **{"features": X} | arrays)
+        status, _, stderr = run(capsys, "robust-linear", named, "--test", test)
+        assert status == 1 and told in stderr and stderr.count("\n") == 1, stderr
+    np.savez(test, features=X, labels=three)  # without names: in the order of the file, and said
+    status, stdout, stderr = run(capsys, "robust-linear", named, "--test", test, "--eps", "0")
+    assert status == 0 and "taken for the same, in their order, such as '0' for 'cat'" in stderr
+    assert stdout.splitlines()[-1].split()[1::2] == ["100.0"] * 2
+    status, _, stderr = run(
+        capsys, "robust-linear", named, "--test", test, "--classes", "ant", "cat"
+    )
+    assert status == 1 and f"{test} has no example of the classes ant, cat" in stderr
+    np.savez(test, features=X, labels=three, class_names=["ant", "bee", "cat"])
+    np.savez(named, features=X[:2], labels=three[:2], class_names=["cat", "ant", "bee"])
+    status, _, stderr = run(capsys, "robust-linear", named, "--test", test)
+    assert status == 1 and f"class 'bee' has no example in {named}; leave it out" in stderr
+    status, stdout, _ = run(
+        capsys, "robust-linear", named, "--test", test, "--classes", "ant", "cat", "--eps", "0"
+    )
+    assert status == 0 and "2 classes" in stdout
 
 
 def test_arrays_that_are_refused(tmp_path: Path, capsys) -> None:

@@ -186,16 +186,14 @@ def test_an_intercept_is_the_exact_solvers(norm: str, penalise: bool) -> None:
     y = torch.sign(X[:, 0] - 3.0)
     X[:, 0] += 0.3 * y
     exact = MaxMarginClassifier(norm, penalise_intercept=penalise).fit(X, y)
-    size = vector_norm(norm).size
+    size, lam = vector_norm(norm).size, 0.9 * float(exact.lam_exact_)
+    if penalise:
+        X = torch.cat([X, torch.ones(12, 1)], 1)
     for name, fit in (
-        ("steepest", fit_steepest(X, y, norm, penalise_intercept=penalise, steps=2000)),
-        (
-            "hinge",
-            fit_proximal(X, y, norm, 0.9 * float(exact.lam_exact_), penalise_intercept=penalise),
-        ),
+        ("steepest", fit_steepest(X, y, norm, fit_intercept=not penalise, steps=2000)),
+        ("hinge", fit_proximal(X, y, norm, lam, fit_intercept=not penalise)),
     ):
-        weights = torch.cat([fit.w, fit.b[None]]) if penalise else fit.w
-        found = ((y * (X @ fit.w + fit.b)).min() / size(weights)).item()
+        found = ((y * (X @ fit.w + fit.b)).min() / size(fit.w)).item()
         own = torch.from_numpy(exact.coef_[0])
         if penalise:
             own = torch.cat([own, torch.from_numpy(exact.intercept_)])
