@@ -25,7 +25,7 @@ NEGATIVES = [Negatives(256, keys) for keys in (4096, 16_384, 65_536)] + [Negativ
 
 
 @pytest.mark.parametrize(
-    ("case", "provider"), product(NEGATIVES, "ours", "eager", "attention", "compile")
+    ("case", "provider"), product(NEGATIVES, "ours", "eager", "attention", "products", "compile")
 )
 def test_info_nce(case: Negatives, provider: str, place: Place, measure: Measurement) -> None:
     comparison = negatives(case, place.device)
