@@ -154,7 +154,7 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
         case "hardest_negatives":
             return _ratios(compile=1, gather=1, eager=60 if size >= 1024 else 1)
         case "info_nce":
-            return _ratios(eager=2, compile=1, attention=1 / 1.2)
+            return _ratios(eager=2, compile=1, attention=1 / 1.2, products=0.75)
         case "mix_chains":
             return _ratios(eager=1, Pillow=10 if size <= 32 else 5)
         case "sum_hinge":

@@ -1,12 +1,14 @@
 """InfoNCE against a queue (comparisons.py), forward and backward to the queries; and steps of MoCo v2.
 
 Peers of the loss: MoCo's own lines, which make all B x (K + 1) logits; and attention by torch's public
-function, with a key of zeros whose share of the softmax says what the others sum to.
+function, with a key of zeros whose share of the softmax says what the others sum to. The floor is the two
+products that each of them has: the logits, and the sum of the queue that they weigh.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -65,6 +67,17 @@ def attention_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> tuple[Tenso
         return (total - positive).mean(), grad
 
 
+def two_products(query: Tensor, queue: Tensor) -> Call:
+    """In the pieces that ours takes on the CPU, which stay in the cache."""
+    total, pieces = torch.empty_like(query), queue.split(2**17 // len(query))
+
+    def run() -> None:
+        for piece in pieces:
+            torch.mm(query @ piece.T, piece, out=total)
+
+    return torch.no_grad()(run)
+
+
 @lru_cache(maxsize=1)
 def negatives(case: Negatives, device: str) -> Comparison:
     g = generator(device)
@@ -97,8 +110,10 @@ def negatives(case: Negatives, device: str) -> Comparison:
             "eager": plain(call(eager_info_nce)),
             "attention": plain(lambda: attention_info_nce(query, key, padded)),
             "compile": compiled,
+            "products": plain(two_products(query.detach(), queue)),
         },
         held=(query, key, queue),
+        unchecked=frozenset({"products"}),
     )
 
 
@@ -204,4 +219,37 @@ def notebook_step(case: PretrainingCase, device: str) -> Call:
     return step
 
 
-PRETRAINING_STEPS = {"ours": our_step, "eager": notebook_step}
+def lightly_step(case: PretrainingCase, device: str) -> Call:
+    """lightly's parts, as its examples put them together: batch normalisation sees a batch whole."""
+    modules = importlib.import_module("lightly.models.modules")
+    tools: Any = importlib.import_module("lightly.models.utils")
+    losses = importlib.import_module("lightly.loss")
+    backbone = resnet18(2, stem="small", width=case.width)
+    features = backbone.num_features
+    backbone.fc = nn.Identity()  # type: ignore[assignment]
+    query = nn.Sequential(backbone, modules.MoCoProjectionHead(features, features, 128))
+    query = query.to(device).train()
+    key = copy.deepcopy(query)
+    tools.deactivate_requires_grad(key)
+    criterion = losses.NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(case.keys, 128))
+    criterion = criterion.to(device)
+    optimizer = torch.optim.SGD(query.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
+    x, y = case.views(device)
+
+    def step() -> Tensor:
+        tools.update_momentum(query, key, m=0.999)
+        with torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bf16"):
+            z = query(x)
+            with torch.no_grad():
+                shuffled, order = tools.batch_shuffle(y)
+                keys = tools.batch_unshuffle(key(shuffled), order)
+            loss: Tensor = criterion(z, keys)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+PRETRAINING_STEPS = {"ours": our_step, "eager": notebook_step, "lightly": lightly_step}

@@ -39,6 +39,8 @@ PEERS = {
     "torchattacks": "torchattacks",
     "entmax": "entmax",
     "attention": "attention over the queue",
+    "lightly": "lightly",
+    "products": "its two products alone",
     "copy": "a copy",
 }
 

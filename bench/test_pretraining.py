@@ -25,7 +25,7 @@ NEGATIVES = [Negatives(256, keys) for keys in (4096, 16_384, 65_536)] + [Negativ
 
 
 @pytest.mark.parametrize(
-    ("case", "provider"), product(NEGATIVES, "ours", "eager", "attention", "compile")
+    ("case", "provider"), product(NEGATIVES, "ours", "eager", "attention", "products", "compile")
 )
 def test_info_nce(case: Negatives, provider: str, place: Place, measure: Measurement) -> None:
     comparison = negatives(case, place.device)
@@ -49,7 +49,12 @@ def test_pretraining_step(
         """Negatives are random at first: no more than chance, and a positive that is near."""
         assert 0 < loss.item() < math.log(case.keys + 1)
 
-    step = PRETRAINING_STEPS[provider](case, place.device)
+    try:
+        step = PRETRAINING_STEPS[provider](case, place.device)
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision for another torch
+        if provider != "lightly":
+            raise
+        pytest.skip(f"pip install lightly: {error}")
     measure(
         step, check, op="pretraining_step", case=case, provider=provider, rounds=4, **case.facts
     )

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_docs import run, short
+
+from hrrl_ext.cli import main
+from hrrl_ext.data import load_images
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +50,33 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert commands
     for text in commands:
         run(short(text))
+
+
+def test_pretraining_fine_tuning_and_evaluation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On folders of a few digits, with less of everything; the options that are shown are as shown, but
+    for the size of the images."""
+    monkeypatch.chdir(tmp_path)
+    for split in ("train", "test"):
+        images = load_images("digits", split=split).subset(range(12))
+        for i, (x, digit) in enumerate(zip(images.images, images.target.tolist(), strict=True)):
+            for at in (f"photos/{split}/{digit % 3}", f"flowers/{split}/{digit % 2}"):
+                Path(at).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(x.permute(1, 2, 0).numpy()).save(f"{at}/{i}.png")
+    short = ["--epochs=1", "--device=cpu", "--progress=off"]
+    less = {
+        "pretrain": [*short, "--width=2", "--queue=8"],
+        "finetune": short,
+        "evaluate": ["--device=cpu", "--attacks=linf:8/255", "--attack_points=2", "--corruptions=fog"],
+    }  # fmt: skip
+    block = re.search(r"^```\n(hrrl pretrain .*?)^```$", README, re.DOTALL | re.MULTILINE)
+    assert block
+    lines = [shlex.split(line)[1:] for line in block[1].replace("size 64", "size 8").splitlines()]
+    assert [words[0] for words in lines] == list(less)
+    for words in lines:
+        assert main([*words, *less[words[0]]]) == 0
+    assert Path("runs/report/report.html").exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -25,7 +25,7 @@ def _pretrain_arguments(parser: CommandParser) -> None:
 
 
 def _pretrain(args: Namespace) -> None:
-    """Learn features without labels: momentum contrast on robust views (URRL)."""
+    """Learn features without labels: MoCo v2, InstDis or PIRL on robust views (URRL)."""
     from ..contrastive import URRLTrainer
 
     options = args.as_dict()

@@ -12,6 +12,7 @@ from ..training.config import TrainingConfig, require_one_of, require_positive
 from ..training.freezing import read_patterns
 from ..training.schedule import ScheduleName
 
+Method = Literal["moco", "instdis", "pirl"]
 Family = Literal["moco", "augmix", "augmix:all", "augmix:moco", "urrl", "own"]
 
 
@@ -19,6 +20,10 @@ Family = Literal["moco", "augmix", "augmix:all", "augmix:moco", "urrl", "own"]
 class ContrastiveConfig:
     """Settings of the method. The defaults are those of MoCo v2, with URRL's views."""
 
+    method: Method = "moco"
+    """What an image is to be like: moco, another view of it, by an encoder that follows; instdis, what it
+    was mapped to in epochs before, by a memory of the whole set; pirl, this too, and so are its parts in
+    an order by chance, a jigsaw."""
     views: Family = "urrl"
     """What becomes of an image after its crop: moco, MoCo v2's (T_rep); augmix, AugMix of nine
     operations; augmix:all, of 13 (T_rob); augmix:moco, of MoCo's too; urrl, T_rob or T_rep by chance. The
@@ -38,11 +43,18 @@ class ContrastiveConfig:
     dim: int = 128
     """Of z, which is compared."""
     queue: int = 65_536
-    """K, keys of the last batches, which are the negatives."""
+    """K, the negatives: of moco, keys of the last batches; of instdis and pirl, entries of the memory,
+    drawn for each step."""
     temperature: float = 0.2
     """T, of the logits."""
     key_momentum: float = 0.999
     """m of the key encoder: θ_k ← m θ_k + (1 - m) θ_q before each step."""
+    memory_momentum: float = 0.5
+    """Of instdis and pirl: what remains of an image's entry when the image is seen."""
+    jigsaw: float = 0.5
+    """Of pirl: λ, the share of the loss of the parts."""
+    jigsaw_side: int = 3
+    """Of pirl: cells of the jigsaw along each side; for images of fewer than 16 pixels 2."""
     norm_groups: int = 8
     """Parts of a batch that batch normalisation sees each by itself, over all processes, each of which
     has one at least; the keys' are of other images than the queries'. With 1 the network can tell a
@@ -67,10 +79,10 @@ class ContrastiveConfig:
         object.__setattr__(self, "freeze", read_patterns(self.freeze))
         require_positive(
             self, "dim", "queue", "temperature", "norm_groups", "bank", "neighbours",
-            "neighbour_temperature", "width",
+            "neighbour_temperature", "width", "jigsaw_side",
         )  # fmt: skip
-        require_one_of(self, views=Family)
-        for name in ("p", "blur", "key_momentum", "crop_scale"):
+        require_one_of(self, method=Method, views=Family)
+        for name in ("p", "blur", "key_momentum", "memory_momentum", "jigsaw", "crop_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.crop_scale == 0:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .._arrays import unit_rows, wide
+from .._streams import random_stream
 from ..layers import find_classifier, layer_name, logits_of
+from ..perturbation import frozen_statistics
 
 
 class Encoder(nn.Module):
@@ -17,20 +20,28 @@ class Encoder(nn.Module):
 
     ``backbone`` is the whole network, whose classifier (its last nn.Linear, if not given) learns beside
     the head, from features that carry no gradient: an online probe, which changes nothing of f. ``head``
-    has two layers (MoCo v2), drawn by ``seed`` alone.
+    has two layers (MoCo v2), or one, and is drawn by ``seed`` alone.
     """
 
     def __init__(
-        self, backbone: nn.Module, dim: int, seed: int, classifier: nn.Linear | None = None
+        self,
+        backbone: nn.Module,
+        dim: int,
+        seed: int,
+        classifier: nn.Linear | None = None,
+        *,
+        layers: Literal[1, 2] = 2,
     ) -> None:
         super().__init__()
         classifier = find_classifier(backbone) if classifier is None else classifier
         self.backbone = backbone
         self.classifier = layer_name(backbone, classifier)
-        width = classifier.in_features
+        self.width = classifier.in_features
+        """F, of the features"""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
+            hidden = [nn.Linear(self.width, self.width), nn.ReLU()] if layers == 2 else []
+            self.head = nn.Sequential(*hidden, nn.Linear(self.width, dim))
 
     def forward(self, x: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
         """x [B, 3, H, W] → z [B, dim] of norm 1, logits [B, C].
@@ -61,6 +72,40 @@ class Encoder(nn.Module):
                 "pass, expected once: its input is the feature"
             )
         return seen[0].flatten(1), logits
+
+
+class JigsawEncoder(Encoder):
+    """Beside z of an image, what its P parts come to by the same network (PIRL): each has a linear head,
+    and another takes what these give, one after the other.
+
+    Running statistics are of the images' passes alone, for images are what is evaluated.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        dim: int,
+        seed: int,
+        classifier: nn.Linear | None = None,
+        *,
+        parts: int,
+    ) -> None:
+        super().__init__(backbone, dim, seed, classifier, layers=1)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(random_stream(seed, "jigsaw").initial_seed())
+            self.part_head = nn.Linear(self.width, dim)
+            self.jigsaw_head = nn.Linear(parts * dim, dim)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, parts: Tensor, groups: int = 1
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, 3, H, W], parts [B, P, 3, h, w] → z [B, dim] and that of the parts, both of norm 1, and
+        logits [B, C] of x. Groups are of the same images for both."""
+        z, logits = super().forward(x, groups)
+        with frozen_statistics(self.backbone, "batch"):
+            passes = [self.features(some.flatten(0, 1))[0] for some in parts.tensor_split(groups)]
+        together = self.part_head(torch.cat(passes)).view(len(x), -1)
+        return z, unit_rows(wide(self.jigsaw_head(together))), logits
 
 
 class KeyEncoder(nn.Module):

@@ -1,9 +1,10 @@
-"""Momentum contrast (MoCo v2), as the training loop takes it."""
+"""What contrastive methods have in common, as the training loop takes it; but for a step of each."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._modes import evaluating
-from .._streams import random_stream
 from ..data import Batches
 from ..data.unreadable import left_out
 from ..evaluation.neighbours import KNeighbours
@@ -23,9 +23,7 @@ from ..training import Move, Recipe
 from ..training.opening import described
 from ..training.recipe import Row
 from .config import ContrastiveConfig
-from .encoder import Encoder, KeyEncoder
-from .losses import info_nce
-from .queue import KeyQueue
+from .encoder import Encoder
 from .views import ViewBatches
 
 _COLLAPSED = 0.1  # of the spread, which is 1 where queries point everywhere
@@ -41,8 +39,8 @@ class Measured:
     validation: Batches | None
 
 
-class MoCo(Recipe):
-    """min_θ E ℓ(z(x_1; θ), z(x_2; θ_k), queue)   (He et al., 2020; Chen et al., 2020; URRL, Eq. 1).
+class Contrastive(Recipe):
+    """min_θ E ℓ(z(x; θ), its positive, K negatives): each method has its own positives and negatives.
 
     Args:
         model: on its device, as it is trained.
@@ -53,6 +51,7 @@ class MoCo(Recipe):
     part = "backbone"
     chosen = "knn_accuracy"
     advice = "Lower lr, or raise temperature."
+    against_collapse = "Lower lr"
 
     def __init__(
         self,
@@ -69,8 +68,7 @@ class MoCo(Recipe):
         self.model, self.batches, self.measured = model, batches, measured
         self.config, self.processes, self.model_name = config, processes, model_name
         self.seed, self.batch_size = seed, batch_size
-        self.keys = KeyEncoder(model, config.key_momentum).train()
-        self.queue = KeyQueue(config.queue, config.dim, seed).to(batches.device)
+        self.begin()
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
@@ -79,48 +77,38 @@ class MoCo(Recipe):
         self._best: tuple[float, float] | None = None  # accuracy of neighbours, its epoch's loss
         self._told: list[str] = []
 
-    # --- one step of MoCo
+    @abstractmethod
+    def begin(self) -> None:
+        """Makes what queries are compared with."""
 
+    @property
+    @abstractmethod
+    def filled(self) -> bool:
+        """Whether nothing is left of the random directions that what they are compared with began as."""
+
+    # --- a step, but for what it compares with
+
+    @abstractmethod
     def step(self, batch: tuple[Tensor, ...], move: Move) -> Tensor:
         """One iteration; returns the batch's means [3] of loss, hits of the probe and ‖mean z‖²."""
-        query_view, key_view, target = batch
-        self.keys.follow(self.model)  # θ_k ← m θ_k + (1 - m) θ_q
-        mine, keys = self._encoded(key_view, move)
-        means = move(self.losses, query_view, mine, target)  # against the queue; θ_q moves
-        self.queue.put(keys)  # after the logits: no key is a negative of its own step
+
+    def _learned(
+        self, each: Tensor, z: Tensor, logits: Tensor, target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The mean of the losses [B] of some images, and with it the cross-entropy of the probe, which
+        the features do not feel; and means [2 + dim] of loss, hits of the probe and z."""
+        loss = each.mean()
+        hits = (logits.detach().argmax(1) == target).float().mean()
+        means = torch.cat([torch.stack([loss.detach(), hits]), z.detach().mean(0)])
+        return loss + F.cross_entropy(logits, target), means
+
+    def _count(self, means: Tensor) -> Tensor:
+        """Ends a step; returns its batch's means [3] of loss, hits of the probe and ‖mean z‖²."""
         self._last = torch.cat([means[:2], means[2:].square().sum()[None]])
         self._sums += self._last.double() * self.batches.sizes[self._steps]
         self._steps += 1
         self.done += 1
         return self._last
-
-    def losses(
-        self, model: nn.Module, x: Tensor, key: Tensor, target: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """InfoNCE of some queries, and the cross-entropy of the probe, which the features do not feel."""
-        z, logits = model(x, self._groups(len(x)))
-        loss = info_nce(z, key, self.queue.keys, temperature=self.config.temperature).mean()
-        hits = (logits.detach().argmax(1) == target).float().mean()
-        means = torch.cat([torch.stack([loss.detach(), hits]), z.detach().mean(0)])
-        return loss + F.cross_entropy(logits, target), means
-
-    def _encoded(self, view: Tensor, move: Move) -> tuple[Tensor, Tensor]:
-        """Keys of this process's images, and of the whole batch [B, dim].
-
-        They are shuffled before they are parted into groups, over all processes, so that a key shares
-        its group with other images than its query does; then put back in order.
-        """
-        count = len(view) if move.examples is None else move.examples
-        stream = random_stream(self.seed, "shuffle", self.done)
-        order = torch.randperm(count, generator=stream).to(view.device, non_blocking=True)
-        part = self.processes.part(count)
-        here = slice(part.start, part.stop)
-        self.processes.agree(self.keys.buffers())
-        with torch.no_grad(), move.autocast():
-            shuffled = self.processes.whole(view, count)[order[here]]
-            keys = self.keys(shuffled, self._groups(len(shuffled)))
-        keys = self.processes.whole(keys, count)[order.argsort()]
-        return keys[here], keys
 
     def _groups(self, images: int) -> int:
         """Of batch normalisation, for a part of a batch: of the same size as those of a whole one."""
@@ -180,8 +168,11 @@ class MoCo(Recipe):
             for x, target, *_ in batches.epoch(0):
                 feature, logits = model.features(x)
                 found.append((feature.float(), target, logits.argmax(1) == target))
-        width = next(m for m in model.head if isinstance(m, nn.Linear)).in_features
-        none = (torch.empty(0, width), torch.empty(0, dtype=torch.int64), torch.empty(0).bool())
+        none = (
+            torch.empty(0, model.width),
+            torch.empty(0, dtype=torch.int64),
+            torch.empty(0).bool(),
+        )
         features, labels, hits = (
             torch.cat([t.cpu() for t in parts]) for parts in zip(none, *found, strict=True)
         )
@@ -196,13 +187,12 @@ class MoCo(Recipe):
     def _warn(self, row: Row) -> None:
         """Once each: of a collapse, and of a loss that falls by a way round the task."""
         agree = math.log(self.config.queue + 1)
-        filled = self.done * self.batch_size >= self.config.queue  # by keys, which began at random
-        if row["spread"] < _COLLAPSED and filled:
+        if row["spread"] < _COLLAPSED and self.filled:
             self._tell(
                 "collapse",
                 f"all queries point the same way: their spread is {row['spread']:.2g}, where 1 is "
                 f"everywhere and 0 one point; the loss is {row['loss']:.3f}, and log(K + 1) = "
-                f"{agree:.3f} where no key can be told. Lower lr, or raise key_momentum",
+                f"{agree:.3f} where no image can be told. {self.against_collapse}",
             )
         if "knn_accuracy" not in row:
             return
@@ -240,8 +230,6 @@ class MoCo(Recipe):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "keys": self.keys.state_dict(),
-            "queue": self.queue.state_dict(),
             "steps": [self.done, self._steps],
             "sums": self._sums,
             "best_neighbours": self._best,
@@ -249,8 +237,6 @@ class MoCo(Recipe):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.keys.load_state_dict(state["keys"])
-        self.queue.load_state_dict(state["queue"])
         self.done, self._steps = state["steps"]
         self._sums = state["sums"].to(self._sums)
         self._best, self._told = state["best_neighbours"], state["told"]

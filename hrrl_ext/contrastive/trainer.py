@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from .._modes import evaluating
 from ..data import Batches, ImageSet, Source, load_images, with_classes
+from ..data.image_sets import as_float
 from ..data.sources import takes_root
 from ..data.unreadable import OnError
 from ..layers import find_classifiers, the_classifier
@@ -27,14 +29,20 @@ from ..training.opening import (
     trial,
 )
 from ..training.progress import ProgressStyle
-from .config import ContrastiveConfig, ContrastiveTraining
-from .encoder import Encoder
-from .recipe import Measured, MoCo
+from .config import ContrastiveConfig, ContrastiveTraining, Method
+from .encoder import Encoder, JigsawEncoder
+from .instance import PIRL, InstDis
+from .jigsaw import Jigsaw
+from .moco import MoCo
+from .recipe import Contrastive, Measured
 from .views import TwoViews, ViewBatches, drawn_once
+
+_RECIPES: dict[Method, type[Contrastive]] = {"moco": MoCo, "instdis": InstDis, "pirl": PIRL}
 
 
 class URRLTrainer(Trainer):
-    """Learns features without labels: momentum contrast (MoCo v2) on the views of URRL, or others.
+    """Learns features without labels: momentum contrast (MoCo v2), InstDis or PIRL (``method``), on the
+    views of URRL, or others.
 
     ::
 
@@ -72,17 +80,18 @@ class URRLTrainer(Trainer):
             :class:`ContrastiveTraining` (epochs, batch_size, lr, ...).
 
     ``result.model``, what ``hrrl_ext.load_model(out)`` opens and ``best/`` hold the network alone, as it
-    was given or built: without the head, the key encoder and the queue, which are in the checkpoints.
+    was given or built: without the heads, and the key encoder and the queue or the memory, which are in
+    the checkpoints.
 
     Deterministic given the seed and the number of threads. A loss that is not finite stops the run and
     leaves the last checkpoint; a collapse, and a loss that falls while the accuracy of nearest neighbours
     does, are warned of. SIGTERM saves and exits with status 143.
 
     Under torchrun the processes share every batch: ``batch_size`` and ``norm_groups`` count those of all
-    of them, keys are shuffled over all, and every process has the same queue.
+    of them, keys are shuffled over all, and every process has the same queue or memory.
 
-    This is a face: what a step computes is :class:`MoCo` (``recipe``), and what goes on around it is
-    :class:`hrrl_ext.training.Loop` (``loop``).
+    This is a face: what a step computes is :class:`MoCo`, :class:`InstDis` or :class:`PIRL` (``recipe``),
+    and what goes on around it is :class:`hrrl_ext.training.Loop` (``loop``).
     """
 
     def __init__(
@@ -138,10 +147,12 @@ class URRLTrainer(Trainer):
         network = build_network(model, images, method.width, training.seed)
         if init is not None:
             begin_from(init, network, resume=resume)
-        self.encoder = _encoder(network.to(device_), images, method.dim, training.seed)
+        if isinstance(make, Jigsaw):
+            _check_parts(network, images, make)
+        self.encoder = _encoder(network.to(device_), images, method, training.seed)
         if training.channels_last:
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.recipe = MoCo(
+        self.recipe = _RECIPES[method.method](
             self.encoder,
             batches,
             measured,
@@ -175,10 +186,11 @@ def _with_views(
         raise ValueError("views='own' is an object that makes views; give it as views")
     name: Any = views if isinstance(views, str) else "own"
     method = ContrastiveConfig(views=name, **of_method)
-    return method, method.make_views(seed) if isinstance(views, str) else views
+    make = method.make_views(seed) if isinstance(views, str) else views
+    return method, Jigsaw(make, method.jigsaw_side, seed) if method.method == "pirl" else make
 
 
-def _encoder(network: nn.Module, images: ImageSet, dim: int, seed: int) -> Encoder:
+def _encoder(network: nn.Module, images: ImageSet, method: ContrastiveConfig, seed: int) -> Encoder:
     """Where the network is. Of several classifiers only one could be cut off the features."""
     check_model(network, images)
     with trial(network, images, "eval") as x:
@@ -187,7 +199,30 @@ def _encoder(network: nn.Module, images: ImageSet, dim: int, seed: int) -> Encod
         "pass a module that returns those of one alone, for the other would train the features"
     )
     classifier = the_classifier(network, found, "URRLTrainer", way_out)
-    return Encoder(network, dim, seed, classifier).to(x.device)
+    if method.method == "pirl":
+        parts = method.jigsaw_side**2
+        return JigsawEncoder(network, method.dim, seed, classifier, parts=parts).to(x.device)
+    layers: Literal[1, 2] = 2 if method.method == "moco" else 1
+    return Encoder(network, method.dim, seed, classifier, layers=layers).to(x.device)
+
+
+def _check_parts(network: nn.Module, images: ImageSet, jigsaw: Jigsaw) -> None:
+    """That the network takes parts of the images as images."""
+    x = as_float(images[0][0])[None]
+    sides = [jigsaw.part(length) for length in x.shape[2:]]
+    of = f"jigsaw_side={jigsaw.side} cuts images {list(x.shape[1:])} into parts of {sides} pixels"
+    if min(sides) < 1:
+        raise ValueError(f"{of}; lower jigsaw_side")
+    weight = next(network.parameters())
+    part = x[:, :, : sides[0], : sides[1]].to(weight.device)
+    try:
+        with evaluating(network):
+            network(part)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{of}, and {type(network).__name__} fails on these: {error}; lower jigsaw_side, raise "
+            "image_size, or give a network for images of any size"
+        ) from error
 
 
 def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:

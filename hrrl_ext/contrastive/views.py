@@ -26,7 +26,8 @@ class TwoViews(Protocol):
 
 
 class ViewBatches:
-    """Epochs of mini-batches of an image set: both views [B, 3, H, W] float32 in [0, 1], and target [B].
+    """Epochs of mini-batches of an image set: both views [B, 3, H, W] float32 in [0, 1], target [B], and
+    the numbers of the images in the set [B].
 
     Every image comes once per epoch. The order is a function of (seed, epoch), the views of the images'
     numbers and the epoch: starting at any epoch or batch gives the same bits as getting there, and on
@@ -70,7 +71,10 @@ class ViewBatches:
         parts = parts[start:]
         for rows, images in zip(parts, self._fetcher.batches(parts), strict=True):
             first, second = (as_float(view) for view in self.views.two(images, rows, epoch))
-            yield first, second, self.images.target[rows].to(self.device, non_blocking=True)
+            target, rows = (
+                t.to(self.device, non_blocking=True) for t in (self.images.target[rows], rows)
+            )
+            yield first, second, target, rows
 
 
 def _slice(part: range) -> slice:

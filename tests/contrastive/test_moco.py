@@ -14,7 +14,7 @@ from crops import Crops
 from torch import Tensor, nn
 
 from hrrl_ext._streams import random_stream
-from hrrl_ext.contrastive import URRLTrainer, recipe
+from hrrl_ext.contrastive import MoCo, URRLTrainer, recipe
 from hrrl_ext.data import load_images
 from hrrl_ext.transfer import KNeighbours, extract_features
 
@@ -31,10 +31,15 @@ def trainer(**settings: Any) -> URRLTrainer:
     return URRLTrainer("convnet", **(SETTINGS | settings))
 
 
+def moco(made: URRLTrainer) -> MoCo:
+    assert isinstance(made.recipe, MoCo)
+    return made.recipe
+
+
 def in_float64(**settings: Any) -> URRLTrainer:
     made = trainer(**settings)
-    made.recipe.keys.double()
-    made.recipe.queue.double()
+    moco(made).keys.double()
+    moco(made).queue.double()
     made.encoder.double()
     return made
 
@@ -44,19 +49,19 @@ def steps(made: URRLTrainer, count: int) -> None:
     made.encoder.train()
     batches = made.recipe.batches
     for size, batch in list(zip(batches.sizes, batches.epoch(0), strict=True))[:count]:
-        first, second, target = batch
+        first, second, target, _ = batch
         move = made.loop.move.of(size)
-        dtype = made.recipe.queue.keys.dtype
+        dtype = moco(made).queue.keys.dtype
         made.recipe.step((first.to(dtype), second.to(dtype), target), move)
 
 
 def by_hand(made: URRLTrainer, count: int) -> tuple[nn.Module, nn.Module, Tensor]:
     """MoCo v2 (algorithms of the paper), with batch norm in four groups: query and key encoder, queue."""
-    query, key = copy.deepcopy(made.encoder).train(), copy.deepcopy(made.recipe.keys.encoder)
-    queue = made.recipe.queue.keys.clone()  # oldest first
+    query, key = copy.deepcopy(made.encoder).train(), copy.deepcopy(moco(made).keys.encoder)
+    queue = moco(made).queue.keys.clone()  # oldest first
     optimizer = torch.optim.SGD(query.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     batches = made.recipe.batches
-    for step, (x, y, target) in enumerate(list(batches.epoch(0))[:count]):
+    for step, (x, y, target, _) in enumerate(list(batches.epoch(0))[:count]):
         with torch.no_grad():
             for p, q in zip(key.parameters(), query.parameters(), strict=True):
                 p.copy_(0.9 * p + 0.1 * q)
@@ -86,23 +91,23 @@ def test_a_step_is_its_lines(count: int) -> None:
     made = in_float64(schedule="constant")
     query, key, queue = by_hand(made, count)
     steps(made, count)
-    for got, want in ((made.encoder, query), (made.recipe.keys.encoder, key)):
+    for got, want in ((made.encoder, query), (moco(made).keys.encoder, key)):
         for name, value in want.state_dict().items():
             torch.testing.assert_close(got.state_dict()[name], value, rtol=1e-9, atol=1e-11)
-    oldest_first = made.recipe.queue.keys.roll(-int(made.recipe.queue.next), 0)
+    oldest_first = moco(made).queue.keys.roll(-int(moco(made).queue.next), 0)
     torch.testing.assert_close(oldest_first, queue, rtol=1e-9, atol=1e-11)
 
 
 def keys_of(made: URRLTrainer, view: Tensor) -> Tensor:
-    return made.recipe._encoded(view, made.loop.move.of(len(view)))[0]
+    return moco(made)._encoded(view, made.loop.move.of(len(view)))[0]
 
 
 def test_a_permutation_without_groups_does_nothing() -> None:
     view = torch.rand(16, 3, 8, 8)
     made = trainer(norm_groups=1)
-    torch.testing.assert_close(keys_of(made, view), made.recipe.keys(view), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(keys_of(made, view), moco(made).keys(view), rtol=1e-4, atol=1e-5)
     made = trainer(norm_groups=4)
-    assert (keys_of(made, view) - made.recipe.keys(view, 4)).abs().max() > 0.01
+    assert (keys_of(made, view) - moco(made).keys(view, 4)).abs().max() > 0.01
 
 
 def test_the_statistics_of_a_key_are_of_other_images() -> None:
@@ -127,7 +132,7 @@ def test_shuffled_keys_are_put_back_in_order() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 10))
     made, view = URRLTrainer(net, **SETTINGS), torch.rand(16, 3, 8, 8)
-    torch.testing.assert_close(keys_of(made, view), made.recipe.keys(view))
+    torch.testing.assert_close(keys_of(made, view), moco(made).keys(view))
 
 
 def test_no_feature_depends_on_a_label() -> None:
@@ -221,7 +226,7 @@ def test_a_collapse_is_told_once() -> None:
     """One point: the loss of a queue that is full of it is log(K + 1), to rounding. While the queue is
     not full of keys, nothing can be said."""
     made = trainer(lr=1e-30, queue=16, epochs=1)
-    for one in (made.encoder, made.recipe.keys.encoder):
+    for one in (made.encoder, moco(made).keys.encoder):
         nn.init.zeros_(one.head[2].weight)
         nn.init.ones_(one.head[2].bias)
     steps(made, 1)

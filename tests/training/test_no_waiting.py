@@ -78,14 +78,17 @@ def test_a_step_of_a_joint_embedding_asks_for_no_value(
     assert loss.is_meta and loss.shape == ()
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_nor_does_one_of_pretraining(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("method", "accumulate"), [("moco", 1), ("moco", 2), ("pirl", 2)])
+def test_nor_does_one_of_pretraining(
+    method: str, accumulate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trainer = URRLTrainer(
         data=load_images("digits", split="train").subset(range(40)),
         views=Crops(),
         batch_size=16,
         queue=24,
         width=4,
+        method=method,
         accumulate=accumulate,
         device="meta",
         progress="off",
@@ -96,5 +99,6 @@ def test_nor_does_one_of_pretraining(accumulate: int, monkeypatch: pytest.Monkey
     for size in trainer.recipe.batches.sizes:
         view = torch.rand(size, 3, 8, 8, device="meta")
         target = torch.zeros(size, dtype=torch.int64, device="meta")
-        means = trainer.recipe.step((view, view, target), trainer.loop.move.of(size))
+        other = torch.rand(size, 9, 3, 2, 2, device="meta") if method == "pirl" else view
+        means = trainer.recipe.step((view, other, target, target), trainer.loop.move.of(size))
     assert means.is_meta and means.shape == (3,)

@@ -88,7 +88,7 @@ def test_a_batch_in_parts_is_the_same_step(parts: int, tau: Any) -> None:
 
 
 PRETRAINING = """
-import sys, torch
+import re, sys, torch
 sys.path.insert(0, {tests!r})
 from crops import Crops
 from safetensors.torch import save_file
@@ -96,31 +96,38 @@ from hrrl_ext import URRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.processes import stop_processes
 
+STATISTICS = re.compile("running_|num_batches")  # of a process's own passes
 digits, others = (load_images("digits", split=split).subset(range(96)) for split in ("train", "test"))
-trainer = URRLTrainer("convnet", data=digits, validation=others, views=Crops(), epochs=2, batch_size=16, queue=40,
-                      dim=8, lr=0.01, temperature=0.1, norm_groups=4, key_momentum=0.9, width=4, neighbours=9,
-                      device="cpu", progress="off")
-assert trainer.processes.size == int(sys.argv[2])
-row = trainer.fit().last
-save_file({{**{{n: p.detach() for n, p in trainer.encoder.named_parameters()}}, **trainer.recipe.queue.state_dict(),
-           **{{f"keys {{n}}": p for n, p in trainer.recipe.keys.named_parameters()}},
-           "row": torch.tensor([row[k] for k in ("loss", "spread", "train_accuracy")]),
-           "measured": torch.tensor([row[k] for k in ("knn_accuracy", "accuracy")])}},
-          f"{{sys.argv[1]}}/rank-{{trainer.processes.rank}}.safetensors")
+found = {{}}
+for method in ("moco", "pirl"):
+    trainer = URRLTrainer("convnet", data=digits, validation=others, views=Crops(), epochs=2, batch_size=16, queue=40,
+                          dim=8, lr=0.01, temperature=0.1, norm_groups=4, key_momentum=0.9, width=4, neighbours=9,
+                          method=method, jigsaw_side=2, device="cpu", progress="off")
+    assert trainer.processes.size == int(sys.argv[2])
+    row, state = trainer.fit().last, trainer.recipe.state_dict()
+    held = state["queue"] | trainer.recipe.keys.state_dict() if method == "moco" else state["memory"]
+    found |= {{f"{{method}} {{n}}": t for n, t in trainer.encoder.named_parameters()}}
+    found |= {{f"{{method}} held {{n}}": t for n, t in held.items() if not STATISTICS.search(n)}}
+    found[f"{{method}} row"] = torch.tensor([row[k] for k in ("loss", "spread", "train_accuracy")])
+    found[f"{{method}} measured"] = torch.tensor([row[k] for k in ("knn_accuracy", "accuracy")])
+save_file({{n: t.detach() for n, t in found.items()}}, f"{{sys.argv[1]}}/rank-{{trainer.processes.rank}}.safetensors")
 stop_processes()
 """
 
 
 @pytest.mark.slow
 def test_two_processes_pretrain_what_one_does(tmp_path: Path) -> None:
-    """With batch normalisation: a group lies within a process, and keys are shuffled over all. To the
-    rounding of float32, which 12 steps amplify. Only running statistics differ, and with them what is
+    """With batch normalisation: a group lies within a process, and keys are shuffled over all; and with a
+    memory, which all have. To the rounding of float32, which 12 steps amplify. Only running statistics differ, and with them what is
     measured."""
     script = PRETRAINING.format(tests=str(Path(__file__).parents[1]))
     (one,), (first, second) = (tensors_of(size, script, tmp_path) for size in (1, 2))
     for name in first:
         assert torch.equal(first[name], second[name]), name
-    assert first.pop("measured").min() >= 0 and one.pop("measured").max() <= 1
+    for method in ("moco", "pirl"):
+        assert (
+            first.pop(f"{method} measured").min() >= 0 and one.pop(f"{method} measured").max() <= 1
+        )
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-5)
 

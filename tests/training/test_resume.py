@@ -66,10 +66,12 @@ def start(out: Path, resume: bool = False, **settings: Any) -> HRRLTrainer:
     return HRRLTrainer(Net(), **(SETTINGS | settings), out=out, resume=resume, checkpoint_every=2)
 
 
-def pretrain(out: Path, resume: bool = False, **settings: Any) -> URRLTrainer:
+def pretrain(
+    out: Path, resume: bool = False, model: str | None = None, **settings: Any
+) -> URRLTrainer:
     torch.manual_seed(3 if not resume else 99)
     return URRLTrainer(
-        Net(), **(PRETRAINING | settings), out=out, resume=resume, checkpoint_every=2
+        model or Net(), **(PRETRAINING | settings), out=out, resume=resume, checkpoint_every=2
     )
 
 
@@ -139,6 +141,8 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
         ("URRL", {"num_workers": 2, "ema": 0.5}),
         ("URRL", {"precision": "bf16", "channels_last": True}),
         ("URRL", {"precision": "fp16", "accumulate": 2}),
+        ("URRL", {"method": "instdis", "num_workers": 1}),  # the memory
+        ("URRL", {"method": "pirl", "jigsaw_side": 2, "model": "convnet", "width": 4, "accumulate": 2}),
         ("VSE", {"warmup_loss": "semi_hard", "warmup_for": "4 steps"}),
         ("VSE", {"freeze": True, "preset": "Order0"}),
         ("VSE", {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2}),
