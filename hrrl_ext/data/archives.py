@@ -14,7 +14,7 @@ import torch
 
 from ..spec import listed
 from .concept_map import ConceptMap
-from .ids import class_ids
+from .ids import checked_ids, class_ids
 from .image_sets import ArrayImages
 from .splits import SPLITS, chosen_split, split_of
 
@@ -170,9 +170,8 @@ def _concept_map(arrays: Mapping[str, np.ndarray]) -> ConceptMap | None:
         return None
     if names is None or ids is None:
         raise ValueError("concept_names and class_to_concept belong together, got one of them")
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"class_to_concept must hold integers, got {ids.dtype}")
-    return ConceptMap(torch.from_numpy(ids.astype(np.int64)), _strings(names))
+    concepts = _strings(names)
+    return ConceptMap(checked_ids(ids, "class_to_concept", bound=len(concepts)), concepts)
 
 
 def _strings(names: np.ndarray) -> list[str]:

@@ -12,11 +12,19 @@ from torch import Tensor
 
 Ids: TypeAlias = "Tensor | np.ndarray | Sequence[int]"
 
+SPARE = 100_000
+"""Ids beyond one for each row.
+
+A name, a logit and a count are made for every id up to the largest, so one wild label would cost
+gigabytes. Of N rows at most N classes have an example; a part of a set lacks others, and no set in use
+has this many more (ImageNet-21k has 21,841).
+"""
+
 
 def checked_ids(
     ids: Ids, what: str, *, size: int | None = None, bound: int | None = None
 ) -> Tensor:
-    """An own int64 copy [N] on the CPU, values in 0..bound-1.
+    """An own int64 copy [N] on the CPU, values in 0..bound-1; without a bound below N + `SPARE`.
 
     what names the argument in messages; size: the N expected. Raises TypeError for anything but
     integers, ValueError for another shape or a value out of range, naming the first such position.
@@ -27,11 +35,18 @@ def checked_ids(
     if array.ndim != 1 or (size is not None and len(array) != size):
         expected = "[N]" if size is None else f"[{size}], one entry per image"
         raise ValueError(f"{what} must have shape {expected}, got {list(array.shape)}")
-    outside = array < 0 if bound is None else (array < 0) | (array >= bound)
+    most = len(array) + SPARE if bound is None else bound
+    outside = (array < 0) | (array >= most)  # in its own type: int64 would wrap what uint64 holds
     if outside.any():
         bad = int(np.flatnonzero(outside)[0])
-        span = "0 or more" if bound is None else f"in 0..{bound - 1}"
-        raise ValueError(f"{what} must be {span}, got {array[bad]} at position {bad}")
+        span = f"in 0..{most - 1}" if bound is not None or array[bad] >= 0 else "0 or more"
+        message = f"{what} must be {span}, got {array[bad]} at position {bad}"
+        if bound is None and array[bad] >= 0:
+            message += (
+                f": one for each of {len(array)} rows, and {SPARE:,} more. Number them from 0 on "
+                "(np.unique(ids, return_inverse=True)[1]), or give the classes' names"
+            )
+        raise ValueError(message)
     return torch.from_numpy(array.astype(np.int64))
 
 

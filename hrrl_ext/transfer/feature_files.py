@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data.ids import checked_ids
 from ..storage import replacing
 
 _SUFFIXES = (".safetensors", ".npz")
@@ -63,7 +64,10 @@ def load_features(path: str | os.PathLike[str]) -> Features:
             "expected features [N, D] and labels [N]"
         )
     loaded = Features(tensors["features"], tensors["labels"])
-    _check_features(loaded, f"load_features: {path}")
+    where = f"load_features: {path}"
+    _check_features(loaded, where)
+    if (classes := load_classes(path)) is not None:
+        checked_ids(loaded.labels, f"{where}: labels, numbers of class_names,", bound=len(classes))
     return loaded
 
 
