@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
+from ._regular import regular
 from ._state_dicts import found_for, no_agreement
 from .storage import read_json, replacing, write_json
 
@@ -202,7 +203,7 @@ def from_weights(
 
 def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(
             f"{folder} holds no model and no run: there is no {path.name} in it"
         )
@@ -237,7 +238,7 @@ def _weights_file(source: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
         path = next((file for file in files if file.is_file()), files[0])
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     return path
 

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._regular import regular
+
 FilePath = str | os.PathLike[str]
 
 
@@ -68,7 +70,7 @@ def write_rows(path: FilePath, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_row(path: FilePath, row: Mapping[str, Any]) -> None:
     """One more line of :func:`write_rows`; those that are there stay as they are."""
     path = Path(path)
-    _write_bytes(path, (path.read_bytes() if path.exists() else b"") + _line(row))
+    _write_bytes(path, (regular(path).read_bytes() if path.exists() else b"") + _line(row))
 
 
 def write_csv(
@@ -120,6 +122,7 @@ def _with_nulls(value: Any) -> Any:
 
 def read_json(path: Path) -> dict[str, Any]:
     """FileNotFoundError without the file, ValueError where it is no JSON object."""
+    regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -141,6 +144,7 @@ def read_rows(
 
     What a row has of ``numbers`` are numbers or null, of ``named`` objects of such.
     """
+    regular(file)
     try:
         text = file.read_text(encoding="utf-8")
     except ValueError as error:
@@ -177,7 +181,7 @@ def _fits(value: Any, named: bool) -> bool:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._regular import regular
 from ..spec import not_known
 
 _PAIRS = (("features", "labels"), ("X", "y"), ("image", "label"), ("images", "labels"))
@@ -38,7 +39,7 @@ def read_examples(
     label; whatever is beyond [n, d] is flattened, and whole bytes become x / 255.
     """
     path = Path(path)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(
             f"no file {path}; a .csv, .npz or .safetensors of examples is needed"
         )

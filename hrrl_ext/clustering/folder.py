@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .._regular import regular
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
@@ -93,7 +94,7 @@ class ClusterFolder(WorkFolder):
             return
         try:
             clustering.load_state_dict(
-                torch.load(self._state, map_location="cpu", weights_only=True)
+                torch.load(regular(self._state), map_location="cpu", weights_only=True)
             )
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise ValueError(
@@ -104,7 +105,7 @@ class ClusterFolder(WorkFolder):
         """[N] int64: the cluster of each example."""
         path = self.path / "assignment.safetensors"
         self.description()
-        if not path.is_file():
+        if not regular(path).is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: the clustering is not through; go on with "
                 "hrrl cluster ... --resume"

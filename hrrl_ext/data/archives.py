@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._regular import regular
 from ..spec import listed
 from .concept_map import ConceptMap
 from .ids import checked_ids, class_ids
@@ -59,7 +60,7 @@ def open_archives(paths: Sequence[str | os.PathLike[str]], split: str = "train")
 
 
 def _open_archive(path: Path, split: str) -> ArrayImages:
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     try:
         archive = np.load(path, allow_pickle=False)

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .._regular import regular
 from ..spec import listed, nearest
 from ..storage import write_csv, write_json
 
@@ -29,7 +30,7 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
     given twice.
     """
     path = Path(path)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"concept file {path} does not exist; expected {_CLASS_LAYOUT}")
     readers = {".json": _json_pairs, ".csv": csv_pairs}
     if path.suffix.lower() not in readers:
@@ -53,7 +54,7 @@ def is_example_file(path: object) -> bool:
     if not isinstance(path, (str, os.PathLike)):
         return False
     path = Path(path)
-    if path.suffix.lower() != ".csv" or not path.is_file():
+    if path.suffix.lower() != ".csv" or not regular(path).is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as f:
         header = f.readline(100)
@@ -65,7 +66,7 @@ def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]
 
     Raises ValueError for indices that are missing, given twice or out of range, and for an empty name.
     """
-    path = Path(path)
+    path = regular(path)
     try:
         pairs = csv_pairs(path.read_text(encoding="utf-8-sig"), _EXAMPLE_HEADER)
         return _by_example(pairs, count)

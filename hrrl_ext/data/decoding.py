@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from .._regular import regular
+
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
 
@@ -52,7 +54,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        opened = Image.open(path, formats=FORMATS)
+        opened = Image.open(regular(path), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"its first bytes are of none of {', '.join(FORMATS)}") from None
     with opened as picture:

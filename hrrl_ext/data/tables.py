@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from .._regular import regular
 from ..spec import listed, not_known
 
 TABLES = (".csv", ".tsv", ".jsonl")
@@ -38,7 +39,7 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Raises FileNotFoundError, or ValueError naming the line."""
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     header, rows, lines, at = [], [], [], 0
     read = _json_lines if path.suffix.lower() == ".jsonl" else _delimited
@@ -66,7 +67,7 @@ def read_header(path: Path) -> list[str]:
     """The names of the columns alone; none where the file cannot be read, which `read_table` says."""
     read = _json_lines if path.suffix.lower() == ".jsonl" else _delimited
     try:
-        return next(read(path))[1]
+        return next(read(regular(path)))[1]
     except (OSError, ValueError, StopIteration):
         return []
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .._regular import regular
 from ..data.ids import checked_ids
 from ..storage import replacing
 
@@ -55,7 +56,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     Raises FileNotFoundError if there is no such file, ValueError if it holds anything else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"load_features: no file {path}; save_features writes one")
     tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     if missing := {"features", "labels"} - tensors.keys():
@@ -73,7 +74,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
 
 def load_classes(path: str | os.PathLike[str]) -> list[str] | None:
     """The names of the classes of a file that `load_features` reads; None where they are not in it."""
-    path = Path(path)
+    path = regular(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             return arrays["class_names"].tolist() if "class_names" in arrays else None
