@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ._regular import regular
+from ._tables import as_cell
 
 FilePath = str | os.PathLike[str]
 
@@ -80,12 +80,22 @@ def write_csv(
     *,
     line_end: str = "\r\n",
 ) -> None:
-    """A table with a header. A cell is empty where its row has no such name, or no number for it."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator=line_end)
-    writer.writeheader()
-    writer.writerows(_with_nulls(row) for row in rows)
-    write_text(path, text.getvalue())
+    """A table with a header. A cell is empty where its row has no such name, or no number for it; none is
+    a formula (`as_cell`)."""
+    lines = _Lines()
+    # A cell with a carriage return is quoted where the line end has one, and readers would break there.
+    writer = csv.DictWriter(lines, fieldnames=names, lineterminator="\r\n")
+    writer.writerow({name: as_cell(name) for name in names})
+    for row in rows:
+        writer.writerow({name: as_cell(value) for name, value in _with_nulls(row).items()})
+    write_text(path, "".join(line.removesuffix("\r\n") + line_end for line in lines))
+
+
+class _Lines(list[str]):
+    """What csv writes to, a row at a time."""
+
+    def write(self, line: str) -> None:
+        self.append(line)
 
 
 def _write_bytes(path: FilePath, content: bytes) -> None:

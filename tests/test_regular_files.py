@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys(("x.csv", "x.npz"), read_examples),
     "corrupted.npy": _loaded,
     "captions.txt": read_lines,
-    "state.pt": lambda f: ClusterFolder(f.parent).resume(nn.Module()),  # type: ignore[arg-type]
+    "state.pt": lambda f: ClusterFolder(f.parent).resume(nn.Module()),
 }
 
 
@@ -107,11 +108,8 @@ def test_a_checkpoint_with_one_is_passed_over(file: str, tmp_path: Path) -> None
 )
 def test_yaml(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     os.mkfifo(tmp_path / "c.yaml")
-    try:
-        status = main([*words, str(tmp_path / "c.yaml")])
-    except SystemExit as end:  # wrong usage, found by the parser
-        status = end.code
-    assert status in (1, 2)
+    with suppress(SystemExit):  # of wrong usage, which the parser finds
+        assert main([*words, str(tmp_path / "c.yaml")]) == 1
     assert "c.yaml is a pipe, no regular file" in capsys.readouterr().err
 
 

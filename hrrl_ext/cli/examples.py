@@ -157,6 +157,10 @@ def _rows(path: Path) -> list[list[str]]:
                 _DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d), ()))
             )
             rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+        except csv.Error as error:
+            raise ValueError(
+                f"{path} is no table of commas, semicolons or tabs: {error}"
+            ) from error
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not text in UTF-8 ({error.reason}); save it as that"

@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from .._regular import regular
-from ..spec import listed, nearest
+from .._tables import from_cell
+from ..spec import listed, nearest, repeated
 from ..storage import write_csv, write_json
 
 _CLASS_HEADER, _EXAMPLE_HEADER = "class,concept", "example,concept"
@@ -57,8 +58,8 @@ def is_example_file(path: object) -> bool:
     if path.suffix.lower() != ".csv" or not regular(path).is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as f:
-        header = f.readline(100)
-    return [cell.strip() for cell in header.split(",")] == _EXAMPLE_HEADER.split(",")
+        header = next(csv.reader([f.readline(100)]), [])
+    return [cell.strip() for cell in header] == _EXAMPLE_HEADER.split(",")
 
 
 def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]:
@@ -69,7 +70,7 @@ def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]
     path = regular(path)
     try:
         pairs = csv_pairs(path.read_text(encoding="utf-8-sig"), _EXAMPLE_HEADER)
-        return _by_example(pairs, count)
+        return _by_example([(example, from_cell(name)) for example, name in pairs], count)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"concept file {path}: {error}") from error
 
@@ -90,13 +91,12 @@ def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) 
     by_index = all(key.isdecimal() for key in concept_of)
     if classes is None or (by_index and not set(concept_of) <= set(classes)):
         classes = [str(i) for i in range(len(concept_of) if classes is None else len(classes))]
-    elif len(set(classes)) < len(classes):
-        twice = [name for i, name in enumerate(classes) if name in classes[:i]]
+    elif twice := repeated(classes):
         raise ValueError(
             f"class names are not unique ({listed(twice)}); give class indices instead of names"
         )
-    unknown = [key for key in concept_of if key not in set(classes)]
-    if unknown:
+    known = set(classes)
+    if unknown := [key for key in concept_of if key not in known]:
         raise ValueError(
             f"unknown {_noun(unknown)} {nearest(unknown, classes)}; "
             f"{len(classes)} classes are known"

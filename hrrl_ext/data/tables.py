@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._regular import regular
-from ..spec import listed, not_known
+from ..spec import listed, not_known, repeated
 
 TABLES = (".csv", ".tsv", ".jsonl")
 """Suffixes of what is read."""
@@ -56,9 +56,8 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path}, line {error.line}: {error}; expected {LAYOUT}") from error
     except ValueError as error:
         raise ValueError(f"{path}, line {at}: {error}; expected {LAYOUT}") from error
-    twice = [name for i, name in enumerate(header) if name in header[:i]]
-    if not rows or twice:
-        what = f"column {listed(twice)} comes twice" if twice else "no image is listed"
+    if not rows or (twice := repeated(header)):
+        what = f"column {listed(twice)} comes twice" if rows else "no image is listed"
         raise ValueError(f"{path}: {what}; expected {LAYOUT}")
     return Table(path, header, rows, lines)
 

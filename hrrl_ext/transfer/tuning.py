@@ -16,7 +16,7 @@ from ..data.sources import takes_root
 from ..processes import start_processes
 from ..robust import HRRLConfig, HRRLTrainer
 from ..robust.config import by_config
-from ..spec import NUMBER, not_known
+from ..spec import NUMBER, not_known, repeated
 from ..storage import WorkFolder, write_csv, write_json, write_text
 from ..training import TrainingConfig
 from .study.config import file_name
@@ -164,7 +164,7 @@ def read_grid(grid: Grid | Sequence[str], base: Mapping[str, Any]) -> dict[str, 
         grid = [grid]
     if not isinstance(grid, Mapping):
         pairs = [text.partition("=") for text in grid]
-        if names := [name for name, *_ in pairs if [n for n, *_ in pairs].count(name) > 1]:
+        if names := repeated(name for name, *_ in pairs):
             raise ValueError(f"tune: grid: {names[0]} is given twice")
         grid = {name.strip(): _numbers(name, values) for name, _, values in pairs}
     hints = get_type_hints(HRRLConfig)
