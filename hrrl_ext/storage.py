@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ._regular import regular
+from ._shapes import Shape
 from ._tables import as_cell
 
 FilePath = str | os.PathLike[str]
@@ -130,8 +131,9 @@ def _with_nulls(value: Any) -> Any:
 # --- reading
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """FileNotFoundError without the file, ValueError where it is no JSON object."""
+def read_json(path: Path, shape: Shape | None = None) -> dict[str, Any]:
+    """FileNotFoundError without the file, ValueError where it is no JSON object, or none of ``shape``,
+    which names the field."""
     regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -139,7 +141,17 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    if shape is not None:
+        require_shape(value, shape, path)
     return value
+
+
+def require_shape(value: Any, shape: Shape, where: FilePath) -> None:
+    """ValueError naming the file and the field."""
+    try:
+        shape(value, "")
+    except ValueError as error:
+        raise ValueError(f"{where} is not as it was written: {error}") from error
 
 
 def read_rows(
@@ -149,10 +161,11 @@ def read_rows(
     *,
     numbers: Sequence[str] = (),
     named: Sequence[str] = (),
+    shape: Shape | None = None,
 ) -> list[dict[str, Any]]:
     """The objects of a JSONL file, each of which has ``keys``. ValueError naming a bad line.
 
-    What a row has of ``numbers`` are numbers or null, of ``named`` objects of such.
+    What a row has of ``numbers`` are numbers or null, of ``named`` objects of such; it fits ``shape``.
     """
     regular(file)
     try:
@@ -176,6 +189,8 @@ def read_rows(
                 raise ValueError(
                     f"{file}, line {number}: {name} must be {what}, got {json.dumps(row[name])[:40]}"
                 )
+        if shape is not None:
+            require_shape(row, shape, f"{file}, line {number}")
         rows.append(row)
     return rows
 

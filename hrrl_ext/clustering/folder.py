@@ -25,13 +25,20 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .._regular import regular
+from .._shapes import having, many, maybe, record, some, text
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
-from ..storage import WorkFolder, replacing, why_unreadable, write_csv, write_rows
+from ..storage import WorkFolder, read_json, replacing, why_unreadable, write_csv, write_rows
 from .clusters import GradientClustering
 
 _SHOWN = 3  # classes of a cluster that are named in a line
+_DESCRIPTION = record(
+    having(model=maybe(text), weights=text, clusters=some),
+    data=text,
+    examples=some,
+    parameters=many(text),
+)
 
 
 class ClusterFolder(WorkFolder):
@@ -86,7 +93,7 @@ class ClusterFolder(WorkFolder):
     def description(self) -> dict[str, Any]:
         if not self.taken:
             raise FileNotFoundError(f"{self.path} holds no clustering; hrrl cluster writes one")
-        return super().description()
+        return read_json(self._description, _DESCRIPTION)
 
     def resume(self, clustering: GradientClustering) -> None:
         """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""

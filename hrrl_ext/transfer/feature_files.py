@@ -22,8 +22,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from .._regular import regular
+from .._shapes import many, maybe, record, text
 from ..data.ids import checked_ids
-from ..storage import replacing
+from ..storage import replacing, require_shape
 
 _SUFFIXES = (".safetensors", ".npz")
 
@@ -77,10 +78,21 @@ def load_classes(path: str | os.PathLike[str]) -> list[str] | None:
     path = regular(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["class_names"].tolist() if "class_names" in arrays else None
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("class_names")
-    return None if text is None else json.loads(text)
+            names: Any = arrays["class_names"].tolist() if "class_names" in arrays else None
+    else:
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get("class_names")
+        names = None if written is None else _parsed(written)
+    require_shape({"class_names": names}, record(class_names=maybe(many(text))), path)
+    return names
+
+
+def _parsed(written: str) -> Any:
+    """What it says; as it stands where it is no JSON, and then it is no list of names."""
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError):
+        return written
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:

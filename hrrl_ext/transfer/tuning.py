@@ -23,7 +23,7 @@ from .study.config import file_name
 from .study.images import split_rows
 from .study.levels import score, worst_quarter
 from .study.parts import Part, Parts
-from .study.trials import MEASURED, goes_on, keep_model_alone
+from .study.trials import MEASURED, SCORED, goes_on, keep_model_alone
 from .tuning_table import level_row, levels_table
 
 Grid = Mapping[str, Sequence[float]]
@@ -292,7 +292,7 @@ class _Search:
         """After so many epochs; trained to there, where it is not yet."""
         settings = {**self.base, **self.levels[level]}
         parts, name = Parts(self.out / "parts"), f"{level} {epochs}"
-        part = parts.read(name, settings)
+        part = parts.read(name, settings, SCORED)
         if part is None:
             folder = self._folder(level)
             part = parts.keep(name, settings, lambda: self._train(folder, settings, epochs))

@@ -120,11 +120,12 @@ def test_a_row_of_a_million_pixels_is_never_scaled_whole(monkeypatch):
     """Covering 32 x 32 it would be 32 x 32,000,000."""
     asked = []
     resize = Image.Image.resize
-    monkeypatch.setattr(
-        Image.Image,
-        "resize",
-        lambda self, size, *how: asked.append(size) or resize(self, size, *how),
-    )
+
+    def seen(self, size, *how):
+        asked.append(size)
+        return resize(self, size, *how)
+
+    monkeypatch.setattr(Image.Image, "resize", seen)
     row = Image.fromarray(np.full((1, 10**6, 3), 7, np.uint8))
     assert torch.equal(fit_picture(row, 32), torch.full((3, 32, 32), 7, dtype=torch.uint8))
     assert len(asked) == 1 and asked[0][0] * asked[0][1] <= 65 * 32 * 32
