@@ -76,9 +76,8 @@ def _require_few_pixels(picture: ImageFile.ImageFile) -> None:
 
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and picture.width * picture.height > most:
-        picture.draft(
-            "RGB", (picture.width // 2, picture.height // 2)
-        )  # does nothing but to a JPEG
+        half = (picture.width // 2, picture.height // 2)
+        picture.draft("RGB", half)  # which does nothing but to a JPEG
         if picture.width * picture.height > most:
             raise ValueError(
                 f"{picture.width} x {picture.height} pixels are more than {most:,}. {_SMALLER}"

@@ -29,7 +29,7 @@ def checked_ids(
     what names the argument in messages; size: the N expected. Raises TypeError for anything but
     integers, ValueError for another shape or a value out of range, naming the first such position.
     """
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    array = _array(ids)
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"{what} must hold integers, got {array.dtype}")
     if array.ndim != 1 or (size is not None and len(array) != size):
@@ -57,7 +57,7 @@ def class_ids(target: Ids, what: str, *, num_classes: int | None = None) -> tupl
     Labels that count from 1 are not moved: a part of a set that lacks the last class would look as if it
     counted from 0. Raises as `checked_ids`, and ValueError for several classes per image.
     """
-    array = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+    array = _array(target)
     if array.ndim == 2 and array.shape[1] > 1:
         one_hot = ((array == 0) | (array == 1)).all(1) & (array.sum(1) == 1)
         if not one_hot.all():
@@ -88,3 +88,10 @@ def class_ids(target: Ids, what: str, *, num_classes: int | None = None) -> tupl
             stacklevel=4,
         )
     return ids, count if num_classes is None else num_classes
+
+
+def _array(ids: Ids) -> np.ndarray:
+    if not isinstance(ids, Tensor):
+        return np.asarray(ids)
+    ids = ids.detach().cpu()
+    return (ids.double() if ids.is_floating_point() else ids).numpy()  # NumPy has no bfloat16

@@ -67,9 +67,8 @@ def _measured(value: Any, where: str) -> None:
 
 
 _BIN = record(count=some, confidence=_part_of_one, accuracy=_part_of_one)
-_ERRORS = record(
-    rms=_part_of_one, ece=_part_of_one, nll=maybe(number)
-)  # infinite where a class that is true was masked
+# The likelihood is infinite, which JSON writes as null, where a class that is true was masked.
+_ERRORS = record(rms=_part_of_one, ece=_part_of_one, nll=maybe(number))
 _METHOD = record(method=text, points=count, accuracy=_part_of_one)
 _PICTURES = record(
     label=text,

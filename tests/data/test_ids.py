@@ -7,10 +7,12 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.data.ids import SPARE, class_ids
-from hrrl_ext.transfer import load_features
+from hrrl_ext.evaluation.predictions import predict
+from hrrl_ext.transfer import extract_features, load_features
 
 IMAGES = np.zeros((3, 4, 4, 3), np.uint8)
 WILD = {
@@ -101,3 +103,22 @@ def test_labels_of_features_are_numbers_of_their_names(label, tmp_path):
         ValueError, match=rf"f\.npz: labels, .*in 0\.\.1, got {label} at position 1"
     ):
         load_features(file)
+
+
+@pytest.mark.parametrize("use", [predict, extract_features], ids=lambda use: use.__name__)
+def test_labels_in_batches_are_of_any_width_and_never_wrap(use):
+    """Integers that torch has few operations for, and what a cast alone would make classes of."""
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(48, 2)), torch.rand(2, 3, 4, 4)
+    for dtype in (torch.uint64, torch.uint32, torch.uint16, torch.int8, torch.bool):
+        labels = use(model, (x, torch.tensor([0, 1], dtype=dtype))).labels
+        assert (labels.dtype, labels.tolist()) == (torch.int64, [0, 1])
+    wild = torch.from_numpy(np.array([0, 2**63 + 1], np.uint64))
+    with pytest.raises(ValueError, match="label 9223372036854775809 at position 1 of a batch"):
+        use(model, (x, wild))
+    with pytest.raises(ValueError, match="integer labels"):
+        use(model, (x, torch.tensor([0, 1j])))
+
+
+def test_bfloat16_is_no_integer():
+    with pytest.raises(TypeError, match="target must hold integers"):
+        class_ids(torch.tensor([0, 1], dtype=torch.bfloat16), "target")
