@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 _BREAK = re.compile(r"\s*[\t-\r\x1c-\x1f\x85\u2028\u2029]\s*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _MARKDOWN = re.compile(r"[\\`*\[\]<&|~]|(?<![^\W_])_|_(?![^\W_])")  # "_" within a word is itself
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the last four are as wide as Chinese characters
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
+
+
+def as_cell(value: Any) -> Any:
+    """``value`` for a CSV: before a text that a spreadsheet would run as a formula stands a quote, ' .
+
+    OWASP's rule for what users name. A number is one, with its sign, also as text.
+    """
+    formula = isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value)
+    return f"'{value}" if formula else value
+
+
+def from_cell(text: str) -> str:
+    """What :func:`as_cell` was given, of texts."""
+    return text[1:] if text[:1] == "'" and as_cell(text[1:]) == text else text
 
 
 def one_line(text: str) -> str:

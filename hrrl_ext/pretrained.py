@@ -20,8 +20,10 @@ import torch
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
+from ._regular import regular
+from ._shapes import entries, expected, having, many, mapping, maybe, record, some, text
 from ._state_dicts import found_for, no_agreement
-from .storage import read_json, replacing, write_json
+from .storage import read_json, replacing, require_shape, write_json
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,8 @@ def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = No
     must be there and fit.
     """
     folder = Path(folder)
-    model = build_from(read_config(folder), folder) if model is None else model
+    if model is None:
+        model = build_from(read_config(folder), folder)
     report = load_weights(model, folder)
     if not report.complete:
         raise ValueError(f"{folder} does not fit the model: {report}")
@@ -200,14 +203,45 @@ def from_weights(
     return model.eval()
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a run or of `save_pretrained`. Raises FileNotFoundError where there is none."""
+def _size(value: Any, where: str) -> None:
+    if not isinstance(value, list):
+        some(value, where)
+    elif len(value) == 2:
+        many(some)(value, where)
+    else:
+        raise expected("a side, or [height, width]", value, where)
+
+
+_CONFIG = having(
+    model=maybe(text),
+    classes=many(text),
+    image_size=maybe(_size),
+    width=maybe(some),
+    channels=some,
+    part=text,
+    left_out=mapping(many(text)),
+    training=entries,
+    joint=record(text=maybe(record(name=text))),
+)
+"""Of a config.json: a model's, with what a run's has besides. A recipe of one's own need not have all."""
+
+
+_BUILT = record(model=text, classes=many(text), image_size=_size, width=some)
+
+
+def read_config(folder: Path, *needed: str) -> dict[str, Any]:
+    """FileNotFoundError without it. ValueError, naming file and field: an entry is of a wrong type, or
+    one that is ``needed`` is not there."""
     path = folder / "config.json"
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(
             f"{folder} holds no model and no run: there is no {path.name} in it"
         )
-    return read_json(path)
+    config = read_json(path, _CONFIG)
+    for name in needed:
+        if name not in config:
+            raise ValueError(f"{path} is not as it was written: {name} is missing")
+    return config
 
 
 def classes_of(source: str | os.PathLike[str]) -> list[str] | None:
@@ -224,13 +258,17 @@ def build_from(config: Mapping[str, Any], where: Path) -> nn.Module:
 
     if config.get("model") is None:
         raise ValueError(f"{where} is of a module of your own; pass one of its kind as model=")
-    return build_model(
-        config["model"],
-        num_classes=len(config["classes"]),
-        image_size=config["image_size"],
-        width=config["width"],
-        channels=config.get("channels", 3),
-    )
+    require_shape(config, _BUILT, where / "config.json")
+    try:
+        return build_model(
+            config["model"],
+            num_classes=len(config["classes"]),
+            image_size=config["image_size"],
+            width=config["width"],
+            channels=config.get("channels", 3),
+        )
+    except ValueError as error:
+        raise ValueError(f"{where / 'config.json'}: {error}") from error
 
 
 def _weights_file(source: str | os.PathLike[str]) -> Path:
@@ -238,7 +276,7 @@ def _weights_file(source: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         files = [path / name for name in ("model.safetensors", "pytorch_model.bin")]
         path = next((file for file in files if file.is_file()), files[0])
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"no weights at {path}")
     return path
 

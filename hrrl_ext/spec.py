@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
@@ -26,6 +27,11 @@ _LIKE = 0.5  # of difflib: half of the letters in common
 def listed(names: Sequence[str]) -> str:
     """'cat', 'dog', ..."""
     return ", ".join(repr(name) for name in names[:_SHOWN]) + _rest(len(names) - _SHOWN)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Those that come more than once; one pass, as a table may have 10^5 columns."""
+    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -18,6 +17,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from ._regular import regular
+from ._shapes import Shape
+from ._tables import as_cell
 
 FilePath = str | os.PathLike[str]
 
@@ -68,7 +71,7 @@ def write_rows(path: FilePath, rows: Iterable[Mapping[str, Any]]) -> None:
 def append_row(path: FilePath, row: Mapping[str, Any]) -> None:
     """One more line of :func:`write_rows`; those that are there stay as they are."""
     path = Path(path)
-    _write_bytes(path, (path.read_bytes() if path.exists() else b"") + _line(row))
+    _write_bytes(path, (regular(path).read_bytes() if path.exists() else b"") + _line(row))
 
 
 def write_csv(
@@ -78,12 +81,22 @@ def write_csv(
     *,
     line_end: str = "\r\n",
 ) -> None:
-    """A table with a header. A cell is empty where its row has no such name, or no number for it."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=names, lineterminator=line_end)
-    writer.writeheader()
-    writer.writerows(_with_nulls(row) for row in rows)
-    write_text(path, text.getvalue())
+    """A table with a header. A cell is empty where its row has no such name, or no number for it; none is
+    a formula (`as_cell`)."""
+    lines = _Lines()
+    # A cell with a carriage return is quoted where the line end has one, and readers would break there.
+    writer = csv.DictWriter(lines, fieldnames=names, lineterminator="\r\n")
+    writer.writerow({name: as_cell(name) for name in names})
+    for row in rows:
+        writer.writerow({name: as_cell(value) for name, value in _with_nulls(row).items()})
+    write_text(path, "".join(line.removesuffix("\r\n") + line_end for line in lines))
+
+
+class _Lines(list[str]):
+    """What csv writes to, a row at a time."""
+
+    def write(self, line: str) -> None:
+        self.append(line)
 
 
 def _write_bytes(path: FilePath, content: bytes) -> None:
@@ -118,15 +131,27 @@ def _with_nulls(value: Any) -> Any:
 # --- reading
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """FileNotFoundError without the file, ValueError where it is no JSON object."""
+def read_json(path: Path, shape: Shape | None = None) -> dict[str, Any]:
+    """FileNotFoundError without the file, ValueError where it is no JSON object, or none of ``shape``,
+    which names the field."""
+    regular(path)
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold an object, got {type(value).__name__}")
+    if shape is not None:
+        require_shape(value, shape, path)
     return value
+
+
+def require_shape(value: Any, shape: Shape, where: FilePath) -> None:
+    """ValueError naming the file and the field."""
+    try:
+        shape(value, "")
+    except ValueError as error:
+        raise ValueError(f"{where} is not as it was written: {error}") from error
 
 
 def read_rows(
@@ -136,11 +161,13 @@ def read_rows(
     *,
     numbers: Sequence[str] = (),
     named: Sequence[str] = (),
+    shape: Shape | None = None,
 ) -> list[dict[str, Any]]:
     """The objects of a JSONL file, each of which has ``keys``. ValueError naming a bad line.
 
-    What a row has of ``numbers`` are numbers or null, of ``named`` objects of such.
+    What a row has of ``numbers`` are numbers or null, of ``named`` objects of such; it fits ``shape``.
     """
+    regular(file)
     try:
         text = file.read_text(encoding="utf-8")
     except ValueError as error:
@@ -162,6 +189,8 @@ def read_rows(
                 raise ValueError(
                     f"{file}, line {number}: {name} must be {what}, got {json.dumps(row[name])[:40]}"
                 )
+        if shape is not None:
+            require_shape(row, shape, f"{file}, line {number}")
         rows.append(row)
     return rows
 
@@ -177,7 +206,7 @@ def _fits(value: Any, named: bool) -> bool:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

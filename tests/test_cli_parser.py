@@ -10,6 +10,7 @@ from test_cli import run
 
 pytest.importorskip("jsonargparse")
 from hrrl_ext.cli import _COMMANDS, command_parser
+from hrrl_ext.cli.yaml_files import check_yaml
 from hrrl_ext.spec import Reader
 
 
@@ -80,3 +81,49 @@ def _reads(reader: Reader, text: str) -> bool:
     except (ValueError, KeyError):
         return False
     return True
+
+
+def aliases(kind: str, levels: int) -> str:
+    """A few lines that stand for 9 ** levels values, under one option."""
+    lines = [
+        "milestones:",
+        "- &a0 " + ("{k0: 1}" if kind == "merged" else f"[{', '.join('1' * 9)}]"),
+    ]
+    for i in range(1, levels):
+        below = ", ".join([f"*a{i - 1}"] * 9)
+        lines.append(
+            f"- &a{i} " + (f"{{k{i}: 1, <<: [{below}]}}" if kind == "merged" else f"[{below}]")
+        )
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("command", "text", "message"),
+    [
+        ("train", aliases("lists", 12), "unfolds to more than 100,000 values by its aliases"),
+        ("study", aliases("lists", 12), "unfolds to more than 100,000 values by its aliases"),
+        ("train", aliases("merged", 12), "unfolds to more than 100,000 values by its aliases"),
+        ("train", "milestones: &a [1, *a]", "unfolds to more than 100,000 values by its aliases"),
+        ("train", "milestones: " + "[" * 500 + "]" * 500, "is nested too deeply"),
+        ("study", "\udcff", "is not text in UTF-8"),
+        ("study", "[", "is not valid YAML"),
+    ],
+    ids=["lists", "of a study", "merged", "within itself", "deep", "no text", "no YAML"],
+)
+def test_yaml_is_no_longer_than_it_looks(
+    command: str, text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_bytes(text.encode(errors="surrogateescape"))
+    words = ["train", "--config"] if command == "train" else ["study", "--out", "x"]
+    status, _, stderr = run(capsys, *words, str(file))
+    assert status in (1, 2)
+    assert f"error: {file} {message}" in stderr and len(stderr) < 400
+
+
+def test_aliases_that_unfold_to_little_are_read(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("milestones: [&few 3, *few, 5]\n")
+    (tmp_path / "d.yaml").write_text(aliases("lists", 5))  # 9 + 81 + ... + 9^5: about 66,000
+    check_yaml(tmp_path / "d.yaml")
+    words = ["--data", "digits", "--out", "x", "--config", str(tmp_path / "c.yaml")]
+    assert command_parser("train").parse(words).milestones == [3, 3, 5]

@@ -13,6 +13,7 @@ import torch
 
 from hrrl_ext.clustering import GradientClustering
 from hrrl_ext.data import ArrayImages
+from hrrl_ext.evaluation.page.svg import legend_mark
 from hrrl_ext.plots import (
     plot_clusters,
     plot_errors,
@@ -21,6 +22,7 @@ from hrrl_ext.plots import (
     plot_variances,
     read_history,
 )
+from hrrl_ext.plots.figures import of_run
 from hrrl_ext.robust import variance_gain
 
 figure = pytest.importorskip("matplotlib.figure")
@@ -408,3 +410,16 @@ def test_files_that_are_no_metrics(text: str, message: str, tmp_path: Path) -> N
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl does not exist"):
         plot_runs([tmp_path], tmp_path)
+
+
+def test_twenty_runs_look_different(drawn: dict[str, Any], tmp_path: Path) -> None:
+    both = {"accuracy": 0.5, "worst_concept_accuracy": 0.25}
+    plot_histories({f"run {k}": rows(3, **both) for k in range(20)}, tmp_path)
+    for name, lines in {"loss.png": 20, "accuracy.png": 40}.items():
+        looks = {
+            str((line.get_color(), line._dash_pattern, line.get_linewidth()))
+            for line in drawn[name].axes[0].lines
+        }
+        assert len(looks) == lines, name
+    assert len({str(of_run(k)) for k in range(60)}) == 60
+    assert len({str(legend_mark(k)) for k in range(64)}) == 64

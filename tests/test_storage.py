@@ -128,10 +128,11 @@ def test_a_name_that_is_not_unicode_can_be_told_in_text(tmp_path: Path) -> None:
 def test_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     """Python takes ASCII for text files where the locale is C and its UTF-8 mode is off."""
     program = f"""
-import locale, sys
+import locale, sys, types
 from pathlib import Path
-sys.path.insert(0, {PACKAGE!r})  # without the package, which would load torch
-from storage import *
+package = sys.modules["hrrl_ext"] = types.ModuleType("hrrl_ext")  # its own would load torch
+package.__path__ = [{PACKAGE!r}]
+from hrrl_ext.storage import *
 assert locale.getpreferredencoding(False) != "UTF-8", "the test says nothing"
 here = Path({str(tmp_path)!r})
 write_text(here / "text", "Zürich ± 1")
@@ -204,9 +205,10 @@ def test_a_process_killed_in_the_middle_leaves_what_was_there(tmp_path: Path) ->
     file = tmp_path / "metrics.jsonl"
     write_rows(file, [{"epoch": 1}])
     program = f"""
-import os, signal, sys
-sys.path.insert(0, {PACKAGE!r})  # without the package, which would load torch
-from storage import replacing
+import os, signal, sys, types
+package = sys.modules["hrrl_ext"] = types.ModuleType("hrrl_ext")  # its own would load torch
+package.__path__ = [{PACKAGE!r}]
+from hrrl_ext.storage import replacing
 with replacing({str(file)!r}) as partial, partial.open("wb") as f:
     f.write(b'{{"epoch": 1}}\\n{{"ep')
     f.flush()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import unicodedata
+from pathlib import Path
 
 import pytest
 from markdown_it import MarkdownIt
 
-from hrrl_ext._tables import aligned, markdown, one_line
+from hrrl_ext._tables import aligned, as_cell, from_cell, markdown, one_line
+from hrrl_ext.storage import write_csv
 
 ODD = [
     "a|b", "a\\|b", "\\", "a\\", "|", "a\nb", "a\r\n\n b", "a\u2028b", "<script>", "&amp;", "`x`", "**x**", "_x_",
@@ -57,3 +60,21 @@ def test_markdown_of_ordinary_names() -> None:
 
 def test_aligned_rows_stay_rows() -> None:
     assert aligned([["a\nb", "1"], ["c", "22"]]) == "a b   1\nc    22"
+
+
+FORMULAS = [
+    "=1+1", "+a", "-a", "@a", "\t=a", "\r=a", "\n=a", "＝a", "－1+1", "'=a", "''@a", "-1+cmd|' /C calc'!A0", "=", "-",
+]  # fmt: skip
+PLAIN = ["a=1", "'a", "''", "", " =1", "-1", "+1.5", "-.5e-3", "é", -1, -1.5, None]
+
+
+@pytest.mark.parametrize("value", [*FORMULAS, *PLAIN], ids=ascii)
+def test_no_cell_of_a_csv_is_a_formula_and_each_reads_back(value: object, tmp_path: Path) -> None:
+    cell = as_cell(value)
+    assert cell == (f"'{value}" if value in FORMULAS else value)
+    if isinstance(value, str):
+        assert from_cell(cell) == value
+        write_csv(tmp_path / "t.csv", [value, "b"], [{value: value, "b": 1}], line_end="\n")
+        with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.reader(file))
+        assert [from_cell(row[0]) for row in rows] == [value, value]

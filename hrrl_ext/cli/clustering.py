@@ -147,7 +147,7 @@ def _variance(args: Namespace) -> None:
         batch_size = args.batch_size
     snapshot = None
     if args.snapshot is not None:
-        known = read_config(Path(args.snapshot))["classes"]
+        known = read_config(Path(args.snapshot), "classes")["classes"]
         require_same_classes(images.classes, known, of=args.model, data=args.snapshot)
         earlier = open_model(args.snapshot).to(device)
         snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot()

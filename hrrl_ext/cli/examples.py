@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._regular import regular
 from ..data.classes import numbers_among
 from ..data.columns import sorted_names, value_of
 from ..data.ids import class_ids
@@ -44,7 +45,7 @@ def read_examples(
     the classes that its labels are numbers of, as class_names, y holds the names.
     """
     path = Path(path)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(
             f"no file {path}; a .csv, .npz or .safetensors of examples is needed"
         )
@@ -214,6 +215,10 @@ def _rows(path: Path) -> list[list[str]]:
                 _DELIMITERS, key=lambda d: len(next(csv.reader([first], delimiter=d), ()))
             )
             rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
+        except csv.Error as error:
+            raise ValueError(
+                f"{path} is no table of commas, semicolons or tabs: {error}"
+            ) from error
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{path} is not text in UTF-8 ({error.reason}); save it as that"

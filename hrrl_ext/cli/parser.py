@@ -16,6 +16,7 @@ from typing import Any, NoReturn, get_type_hints
 import jsonargparse
 
 from ..spec import SIZE, Reader, nearest, read_value, reader_of
+from .yaml_files import check_yaml, read_yaml
 
 
 class CommandParser:
@@ -90,6 +91,12 @@ class CommandParser:
         return args
 
     def _check_keys(self, config: Path) -> None:
+        try:
+            check_yaml(config)
+        except OSError:
+            pass  # jsonargparse says why
+        except ValueError as error:
+            self._parser.error(str(error))
         known = [option.removeprefix("--") for option in self.options] + self._positionals
         for key in _content(config):
             if key.partition(".")[0].removesuffix("+") not in known:
@@ -121,7 +128,7 @@ def _image_size(value: Any) -> Any:
 def _content(config: Path) -> dict[str, Any]:
     """Of a YAML file; nothing of one that cannot be read: jsonargparse reads it again, and says why."""
     try:
-        content = jsonargparse.get_loader("yaml")(config.read_text(encoding="utf-8"))
+        content = read_yaml(config)
     except Exception:  # of any kind
         return {}
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}

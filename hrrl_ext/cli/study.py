@@ -42,11 +42,11 @@ def _study_arguments(parser: CommandParser) -> None:
 
 def _study(args: Namespace) -> None:
     """Train with each method on each source, and say when a level pays and what it costs."""
-    import jsonargparse
     import torch
 
     from ..spec import not_known
     from ..transfer.study import STAGES, Study, StudyConfig
+    from .yaml_files import read_yaml
 
     if args.only not in (*STAGES, "page"):
         raise ValueError(f"only: {not_known(args.only, (*STAGES, 'page'))}")
@@ -54,8 +54,7 @@ def _study(args: Namespace) -> None:
         raise ValueError("only: page writes the page alone; say where with --page FILE")
     torch.set_num_threads(args.threads)
     file = Path(args.study)
-    content = jsonargparse.get_loader("yaml")(file.read_text(encoding="utf-8"))
-    config = StudyConfig.read(content, args.data or file.parent)
+    config = StudyConfig.read(read_yaml(file), args.data or file.parent)
     part = config.only(
         profiles=args.profiles, widths=args.widths, seeds=args.seeds, methods=args.methods
     )

@@ -24,13 +24,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .._regular import regular
+from .._shapes import having, many, maybe, record, some, text
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
-from ..storage import WorkFolder, replacing, why_unreadable, write_csv, write_rows
+from ..storage import WorkFolder, read_json, replacing, why_unreadable, write_csv, write_rows
 from .clusters import GradientClustering
 
 _SHOWN = 3  # classes of a cluster that are named in a line
+_DESCRIPTION = record(
+    having(model=maybe(text), weights=text, clusters=some),
+    data=text,
+    examples=some,
+    parameters=many(text),
+)
 
 
 class ClusterFolder(WorkFolder):
@@ -85,7 +93,7 @@ class ClusterFolder(WorkFolder):
     def description(self) -> dict[str, Any]:
         if not self.taken:
             raise FileNotFoundError(f"{self.path} holds no clustering; hrrl cluster writes one")
-        return super().description()
+        return read_json(self._description, _DESCRIPTION)
 
     def resume(self, clustering: GradientClustering) -> None:
         """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""
@@ -93,7 +101,7 @@ class ClusterFolder(WorkFolder):
             return
         try:
             clustering.load_state_dict(
-                torch.load(self._state, map_location="cpu", weights_only=True)
+                torch.load(regular(self._state), map_location="cpu", weights_only=True)
             )
         except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise ValueError(
@@ -104,7 +112,7 @@ class ClusterFolder(WorkFolder):
         """[N] int64: the cluster of each example."""
         path = self.path / "assignment.safetensors"
         self.description()
-        if not path.is_file():
+        if not regular(path).is_file():
             raise FileNotFoundError(
                 f"{path} does not exist: the clustering is not through; go on with "
                 "hrrl cluster ... --resume"

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .._shapes import number, record, text
 from .._streams import random_stream
 from ..processes import current_processes
 from ..storage import read_rows, write_rows
@@ -183,4 +184,5 @@ def read_recording(file: str | os.PathLike[str]) -> list[dict[str, Any]]:
         ("step", "estimator", "average_variance"),
         of="a VarianceRecorder",
         numbers=("step", "average_variance", "normalised_variance", "standard_error"),
+        shape=record(step=number, estimator=text),
     )

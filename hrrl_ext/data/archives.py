@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._regular import regular
 from ..spec import listed
 from .concept_map import ConceptMap
-from .ids import class_ids
+from .ids import checked_ids, class_ids
 from .image_sets import ArrayImages
 from .splits import SPLITS, chosen_split, split_of
 
@@ -59,7 +60,7 @@ def open_archives(paths: Sequence[str | os.PathLike[str]], split: str = "train")
 
 
 def _open_archive(path: Path, split: str) -> ArrayImages:
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     try:
         archive = np.load(path, allow_pickle=False)
@@ -170,9 +171,8 @@ def _concept_map(arrays: Mapping[str, np.ndarray]) -> ConceptMap | None:
         return None
     if names is None or ids is None:
         raise ValueError("concept_names and class_to_concept belong together, got one of them")
-    if ids.dtype.kind not in "iu":
-        raise TypeError(f"class_to_concept must hold integers, got {ids.dtype}")
-    return ConceptMap(torch.from_numpy(ids.astype(np.int64)), _strings(names))
+    concepts = _strings(names)
+    return ConceptMap(checked_ids(ids, "class_to_concept", bound=len(concepts)), concepts)
 
 
 def _strings(names: np.ndarray) -> list[str]:

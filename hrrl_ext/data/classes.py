@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from .._regular import regular
 from ..spec import closest
 from .columns import value_of
 from .image_sets import ImageSet
@@ -98,7 +99,7 @@ def require_same_classes(
 def read_classes(file: str | os.PathLike[str]) -> list[str]:
     """Names of classes from a text file, one a line, in the order of a model's logits."""
     path = Path(file)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(
             f"classes: {path} does not exist; expected a text file, the name of a class per line"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
@@ -25,8 +26,9 @@ def column_concepts(
     """Concept ids [N] int64 and the K names, by "column:NAME" or "column:NAME+NAME+...".
 
     The concepts are the values that occur, in sorted order (by value where all are numbers);
-    of several columns the combinations that occur, named "y=0 place=1". name: of the images, for
-    messages. names: the concepts of other
+    of several columns the combinations that occur, named "y=0 place=1"; a value that holds "=" or a quote
+    stands in quotes, as text does in JSON, so that no two combinations share a name. name: of the images,
+    for messages. names: the concepts of other
     images, such as the training set's, whose ids are to be used. Raises ValueError for an unknown
     column, an empty value, or a value that is not in names.
     """
@@ -81,4 +83,9 @@ def _values(chosen: str, columns: Columns, name: str) -> list[str]:
     if len(parts) == 1:
         return list(columns[parts[0]])
     rows = zip(*(columns[part] for part in parts), strict=True)
-    return [" ".join(f"{p}={v}" for p, v in zip(parts, row, strict=True)) for row in rows]
+    return [" ".join(f"{p}={_quoted(v)}" for p, v in zip(parts, row, strict=True)) for row in rows]
+
+
+def _quoted(value: str) -> str:
+    """Without "=" a value ends where the next column begins; one that has it could hide that."""
+    return json.dumps(value, ensure_ascii=False) if set('="') & set(value) else value

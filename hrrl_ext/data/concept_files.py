@@ -14,7 +14,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..spec import listed, nearest
+from .._regular import regular
+from .._tables import from_cell
+from ..spec import listed, nearest, repeated
 from ..storage import write_csv, write_json
 
 _CLASS_HEADER, _EXAMPLE_HEADER = "class,concept", "example,concept"
@@ -29,7 +31,7 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
     given twice.
     """
     path = Path(path)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"concept file {path} does not exist; expected {_CLASS_LAYOUT}")
     readers = {".json": _json_pairs, ".csv": csv_pairs}
     if path.suffix.lower() not in readers:
@@ -53,11 +55,11 @@ def is_example_file(path: object) -> bool:
     if not isinstance(path, (str, os.PathLike)):
         return False
     path = Path(path)
-    if path.suffix.lower() != ".csv" or not path.is_file():
+    if path.suffix.lower() != ".csv" or not regular(path).is_file():
         return False
     with path.open(encoding="utf-8-sig", errors="replace") as f:
-        header = f.readline(100)
-    return [cell.strip() for cell in header.split(",")] == _EXAMPLE_HEADER.split(",")
+        header = next(csv.reader([f.readline(100)]), [])
+    return [cell.strip() for cell in header] == _EXAMPLE_HEADER.split(",")
 
 
 def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]:
@@ -65,10 +67,10 @@ def read_example_concepts(path: str | os.PathLike[str], count: int) -> list[str]
 
     Raises ValueError for indices that are missing, given twice or out of range, and for an empty name.
     """
-    path = Path(path)
+    path = regular(path)
     try:
         pairs = csv_pairs(path.read_text(encoding="utf-8-sig"), _EXAMPLE_HEADER)
-        return _by_example(pairs, count)
+        return _by_example([(example, from_cell(name)) for example, name in pairs], count)
     except (ValueError, csv.Error) as error:
         raise ValueError(f"concept file {path}: {error}") from error
 
@@ -89,13 +91,12 @@ def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) 
     by_index = all(key.isdecimal() for key in concept_of)
     if classes is None or (by_index and not set(concept_of) <= set(classes)):
         classes = [str(i) for i in range(len(concept_of) if classes is None else len(classes))]
-    elif len(set(classes)) < len(classes):
-        twice = [name for i, name in enumerate(classes) if name in classes[:i]]
+    elif twice := repeated(classes):
         raise ValueError(
             f"class names are not unique ({listed(twice)}); give class indices instead of names"
         )
-    unknown = [key for key in concept_of if key not in set(classes)]
-    if unknown:
+    known = set(classes)
+    if unknown := [key for key in concept_of if key not in known]:
         raise ValueError(
             f"unknown {_noun(unknown)} {nearest(unknown, classes)}; "
             f"{len(classes)} classes are known"

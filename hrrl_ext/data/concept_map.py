@@ -82,7 +82,8 @@ class ConceptMap:
         """
         of_class = zip(number, self.class_to_concept.tolist(), strict=True)
         concept_of = {n: self.names[k] for n, k in of_class if n >= 0}
-        names = [name for name in self.names if name in set(concept_of.values())] or self.names[:1]
+        left = set(concept_of.values())
+        names = [name for name in self.names if name in left] or self.names[:1]
         return self._numbered([concept_of.get(c, names[0]) for c in range(num_classes)], names)
 
     @classmethod

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
+from .._regular import regular
 from ..spec import listed
 from .columns import PREFIX, column_concepts, sorted_names
 from .concept_files import LAYOUT, is_example_file, read_example_concepts
@@ -100,6 +100,6 @@ def _map_of(concepts: str | os.PathLike[str] | ConceptMap | None, images: ImageS
         return ConceptMap.cifar100(images.classes)
     if concepts == "imagenet":
         return ConceptMap.imagenet(images.classes)
-    if not Path(concepts).is_file():
+    if not regular(concepts).is_file():
         raise FileNotFoundError(f"concepts: {os.fspath(concepts)!r} is no file; give {_CHOICES}")
     return ConceptMap.from_file(concepts, images.classes)

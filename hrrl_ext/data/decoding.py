@@ -6,7 +6,9 @@ The page docs/data.md#what-is-read-and-how has the same as a table. Needs Pillow
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
+
+from .._regular import regular
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile
@@ -33,6 +35,8 @@ _DEEP = (
     "arrays of floats in [0, 1] (.npz)"
 )
 
+_SMALLER = "Make the picture smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where it is to be trusted"
+
 
 def require_pillow() -> None:
     try:
@@ -43,22 +47,41 @@ def require_pillow() -> None:
         ) from error
 
 
-def read_picture(path: str | os.PathLike[str]) -> Image.Image:
+def read_picture(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
     """The first picture of a file, see `as_rgb`.
 
-    ValueError for another kind of file, for more than 8 bits a channel, and for channels besides colour
-    and transparency, which Pillow drops; of a broken file what Pillow raises.
+    ValueError for another kind of file, for more pixels than PIL.Image.MAX_IMAGE_PIXELS (of a JPEG half
+    its sides are taken then), for more than 8 bits a channel, and for channels besides colour and
+    transparency, which Pillow drops; of a broken file what Pillow raises.
     """
     from PIL import Image, UnidentifiedImageError
 
     try:
+        path = regular(path) if isinstance(path, str | os.PathLike) else path
         opened = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError(f"its first bytes are of none of {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{error} {_SMALLER}") from None
     with opened as picture:
         _require_all_is_read(picture)
+        _require_few_pixels(picture)
         picture.load()  # the file is closed on exit
         return as_rgb(picture)
+
+
+def _require_few_pixels(picture: ImageFile.ImageFile) -> None:
+    """Before they are decoded: a file of some kilobytes may hold gigabytes of one colour."""
+    from PIL import Image
+
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and picture.width * picture.height > most:
+        half = (picture.width // 2, picture.height // 2)
+        picture.draft("RGB", half)  # which does nothing but to a JPEG
+        if picture.width * picture.height > most:
+            raise ValueError(
+                f"{picture.width} x {picture.height} pixels are more than {most:,}. {_SMALLER}"
+            )
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

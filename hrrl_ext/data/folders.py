@@ -115,8 +115,8 @@ class FolderImages(ImageFiles):
         if not folders:
             raise FileNotFoundError(no_class_folders(root))
         known = folders if classes is None else list(classes)
-        unknown = [folder for folder in folders if folder not in set(known)]
-        if unknown:
+        number = {name: c for c, name in enumerate(known)}
+        if unknown := [folder for folder in folders if folder not in number]:
             raise ValueError(f"{root}: unknown class folder {nearest(unknown, known)}")
         beside = [os.path.join(root, name) for name in files_in(root)]
         left = [file for file in beside if not is_image(file)]
@@ -132,7 +132,6 @@ class FolderImages(ImageFiles):
         if not files:
             raise FileNotFoundError(f"{root}: no image in any class folder ({', '.join(SUFFIXES)})")
         tell_left_out(root, len(files), left, [file for file in beside if is_image(file)])
-        number = {name: c for c, name in enumerate(known)}
         target = [number[folder] for folder, of_class in images.items() for _ in of_class]
         super().__init__(files, target, image_size=image_size, classes=known, name=str(root))
 

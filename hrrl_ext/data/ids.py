@@ -12,26 +12,41 @@ from torch import Tensor
 
 Ids: TypeAlias = "Tensor | np.ndarray | Sequence[int]"
 
+SPARE = 100_000
+"""Ids beyond one for each row.
+
+A name, a logit and a count are made for every id up to the largest, so one wild label would cost
+gigabytes. Of N rows at most N classes have an example; a part of a set lacks others, and no set in use
+has this many more (ImageNet-21k has 21,841).
+"""
+
 
 def checked_ids(
     ids: Ids, what: str, *, size: int | None = None, bound: int | None = None
 ) -> Tensor:
-    """An own int64 copy [N] on the CPU, values in 0..bound-1.
+    """An own int64 copy [N] on the CPU, values in 0..bound-1; without a bound below N + `SPARE`.
 
     what names the argument in messages; size: the N expected. Raises TypeError for anything but
     integers, ValueError for another shape or a value out of range, naming the first such position.
     """
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
+    array = _array(ids)
     if array.size and array.dtype.kind not in "iu":
         raise TypeError(f"{what} must hold integers, got {array.dtype}")
     if array.ndim != 1 or (size is not None and len(array) != size):
         expected = "[N]" if size is None else f"[{size}], one entry per image"
         raise ValueError(f"{what} must have shape {expected}, got {list(array.shape)}")
-    outside = array < 0 if bound is None else (array < 0) | (array >= bound)
+    most = len(array) + SPARE if bound is None else bound
+    outside = (array < 0) | (array >= most)  # in its own type: int64 would wrap what uint64 holds
     if outside.any():
         bad = int(np.flatnonzero(outside)[0])
-        span = "0 or more" if bound is None else f"in 0..{bound - 1}"
-        raise ValueError(f"{what} must be {span}, got {array[bad]} at position {bad}")
+        span = f"in 0..{most - 1}" if bound is not None or array[bad] >= 0 else "0 or more"
+        message = f"{what} must be {span}, got {array[bad]} at position {bad}"
+        if bound is None and array[bad] >= 0:
+            message += (
+                f": one for each of {len(array)} rows, and {SPARE:,} more. Number them from 0 on "
+                "(np.unique(ids, return_inverse=True)[1]), or give the classes' names"
+            )
+        raise ValueError(message)
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -42,7 +57,7 @@ def class_ids(target: Ids, what: str, *, num_classes: int | None = None) -> tupl
     Labels that count from 1 are not moved: a part of a set that lacks the last class would look as if it
     counted from 0. Raises as `checked_ids`, and ValueError for several classes per image.
     """
-    array = target.detach().cpu().numpy() if isinstance(target, Tensor) else np.asarray(target)
+    array = _array(target)
     if array.ndim == 2 and array.shape[1] > 1:
         one_hot = ((array == 0) | (array == 1)).all(1) & (array.sum(1) == 1)
         if not one_hot.all():
@@ -73,3 +88,10 @@ def class_ids(target: Ids, what: str, *, num_classes: int | None = None) -> tupl
             stacklevel=4,
         )
     return ids, count if num_classes is None else num_classes
+
+
+def _array(ids: Ids) -> np.ndarray:
+    if not isinstance(ids, Tensor):
+        return np.asarray(ids)
+    ids = ids.detach().cpu()
+    return (ids.double() if ids.is_floating_point() else ids).numpy()  # NumPy has no bfloat16

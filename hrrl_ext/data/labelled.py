@@ -18,7 +18,7 @@ _ACCEPTED = (
 
 
 def labelled_batches(data: Any, batch_size: int, where: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [B, 3, H, W], uint8 or floating point, and integer labels [B]; no batch is empty.
+    """Images [B, 3, H, W], uint8 or floating point, and labels [B] int64; no batch is empty.
 
     data   an image set (`__len__`, and `__getitems__(indices)` giving images [B, 3, H, W] and labels
            [B]), a tuple (images [N, 3, H, W], labels [N]) of tensors, or an iterable of batches
@@ -74,11 +74,18 @@ def _checked(batch: Any, where: str) -> tuple[Tensor, Tensor]:
         inside = [type(x).__name__ for x in pair] if pair else type(batch).__name__
         raise TypeError(f"{where}: data must be {_ACCEPTED}; got a batch of {inside}")
     images, labels = pair
-    if labels.shape != images.shape[:1] or labels.is_floating_point():
+    if labels.shape != images.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise ValueError(
             f"{where}: a batch must be images [B, 3, H, W] and integer labels [B], "
             f"got {list(images.shape)} and {list(labels.shape)} {labels.dtype}"
         )
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise TypeError(f"{where}: images must be uint8 or float in [0, 1], got {images.dtype}")
-    return images, labels
+    ids = labels.to(torch.int64)
+    if labels.dtype == torch.uint64 and (wrapped := ids < 0).any():
+        bad = int(wrapped.nonzero()[0])
+        raise ValueError(
+            f"{where}: label {int(ids[bad]) % 2**64} at position {bad} of a batch is no class; labels "
+            "are the numbers of classes, from 0 on"
+        )
+    return images, ids

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .._regular import regular
 from .columns import sorted_names
 from .concept_map import ConceptMap
 from .folders import ImageFiles
@@ -64,7 +65,7 @@ class ProductImages(ImageFiles):
 
 def _read_products(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and the four fields of each line below the header."""
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {PRODUCTS_LAYOUT}")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()

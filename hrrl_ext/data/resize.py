@@ -2,6 +2,9 @@
 
 Of a square that is: the shorter side is resized, then the centre is cropped square.
 
+What is longer than wanted by more than `_LONG` times is cut to that first, at its centre: scaled whole,
+one row of a million pixels would take gigabytes, of which the crop keeps one part in a million.
+
 Resizing is bilinear and antialiased. Two routes with the same geometry: `fit_tensor` for images in
 memory, `fit_picture` for decoded files. They differ by the rounding of Pillow's fixed-point
 filter, by one of 255 levels at most.
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _CHUNK = 1024  # images in float32 at a time
+_LONG = 64  # far beyond any panorama, which is scaled whole as ever, to the same bits
 
 ImageSize: TypeAlias = int | Sequence[int]
 """The side of a square in pixels, or height and width."""
@@ -53,6 +57,8 @@ def fit_tensor(images: Tensor, image_size: ImageSize) -> Tensor:
     """images [N, C, H, W], uint8 or float32 in [0, 1] → the same kind, of that size."""
     n, channels = images.shape[:2]
     height, width = sides(image_size)
+    upper, lower, first, last = _looked_at(images.shape[2], images.shape[3], height, width)
+    images = images[:, :, upper:lower, first:last]
     rows, columns, top, left = _geometry(images.shape[2], images.shape[3], height, width)
     fitted = images.new_empty(n, channels, height, width)
     for start in range(0, n, _CHUNK):
@@ -70,10 +76,21 @@ def fit_picture(picture: Image.Image, image_size: ImageSize) -> Tensor:
     from PIL.Image import Resampling
 
     height, width = sides(image_size)
+    upper, lower, first, last = _looked_at(picture.height, picture.width, height, width)
+    if (last - first, lower - upper) != picture.size:
+        picture = picture.crop((first, upper, last, lower))
     rows, columns, top, left = _geometry(picture.height, picture.width, height, width)
     picture = picture.resize((columns, rows), Resampling.BILINEAR)  # Pillow always antialiases
     picture = picture.crop((left, top, left + width, top + height))
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def _looked_at(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:
+    """Rows and columns, from and to, that are scaled: all, of what is not too long."""
+    rows = min(height, _LONG * -(-width * to_height // to_width))
+    columns = min(width, _LONG * -(-height * to_width // to_height))
+    upper, first = (height - rows) // 2, (width - columns) // 2
+    return upper, height - upper, first, width - first  # as much on either side: the centre stays
 
 
 def _geometry(height: int, width: int, to_height: int, to_width: int) -> tuple[int, int, int, int]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..spec import listed, not_known
+from .._regular import regular
+from ..spec import listed, not_known, repeated
 
 TABLES = (".csv", ".tsv", ".jsonl")
 """Suffixes of what is read."""
@@ -38,7 +39,7 @@ class Table:
 
 def read_table(path: Path) -> Table:
     """Raises FileNotFoundError, or ValueError naming the line."""
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     header, rows, lines, at = [], [], [], 0
     read = _json_lines if path.suffix.lower() == ".jsonl" else _delimited
@@ -55,9 +56,8 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path}, line {error.line}: {error}; expected {LAYOUT}") from error
     except ValueError as error:
         raise ValueError(f"{path}, line {at}: {error}; expected {LAYOUT}") from error
-    twice = [name for i, name in enumerate(header) if name in header[:i]]
-    if not rows or twice:
-        what = f"column {listed(twice)} comes twice" if twice else "no image is listed"
+    if not rows or (twice := repeated(header)):
+        what = f"column {listed(twice)} comes twice" if rows else "no image is listed"
         raise ValueError(f"{path}: {what}; expected {LAYOUT}")
     return Table(path, header, rows, lines)
 
@@ -66,7 +66,7 @@ def read_header(path: Path) -> list[str]:
     """The names of the columns alone; none where the file cannot be read, which `read_table` says."""
     read = _json_lines if path.suffix.lower() == ".jsonl" else _delimited
     try:
-        return next(read(path))[1]
+        return next(read(regular(path)))[1]
     except (OSError, ValueError, StopIteration):
         return []
 

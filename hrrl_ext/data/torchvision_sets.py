@@ -15,6 +15,7 @@ from ..spec import not_known
 from .concept_map import ConceptMap
 from .decoding import read_picture
 from .folders import DecodedImages
+from .ids import class_ids
 from .image_sets import ArrayImages, ImageSet
 from .resize import ImageSize
 
@@ -137,5 +138,5 @@ def _class_names(dataset: Any, labels: list[int]) -> list[str]:
     """WordNet ids where the set has them (they identify a class), else its names, else numbers."""
     names = getattr(dataset, "wnids", None) or getattr(dataset, "classes", None)
     if names is None:
-        return [str(i) for i in range(max(labels, default=-1) + 1)]
+        return [str(i) for i in range(class_ids(labels, "target")[1])]
     return [name if isinstance(name, str) else ", ".join(name) for name in names]

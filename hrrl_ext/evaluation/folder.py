@@ -16,6 +16,7 @@ from typing import Any
 
 from ..storage import WorkFolder, read_json, write_json
 from .parts import Part
+from .schema import of_part
 
 
 class EvaluationFolder:
@@ -50,7 +51,7 @@ class EvaluationFolder:
         """With the seconds that it took."""
         file = None if self.path is None else self.path / "parts" / f"{_file_name(name)}.json"
         if file is not None and file.exists():
-            return read_json(file)
+            return read_json(file, of_part(name))
         started = time.monotonic()
         part = measure()
         part["seconds"] = round(time.monotonic() - started, 2)

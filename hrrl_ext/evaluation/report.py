@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from .._regular import regular
 from .._tables import aligned, one_line
 from ..storage import read_json, write_json
 from .parts import Part
@@ -50,7 +51,7 @@ class Report:
         path = Path(path)
         if path.is_dir():
             path = path / "report.json"
-        if not path.is_file():
+        if not regular(path).is_file():
             raise FileNotFoundError(f"{path} does not exist; hrrl evaluate writes a report")
         value = read_json(path)
         names = {field.name for field in fields(cls)}

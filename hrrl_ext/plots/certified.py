@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .._arrays import to_numpy
-from .figures import panels_of, save, shown
+from .figures import of_run, panels_of, save, shown
 
 if TYPE_CHECKING:
     from ..linear import Certificate
@@ -32,12 +32,13 @@ def plot_certified(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, (axes,) = panels_of(1)
-    for name, certificate in certificates.items():
+    for number, (name, certificate) in enumerate(certificates.items()):
         radii = np.sort(np.asarray(to_numpy(certificate.radius), dtype=np.float64))
         right = radii[radii > 0]
         # right at eps, if eps is below the radius: a step down at each
         share = 100 * np.arange(len(right), -1, -1) / len(radii)
-        axes.step(np.concatenate([[0.0], right]), share, where="post", label=shown(name))
+        radii_of_steps, style = np.concatenate([[0.0], right]), of_run(number)
+        axes.step(radii_of_steps, share, where="post", label=shown(name), **style)
     if radius > 0:
         axes.axvline(radius, color="0.5", linestyle=":", linewidth=1.0)
     axes.set(

@@ -11,6 +11,8 @@ from .._tables import one_line
 
 History = Sequence[Mapping[str, Any]]
 
+_COLOURS = 10  # of matplotlib's own cycle, C0 to C9
+_DASHES = ("-", "-.", ":", (0, (6, 2)), (0, (6, 1, 1, 1, 1, 1)), (0, (1, 4)))
 _ACROSS = 4  # panels beside each other, where nothing else is said
 _LETTERS = 48  # of a name
 
@@ -24,6 +26,12 @@ def shown(name: object) -> str:
     text = one_line(str(name))
     text = text if len(text) <= _LETTERS else f"{text[: _LETTERS - 1]}…"
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def of_run(number: int) -> dict[str, Any]:
+    """Colour and dashes of a line: of 60 runs in one picture no two look alike."""
+    dashes = _DASHES[number // _COLOURS % len(_DASHES)]
+    return {"color": f"C{number % _COLOURS}", "linestyle": dashes}
 
 
 def panels_of(

@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._shapes import number, record
 from ..clustering.recorder import read_recording
 from ..storage import read_rows
 from .adversary import has_slow_phase, plot_h, plot_q
-from .figures import History, column, over_epochs, panels_of, save, shown
+from .figures import History, column, of_run, over_epochs, panels_of, save, shown
 from .gradients import plot_variances
 
 _NUMBERS = ("epoch", "loss", "accuracy", "worst_concept_accuracy", "mu", "lam", "s", "c")
@@ -47,7 +48,14 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. FileNotFoundError without it, ValueError naming a bad line."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: no run, or none of its epochs is over yet")
-    rows = read_rows(file, ("epoch", "loss"), of="a run", numbers=_NUMBERS, named=_BY_CONCEPT)
+    rows = read_rows(
+        file,
+        ("epoch", "loss"),
+        of="a run",
+        numbers=_NUMBERS,
+        named=_BY_CONCEPT,
+        shape=record(epoch=number),
+    )
     if not rows:
         raise ValueError(f"{file} is empty: none of the run's epochs is over yet")
     return rows
@@ -114,13 +122,13 @@ def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.Path
     """
     figure, axes = panels_of(len(panels), width=4.2)
     for ax, (title, histories) in zip(axes, panels.items(), strict=True):
-        for name, rows in histories.items():
+        for k, (name, rows) in enumerate(histories.items()):
             if not _has(rows, "accuracy"):
                 raise ValueError(
                     f"plot_errors: {name} has no accuracy over epochs; train it with validation images"
                 )
             error = [100 - accuracy for accuracy in column(rows, "accuracy", 100)]
-            over_epochs(ax, rows, error, label=shown(name))
+            over_epochs(ax, rows, error, label=shown(name), **of_run(k))
         ax.set(title=shown(title), xlabel="epoch")
     axes[0].set(ylabel="error on the validation set, %")
     axes[-1].legend(fontsize="small")
@@ -129,8 +137,8 @@ def plot_errors(panels: Mapping[str, Mapping[str, History]], path: str | os.Path
 
 def _loss(histories: Mapping[str, History], path: Path) -> Path:
     figure, (axes,) = panels_of(1)
-    for name, rows in histories.items():
-        over_epochs(axes, rows, column(rows, "loss"), label=shown(name))
+    for k, (name, rows) in enumerate(histories.items()):
+        over_epochs(axes, rows, column(rows, "loss"), label=shown(name), **of_run(k))
     axes.set(xlabel="epoch", ylabel="mean loss of the training examples")
     axes.legend(fontsize="small")
     return save(figure, path)
@@ -139,12 +147,12 @@ def _loss(histories: Mapping[str, History], path: Path) -> Path:
 def _accuracy(histories: Mapping[str, History], path: Path) -> Path:
     """The average, and the worst concept of the runs that have concepts."""
     figure, (axes,) = panels_of(1, width=6.0)
-    for name, rows in histories.items():
-        average = column(rows, "accuracy", 100)
-        line = over_epochs(axes, rows, average, label=f"{shown(name)}, average")
+    for k, (name, rows) in enumerate(histories.items()):
+        average, style = column(rows, "accuracy", 100), of_run(k)
+        over_epochs(axes, rows, average, label=f"{shown(name)}, average", **style)
         if _has(rows, "worst_concept_accuracy"):
             worst = column(rows, "worst_concept_accuracy", 100)
-            style = {"color": line.get_color(), "linestyle": "--"}
+            style |= {"linewidth": 0.7}
             over_epochs(axes, rows, worst, label=f"{shown(name)}, worst concept", **style)
     axes.set(xlabel="epoch", ylabel="accuracy on the validation set, %", ylim=(0, None))
     axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -164,9 +172,9 @@ def _concept_accuracy(histories: Mapping[str, History], path: Path) -> Path:
     first = next(iter(of_runs.values()))
     order = sorted(first, key=lambda k: first[k])
     figure, (axes,) = panels_of(1, width=max(5.0, 2.0 + 0.3 * len(order)))
-    for name, accuracy in of_runs.items():
+    for k, (name, accuracy) in enumerate(of_runs.items()):
         values = [100 * accuracy.get(k, math.nan) for k in order]
-        axes.plot(range(len(order)), values, marker="o", label=shown(name))
+        axes.plot(range(len(order)), values, marker="o", label=shown(name), **of_run(k))
     ticks = {"rotation": 45, "ha": "right", "fontsize": "small"}
     axes.set_xticks(range(len(order)), [shown(k) for k in order], **ticks)
     axes.set(ylabel="accuracy, %", title="validation set, last epoch")

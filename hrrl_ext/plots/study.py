@@ -180,8 +180,11 @@ def colours_of(study: Study) -> dict[str, Any]:
     from matplotlib import colormaps
 
     others = _others(study)
-    some = colormaps["tab10" if len(others) <= 10 else "tab20"]
-    colours = {m: some(i % some.N) for i, m in enumerate(others)}
+    if len(others) > 20:  # more than any palette of names for colours has
+        some = colormaps["turbo"].resampled(len(others))
+    else:
+        some = colormaps["tab10" if len(others) <= 10 else "tab20"]
+    colours = {m: some(i) for i, m in enumerate(others)}
     return {study.config.base: "black", **colours}
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .._regular import regular
+
 NAMES = (("image", "caption"), ("image_embeds", "text_embeds"), ("image_features", "text_features"))
 """What the two arrays are called: here, by Hugging Face's CLIP, by OpenAI's and open_clip's."""
 
@@ -35,7 +37,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     """
     path = Path(path)
     wanted = " or ".join(f"{i} and {c}" for i, c in NAMES)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(
             f"load_embeddings: no file {path}; an .npz or .safetensors is needed"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._regular import regular
 from ..data.decoding import SUFFIXES
 from ..data.files import files_below, folders_in, is_image, tell_left_out
 from ..data.folders import ImageFiles
@@ -232,8 +233,9 @@ def read_precomputed(folder: Path, split: str) -> tuple[np.ndarray, list[str], n
 
 
 def _precomputed(ims: Path, caps: Path) -> tuple[np.ndarray, list[str], np.ndarray]:
-    if not caps.is_file():
+    if not regular(caps).is_file():
         raise FileNotFoundError(f"{caps} does not exist; it holds the captions of {ims.name}")
+    regular(ims)
     try:
         features = np.load(ims, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor
 from .._arrays import to_numpy
 from .._modes import borrowed
 from .._pixels import PixelCheck
+from .._shapes import entries, having, many, maybe, record, text
 from ..data.decoding import SUFFIXES
 from ..data.files import images_below, tell_left_out
 from ..data.folders import DecodedImages, ImageFiles
@@ -28,6 +29,12 @@ from .embeddings import load_embeddings
 from .index import Found, Index
 from .model import JointEmbedding
 from .pairs import Pairs, load_pairs
+from .ranks import check_similarity
+
+_ABOUT = record(
+    having(weights=maybe(text), source=entries, names=many(text), captions=many(text)),
+    similarity=text,
+)
 
 
 class Hit(NamedTuple):
@@ -106,7 +113,13 @@ class Gallery:
             ids: dict[str, Any] = {n: torch.from_numpy(stored[n]) for n in names if n in stored}
             about = stored["about"].tobytes()
         try:
-            return cls(image, caption, **ids, **json.loads(about))
+            told = json.loads(about)
+            _ABOUT(told, "")
+            check_similarity(told["similarity"])
+            for what, rows in (("names", image), ("captions", caption)):
+                if len(told.get(what, ())) not in (0, len(rows)):
+                    raise ValueError(f"{what} are {len(told[what])}, of {len(rows)} rows")
+            return cls(image, caption, **ids, **told)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: about is not as hrrl embed writes it: {error}") from error
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._regular import regular
 from ..spec import not_known
 from ..storage import FilePath, replacing
 from .words import padded
@@ -32,7 +33,7 @@ class TokenizerWords:
                 f'{path} is read by tokenizers: pip install "hrrl_ext[text]"'
             ) from error
         path = Path(path)
-        if not path.is_file():
+        if not regular(path).is_file():
             raise FileNotFoundError(
                 f"TokenizerWords: no file {path}; transformers writes it with "
                 "AutoTokenizer.from_pretrained(...).save_pretrained(folder)"

@@ -112,7 +112,15 @@ def load_joint_embedding(
             f"{folder} holds no joint embedding; hrrl_ext.load_model opens what hrrl train made"
         )
     if model is None:
-        model = _rebuilt(config, folder)
+        try:
+            model = _rebuilt(config, folder)
+        except (
+            KeyError,
+            TypeError,
+            AttributeError,
+        ) as error:  # of settings that nobody has written
+            where = folder / "config.json"
+            raise ValueError(f"{where} is not as it was written: joint: {error!r}") from error
     if (folder / "model.safetensors").is_file():
         from_pretrained(folder, model)
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .._regular import regular
+
 _OF_BYTES = re.compile(r"""b'.*'|b".*\"""", re.DOTALL)
 
 
@@ -33,6 +35,7 @@ def as_text(text: object, where: str) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a file in UTF-8, with or without a byte order mark, as the line feeds part them."""
+    regular(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

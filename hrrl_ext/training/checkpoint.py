@@ -26,6 +26,7 @@ from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
+from .._regular import regular
 from ..storage import digest_of, file_digest, read_json, sync, why_unreadable, write_json
 
 _STATE = {"optimizer", "scaler", "rng", "rng_cuda", "history"}  # and what the recipe adds
@@ -94,10 +95,10 @@ def load_checkpoint(
     for path in reversed(found):
         try:
             _check_digests(path, run)
-            state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            state = torch.load(regular(path / "state.pt"), map_location="cpu", weights_only=True)
             if not (isinstance(state, dict) and state.keys() >= _STATE):
                 raise ValueError("state.pt is not of a run")
-            _load_weights(model, path / "model.safetensors", part)
+            _load_weights(model, regular(path / "model.safetensors"), part)
         except Exception as error:  # whatever reading can raise: there may be one before
             reason = why_unreadable(error)
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)

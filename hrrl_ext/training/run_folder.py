@@ -22,6 +22,7 @@ from typing import Any
 from torch import nn
 
 from .._environment import environment
+from .._regular import regular
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
 from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
@@ -63,7 +64,7 @@ class RunFolder(WorkFolder):
         The metrics of an epoch are written before its checkpoint, so one row may be there.
         """
         metrics, folder = self.path / "metrics.jsonl", self.path / "checkpoints"
-        rows = len(metrics.read_bytes().splitlines()) if metrics.exists() else 0
+        rows = len(regular(metrics).read_bytes().splitlines()) if metrics.exists() else 0
         if rows > 1 or (rows and not folder.exists()) or (self.path / "results.json").exists():
             raise CheckpointError(
                 f"resume: {self.path} has the metrics of {rows} epochs, but no checkpoint to go on from: "

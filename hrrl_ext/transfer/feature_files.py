@@ -21,7 +21,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..storage import replacing
+from .._regular import regular
+from .._shapes import many, maybe, record, text
+from ..data.ids import checked_ids
+from ..storage import replacing, require_shape
 
 _SUFFIXES = (".safetensors", ".npz")
 
@@ -54,7 +57,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     Raises FileNotFoundError if there is no such file, ValueError if it holds anything else.
     """
     path = Path(path)
-    if not path.is_file():
+    if not regular(path).is_file():
         raise FileNotFoundError(f"load_features: no file {path}; save_features writes one")
     tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     if missing := {"features", "labels"} - tensors.keys():
@@ -63,19 +66,33 @@ def load_features(path: str | os.PathLike[str]) -> Features:
             "expected features [N, D] and labels [N]"
         )
     loaded = Features(tensors["features"], tensors["labels"])
-    _check_features(loaded, f"load_features: {path}")
+    where = f"load_features: {path}"
+    _check_features(loaded, where)
+    if (classes := load_classes(path)) is not None:
+        checked_ids(loaded.labels, f"{where}: labels, numbers of class_names,", bound=len(classes))
     return loaded
 
 
 def load_classes(path: str | os.PathLike[str]) -> list[str] | None:
     """The names of the classes of a file that `load_features` reads; None where they are not in it."""
-    path = Path(path)
+    path = regular(path)
     if path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["class_names"].tolist() if "class_names" in arrays else None
-    with safe_open(path, "pt") as file:
-        text = (file.metadata() or {}).get("class_names")
-    return None if text is None else json.loads(text)
+            names: Any = arrays["class_names"].tolist() if "class_names" in arrays else None
+    else:
+        with safe_open(path, "pt") as file:
+            written = (file.metadata() or {}).get("class_names")
+        names = None if written is None else _parsed(written)
+    require_shape({"class_names": names}, record(class_names=maybe(many(text))), path)
+    return names
+
+
+def _parsed(written: str) -> Any:
+    """What it says; as it stands where it is no JSON, and then it is no list of names."""
+    try:
+        return json.loads(written)
+    except (ValueError, RecursionError):
+        return written
 
 
 def check_suffix(path: str | os.PathLike[str]) -> None:

@@ -158,7 +158,8 @@ def finetune(
     folder = None if isinstance(model, nn.Module) else Path(model)
     if folder is not None and not {"model_name", "width"}.isdisjoint(options):
         raise ValueError("finetune: model_name and width are those of the folder; leave them out")
-    config = {} if folder is None else read_config(folder)
+    needed = ("model", "classes", "image_size", "width")
+    config = {} if folder is None else read_config(folder, *needed)
     images = _images_for(data, image_size, config, folder, root if takes_root(data) else None)
     start = copy.deepcopy(model) if isinstance(model, nn.Module) else open_model(model)
     warn_unnormalised(start, "finetune")

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from .._shapes import count, entries, many, record, text
 from .._tables import aligned, markdown
 from ..data import Concepts, ImageSet, Source, with_classes
 from ..robust import HRRLTrainer
@@ -199,7 +200,12 @@ def _read(path: Path) -> list[Trial]:
         return []
     names = [field.name for field in fields(Trial)]
     rows = read_rows(
-        path, names, of="a transfer table", numbers=["seed"], named=["source", "targets"]
+        path,
+        names,
+        of="a transfer table",
+        numbers=["seed"],
+        named=["source", "targets"],
+        shape=record(variant=text, seed=count, history=many(entries)),
     )
     return [Trial(**{name: row[name] for name in names}) for row in rows]
 

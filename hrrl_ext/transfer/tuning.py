@@ -16,14 +16,14 @@ from ..data.sources import takes_root
 from ..processes import start_processes
 from ..robust import HRRLConfig, HRRLTrainer
 from ..robust.config import by_config
-from ..spec import NUMBER, not_known
+from ..spec import NUMBER, not_known, repeated
 from ..storage import WorkFolder, write_csv, write_json, write_text
 from ..training import TrainingConfig
 from .study.config import file_name
 from .study.images import split_rows
 from .study.levels import score, worst_quarter
 from .study.parts import Part, Parts
-from .study.trials import MEASURED, goes_on, keep_model_alone
+from .study.trials import MEASURED, SCORED, goes_on, keep_model_alone
 from .tuning_table import level_row, levels_table
 
 Grid = Mapping[str, Sequence[float]]
@@ -164,7 +164,7 @@ def read_grid(grid: Grid | Sequence[str], base: Mapping[str, Any]) -> dict[str, 
         grid = [grid]
     if not isinstance(grid, Mapping):
         pairs = [text.partition("=") for text in grid]
-        if names := [name for name, *_ in pairs if [n for n, *_ in pairs].count(name) > 1]:
+        if names := repeated(name for name, *_ in pairs):
             raise ValueError(f"tune: grid: {names[0]} is given twice")
         grid = {name.strip(): _numbers(name, values) for name, _, values in pairs}
     hints = get_type_hints(HRRLConfig)
@@ -292,7 +292,7 @@ class _Search:
         """After so many epochs; trained to there, where it is not yet."""
         settings = {**self.base, **self.levels[level]}
         parts, name = Parts(self.out / "parts"), f"{level} {epochs}"
-        part = parts.read(name, settings)
+        part = parts.read(name, settings, SCORED)
         if part is None:
             folder = self._folder(level)
             part = parts.keep(name, settings, lambda: self._train(folder, settings, epochs))

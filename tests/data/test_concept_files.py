@@ -200,3 +200,22 @@ def test_a_map_has_classes(tmp_path):
         ConceptMap.from_file(path, CLASSES)
     with pytest.raises(FileNotFoundError, match="`example,concept` for one of each example"):
         resolve_concepts(tmp_path / "none.csv", images(3))
+
+
+def test_a_header_in_quotes(tmp_path):
+    """As R and pandas write it."""
+    text = '"class","concept"\n"car","vehicle"\ncat,"a,b"\ndog,"a,b"\n'
+    assert ConceptMap.from_file(write(tmp_path, "c.csv", text), CLASSES).names == ["vehicle", "a,b"]
+    of_examples = write(tmp_path, "e.csv", '\ufeff"example","concept"\n"1","b"\n0,"a"\n2,b\n')
+    images = ArrayImages(torch.zeros(3, 3, 4, 4), [0, 1, 0])
+    assert resolve_concepts(of_examples, images)[0].tolist() == [0, 1, 1]
+
+
+def test_names_that_a_spreadsheet_would_run_come_back_as_they_were(tmp_path):
+    names = ["=1+1", "'=x", "-1", "@a", "+b", "''+c", "plain", "'q'"]
+    write_example_concepts(tmp_path / "e.csv", names)
+    cells = [line.split(",")[1] for line in (tmp_path / "e.csv").read_text().splitlines()[1:]]
+    assert cells == ["'=1+1", "''=x", "-1", "'@a", "'+b", "'''+c", "plain", "'q'"]
+    images = ArrayImages(torch.zeros(len(names), 3, 4, 4), [0, 1] * 4)
+    concept, found = resolve_concepts(tmp_path / "e.csv", images)
+    assert [found[k] for k in concept.tolist()] == names

@@ -280,3 +280,35 @@ def test_other_files_are_named_and_nothing_is_run(tmp_path, monkeypatch, content
 def test_the_page_names_every_format_and_suffix(name):
     section = PAGE.split("### What is read, and how")[1].split("\n## ")[0]
     assert name in section
+
+
+def test_pixels_are_counted_before_any_is_decoded(monkeypatch):
+    """Of a PNG whose header promises 40 x 30 and that holds one pixel, which decoding would fail at."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    file = bytearray(png(2, 3, 8))
+    file[16:24] = struct.pack(">II", 40, 30)
+    file[29:33] = struct.pack(">I", zlib.crc32(file[12:29]))
+    way_out = r"Make the picture smaller, or raise PIL\.Image\.MAX_IMAGE_PIXELS"
+    with (
+        pytest.warns(Image.DecompressionBombWarning),
+        pytest.raises(ValueError, match=rf"^40 x 30 pixels are more than 1,000\. {way_out}"),
+    ):
+        read_picture(io.BytesIO(bytes(file)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)  # twice as many: Pillow refuses to open it
+    with pytest.raises(ValueError, match=rf"exceeds limit of 1000 pixels.* {way_out}"):
+        read_picture(io.BytesIO(bytes(file)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    with pytest.raises(OSError, match="truncated"):
+        read_picture(io.BytesIO(bytes(file)))
+
+
+def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_sides(monkeypatch):
+    ramp = np.linspace(0, 255, 64 * 64 * 3).reshape(64, 64, 3).astype(np.uint8)
+    file = encoded(Image.fromarray(ramp), "JPEG", quality=95)
+    whole = read_picture(file)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 64 - 1)
+    with pytest.warns(Image.DecompressionBombWarning):
+        half = read_picture(file)
+    assert (whole.size, half.size) == ((64, 64), (32, 32))
+    mean = np.asarray(whole).reshape(32, 2, 32, 2, 3).mean((1, 3))
+    assert np.abs(np.asarray(half) - mean).max() < 8  # of JPEG's blocks, on a ramp

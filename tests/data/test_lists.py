@@ -11,7 +11,9 @@ import torch
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import CsvImages, ProductImages, load_images, resolve_concepts
 from hrrl_ext.data.columns import column_concepts
+from hrrl_ext.data.concept_files import match_classes
 from hrrl_ext.data.resize import fit_picture
+from hrrl_ext.spec import repeated
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -304,3 +306,42 @@ def test_training_on_a_list(waterbirds, tmp_path):
     assert list(result.last["concept_accuracy"]) == ["0", "1"]
     assert result.last["concept_accuracy"]["0"] is None  # the only test image has place 1
     assert result.last["concept_accuracy"]["1"] is not None
+
+
+def test_no_two_combinations_of_values_share_a_name():
+    """Among them pairs that "a=" and " b=" alone, or quotes without escaping, would not tell apart."""
+    values = ["1", "1 b=2", "2", "2 b=3", "3", '"1"', '"1" b="2"', '1"', "\\", '"', "=", " ", "é ü"]
+    pairs = [(x, y) for x in values for y in values]
+    columns = {
+        name: np.array(cells, dtype=object)
+        for name, cells in zip("ab", zip(*pairs, strict=True), strict=True)
+    }
+    concept, names = column_concepts("column:a+b", columns, "list")
+    assert len(set(names)) == len(names) == len(concept.unique()) == len(pairs)
+    assert {"a=1 b=é ü", 'a="1 b=2" b=3', 'a=1 b="2 b=3"'} <= set(names)
+
+
+def test_names_that_come_twice_are_found_in_one_pass(tmp_path):
+    """By the work and not by the clock: each name is looked at a few times, however many there are."""
+    looks = 0
+
+    class Name(str):
+        def __hash__(self):
+            nonlocal looks
+            looks += 1
+            return str.__hash__(self)
+
+        def __eq__(self, other):
+            nonlocal looks
+            looks += 1
+            return str.__eq__(self, other)
+
+    names = [Name(f"c{i % 9_990}") for i in range(10_000)]
+    assert repeated(names) == [f"c{i}" for i in range(10)]
+    assert looks < 10 * len(names)
+    classes, looks = names[:9_990], 0
+    assert match_classes(dict.fromkeys(classes, "k"), classes) == ["k"] * len(classes)
+    assert looks < 20 * len(classes)
+    (tmp_path / "m.csv").write_text("image,label,x,x\n1.png,a,0,1\n")
+    with pytest.raises(ValueError, match="column 'x' comes twice"):
+        load_images(tmp_path / "m.csv", image_size=6)

@@ -98,3 +98,36 @@ def test_resized_set():
 def test_image_size(size, error):
     with pytest.raises(error, match="image_size must be"):
         ArrayImages(np.zeros((1, 4, 4), dtype=np.uint8), [0]).resized(size)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 301), (1, 300), (300, 1), (2, 517)])
+def test_what_is_very_long_is_scaled_at_its_centre_alone(height, width):
+    """As if all of it had been scaled, to a level: the centre stays where it was, on either side as much."""
+    pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    size = 4
+    scale = size / min(height, width)
+    columns, rows = int(width * scale), int(height * scale)
+    whole = Image.fromarray(pixels).resize((columns, rows), Image.Resampling.BILINEAR)
+    top, left = (rows - size) // 2, (columns - size) // 2
+    expected = np.asarray(whole)[top : top + size, left : left + size].astype(int)
+    from_file = fit_picture(Image.fromarray(pixels), size).permute(1, 2, 0).numpy()
+    from_array = fit_tensor(torch.from_numpy(pixels).permute(2, 0, 1)[None], size)[0]
+    assert np.abs(from_file - expected).max() <= 1
+    assert np.abs(from_array.permute(1, 2, 0).numpy() - expected).max() <= 1
+
+
+def test_a_row_of_a_million_pixels_is_never_scaled_whole(monkeypatch):
+    """Covering 32 x 32 it would be 32 x 32,000,000."""
+    asked = []
+    resize = Image.Image.resize
+
+    def seen(self, size, *how):
+        asked.append(size)
+        return resize(self, size, *how)
+
+    monkeypatch.setattr(Image.Image, "resize", seen)
+    row = Image.fromarray(np.full((1, 10**6, 3), 7, np.uint8))
+    assert torch.equal(fit_picture(row, 32), torch.full((3, 32, 32), 7, dtype=torch.uint8))
+    assert len(asked) == 1 and asked[0][0] * asked[0][1] <= 65 * 32 * 32
+    array = torch.full((1, 3, 1, 10**6), 7, dtype=torch.uint8)
+    assert torch.equal(fit_tensor(array, 32), torch.full((1, 3, 32, 32), 7, dtype=torch.uint8))

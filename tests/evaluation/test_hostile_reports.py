@@ -16,7 +16,7 @@ from test_html import Page
 
 from hrrl_ext.evaluation import Report, evaluate, write_html
 from hrrl_ext.evaluation.page import page
-from hrrl_ext.evaluation.schema import is_picture
+from hrrl_ext.evaluation.schema import check_report, is_picture
 
 HOSTILE = {
     "element": "<script>alert(1)</script>",
@@ -276,3 +276,45 @@ def test_null_is_a_dash_where_nothing_was_measured(whole: dict[str, Any], tmp_pa
     assert refused(value, tmp_path) == ""
     dashes = sum(node == ("", "–") for node in nodes(read(value, tmp_path)))
     assert dashes == 1 + 1 + 7 + 2  # concept, mean error, temperature and after it; about's own
+
+
+@pytest.mark.parametrize(
+    "bad", [None, 7, "x", [], {}, [{}], {HOSTILE["element"]: HOSTILE["attribute"]}], ids=ascii
+)
+def test_every_node_in_turn_of_another_type(bad: Any, whole: dict[str, Any]) -> None:
+    """Texts, pictures, lists and objects: refused by place, or shown, and then nothing reaches the page as
+    markup."""
+
+    def nodes_of(value: Any, at: Place = ()) -> Iterator[Place]:
+        yield at
+        if isinstance(value, dict | list):
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            for key, inner in pairs:
+                if not isinstance(inner, int | float):  # numbers have their own test
+                    yield from nodes_of(inner, (*at, key))
+
+    refused = 0
+    for at in list(nodes_of(whole))[1:]:
+        value = with_leaf(whole, at, bad)
+        try:
+            check_report(value)
+        except ValueError as error:
+            why = str(error)
+        else:
+            why = ""
+        if why:
+            assert why.startswith(str(at[0])), at
+            refused += 1
+            continue
+        shown = page([Report(**value)])
+        assert HOSTILE["element"] not in shown and "<img src=x" not in shown, at
+    assert refused > 50 or bad is None
+
+
+def test_every_picture_in_turn_from_elsewhere(whole: dict[str, Any]) -> None:
+    found = list(places(whole, is_picture))
+    assert len(found) > 4
+    for at in found:
+        for address in ("//example.org/x.png", "data:image/png,x", "data:text/html;base64,AAAA"):
+            with pytest.raises(ValueError, match=r"must be a PNG as a data: address, got '"):
+                check_report(with_leaf(whole, at, address))

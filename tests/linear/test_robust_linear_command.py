@@ -164,6 +164,7 @@ def test_tables_as_others_write_them(text: str, options: list[str], tmp_path: Pa
         ("a,b,kind\n", [], "0 examples of 2 features"),
         ("kind\nx\n", [], "1 examples of 0 features"),
         ("a,kind,kind\n1,2,x\n", [], "2 columns are called 'kind'"),
+        ("a,kind\n1,x\n2," + "x" * 140_000 + "\n", [], "field larger than field limit"),
         ("a,b,kind\n1,2,x\n", ["--without", "c"], "column 'c' is not known"),
         ("a,b,kind\n1,2,x\n2,3,x\n", [], "1 class (x); give examples of another one too"),
     ],

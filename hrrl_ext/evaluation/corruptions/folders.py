@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._regular import regular
 from ...data.folders import FolderImages, class_folders
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet
@@ -122,6 +123,7 @@ def _begins_with(path: Path, expected: Sequence[np.ndarray], n: int) -> bool:
 
 
 def _loaded(path: Path) -> np.ndarray:
+    regular(path)
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -1,6 +1,7 @@
 """Charts as inline SVG: no script, no file, no package; colours are the page's, light or dark.
 
-A run is a colour and a dash pattern or mark, so that no chart depends on colour alone. Every mark has
+A run is a colour and a dash pattern or mark, so that no chart depends on colour alone, and in lines no
+two of 64 runs look alike. Every mark has
 its numbers as a <title>, which a pointer shows and a screen reader reads. Elements are made by
 :func:`element` alone, which escapes the values of their attributes and the text in them.
 """
@@ -221,7 +222,8 @@ def _colour(run: int) -> str:
 
 
 def _dash(run: int) -> str | None:
-    return _DASHES[run % len(_DASHES)]
+    """Of the runs of one colour each its own."""
+    return _DASHES[(run + run // COLOURS) % len(_DASHES)]
 
 
 def _percent(p: Point) -> str:

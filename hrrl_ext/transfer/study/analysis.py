@@ -15,7 +15,7 @@ from .config import SOURCE
 from .measures import CLASSIFIERS
 from .parts import Part, Parts
 from .queue import Study
-from .trials import Trial, all_trials
+from .trials import NEEDED, Trial, all_trials
 
 Row: TypeAlias = dict[str, Any]
 
@@ -89,7 +89,7 @@ def _part_names(study: Study) -> Iterator[str]:
 def _values(study: Study, parts: Parts) -> Iterator[tuple[str, Any, str, float | None]]:
     """(target, count, measure, value) of every part of a trial."""
     config = study.config
-    training = parts.read("training") or {}
+    training = parts.read("training", needs=NEEDED) or {}
     yield SOURCE, None, "accuracy", training["accuracy"]
     yield SOURCE, None, WORST, training["worst_concept_accuracy"]
     worked = training["processor_seconds_per_epoch"]

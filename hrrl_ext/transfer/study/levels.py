@@ -19,7 +19,7 @@ from typing import Any
 from .config import StudyConfig, file_name
 from .images import StudyImages
 from .parts import Part, Parts
-from .trials import train
+from .trials import SCORED, train
 
 _HELD_OUT = "held-out"
 
@@ -60,7 +60,7 @@ class Levels:
         return self.out / "search" / candidate.name
 
     def measured(self, candidate: Candidate) -> Part | None:
-        return Parts(self.folder(candidate)).read(_HELD_OUT, self._description(candidate))
+        return Parts(self.folder(candidate)).read(_HELD_OUT, self._description(candidate), SCORED)
 
     def measure(self, candidate: Candidate) -> Part:
         """Trains with it, and keeps its accuracies; nothing else of the run is of use."""
@@ -101,7 +101,7 @@ class Levels:
         candidates = [c for c in self.candidates() if (c.profile, c.method) == (profile, method)]
         of = {"level": spec.level, "search": [self._description(c) for c in candidates]}
         name = f"{profile} {method}"
-        if (kept := self._chosen.read(name, of)) is not None:
+        if (kept := self._chosen.read(name, of, needs=["value"])) is not None:
             return kept
         measured = {c: self.measured(c) for c in candidates}
         if any(part is None for part in measured.values()):

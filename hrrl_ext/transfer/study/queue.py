@@ -20,7 +20,7 @@ from .images import StudyImages
 from .levels import Candidate, Levels
 from .measures import CLASSIFIERS, Measure, cheap_measures, costly_measures
 from .parts import Part, Parts
-from .trials import MEASURED, Trial, all_trials, keep_model_alone, train, trial_description
+from .trials import MEASURED, NEEDED, Trial, all_trials, keep_model_alone, train, trial_description
 
 STAGES = ("levels", "cheap", "all")
 """How far to go: the search; and source accuracies, SVM and k-NN; and the measures that cost more."""
@@ -123,7 +123,7 @@ class Study:
         if settings is None:
             return None
         of = trial_description(self.config, trial, settings)
-        return Parts(self.folder(trial) / "parts").read("training", of)
+        return Parts(self.folder(trial) / "parts").read("training", of, NEEDED)
 
 
 class _Search:

@@ -21,6 +21,10 @@ from .config import StudyConfig, file_name
 from .parts import Part
 
 MEASURED = ("accuracy", "worst_concept_accuracy", "concept_accuracy")
+SCORED = ("accuracy", "concept_accuracy")
+"""By which levels are chosen."""
+NEEDED = (*MEASURED, "seconds_per_epoch", "processor_seconds_per_epoch")
+"""Of what a training came to, by whoever analyses it."""
 
 
 @dataclass(frozen=True)
