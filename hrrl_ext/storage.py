@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .locks import FolderLock, require_folder
+
 FilePath = str | os.PathLike[str]
 
 
@@ -202,7 +204,7 @@ class WorkFolder:
     """A folder that is free, or holds one piece of work, which can be continued there.
 
     What the work is of stands in a file of the folder, a description as JSON. Work is continued as it
-    was begun: by whoever gives the same description.
+    was begun: by whoever gives the same description. Whoever writes takes the folder first.
 
     Args:
         path: of the folder; it is made when the first file is written.
@@ -212,9 +214,31 @@ class WorkFolder:
     """
 
     def __init__(self, path: FilePath, work: str, file: str, *, moves: Sequence[str] = ()) -> None:
+        if not os.fspath(path):
+            raise ValueError("out must name a folder, got ''")
         self.path = Path(path)
         self._work, self._moves = work, moves
         self._description = self.path / file
+        self._lock = FolderLock(self.path)
+
+    # --- who writes to it
+
+    def take(self) -> None:
+        """For this process, until :meth:`release` or its end. FolderInUseError: another one has it."""
+        self._lock.take()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.take()
+        try:
+            yield
+        finally:
+            self.release()
+
+    # --- what is in it
 
     @property
     def taken(self) -> bool:
@@ -223,8 +247,7 @@ class WorkFolder:
 
     def require_free(self) -> None:
         """NotADirectoryError: it is a file. FileExistsError: there is work in it."""
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {self.path}")
+        require_folder(self.path)
         if self.taken:
             raise FileExistsError(
                 f"{self.path} already holds {self._work}; continue it with resume, or choose another out"
@@ -259,6 +282,7 @@ class WorkFolder:
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Writes what the work is of, where that is not written yet."""
+        self._lock.keep()
         if not self._description.exists():
             write_json(self._description, description)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +23,31 @@ Commands: TypeAlias = (
     "dict[str, tuple[Callable[[CommandParser], None], Callable[[Namespace], None]]]"
 )
 """By name: what adds its arguments to a parser, and what runs it; its docstring is the help."""
+
+
+def writes_folder(
+    folder: Callable[[Namespace], str | Path | None] = lambda args: args.out,
+) -> Callable[[Callable[[Namespace], None]], Callable[[Namespace], None]]:
+    """Of a command whose results are a folder: no other process writes to it meanwhile.
+
+    Of the processes of torchrun the first holds it for all.
+    """
+
+    def decorate(command: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+        @functools.wraps(command)
+        def run(args: Namespace) -> None:
+            out = folder(args)
+            if out is None or int(os.environ.get("RANK", "0")):
+                command(args)
+                return
+            from ..locks import writing_to
+
+            with writing_to(out):
+                command(args)
+
+        return run
+
+    return decorate
 
 
 def model_and_data_arguments(parser: CommandParser) -> None:

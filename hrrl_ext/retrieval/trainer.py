@@ -116,7 +116,7 @@ class RetrievalTrainer(Trainer):
         training, method = configs(preset, config, "RetrievalTrainer")
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard)
+        run = open_run(out, resume, tensorboard, processes)
         if init is not None and resume:
             raise ValueError("init begins a new run and resume continues one; give one of the two")
         if training.patience is not None and validation is None:

@@ -100,18 +100,26 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         """Those within epochs, where evaluate_every is in steps."""
-        if run is not None and resume:
-            self._resume(run)
-        elif run is not None:
-            run.require_free()
-        processes.wait()  # before the first of them creates the folder
+        self._begun = resume
+        if run is not None:
+            run.take_for(processes)
+            self._resume(run) if resume else run.require_free()
 
     # --- from the first step to the last
 
     def fit(self, until: int | None = None) -> TrainingResult:
         """Trains what is left of the run, or of its first ``until`` epochs: its schedule is the same."""
+        if self.run is None:
+            return self._fit(until)
+        with self.run.held_for(self.processes):
+            return self._fit(until)
+
+    def _fit(self, until: int | None) -> TrainingResult:
         shown = Progress(self.progress, self.steps, done=self.step)  # which may refuse to
         if self.run is not None and self.processes.main:
+            if not self._begun:
+                self.run.require_free()  # of another loop, too, that was made meanwhile
+            self._begun = True
             self.run.begin(self.description(), str(self.device), self.processes.size)
         with (
             shown as progress,

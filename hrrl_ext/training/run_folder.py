@@ -15,7 +15,8 @@ best/                             config.json and model.safetensors of the best 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch import nn
 
 from .._environment import environment
 from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
+from ..processes import Processes
 from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
 from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
 from .recipe import Row
@@ -33,6 +35,27 @@ class RunFolder(WorkFolder):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "a run", "config.json")
+
+    # --- who writes to it
+
+    def take_for(self, processes: Processes) -> None:
+        """The first process holds the folder for all; where it is refused, each of them is."""
+        refused = None
+        if processes.main:
+            try:
+                self.take()
+            except OSError as error:
+                refused = error
+        if (refused := processes.gather(refused)[0]) is not None:
+            raise refused
+
+    @contextmanager
+    def held_for(self, processes: Processes) -> Iterator[None]:
+        self.take_for(processes)
+        try:
+            yield
+        finally:
+            self.release()
 
     # --- whether there is a run
 

@@ -432,7 +432,7 @@ def test_names_of_concepts_are_no_paths(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert {path.name for path in out.iterdir()} == {
         "config.json", "environment.jsonl", "metrics.csv", "metrics.jsonl", "train.log",
-        "results.json", "tensorboard", "checkpoints", "best",
+        "results.json", "tensorboard", "checkpoints", "best", ".lock",
     }  # fmt: skip
 
 
