@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import to_train
+from .._state_dicts import not_finite
 from ..processes import Processes
 from .config import TrainingConfig
 from .freezing import freeze as freeze_layers
 from .move import Move, require_pairs
-from .progress import Progress, ProgressStyle
+from .progress import Clock, Progress, ProgressStyle
 from .recipe import Recipe, Row
 from .run_folder import RunFolder
 from .scalars import Scalars
@@ -120,7 +121,8 @@ class Loop:
             if not self._begun:
                 self.run.require_free()  # of another loop, too, that was made meanwhile
             self._begun = True
-            self.run.begin(self.description(), str(self.device), self.processes.size)
+            network = self._network(self.recipe.model)
+            self.run.begin(self.description(), str(self.device), self.processes.size, network)
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
@@ -156,7 +158,7 @@ class Loop:
         to_train(self.recipe.model, self._held)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        clock = _Clock(self.sizes, first)
+        clock = Clock(self.sizes, first)
         batches = self._saved_where_unreadable(self.recipe.batches.epoch(epoch, start=first), epoch)
         for number, batch in enumerate(batches, first + 1):
             self.move.set_lr(self.schedule(self.step))
@@ -248,10 +250,10 @@ class Loop:
 
     def _check_weights(self) -> None:
         """What is saved can be taken up: a finite loss may have had a gradient that was not."""
-        parameters = [p.detach().isfinite().all() for p in self.recipe.model.parameters()]
-        if parameters and not torch.stack(parameters).all():
+        if (name := not_finite(self.recipe.model.state_dict())) is not None:
+            where = f"after step {self.step}: {name}"
             with self._the_last_good_state():
-                raise FloatingPointError(f"the weights are not finite after step {self.step}")
+                raise FloatingPointError(f"the weights are not finite {where}")
 
     @contextmanager
     def _the_last_good_state(self) -> Iterator[None]:
@@ -259,10 +261,10 @@ class Loop:
         try:
             yield
         except FloatingPointError as error:
-            kept = self.run.checkpoints if self.run is not None else []
+            kept = None if self.run is None else self.run.last_good
             raise FloatingPointError(
                 f"{error}. {self.recipe.advice} "
-                + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
+                + (f"The last good state is {kept}." if kept else "Nothing has been saved yet.")
             ) from None
 
     # --- evaluation
@@ -391,14 +393,3 @@ class Loop:
         if state["rng_cuda"][rank] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"][rank], self.device)
         self.history, self.evaluations = state["history"], state.get("evaluations", [])
-
-
-class _Clock:
-    """Examples per second since the epoch began, or was taken up."""
-
-    def __init__(self, sizes: Sequence[int], first: int) -> None:
-        self._sizes, self._first, self._start = sizes, first, time.perf_counter()
-
-    def speed(self, number: int) -> float:
-        seen = sum(self._sizes[self._first : number])
-        return seen / (time.perf_counter() - self._start)

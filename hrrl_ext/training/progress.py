@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TextIO, get_args
 
 ProgressStyle = Literal["auto", "bar", "plain", "off"]
@@ -85,6 +85,17 @@ class Progress:
         seconds = round((self._total - step) * elapsed / max(step - self._done, 1))
         hours, minutes = divmod(seconds // 60, 60)
         return f"{hours}:{minutes:02}:{seconds % 60:02} left"
+
+
+class Clock:
+    """Examples per second since the epoch began, or was taken up."""
+
+    def __init__(self, sizes: Sequence[int], first: int) -> None:
+        self._sizes, self._first, self._start = sizes, first, time.perf_counter()
+
+    def speed(self, number: int) -> float:
+        seen = sum(self._sizes[self._first : number])
+        return seen / (time.perf_counter() - self._start)
 
 
 def _bar(stream: TextIO) -> Any:

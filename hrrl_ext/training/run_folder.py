@@ -9,7 +9,7 @@ results.json                      when it is through: last and best epoch, and w
 tensorboard/                      events, if asked for
 plots/                            of hrrl train
 checkpoints/step-00000240/        the newest two (checkpoint.py)
-best/                             config.json and model.safetensors of the best epoch
+best/                             config.json and model.safetensors of the best epoch, and digests
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 from torch import nn
 
 from .._environment import environment
-from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
+from ..pretrained import HasFiles, build_from, from_pretrained, read_config, save_pretrained
 from ..processes import Processes
 from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, checkpoints, last_good, load_checkpoint, save_checkpoint
 from .recipe import Row
 
 
@@ -72,6 +72,10 @@ class RunFolder(WorkFolder):
         return self.path / "best"
 
     @property
+    def last_good(self) -> Path | None:
+        return last_good(self.path / "checkpoints", self.config()) if self.taken else None
+
+    @property
     def checkpoints(self) -> list[Path]:
         return checkpoints(self.path / "checkpoints")
 
@@ -96,8 +100,12 @@ class RunFolder(WorkFolder):
 
     # --- writing
 
-    def begin(self, description: Mapping[str, Any], device: str, processes: int) -> None:
+    def begin(
+        self, description: Mapping[str, Any], device: str, processes: int, model: nn.Module
+    ) -> None:
         self.describe(description)
+        if isinstance(model, HasFiles):  # such as words, for load_joint_embedding
+            model.save_files(self.path)
         (self.path / "checkpoints").mkdir(exist_ok=True)
         append_row(self.path / "environment.jsonl", environment(device) | {"processes": processes})
 
