@@ -136,6 +136,8 @@ class Loop:
                 scalars.add(self.history[-1])
                 self._save()
                 progress.line(self._line(self.history[-1]))
+                if progress.failed is not None and self.run is not None:
+                    self.run.note(f"standard error failed ({progress.failed}); the run goes on")
         if self.run is not None and self.processes.main and self.over:
             self.run.write_results(self._results())
         self.processes.settle()

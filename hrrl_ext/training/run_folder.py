@@ -4,7 +4,7 @@ config.json                       settings, model, classes, concepts
 environment.jsonl                 per start: versions, device, command, commit
 metrics.csv, metrics.jsonl        one row per epoch
 evaluations.jsonl                 one row per evaluation within epochs, where there are such
-train.log                         the same in plain lines
+train.log                         the same in plain lines, and what went wrong beside them
 results.json                      when it is through: last and best epoch, and what the recipe adds
 tensorboard/                      events, if asked for
 plots/                            of hrrl train
@@ -28,6 +28,8 @@ from ..processes import Processes
 from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
 from .checkpoint import CheckpointError, checkpoints, last_good, load_checkpoint, save_checkpoint
 from .recipe import Row
+
+_NOTE = "note: "
 
 
 class RunFolder(WorkFolder):
@@ -126,7 +128,15 @@ class RunFolder(WorkFolder):
         # Concepts that are found while training may come and go: a row has those of its epoch.
         names = dict.fromkeys(name for row in rows for name in row)
         write_csv(self.path / "metrics.csv", list(names), rows)
-        write_text(self.path / "train.log", "".join(line + "\n" for line in lines))
+        log = self.path / "train.log"
+        notes = [line for line in _lines(log) if line.startswith(_NOTE)]
+        write_text(log, "".join(line + "\n" for line in (*lines, *notes)))
+
+    def note(self, text: str) -> None:
+        """A line of train.log that is of no epoch."""
+        log = self.path / "train.log"
+        if (line := f"{_NOTE}{text}") not in (lines := _lines(log)):
+            write_text(log, "".join(f"{line}\n" for line in (*lines, line)))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         write_json(self.path / "results.json", results)
@@ -189,6 +199,10 @@ def open_model(folder: str | os.PathLike[str]) -> nn.Module:
     """The model of a run (its last state) or of :func:`hrrl_ext.pretrained.save_pretrained`."""
     saved_alone = (Path(folder) / "model.safetensors").is_file()
     return from_pretrained(folder) if saved_alone else load_model(folder)
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
 
 
 def flat(row: Row) -> dict[str, Any]:
