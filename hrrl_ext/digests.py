@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .storage import file_digest, read_json, sync, write_json
+from .storage import file_digest, read_json, sync, write_json, written_whole
 
 FILE = "digests.json"
 
@@ -27,7 +27,8 @@ def replacing_together(folder: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir(parents=True)
     try:
-        yield partial
+        with written_whole(folder):
+            yield partial
         new = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
         for name in new:
             sync(partial / name)

@@ -8,20 +8,25 @@ valid Unicode; what is not stands in a file as \\udcff, which in JSON is the ver
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
 import math
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .locks import FolderLock, require_folder
+from .spec import plain
 
 FilePath = str | os.PathLike[str]
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 # --- writing
@@ -37,11 +42,43 @@ def replacing(path: FilePath) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
+        with written_whole(path):
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[None]:
+    """Says in one way that there is no room, which writers of archives and tensors say in ways of their
+    own: OSError with the path and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if (number := _no_room(error)) is None:
+            raise
+        full = OSError(
+            f"could not write {path}: {os.strerror(number)}. What was there is as it was; free some "
+            "space and do the same again"
+        )
+        full.errno = number
+        raise full from error
+
+
+def _no_room(error: BaseException | None) -> int | None:
+    """Its number, where that is behind an error: what closes an archive then fails for another reason."""
+    text = str(error)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    if any(said in text for said in ("PytorchStreamWriter failed", "unexpected pos")):  # torch.save
+        return errno.ENOSPC
+    of_rust = re.search(r"code: (\d+)|os error (\d+)", text)  # of safetensors
+    number = int(of_rust[1] or of_rust[2]) if of_rust else None
+    return number if number in _NO_ROOM else None
 
 
 def sync(path: Path) -> None:
@@ -104,8 +141,11 @@ def _line(row: Mapping[str, Any]) -> bytes:
 def _json(value: Any, **form: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **form)
-    except ValueError:  # a number that is not finite, which is rare
-        return json.dumps(_with_nulls(value), allow_nan=False, **form)
+    except (
+        TypeError,
+        ValueError,
+    ):  # a number of NumPy's, or one that is not finite, which are rare
+        return json.dumps(_with_nulls(plain(value)), allow_nan=False, **form)
 
 
 def _with_nulls(value: Any) -> Any:
@@ -267,9 +307,9 @@ class WorkFolder:
             raise FileNotFoundError(
                 f"resume: {self.path} holds no {none}; leave resume out to begin one"
             )
-        here, there = _as_read(description), _as_read(self.description())
+        here, there = as_read(description), as_read(self.description())
         changed = [
-            k for k in _differing(here, there, _as_read(defaults or {})) if k not in self._moves
+            k for k in _differing(here, there, as_read(defaults or {})) if k not in self._moves
         ]
         if changed:
             raise ValueError(
@@ -287,7 +327,7 @@ class WorkFolder:
             write_json(self._description, description)
 
 
-def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
+def as_read(value: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from a file: lists for tuples, text for keys."""
     return json.loads(_json(dict(value)))
 

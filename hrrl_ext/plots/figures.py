@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._tables import one_line
+from ..storage import replacing
 
 History = Sequence[Mapping[str, Any]]
 
@@ -46,7 +47,8 @@ def panels_of(
 
 
 def save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format=path.suffix.removeprefix("."))
     return path
 
 

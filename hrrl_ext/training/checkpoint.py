@@ -30,7 +30,15 @@ from torch import nn
 
 from .._state_dicts import not_finite
 from ..digests import FILE, check_digests
-from ..storage import digest_of, file_digest, read_json, sync, why_unreadable, write_json
+from ..storage import (
+    digest_of,
+    file_digest,
+    read_json,
+    sync,
+    why_unreadable,
+    write_json,
+    written_whole,
+)
 
 _STATE = {"optimizer", "scaler", "rng", "rng_cuda", "history"}  # and what the recipe adds
 _FILES = ("model.safetensors", "state.pt")
@@ -59,8 +67,9 @@ def save_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
-        save_weights(model, str(partial / "model.safetensors"))
-        torch.save(dict(state), partial / "state.pt")
+        with written_whole(partial):
+            save_weights(model, str(partial / "model.safetensors"))
+            torch.save(dict(state), partial / "state.pt")
         shutil.copymode(partial / "state.pt", partial / "model.safetensors")  # which came as 0600
         digests = {name: file_digest(partial / name) for name in _FILES}
         write_json(partial / FILE, {"run": digest_of(run), **digests})
@@ -71,9 +80,9 @@ def save_checkpoint(
         sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = checkpoints(folder)
+        kept, number = checkpoints(folder), getattr(error, "errno", None)
         raise CheckpointError(
-            f"could not write the checkpoint {final}: {error}. "
+            f"could not write the checkpoint {final}: {os.strerror(number) if number else error}. "
             + (
                 f"{kept[-1]} is intact; free some space and resume"
                 if kept

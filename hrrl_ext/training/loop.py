@@ -123,6 +123,8 @@ class Loop:
             self._begun = True
             network = self._network(self.recipe.model)
             self.run.begin(self.description(), str(self.device), self.processes.size, network)
+            if self.history:
+                self.run.mend(self.history, list(map(self._line, self.history)))
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
@@ -335,7 +337,7 @@ class Loop:
         row = self.history[-1]
         if self.recipe.chosen in row and self._since_best == 0:
             self.run.save_best(self._network(self.move.evaluated), row)
-        self.run.write_metrics(self.history, [self._line(row) for row in self.history])
+        self.run.write_metrics(self.history, list(map(self._line, self.history)))
 
     def _results(self) -> dict[str, Any]:
         last, measured = self.history[-1], self._measured

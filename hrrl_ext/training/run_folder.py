@@ -15,6 +15,7 @@ best/                             config.json and model.safetensors of the best 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +26,16 @@ from torch import nn
 from .._environment import environment
 from ..pretrained import HasFiles, build_from, from_pretrained, read_config, save_pretrained
 from ..processes import Processes
-from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
+from ..storage import (
+    WorkFolder,
+    append_row,
+    as_read,
+    read_rows,
+    write_csv,
+    write_json,
+    write_rows,
+    write_text,
+)
 from .checkpoint import CheckpointError, checkpoints, last_good, load_checkpoint, save_checkpoint
 from .recipe import Row
 
@@ -131,6 +141,20 @@ class RunFolder(WorkFolder):
         log = self.path / "train.log"
         notes = [line for line in _lines(log) if line.startswith(_NOTE)]
         write_text(log, "".join(line + "\n" for line in (*lines, *notes)))
+
+    def mend(self, history: Sequence[Row], lines: Sequence[str]) -> None:
+        """Writes the metrics anew where they are not those of ``history``, which a checkpoint has."""
+        metrics, why = self.path / "metrics.jsonl", "it has other rows than the checkpoint"
+        try:
+            rows = read_rows(metrics, ("epoch", "step"), "a run")
+            if rows[: len(history)] == [as_read(row) for row in history]:
+                return
+        except (OSError, ValueError) as error:
+            why = str(error)
+        warnings.warn(
+            f"{metrics} was damaged: {why}. It is written anew from the checkpoint", stacklevel=3
+        )
+        self.write_metrics(history, lines)
 
     def note(self, text: str) -> None:
         """A line of train.log that is of no epoch."""

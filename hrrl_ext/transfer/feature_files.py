@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..storage import replacing
+from ..storage import replacing, written_whole
 
 _SUFFIXES = (".safetensors", ".npz")
 
@@ -99,7 +99,7 @@ def write_batches(
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = [np.zeros(0, np.int64)]  # 8 bytes per example do stay
     columns = 0
-    with tempfile.TemporaryFile(dir=path.parent) as rows:
+    with written_whole(path), tempfile.TemporaryFile(dir=path.parent) as rows:
         for batch in batches:
             columns = batch.features.shape[1]
             rows.write(batch.features.contiguous().numpy().data)
