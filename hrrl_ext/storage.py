@@ -141,10 +141,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 def _json(value: Any, **form: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **form)
-    except (
-        TypeError,
-        ValueError,
-    ):  # a number of NumPy's, or one that is not finite, which are rare
+    except (TypeError, ValueError):  # rare: a number of NumPy's, or one that is not finite
         return json.dumps(_with_nulls(plain(value)), allow_nan=False, **form)
 
 

@@ -100,8 +100,8 @@ class ClusterFolder(WorkFolder):
                 torch.load(self._state, map_location="cpu", weights_only=True)
             )
         except (
-            *(RuntimeError, EOFError, KeyError, TypeError, ValueError),
-            pickle.UnpicklingError,
+            *(RuntimeError, EOFError, KeyError, TypeError),
+            *(ValueError, pickle.UnpicklingError),
         ) as error:
             raise ValueError(
                 f"{self._state} cannot be read: {why_unreadable(error)}; delete it to begin anew"

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .._tables import one_line
-from ..storage import replacing
 
 History = Sequence[Mapping[str, Any]]
 
@@ -47,8 +46,7 @@ def panels_of(
 
 
 def save(figure: Any, path: Path) -> Path:
-    with replacing(path) as partial:
-        figure.savefig(partial, dpi=120, format=path.suffix.removeprefix("."))
+    figure.savefig(path, dpi=120)
     return path
 
 
