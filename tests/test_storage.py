@@ -130,8 +130,10 @@ def test_utf_8_whatever_the_locale(tmp_path: Path) -> None:
     program = f"""
 import locale, sys
 from pathlib import Path
-sys.path.insert(0, {PACKAGE!r})  # without the package, which would load torch
-from storage import *
+import types
+sys.modules["hrrl_ext"] = types.ModuleType("hrrl_ext")  # which would load torch
+sys.modules["hrrl_ext"].__path__ = [{PACKAGE!r}]
+from hrrl_ext.storage import *
 assert locale.getpreferredencoding(False) != "UTF-8", "the test says nothing"
 here = Path({str(tmp_path)!r})
 write_text(here / "text", "Zürich ± 1")
@@ -205,8 +207,10 @@ def test_a_process_killed_in_the_middle_leaves_what_was_there(tmp_path: Path) ->
     write_rows(file, [{"epoch": 1}])
     program = f"""
 import os, signal, sys
-sys.path.insert(0, {PACKAGE!r})  # without the package, which would load torch
-from storage import replacing
+import types
+sys.modules["hrrl_ext"] = types.ModuleType("hrrl_ext")  # which would load torch
+sys.modules["hrrl_ext"].__path__ = [{PACKAGE!r}]
+from hrrl_ext.storage import replacing
 with replacing({str(file)!r}) as partial, partial.open("wb") as f:
     f.write(b'{{"epoch": 1}}\\n{{"ep')
     f.flush()
