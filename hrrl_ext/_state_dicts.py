@@ -33,6 +33,21 @@ _STEPS = "num_batches_tracked"
 _COUNTERS = {"n_averaged"}  # of torch.optim.swa_utils, beside the network that it averages
 
 
+def not_finite(values: Mapping[str, Any]) -> str | None:
+    """The name of the first tensor of a state dict that holds NaN or an infinity; a buffer of 0 and -inf
+    alone is a mask."""
+    floats = {n: t for n, t in values.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    if not floats:
+        return None
+    device = next(iter(floats.values())).device
+    good = torch.stack([t.isfinite().all().to(device) for t in floats.values()]).tolist()
+    for (name, t), is_finite in zip(floats.items(), good, strict=True):
+        learned = name.rpartition(".")[2].startswith(("weight", "bias", "running_"))
+        if not is_finite and (learned or not ((t == 0) | (t == -torch.inf)).all()):
+            return name
+    return None
+
+
 class Part(NamedTuple):
     """Where in a file one network is."""
 

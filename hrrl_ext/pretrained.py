@@ -4,6 +4,7 @@ A folder that :func:`save_pretrained` wrote, or ``best/`` of a run, holds
 
     config.json          what to build: model, classes, image_size (a side, or [height, width]), width
     model.safetensors    weights and buffers
+    digests.json         SHA-256 of each file: what is not as it was written is not opened
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 
 from ._regular import regular
 from ._shapes import entries, expected, having, many, mapping, maybe, record, some, text
-from ._state_dicts import found_for, no_agreement
-from .storage import read_json, replacing, require_shape, write_json
+from ._state_dicts import found_for, no_agreement, not_finite
+from .digests import check_digests, replacing_together
+from .storage import read_json, require_shape, write_json
 
 
 @dataclass(frozen=True)
@@ -90,16 +92,22 @@ def load_weights(
     No code of a file is run: of what else a checkpoint holds, such as settings, objects are passed over.
     A classifier for another number of classes is not loaded and stands in the report. What is not
     in the file but tied to what is, and counts of batches, are not missing. Raises FileNotFoundError,
-    and ValueError where the file cannot be read, where no name agrees, or where several networks fit
-    equally.
+    and ValueError where the file cannot be read, where no name agrees, where several networks fit
+    equally, where weights are not finite, or a file of :func:`save_pretrained` is not as it wrote it.
     """
     path, own = _weights_file(source), model.state_dict()
+    check_digests(path.parent)
     found = found_for(path, model, part)
     common = [name for name in own if name in found.tensors]
     fitting = [name for name in common if found.tensors[name].shape == own[name].shape]
     if not fitting:
         raise ValueError(no_agreement(path, [*found.tensors], [*own], part))
-    model.load_state_dict({name: found.tensors[name] for name in fitting}, strict=False)
+    fit = {name: found.tensors[name] for name in fitting}
+    if (bad := not_finite(fit)) is not None:
+        raise ValueError(
+            f"{path}: {bad} holds NaN or infinite values; take weights of before training went wrong"
+        )
+    model.load_state_dict(fit, strict=False)
     filled = {_place(own[name]) for name in fitting}  # tied weights have one name in safetensors
     return WeightsReport(
         loaded=fitting,
@@ -138,12 +146,11 @@ def save_pretrained(
     missing = [name for name in ("model", "classes", "image_size", "width") if name not in config]
     if missing:
         raise ValueError(f"save_pretrained: config lacks {', '.join(missing)}")
-    folder = Path(folder)
-    with replacing(folder / "model.safetensors") as path:
-        save_weights(model, str(path))
-    if isinstance(model, HasFiles):
-        model.save_files(folder)
-    write_json(folder / "config.json", config)
+    with replacing_together(Path(folder)) as partial:
+        save_weights(model, str(partial / "model.safetensors"))
+        if isinstance(model, HasFiles):
+            model.save_files(partial)
+        write_json(partial / "config.json", config)
 
 
 def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = None) -> nn.Module:
@@ -153,8 +160,8 @@ def from_pretrained(folder: str | os.PathLike[str], model: nn.Module | None = No
     must be there and fit.
     """
     folder = Path(folder)
-    if model is None:
-        model = build_from(read_config(folder), folder)
+    check_digests(folder)  # config.json says what is built
+    model = build_from(read_config(folder), folder) if model is None else model
     report = load_weights(model, folder)
     if not report.complete:
         raise ValueError(f"{folder} does not fit the model: {report}")

@@ -75,6 +75,24 @@ def _rest(more: int) -> str:
     return f" and {more} more" if more > 0 else ""
 
 
+# --- values
+
+
+def plain(value: Any) -> Any:
+    """``value``, in which scalars of NumPy and torch are Python's own."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def make_plain(settings: object) -> None:
+    """The same of each field of a dataclass, also of a frozen one."""
+    for field in fields(settings):  # type: ignore[arg-type]
+        object.__setattr__(settings, field.name, plain(getattr(settings, field.name)))
+
+
 # --- specifications
 
 

@@ -8,11 +8,13 @@ valid Unicode; what is not stands in a file as \\udcff, which in JSON is the ver
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import json
 import math
 import os
 import pickle
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +23,12 @@ from typing import Any
 from ._regular import regular
 from ._shapes import Shape
 from ._tables import as_cell
+from .locks import FolderLock, require_folder
+from .spec import plain
 
 FilePath = str | os.PathLike[str]
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 # --- writing
@@ -38,11 +44,43 @@ def replacing(path: FilePath) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        sync(partial)
-        os.replace(partial, path)
+        with written_whole(path):
+            yield partial
+            sync(partial)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[None]:
+    """Says in one way that there is no room, which writers of archives and tensors say in ways of their
+    own: OSError with the path and what to do."""
+    try:
+        yield
+    except Exception as error:
+        if (number := _no_room(error)) is None:
+            raise
+        full = OSError(
+            f"could not write {path}: {os.strerror(number)}. What was there is as it was; free some "
+            "space and do the same again"
+        )
+        full.errno = number
+        raise full from error
+
+
+def _no_room(error: BaseException | None) -> int | None:
+    """Its number, where that is behind an error: what closes an archive then fails for another reason."""
+    text = str(error)
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            return error.errno
+        error = error.__cause__ or error.__context__
+    if any(said in text for said in ("PytorchStreamWriter failed", "unexpected pos")):  # torch.save
+        return errno.ENOSPC
+    of_rust = re.search(r"code: (\d+)|os error (\d+)", text)  # of safetensors
+    number = int(of_rust[1] or of_rust[2]) if of_rust else None
+    return number if number in _NO_ROOM else None
 
 
 def sync(path: Path) -> None:
@@ -115,8 +153,8 @@ def _line(row: Mapping[str, Any]) -> bytes:
 def _json(value: Any, **form: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **form)
-    except ValueError:  # a number that is not finite, which is rare
-        return json.dumps(_with_nulls(value), allow_nan=False, **form)
+    except (TypeError, ValueError):  # rare: a number of NumPy's, or one that is not finite
+        return json.dumps(_with_nulls(plain(value)), allow_nan=False, **form)
 
 
 def _with_nulls(value: Any) -> Any:
@@ -231,7 +269,7 @@ class WorkFolder:
     """A folder that is free, or holds one piece of work, which can be continued there.
 
     What the work is of stands in a file of the folder, a description as JSON. Work is continued as it
-    was begun: by whoever gives the same description.
+    was begun: by whoever gives the same description. Whoever writes takes the folder first.
 
     Args:
         path: of the folder; it is made when the first file is written.
@@ -241,9 +279,31 @@ class WorkFolder:
     """
 
     def __init__(self, path: FilePath, work: str, file: str, *, moves: Sequence[str] = ()) -> None:
+        if not os.fspath(path):
+            raise ValueError("out must name a folder, got ''")
         self.path = Path(path)
         self._work, self._moves = work, moves
         self._description = self.path / file
+        self._lock = FolderLock(self.path)
+
+    # --- who writes to it
+
+    def take(self) -> None:
+        """For this process, until :meth:`release` or its end. FolderInUseError: another one has it."""
+        self._lock.take()
+
+    def release(self) -> None:
+        self._lock.release()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        self.take()
+        try:
+            yield
+        finally:
+            self.release()
+
+    # --- what is in it
 
     @property
     def taken(self) -> bool:
@@ -252,8 +312,7 @@ class WorkFolder:
 
     def require_free(self) -> None:
         """NotADirectoryError: it is a file. FileExistsError: there is work in it."""
-        if self.path.exists() and not self.path.is_dir():
-            raise NotADirectoryError(f"out must be a folder, got the file {self.path}")
+        require_folder(self.path)
         if self.taken:
             raise FileExistsError(
                 f"{self.path} already holds {self._work}; continue it with resume, or choose another out"
@@ -273,9 +332,9 @@ class WorkFolder:
             raise FileNotFoundError(
                 f"resume: {self.path} holds no {none}; leave resume out to begin one"
             )
-        here, there = _as_read(description), _as_read(self.description())
+        here, there = as_read(description), as_read(self.description())
         changed = [
-            k for k in _differing(here, there, _as_read(defaults or {})) if k not in self._moves
+            k for k in _differing(here, there, as_read(defaults or {})) if k not in self._moves
         ]
         if changed:
             raise ValueError(
@@ -288,11 +347,12 @@ class WorkFolder:
 
     def describe(self, description: Mapping[str, Any]) -> None:
         """Writes what the work is of, where that is not written yet."""
+        self._lock.keep()
         if not self._description.exists():
             write_json(self._description, description)
 
 
-def _as_read(value: Mapping[str, Any]) -> dict[str, Any]:
+def as_read(value: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from a file: lists for tuples, text for keys."""
     return json.loads(_json(dict(value)))
 

@@ -25,7 +25,17 @@ WITHOUT_RECIPE = {"linear"}
 FLOOR = {
     **dict.fromkeys(
         (
-            *("ops", "norms", "losses", "perturbation", "spec", "storage", "processes"),
+            *(
+                "ops",
+                "norms",
+                "losses",
+                "perturbation",
+                "spec",
+                "storage",
+                "locks",
+                "digests",
+                "processes",
+            ),
             *("models", "layers", "pretrained", "concept_weights", "row_queue"),
         ),
         0,

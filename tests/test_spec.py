@@ -9,11 +9,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hrrl_ext.clustering import DiscoveredConcepts
+from hrrl_ext.contrastive import ContrastiveConfig, ContrastiveTraining
+from hrrl_ext.evaluation.config import EvaluationConfig
+from hrrl_ext.retrieval.config import RetrievalConfig, RetrievalTraining
+from hrrl_ext.robust import HRRLConfig
 from hrrl_ext.spec import (
     NAMES,
     NUMBER,
@@ -24,11 +30,13 @@ from hrrl_ext.spec import (
     listed,
     nearest,
     not_known,
+    plain,
     read_settings,
     readers_of,
     split_spec,
     written,
 )
+from hrrl_ext.training import TrainingConfig
 from hrrl_ext.transfer.finetuning import L2SP, Similarity, read_method
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hrrl_ext"
@@ -309,3 +317,37 @@ def test_penalties_as_text_and_back(penalty: L2SP | Similarity) -> None:
     given = {field.name: getattr(penalty, field.name) for field in fields(penalty)}
     text = ",".join(f"{key}={written(value)}" for key, value in given.items() if value is not None)
     assert read_method(f"{name}:{text}") == penalty
+
+
+def test_scalars_of_arrays_are_python_s_own() -> None:
+    """Whatever is given: files of a run and its checkpoints hold no others."""
+    value = {
+        "a": np.int64(1), "b": [np.float32(0.5), (np.bool_(True), np.str_("x"))], "c": torch.tensor(2.0),
+        "d": {"e": np.array(3)}, "f": None, "g": "text",
+    }  # fmt: skip
+    found = plain(value)
+    assert found == {
+        "a": 1, "b": [0.5, (True, "x")], "c": 2.0, "d": {"e": 3}, "f": None, "g": "text",
+    }  # fmt: skip
+    kinds = [type(found["a"]), type(found["b"][0]), *map(type, found["b"][1]), type(found["c"])]
+    assert kinds == [int, float, bool, str, float]
+    array = np.arange(3)
+    assert plain(array) is array
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *(TrainingConfig, HRRLConfig, ContrastiveConfig, ContrastiveTraining, RetrievalConfig),
+        *(RetrievalTraining, EvaluationConfig),
+    ],
+)
+def test_every_number_of_a_configuration_may_be_numpy_s(settings: Any) -> None:
+    usual = settings()
+    of: dict[type, Any] = {int: np.int64, float: np.float64}
+    values = {f.name: getattr(usual, f.name) for f in fields(settings)}
+    scalars: dict[str, Any] = {n: of[type(v)](v) for n, v in values.items() if type(v) in of}
+    assert scalars
+    same = settings(**scalars)
+    assert same == usual
+    assert all(type(getattr(same, name)) is type(values[name]) for name in scalars)

@@ -1,12 +1,14 @@
 """The program ``hrrl``: the Python functions under the same names.
 
 What a command does is imported when it runs, so that ``hrrl --help`` answers at once. Exit status: 0, 1
-for an error (one line, with a way out; --debug shows the trace), 2 for wrong usage.
+for an error (one line, with a way out; --debug shows the trace), 2 for wrong usage, 130 for Ctrl-C, 141
+where nobody reads what a command prints. One that writes a folder goes on without being read.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import textwrap
 import warnings
@@ -15,6 +17,8 @@ from typing import Any, NoReturn
 
 import jsonargparse
 
+from .._output import StandardOutput, standard_streams
+from .._signals import second_ends
 from ..spec import nearest
 from . import (
     checking,
@@ -30,6 +34,7 @@ from . import (
     transfer,
     tuning,
 )
+from .options import GOES_ON
 from .parser import CommandParser, wrong_usage
 
 _COMMANDS = (
@@ -49,6 +54,12 @@ _COMMANDS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    with standard_streams() as out, second_ends():
+        out.ends = True
+        return _run(argv, out)
+
+
+def _run(argv: Sequence[str] | None, out: StandardOutput) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     program = _Program()
     if not [word for word in words if word != "--debug"]:
@@ -63,12 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command not in _COMMANDS:
         program.error(f"there is no command {nearest([command], _COMMANDS)}")
     args = command_parser(command).parse(rest)
+    if getattr(args, "out", None) == "":
+        wrong_usage(f"hrrl {command}", "--out is empty; name a file or folder to write to")
+    out.ends = _COMMANDS[command][1] not in GOES_ON
     warnings.showwarning = _one_line_warning
     try:
         _COMMANDS[command][1](args)
     except KeyboardInterrupt:
         print(f"hrrl {command}: interrupted", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
     except (
         ArithmeticError,
         ImportError,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from .options import Commands, model_and_data_arguments, model_and_images
+from .options import Commands, model_and_data_arguments, model_and_images, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def _cluster_arguments(parser: CommandParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the clustering in --out")
 
 
+@writes_folder(lambda args: _clusters(args))
 def _cluster(args: Namespace) -> None:
     """Cluster examples by the gradients that they have at a trained model."""
     from ..clustering import GradientClustering
@@ -53,7 +54,7 @@ def _cluster(args: Namespace) -> None:
     if args.rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {args.rounds}")
     processes, device = start_processes(args.device)
-    folder = ClusterFolder(args.out or Path(args.model) / "clusters")
+    folder = ClusterFolder(_clusters(args))
     if not args.resume:
         folder.require_free()
     model, images = model_and_images(args)
@@ -98,6 +99,10 @@ def _cluster(args: Namespace) -> None:
         print(cluster_table(cluster_rows(clustering, images.target, images.classes)))
         print(f"saved {folder.path}; as concepts: hrrl train --concepts {folder.concepts} ...")
     stop_processes()
+
+
+def _clusters(args: Namespace) -> Path:
+    return Path(args.out or Path(args.model) / "clusters")
 
 
 # --- variance

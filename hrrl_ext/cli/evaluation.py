@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..spec import listed
-from .options import Commands, classes_argument, images_for, known_classes, source
+from .options import (
+    Commands,
+    classes_argument,
+    images_for,
+    known_classes,
+    source,
+    writes_folder,
+)
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -59,6 +66,7 @@ def _evaluate_arguments(parser: CommandParser) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the evaluation in --out")
 
 
+@writes_folder()
 def _evaluate(args: Namespace) -> None:
     """Measure models by concept, perturbed, corrupted and attacked; compare them on a page."""
     from ..data import load_images

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .examples import Examples, labelled_as, of_classes, read_examples
-from .options import Commands
+from .options import Commands, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -50,12 +50,14 @@ def _robust_arguments(parser: CommandParser) -> None:
     parser.add_argument("--out", help="folder for weights, radii, the table and the picture")
 
 
+@writes_folder()
 def _robust(args: Namespace) -> None:
     """Fit the linear classifier that withstands the largest perturbation, and certify it exactly."""
     from .._tables import aligned
     from ..linear import MaxMarginClassifier
+    from ..locks import is_empty
 
-    if args.out is not None and Path(args.out).exists():
+    if args.out is not None and not is_empty(Path(args.out)):
         raise FileExistsError(f"{args.out} exists; choose another out")
     sets = _sets(args)
     training = sets["training"]
@@ -135,7 +137,7 @@ def _save(
 ) -> None:
     from ..storage import replacing, write_csv, write_json
 
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     with replacing(out / "weights.npz") as partial, partial.open("wb") as file:
         np.savez(
             file, coef=model.coef_, intercept=model.intercept_, classes=model.classes_,

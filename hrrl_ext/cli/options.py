@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +24,37 @@ Commands: TypeAlias = (
     "dict[str, tuple[Callable[[CommandParser], None], Callable[[Namespace], None]]]"
 )
 """By name: what adds its arguments to a parser, and what runs it; its docstring is the help."""
+
+
+GOES_ON: set[Callable[[Namespace], None]] = set()
+"""Commands whose work is in a folder, whether or not anybody reads what they print."""
+
+
+def writes_folder(
+    folder: Callable[[Namespace], str | Path | None] = lambda args: args.out,
+) -> Callable[[Callable[[Namespace], None]], Callable[[Namespace], None]]:
+    """Of a command whose results are a folder: no other process writes to it meanwhile, and it goes on
+    where what it prints is not read.
+
+    Of the processes of torchrun the first holds the folder for all; one that processes share has None.
+    """
+
+    def decorate(command: Callable[[Namespace], None]) -> Callable[[Namespace], None]:
+        @functools.wraps(command)
+        def run(args: Namespace) -> None:
+            out = folder(args)
+            if out is None or int(os.environ.get("RANK", "0")):
+                command(args)
+                return
+            from ..locks import writing_to
+
+            with writing_to(out):
+                command(args)
+
+        GOES_ON.add(run)
+        return run
+
+    return decorate
 
 
 def model_and_data_arguments(parser: CommandParser) -> None:
@@ -121,13 +155,16 @@ def run_arguments(parser: CommandParser) -> None:
 def finish_run(result: TrainingResult) -> None:
     """Its pictures, where there is something to draw and to draw with, and where it is."""
     from ..processes import current_processes, stop_processes
+    from ..training.run_folder import RunFolder
 
     if current_processes().main and result.out is not None:
         if result.history and importlib.util.find_spec("matplotlib"):
             from ..plots import plot_runs
 
             plot_runs([result.out], result.out / "plots")
-        print(f"saved {result.out}")
+        print(f"saved {result.out}", flush=True)
+        if (why := getattr(sys.stdout, "failed", None)) is not None:
+            RunFolder(result.out).note(f"standard output failed ({why})")
     stop_processes()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import Commands, finish_run, image_run_arguments, source
+from .options import Commands, finish_run, image_run_arguments, source, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def _pretrain_arguments(parser: CommandParser) -> None:
     parser.add_class_arguments(ContrastiveTraining)
 
 
+@writes_folder()
 def _pretrain(args: Namespace) -> None:
     """Learn features without labels: MoCo v2, InstDis or PIRL on robust views (URRL)."""
     from ..contrastive import URRLTrainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Commands, finish_run, run_arguments
+from .options import Commands, finish_run, run_arguments, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def _train_arguments(parser: CommandParser) -> None:
     )
 
 
+@writes_folder()
 def _train(args: Namespace) -> None:
     """Learn a joint embedding of images and captions, by their hardest negatives (VSE++)."""
     from ..retrieval import RetrievalTrainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Commands
+from .options import Commands, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -164,6 +164,7 @@ def _export_arguments(parser: CommandParser) -> None:
     parser.add_argument("--out", required=True, help="folder to write to")
 
 
+@writes_folder()
 def _export(args: Namespace) -> None:
     """Write both encoders for torch.export and ONNX, to be run without this library."""
     from ..retrieval import export, load_joint_embedding

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import Commands
+from .options import Commands, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ def _plot_arguments(parser: CommandParser) -> None:
     parser.add_argument("--out", required=True, help="folder for the pictures")
 
 
+@writes_folder()
 def _plot(args: Namespace) -> None:
     """Draw loss, q, accuracies, h(s) and recorded variances of one or several runs."""
     from ..plots import plot_runs

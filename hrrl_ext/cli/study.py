@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Commands
+from .options import Commands, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def _study_arguments(parser: CommandParser) -> None:
     )
 
 
+@writes_folder(lambda _: None)  # each trial is taken
 def _study(args: Namespace) -> None:
     """Train with each method on each source, and say when a level pays and what it costs."""
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import Commands, finish_run, image_run_arguments, source
+from .options import Commands, finish_run, image_run_arguments, source, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ def _demo_arguments(parser: CommandParser) -> None:
     )
 
 
+@writes_folder(lambda args: _demo_folder(args))
 def _demo(args: Namespace) -> None:
     """A first look, in two minutes: what each level is for, on digits; or texts that find pictures."""
     from ..demo import run_demo, run_retrieval_demo
@@ -32,9 +33,7 @@ def _demo(args: Namespace) -> None:
         print(line, flush=True)
 
     if args.system == "hrrl":
-        run_demo(
-            args.out or "runs/demo", seeds=8 if args.seeds is None else args.seeds, report=report
-        )
+        run_demo(_demo_folder(args), seeds=8 if args.seeds is None else args.seeds, report=report)
     elif args.system != "retrieval":
         raise ValueError(f"demo: system {not_known(args.system, ('hrrl', 'retrieval'))}")
     elif args.seeds is not None:
@@ -42,7 +41,11 @@ def _demo(args: Namespace) -> None:
             "demo: seeds are of system hrrl; leave --seeds out with --system retrieval"
         )
     else:
-        run_retrieval_demo(args.out or "runs/demo-retrieval", report=report)
+        run_retrieval_demo(_demo_folder(args), report=report)
+
+
+def _demo_folder(args: Namespace) -> str:
+    return args.out or ("runs/demo-retrieval" if args.system == "retrieval" else "runs/demo")
 
 
 # --- train
@@ -70,6 +73,7 @@ def _train_arguments(parser: CommandParser) -> None:
     parser.leave_out("tau", "tau_multiple", "lam", "adversary")
 
 
+@writes_folder()
 def _train(args: Namespace) -> None:
     """Learn features with Algorithm 1."""
     from ..robust import HRRLTrainer

@@ -16,6 +16,7 @@ from .options import (
     source,
     weights_arguments,
     weights_model,
+    writes_folder,
 )
 from .parser import CommandParser, IfGiven
 
@@ -184,6 +185,7 @@ def _finetune_arguments(parser: CommandParser) -> None:
     parser.set_defaults(epochs=100, lr=0.01, tau=0.0, lam=None)
 
 
+@writes_folder()
 def _finetune(args: Namespace) -> None:
     """Train all weights of a trained model, and a new last layer, on another task."""
     from ..data import load_images

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from .options import Commands, source
+from .options import Commands, source, writes_folder
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def _tune_arguments(parser: CommandParser) -> None:
         parser.leave_out(*(field.name for field in fields(kind) if field.name not in OF_TUNE))
 
 
+@writes_folder()
 def _tune(args: Namespace) -> None:
     """Choose tau and lam on held-out images of the source: one table, and what to train with."""
     from pathlib import Path

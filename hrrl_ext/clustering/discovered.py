@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data import Concepts, ImageSet
 from ..data.concepts import CLUSTERS
-from ..spec import read_settings, readers_of, written
+from ..spec import make_plain, read_settings, readers_of, written
 from .centres import CentreRule
 from .clusters import GradientClustering
 from .examples import ExampleLoss
@@ -81,6 +81,7 @@ class DiscoveredConcepts:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.layers is not None:
             object.__setattr__(self, "layers", tuple(self.layers))
         least = {"num_clusters": 2, "every": 1, "rounds": 1, "refresh_rounds": 1, "rank": 1}

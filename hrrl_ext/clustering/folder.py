@@ -2,6 +2,7 @@
 
 clusters.json             model, a digest of its weights, data, settings, parameters that count
 state.pt                  after every round: centres, assignment, history
+digests.json              SHA-256 of state.pt and assignment.safetensors
 history.jsonl             a row per round
 assignment.safetensors    of examples [N]: assignment, distance; of clusters [K]: cluster_size, distortion
 clusters.csv              a row per cluster that has examples, the largest first
@@ -29,7 +30,8 @@ from .._shapes import having, many, maybe, record, some, text
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
-from ..storage import WorkFolder, read_json, replacing, why_unreadable, write_csv, write_rows
+from ..digests import check_digests, replacing_together
+from ..storage import WorkFolder, read_json, why_unreadable, write_csv, write_rows
 from .clusters import GradientClustering
 
 _SHOWN = 3  # classes of a cluster that are named in a line
@@ -74,15 +76,16 @@ class ClusterFolder(WorkFolder):
 
     def save(self, clustering: GradientClustering) -> None:
         """After a round: what :meth:`resume` takes up, and the history to read."""
-        with replacing(self._state) as path:
-            torch.save(clustering.state_dict(), path)
+        with replacing_together(self.path) as partial:
+            torch.save(clustering.state_dict(), partial / self._state.name)
         write_rows(self.path / "history.jsonl", clustering.history)
 
     def write_found(self, clustering: GradientClustering, images: ImageSet) -> None:
         """What was found, for others to read."""
         names = ("assignment", "distance", "cluster_size", "distortion")
-        with replacing(self.path / "assignment.safetensors") as path:
-            path.write_bytes(save({name: getattr(clustering, name) for name in names}))
+        with replacing_together(self.path) as partial:
+            found = save({name: getattr(clustering, name) for name in names})
+            (partial / "assignment.safetensors").write_bytes(found)
         rows = cluster_rows(clustering, images.target, images.classes)
         table = [row | {"classes": _counts(row["classes"])} for row in rows]
         write_csv(self.path / "clusters.csv", list(rows[0]), table)
@@ -100,10 +103,14 @@ class ClusterFolder(WorkFolder):
         if not self._state.exists():
             return
         try:
+            check_digests(self.path, [self._state.name])
             clustering.load_state_dict(
                 torch.load(regular(self._state), map_location="cpu", weights_only=True)
             )
-        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except (
+            *(RuntimeError, EOFError, KeyError, TypeError),
+            *(ValueError, pickle.UnpicklingError),
+        ) as error:
             raise ValueError(
                 f"{self._state} cannot be read: {why_unreadable(error)}; delete it to begin anew"
             ) from error
@@ -117,6 +124,7 @@ class ClusterFolder(WorkFolder):
                 f"{path} does not exist: the clustering is not through; go on with "
                 "hrrl cluster ... --resume"
             )
+        check_digests(self.path, [path.name])
         try:
             return load_file(path)["assignment"]
         except (SafetensorError, KeyError) as error:

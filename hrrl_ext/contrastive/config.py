@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..data import RandomResizedCrop, Views, view_family
 from ..data.resize import ImageSize
+from ..spec import make_plain
 from ..training.config import TrainingConfig, require_one_of, require_positive
 from ..training.freezing import read_patterns
 from ..training.schedule import ScheduleName
@@ -76,6 +77,7 @@ class ContrastiveConfig:
     fits counts."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         object.__setattr__(self, "freeze", read_patterns(self.freeze))
         require_positive(
             self, "dim", "queue", "temperature", "norm_groups", "bank", "neighbours",

@@ -123,7 +123,7 @@ class URRLTrainer(Trainer):
         _check_groups(method, training)
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard)
+        run = open_run(out, resume, tensorboard, processes)
         reading = open_reading(on_error, run if resume else None, num_workers, processes)
 
         def open_images(source: Source, split: str, of: str) -> ImageSet:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from ..spec import not_known
+from ..spec import make_plain, not_known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class EvaluationConfig:
     """Images per forward pass."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("attack_points", "corruption_points", "points", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

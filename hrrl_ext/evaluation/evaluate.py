@@ -114,24 +114,24 @@ def evaluate(
         "concept_count": torch.bincount(concept, minlength=len(names)).tolist(),
         "train_count": None if train_count is None else train_count.tolist(),
     }
-    folder.begin(description | begun_with, resume=resume)
-
     groups = _Groups(concept, names, train_count)
-    parts = folder.parts(
-        _measures(model, images, attacked, groups, steps, severities, kinds, config), progress
-    )
-    seconds = sum(part["seconds"] for part in parts.values())
-    device = str(next((p.device for p in model.parameters()), "cpu"))
-    report = _report(
-        name,
-        {**description, "preset": preset, "seconds": seconds, **environment(device)},
-        parts,
-        kinds,
-        config,
-        _warnings(by_class, is_random, parts, [parts[f"attack {spec}"] for spec in config.attacks]),
-    )
-    if folder.path is not None:
-        report.to_json(folder.path / "report.json")
+    measures = _measures(model, images, attacked, groups, steps, severities, kinds, config)
+    with folder.held():
+        folder.begin(description | begun_with, resume=resume)
+        parts = folder.parts(measures, progress)
+        seconds = sum(part["seconds"] for part in parts.values())
+        device = str(next((p.device for p in model.parameters()), "cpu"))
+        attacks = [parts[f"attack {spec}"] for spec in config.attacks]
+        report = _report(
+            name,
+            {**description, "preset": preset, "seconds": seconds, **environment(device)},
+            parts,
+            kinds,
+            config,
+            _warnings(by_class, is_random, parts, attacks),
+        )
+        if folder.path is not None:
+            report.to_json(folder.path / "report.json")
     return report
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,15 @@ class EvaluationFolder:
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.path = None if path is None else Path(path)
         self._work = None if path is None else WorkFolder(path, "an evaluation", "evaluation.json")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process writes to it meanwhile."""
+        if self._work is None:
+            yield
+        else:
+            with self._work.held():
+                yield
 
     def begin(self, description: Mapping[str, Any], *, resume: bool) -> None:
         """Refuses a folder that holds another evaluation, or this one without ``resume``."""

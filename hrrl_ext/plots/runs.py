@@ -48,14 +48,21 @@ def read_history(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. FileNotFoundError without it, ValueError naming a bad line."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} does not exist: no run, or none of its epochs is over yet")
-    rows = read_rows(
-        file,
-        ("epoch", "loss"),
-        of="a run",
-        numbers=_NUMBERS,
-        named=_BY_CONCEPT,
-        shape=record(epoch=number),
-    )
+    try:
+        rows = read_rows(
+            file,
+            ("epoch", "loss"),
+            of="a run",
+            numbers=_NUMBERS,
+            named=_BY_CONCEPT,
+            shape=record(epoch=number),
+        )
+    except ValueError as error:
+        if not (file.parent / "checkpoints").is_dir():
+            raise
+        raise ValueError(
+            f"{error}. The run's own command with --resume writes it anew, from its checkpoint"
+        ) from error
     if not rows:
         raise ValueError(f"{file} is empty: none of the run's epochs is over yet")
     return rows

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ..data.resize import ImageSize
 from ..ops import Similarity
-from ..spec import not_known
+from ..spec import make_plain, not_known
 from ..training.config import (
     TrainingConfig,
     parted,
@@ -91,6 +91,7 @@ class RetrievalConfig:
     """Channels of the first stage of an image encoder given by name."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         require_positive(
             self, "negatives", "queue", "temperature", "dim", "word_dim", "text_width", "min_count",
             "width",

@@ -17,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from ..data.resize import ImageSize
+from ..digests import check_digests
 from ..models import build_model
 from ..pretrained import from_pretrained, read_config, save_pretrained
 from ..spec import not_known
@@ -106,6 +107,7 @@ def load_joint_embedding(
     name: pass a fresh ``model``, which is filled.
     """
     folder = Path(folder)
+    check_digests(folder)
     config = read_config(folder)
     if "joint" not in config:
         raise ValueError(

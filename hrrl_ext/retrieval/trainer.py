@@ -19,7 +19,7 @@ from ..data.resize import size_of
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import start_processes
-from ..training import Loop, TrainingResult
+from ..training import Loop
 from ..training.face import Trainer
 from ..training.opening import open_run
 from ..training.progress import ProgressStyle
@@ -116,7 +116,7 @@ class RetrievalTrainer(Trainer):
         training, method = configs(preset, config, "RetrievalTrainer")
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard)
+        run = open_run(out, resume, tensorboard, processes)
         if init is not None and resume:
             raise ValueError("init begins a new run and resume continues one; give one of the two")
         if training.patience is not None and validation is None:
@@ -168,13 +168,6 @@ class RetrievalTrainer(Trainer):
             tensorboard=tensorboard,
             after_step=self._after_step,
         )
-
-    def fit(self, until: int | None = None) -> TrainingResult:
-        """Trains what is left of ``epochs``, or of its first ``until``, and returns the model of the last
-        iterate; another call goes on from there, as does a run that is resumed."""
-        if self.run is not None and self.processes.main:
-            self.model.save_files(self.run.path)  # words, for load_joint_embedding
-        return super().fit(until)
 
     def train_step(self, *batch: Tensor, pairs: int | None = None) -> Tensor:
         """One step on a batch that ``batches`` yields, this process's part of ``pairs`` (all of it, if

@@ -14,7 +14,7 @@ from ..data.sampling import Sampling
 from ..data.views import RandomErasing, RandomResizedCrop
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
-from ..spec import not_known
+from ..spec import make_plain, not_known
 from ..training.config import (
     TrainingConfig,
     parted,
@@ -115,6 +115,7 @@ class HRRLConfig:
     """Accuracy on the validation set that makes an epoch the best: average or worst_concept."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.q0 is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "q0", [float(share) for share in self.q0])
         object.__setattr__(self, "freeze", read_patterns(self.freeze))

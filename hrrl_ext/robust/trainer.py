@@ -135,7 +135,7 @@ class HRRLTrainer(Trainer):
         training, method = TrainingConfig(**of_loop), HRRLConfig(**of_method)
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard)
+        run = open_run(out, resume, tensorboard, processes)
         sets = open_sets(
             data,
             concepts,

@@ -17,17 +17,29 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import nn
 
 from .._regular import regular
-from ..storage import digest_of, file_digest, read_json, sync, why_unreadable, write_json
+from .._state_dicts import not_finite
+from ..digests import FILE, check_digests
+from ..storage import (
+    digest_of,
+    file_digest,
+    read_json,
+    sync,
+    why_unreadable,
+    write_json,
+    written_whole,
+)
 
 _STATE = {"optimizer", "scaler", "rng", "rng_cuda", "history"}  # and what the recipe adds
 _FILES = ("model.safetensors", "state.pt")
@@ -56,11 +68,12 @@ def save_checkpoint(
     try:
         shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         partial.mkdir(parents=True)
-        save_weights(model, str(partial / "model.safetensors"))
-        torch.save(dict(state), partial / "state.pt")
+        with written_whole(partial):
+            save_weights(model, str(partial / "model.safetensors"))
+            torch.save(dict(state), partial / "state.pt")
         shutil.copymode(partial / "state.pt", partial / "model.safetensors")  # which came as 0600
         digests = {name: file_digest(partial / name) for name in _FILES}
-        write_json(partial / "digests.json", {"run": digest_of(run), **digests})
+        write_json(partial / FILE, {"run": digest_of(run), **digests})
         for path in (*(partial / name for name in _FILES), partial):
             sync(path)
         shutil.rmtree(final, ignore_errors=True)  # one that could not be read
@@ -68,9 +81,9 @@ def save_checkpoint(
         sync(folder)
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        kept = checkpoints(folder)
+        kept, number = checkpoints(folder), getattr(error, "errno", None)
         raise CheckpointError(
-            f"could not write the checkpoint {final}: {error}. "
+            f"could not write the checkpoint {final}: {os.strerror(number) if number else error}. "
             + (
                 f"{kept[-1]} is intact; free some space and resume"
                 if kept
@@ -99,6 +112,8 @@ def load_checkpoint(
             if not (isinstance(state, dict) and state.keys() >= _STATE):
                 raise ValueError("state.pt is not of a run")
             _load_weights(model, regular(path / "model.safetensors"), part)
+            if (name := not_finite(model.state_dict())) is not None:
+                raise ValueError(f"the weights in it are not finite: {name}")
         except Exception as error:  # whatever reading can raise: there may be one before
             reason = why_unreadable(error)
             warnings.warn(f"{path} cannot be read ({reason}); trying the one before", stacklevel=2)
@@ -109,15 +124,22 @@ def load_checkpoint(
     )
 
 
+def last_good(folder: Path, run: Mapping[str, Any]) -> Path | None:
+    """The newest checkpoint of ``run`` that is as it was written, and whose weights are finite."""
+    for path in reversed(checkpoints(folder)):
+        with suppress(Exception):  # whatever reading can raise: it is no good one
+            _check_digests(path, run)
+            if not_finite(load_file(path / "model.safetensors")) is None:
+                return path
+    return None
+
+
 def _check_digests(path: Path, run: Mapping[str, Any]) -> None:
     """ValueError naming what is not as it was written. Checkpoints of before there were digests pass."""
-    if not (path / "digests.json").exists():
+    if not (path / FILE).exists():
         return
-    written = read_json(path / "digests.json")
-    for name in _FILES:
-        if written.get(name) != file_digest(path / name):
-            raise ValueError(f"{name} is not as it was written: its digest is another")
-    if written.get("run") != digest_of(run):
+    check_digests(path, _FILES)
+    if read_json(path / FILE).get("run") != digest_of(run):
         raise ValueError("it is of another run than config.json tells of")
 
 

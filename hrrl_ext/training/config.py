@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-from ..spec import not_known
+from ..spec import make_plain, not_known
 from .schedule import ScheduleName, Span, check_span
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -64,6 +64,7 @@ class TrainingConfig:
     """Of the initial weights, the order of the examples and their augmentation."""
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if self.milestones is not None:  # tensors, arrays and tuples too, but JSON knows lists
             object.__setattr__(self, "milestones", [int(m) for m in self.milestones])
         if self.optimizer_options is not None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from .._modes import to_train
+from .._state_dicts import not_finite
 from ..processes import Processes
 from .config import TrainingConfig
 from .freezing import freeze as freeze_layers
 from .move import Move, require_pairs
-from .progress import Progress, ProgressStyle
+from .progress import Clock, Progress, ProgressStyle
 from .recipe import Recipe, Row
 from .run_folder import RunFolder
 from .scalars import Scalars
@@ -100,19 +101,30 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         """Those within epochs, where evaluate_every is in steps."""
-        if run is not None and resume:
-            self._resume(run)
-        elif run is not None:
-            run.require_free()
-        processes.wait()  # before the first of them creates the folder
+        self._begun = resume
+        if run is not None:
+            run.take_for(processes)
+            self._resume(run) if resume else run.require_free()
 
     # --- from the first step to the last
 
     def fit(self, until: int | None = None) -> TrainingResult:
         """Trains what is left of the run, or of its first ``until`` epochs: its schedule is the same."""
+        if self.run is None:
+            return self._fit(until)
+        with self.run.held_for(self.processes):
+            return self._fit(until)
+
+    def _fit(self, until: int | None) -> TrainingResult:
         shown = Progress(self.progress, self.steps, done=self.step)  # which may refuse to
         if self.run is not None and self.processes.main:
-            self.run.begin(self.description(), str(self.device), self.processes.size)
+            if not self._begun:
+                self.run.require_free()  # of another loop, too, that was made meanwhile
+            self._begun = True
+            network = self._network(self.recipe.model)
+            self.run.begin(self.description(), str(self.device), self.processes.size, network)
+            if self.history:
+                self.run.mend(self.history, list(map(self._line, self.history)))
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
@@ -126,6 +138,8 @@ class Loop:
                 scalars.add(self.history[-1])
                 self._save()
                 progress.line(self._line(self.history[-1]))
+                if progress.failed is not None and self.run is not None:
+                    self.run.note(f"standard error failed ({progress.failed}); the run goes on")
         if self.run is not None and self.processes.main and self.over:
             self.run.write_results(self._results())
         self.processes.settle()
@@ -148,7 +162,7 @@ class Loop:
         to_train(self.recipe.model, self._held)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        clock = _Clock(self.sizes, first)
+        clock = Clock(self.sizes, first)
         batches = self._saved_where_unreadable(self.recipe.batches.epoch(epoch, start=first), epoch)
         for number, batch in enumerate(batches, first + 1):
             self.move.set_lr(self.schedule(self.step))
@@ -240,10 +254,10 @@ class Loop:
 
     def _check_weights(self) -> None:
         """What is saved can be taken up: a finite loss may have had a gradient that was not."""
-        parameters = [p.detach().isfinite().all() for p in self.recipe.model.parameters()]
-        if parameters and not torch.stack(parameters).all():
+        if (name := not_finite(self.recipe.model.state_dict())) is not None:
+            where = f"after step {self.step}: {name}"
             with self._the_last_good_state():
-                raise FloatingPointError(f"the weights are not finite after step {self.step}")
+                raise FloatingPointError(f"the weights are not finite {where}")
 
     @contextmanager
     def _the_last_good_state(self) -> Iterator[None]:
@@ -251,10 +265,10 @@ class Loop:
         try:
             yield
         except FloatingPointError as error:
-            kept = self.run.checkpoints if self.run is not None else []
+            kept = None if self.run is None else self.run.last_good
             raise FloatingPointError(
                 f"{error}. {self.recipe.advice} "
-                + (f"The last good state is {kept[-1]}." if kept else "Nothing has been saved yet.")
+                + (f"The last good state is {kept}." if kept else "Nothing has been saved yet.")
             ) from None
 
     # --- evaluation
@@ -323,7 +337,7 @@ class Loop:
         row = self.history[-1]
         if self.recipe.chosen in row and self._since_best == 0:
             self.run.save_best(self._network(self.move.evaluated), row)
-        self.run.write_metrics(self.history, [self._line(row) for row in self.history])
+        self.run.write_metrics(self.history, list(map(self._line, self.history)))
 
     def _results(self) -> dict[str, Any]:
         last, measured = self.history[-1], self._measured
@@ -383,14 +397,3 @@ class Loop:
         if state["rng_cuda"][rank] is not None:
             torch.cuda.set_rng_state(state["rng_cuda"][rank], self.device)
         self.history, self.evaluations = state["history"], state.get("evaluations", [])
-
-
-class _Clock:
-    """Examples per second since the epoch began, or was taken up."""
-
-    def __init__(self, sizes: Sequence[int], first: int) -> None:
-        self._sizes, self._first, self._start = sizes, first, time.perf_counter()
-
-    def speed(self, number: int) -> float:
-        seen = sum(self._sizes[self._first : number])
-        return seen / (time.perf_counter() - self._start)

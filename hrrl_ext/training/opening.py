@@ -26,9 +26,9 @@ from .scalars import require_tensorboard
 
 
 def open_run(
-    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool
+    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, processes: Processes
 ) -> RunFolder | None:
-    """The folder of a run that begins, or is continued; None saves nothing."""
+    """The folder of a run that begins, or is continued, for these processes alone; None saves nothing."""
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the run to continue")
@@ -38,8 +38,9 @@ def open_run(
     if tensorboard:
         require_tensorboard()
     run = RunFolder(out)
+    run.take_for(processes)
     if not resume:
-        run.require_free()  # before any work; and again, where the loop takes it
+        run.require_free()  # before any work; and again, before the first step
     return run
 
 

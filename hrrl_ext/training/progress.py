@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, TextIO, get_args
+
+from .._output import Output
 
 ProgressStyle = Literal["auto", "bar", "plain", "off"]
 
@@ -31,7 +33,7 @@ class Progress:
             raise ValueError(
                 f"progress must be one of {', '.join(get_args(ProgressStyle))}, got {style!r}"
             )
-        self._stream = stream or sys.stderr
+        self._stream = Output.of(stream or sys.stderr)
         if style == "auto":
             style = "bar" if self._stream.isatty() else "plain"
         self._style = style
@@ -39,6 +41,11 @@ class Progress:
         self._total, self._done, self._every = total_steps, done, every
         self._started = self._last_step = time.monotonic()
         self._bar: Any = None
+
+    @property
+    def failed(self) -> str | None:
+        """Why nothing is shown any more, where the stream failed."""
+        return self._stream.failed
 
     def __enter__(self) -> Progress:
         self._started = self._last_step = time.monotonic()
@@ -71,13 +78,16 @@ class Progress:
             )
         elif self._style == "plain" and time.monotonic() - self._last_step >= self._every:
             self._last_step = time.monotonic()
-            print(f"{where}  {text}  {self._left(step)}", file=self._stream, flush=True)
+            self._print(f"{where}  {text}  {self._left(step)}")
 
     def line(self, text: str) -> None:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._style == "plain":
-            print(text, file=self._stream, flush=True)
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
 
     def _left(self, step: int) -> str:
         """At the mean speed of this start, evaluation included."""
@@ -87,7 +97,18 @@ class Progress:
         return f"{hours}:{minutes:02}:{seconds % 60:02} left"
 
 
-def _bar(stream: TextIO) -> Any:
+class Clock:
+    """Examples per second since the epoch began, or was taken up."""
+
+    def __init__(self, sizes: Sequence[int], first: int) -> None:
+        self._sizes, self._first, self._start = sizes, first, time.perf_counter()
+
+    def speed(self, number: int) -> float:
+        seen = sum(self._sizes[self._first : number])
+        return seen / (time.perf_counter() - self._start)
+
+
+def _bar(stream: Any) -> Any:
     """The bar, and below it a line of its own for the numbers: both do not fit a narrow terminal."""
     from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn

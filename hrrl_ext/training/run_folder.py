@@ -4,18 +4,20 @@ config.json                       settings, model, classes, concepts
 environment.jsonl                 per start: versions, device, command, commit
 metrics.csv, metrics.jsonl        one row per epoch
 evaluations.jsonl                 one row per evaluation within epochs, where there are such
-train.log                         the same in plain lines
+train.log                         the same in plain lines, and what went wrong beside them
 results.json                      when it is through: last and best epoch, and what the recipe adds
 tensorboard/                      events, if asked for
 plots/                            of hrrl train
 checkpoints/step-00000240/        the newest two (checkpoint.py)
-best/                             config.json and model.safetensors of the best epoch
+best/                             config.json and model.safetensors of the best epoch, and digests
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,22 @@ from torch import nn
 
 from .._environment import environment
 from .._regular import regular
-from ..pretrained import build_from, from_pretrained, read_config, save_pretrained
-from ..storage import WorkFolder, append_row, write_csv, write_json, write_rows, write_text
-from .checkpoint import CheckpointError, checkpoints, load_checkpoint, save_checkpoint
+from ..pretrained import HasFiles, build_from, from_pretrained, read_config, save_pretrained
+from ..processes import Processes
+from ..storage import (
+    WorkFolder,
+    append_row,
+    as_read,
+    read_rows,
+    write_csv,
+    write_json,
+    write_rows,
+    write_text,
+)
+from .checkpoint import CheckpointError, checkpoints, last_good, load_checkpoint, save_checkpoint
 from .recipe import Row
+
+_NOTE = "note: "
 
 
 class RunFolder(WorkFolder):
@@ -34,6 +48,27 @@ class RunFolder(WorkFolder):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path, "a run", "config.json")
+
+    # --- who writes to it
+
+    def take_for(self, processes: Processes) -> None:
+        """The first process holds the folder for all; where it is refused, each of them is."""
+        refused = None
+        if processes.main:
+            try:
+                self.take()
+            except OSError as error:
+                refused = error
+        if (refused := processes.gather(refused)[0]) is not None:
+            raise refused
+
+    @contextmanager
+    def held_for(self, processes: Processes) -> Iterator[None]:
+        self.take_for(processes)
+        try:
+            yield
+        finally:
+            self.release()
 
     # --- whether there is a run
 
@@ -48,6 +83,10 @@ class RunFolder(WorkFolder):
     @property
     def best(self) -> Path:
         return self.path / "best"
+
+    @property
+    def last_good(self) -> Path | None:
+        return last_good(self.path / "checkpoints", self.config()) if self.taken else None
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -74,8 +113,12 @@ class RunFolder(WorkFolder):
 
     # --- writing
 
-    def begin(self, description: Mapping[str, Any], device: str, processes: int) -> None:
+    def begin(
+        self, description: Mapping[str, Any], device: str, processes: int, model: nn.Module
+    ) -> None:
         self.describe(description)
+        if isinstance(model, HasFiles):  # such as words, for load_joint_embedding
+            model.save_files(self.path)
         (self.path / "checkpoints").mkdir(exist_ok=True)
         append_row(self.path / "environment.jsonl", environment(device) | {"processes": processes})
 
@@ -96,7 +139,29 @@ class RunFolder(WorkFolder):
         # Concepts that are found while training may come and go: a row has those of its epoch.
         names = dict.fromkeys(name for row in rows for name in row)
         write_csv(self.path / "metrics.csv", list(names), rows)
-        write_text(self.path / "train.log", "".join(line + "\n" for line in lines))
+        log = self.path / "train.log"
+        notes = [line for line in _lines(log) if line.startswith(_NOTE)]
+        write_text(log, "".join(line + "\n" for line in (*lines, *notes)))
+
+    def mend(self, history: Sequence[Row], lines: Sequence[str]) -> None:
+        """Writes the metrics anew where they are not those of ``history``, which a checkpoint has."""
+        metrics, why = self.path / "metrics.jsonl", "it has other rows than the checkpoint"
+        try:
+            rows = read_rows(metrics, ("epoch", "step"), "a run")
+            if rows[: len(history)] == [as_read(row) for row in history]:
+                return
+        except (OSError, ValueError) as error:
+            why = str(error)
+        warnings.warn(
+            f"{metrics} was damaged: {why}. It is written anew from the checkpoint", stacklevel=3
+        )
+        self.write_metrics(history, lines)
+
+    def note(self, text: str) -> None:
+        """A line of train.log that is of no epoch."""
+        log = self.path / "train.log"
+        if (line := f"{_NOTE}{text}") not in (lines := _lines(log)):
+            write_text(log, "".join(f"{line}\n" for line in (*lines, line)))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         write_json(self.path / "results.json", results)
@@ -159,6 +224,10 @@ def open_model(folder: str | os.PathLike[str]) -> nn.Module:
     """The model of a run (its last state) or of :func:`hrrl_ext.pretrained.save_pretrained`."""
     saved_alone = (Path(folder) / "model.safetensors").is_file()
     return from_pretrained(folder) if saved_alone else load_model(folder)
+
+
+def _lines(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
 
 
 def flat(row: Row) -> dict[str, Any]:

@@ -7,25 +7,31 @@ import threading
 import time
 from typing import Any
 
+from .._output import say
+from .._signals import second_ends
 from ..processes import Processes
 
 
 class Stopping:
-    """Within, SIGTERM is noted, and the time; the loop asks, and ends when it has saved."""
+    """Within, SIGTERM is noted, and the time; the loop asks, and ends when it has saved. A second signal
+    ends at once."""
 
     def __init__(self, processes: Processes, minutes: float | None = None) -> None:
         self._processes = processes
         self._end = None if minutes is None else time.monotonic() + 60 * minutes
         self._signalled = False
         self._before: Any = None
+        self._watch = second_ends()
 
     def __enter__(self) -> Stopping:
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
             self._before = signal.signal(signal.SIGTERM, self._note)
+            self._watch.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._before is not None:
+            self._watch.__exit__(None, None, None)
             signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, *_: object) -> None:
@@ -48,6 +54,6 @@ class Stopping:
         """Says so; and ends the process, where it was told to."""
         signalled = any(self._processes.gather(self._signalled))
         if self._processes.main:
-            print(f"stopped by {'SIGTERM' if signalled else 'max_minutes'}: {saved}", flush=True)
+            say(f"stopped by {'SIGTERM' if signalled else 'max_minutes'}: {saved}")
         if signalled:
             raise SystemExit(128 + signal.SIGTERM)

@@ -24,7 +24,7 @@ from torch import Tensor
 from .._regular import regular
 from .._shapes import many, maybe, record, text
 from ..data.ids import checked_ids
-from ..storage import replacing, require_shape
+from ..storage import replacing, require_shape, written_whole
 
 _SUFFIXES = (".safetensors", ".npz")
 
@@ -116,7 +116,7 @@ def write_batches(
     path.parent.mkdir(parents=True, exist_ok=True)
     labels = [np.zeros(0, np.int64)]  # 8 bytes per example do stay
     columns = 0
-    with tempfile.TemporaryFile(dir=path.parent) as rows:
+    with written_whole(path), tempfile.TemporaryFile(dir=path.parent) as rows:
         for batch in batches:
             columns = batch.features.shape[1]
             rows.write(batch.features.contiguous().numpy().data)

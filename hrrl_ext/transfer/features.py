@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .._modes import borrowed
 from .._pixels import PixelCheck
+from .._state_dicts import not_finite
 from ..data import ImageSet
 from ..data.labelled import as_input, labelled_batches
 from ..layers import (
@@ -124,6 +125,11 @@ def _feature_batches(
         raise ValueError(
             "extract_features: the feature is the input of classifier or the output of layer; "
             "give one of the two"
+        )
+    if (name := not_finite(model.state_dict())) is not None:
+        raise ValueError(
+            f"extract_features: {name} of the model holds NaN or infinite values; take weights of before "
+            "training went wrong"
         )
     rows, check = 0, PixelCheck(model, "extract_features")
     with borrowed(model, device) as (there, dtype), ExitStack() as hooks:

@@ -7,6 +7,7 @@ import os
 import shutil
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from .._shapes import count, entries, many, record, text
 from .._tables import aligned, markdown
 from ..data import Concepts, ImageSet, Source, with_classes
+from ..locks import writing_to
 from ..robust import HRRLTrainer
 from ..spec import not_known
 from ..storage import read_rows, write_rows
@@ -154,45 +156,46 @@ def transfer_table(
     if not seeds or not variants:
         raise ValueError("transfer_table needs at least one seed and one variant")
     of_variant = {variant: variant_config(variant, tau, lam) for variant in variants}
-    path = None if out is None else Path(out) / "trials.jsonl"
-    trials = [] if path is None else _read(path)
-    done = {(trial.variant, trial.seed) for trial in trials}
-    for seed in seeds:
-        for variant in variants:
-            if (variant, seed) in done:
-                continue
-            run = None
-            if out is not None:
-                run = RunFolder(Path(out) / "models" / f"{variant.replace(' ', '-')}-{seed}")
-                if not run.checkpoints:  # stopped before its first one
-                    shutil.rmtree(run.path, ignore_errors=True)
-            result = HRRLTrainer(
-                data=data,
-                concepts=concepts,
-                validation=validation,
-                seed=seed,
-                out=None if run is None else run.path,
-                resume=run is not None and bool(run.checkpoints),
-                progress="off",
-                **(config | of_variant[variant]),
-            ).fit()
-            measured = ("accuracy", "worst_concept_accuracy") if validation is not None else ()
-            accuracies = {}
-            for target in targets:
-                train, test = (
-                    extract_features(result.model, s) for s in (target.train, target.test)
+    with nullcontext() if out is None else writing_to(out):
+        path = None if out is None else Path(out) / "trials.jsonl"
+        trials = [] if path is None else _read(path)
+        done = {(trial.variant, trial.seed) for trial in trials}
+        for seed in seeds:
+            for variant in variants:
+                if (variant, seed) in done:
+                    continue
+                run = None
+                if out is not None:
+                    run = RunFolder(Path(out) / "models" / f"{variant.replace(' ', '-')}-{seed}")
+                    if not run.checkpoints:  # stopped before its first one
+                        shutil.rmtree(run.path, ignore_errors=True)
+                result = HRRLTrainer(
+                    data=data,
+                    concepts=concepts,
+                    validation=validation,
+                    seed=seed,
+                    out=None if run is None else run.path,
+                    resume=run is not None and bool(run.checkpoints),
+                    progress="off",
+                    **(config | of_variant[variant]),
+                ).fit()
+                measured = ("accuracy", "worst_concept_accuracy") if validation is not None else ()
+                accuracies = {}
+                for target in targets:
+                    train, test = (
+                        extract_features(result.model, s) for s in (target.train, target.test)
+                    )
+                    accuracies[target.name] = probe(train, test).accuracy
+                trial = Trial(
+                    variant, seed, {m: result.last[m] for m in measured}, accuracies, result.history
                 )
-                accuracies[target.name] = probe(train, test).accuracy
-            trial = Trial(
-                variant, seed, {m: result.last[m] for m in measured}, accuracies, result.history
-            )
-            trials.append(trial)
-            if path is not None:
-                write_rows(path, map(asdict, trials))
-            shown = {**trial.source, **trial.targets}
-            numbers = "  ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
-            report(f"{variant:4}  seed {seed}  {numbers}")
-    return TransferTable([t for t in trials if t.variant in variants and t.seed in seeds])
+                trials.append(trial)
+                if path is not None:
+                    write_rows(path, map(asdict, trials))
+                shown = {**trial.source, **trial.targets}
+                numbers = "  ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
+                report(f"{variant:4}  seed {seed}  {numbers}")
+        return TransferTable([t for t in trials if t.variant in variants and t.seed in seeds])
 
 
 def _read(path: Path) -> list[Trial]:

@@ -119,11 +119,11 @@ def tune(
         raise ValueError(f"tune: held_out must lie between 0 and 1, got {held_out}")
     base = _base(settings)
     grid = read_grid(default_grid(base) if grid is None else grid, base)
+    folder = WorkFolder(out, "a search", "tune.json")
     its_root = root if takes_root(data) else None
     whole = load_images(data, split="train", image_size=base.get("image_size"), root=its_root)
     concept, names = resolve_concepts(concepts, whole)
     rows = split_rows(concept, held_out, base.get("seed", 0), images)
-    folder = WorkFolder(out, "a search", "tune.json")
     description = {
         "model": model,
         "data": whole.name,
@@ -132,11 +132,6 @@ def tune(
         "held_out": held_out,
         "settings": base,
     }
-    if folder.taken:
-        folder.require_same(description)
-    else:
-        folder.require_free()
-        folder.describe(description)
     train, held = rows
     options = {
         "model": model,
@@ -148,9 +143,15 @@ def tune(
         "num_workers": num_workers,
         "keep_gib": keep_gib,
     }
-    search = _Search(folder.path, grid, base, options, report)
-    search.run()
-    return _written(search)
+    with folder.held():
+        if folder.taken:
+            folder.require_same(description)
+        else:
+            folder.require_free()
+            folder.describe(description)
+        search = _Search(folder.path, grid, base, options, report)
+        search.run()
+        return _written(search)
 
 
 def default_grid(base: Mapping[str, Any]) -> list[str]:

@@ -125,7 +125,7 @@ def test_resumed_to_the_same_bits(
     with monkeypatch.context() as patched:
         patched.setattr(ClusterFolder, "save", stop)
         status, stdout, stderr = cluster(capsys, saved, out, "--rounds", "3")
-    assert (status, stdout) == (1, "")
+    assert (status, stdout) == (130, "")
     assert stderr.endswith("hrrl cluster: interrupted\n")
     assert not (out / "assignment.safetensors").exists()
     status, _, stderr = run(

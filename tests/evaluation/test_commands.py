@@ -122,7 +122,7 @@ def test_it_goes_on(
 
         patch.setattr(sys.modules["hrrl_ext.evaluation.attacks"], "evaluate_attack", interrupt)
         status, _, stderr = run(capsys, *command)
-    assert status == 1
+    assert status == 130
     assert stderr.endswith("hrrl evaluate: interrupted\n")
     assert not (out / "report.html").exists()
     status, _, stderr = run(capsys, "report", out, "--out", tmp_path / "x.html")

@@ -1,20 +1,19 @@
 """The queue of a study: what is left to do, by one process or several on the same folder.
 
-A folder of work is claimed by a lock on its file ``claim``, which the system gives back when its
-holder ends, however it ends; what stands in the file, host and process, is for people to read.
+Processes share the study's folder; one of its folders of work is claimed by a lock (``locks.py``) on the
+file ``claim`` in it.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...locks import FolderLock
 from .config import StudyConfig
 from .images import StudyImages
 from .levels import Candidate, Levels
@@ -190,17 +189,13 @@ class _Measured:
 @contextmanager
 def claimed(folder: Path) -> Iterator[bool]:
     """Whether the folder's work is ours while within; False where another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "claim").open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        file.truncate(0)
-        file.write(f"{socket.gethostname()} {os.getpid()}\n")
-        file.flush()
-        yield True
+    lock = FolderLock(folder, "claim", shared=False)
+    mine = lock.try_take()
+    lock.keep()
+    try:
+        yield mine
+    finally:
+        lock.release()
 
 
 def _in_short(part: Part) -> str:
