@@ -74,10 +74,12 @@ def of_classes(examples: Examples, classes: Sequence[str] | None) -> Examples:
     """The examples of the classes that are named; of all where None are."""
     if classes is None:
         return examples
+    from ..data.columns import sorted_names
+
     words = np.array([str(label) for label in examples.y.tolist()])
     for name in classes:
         if name not in words:
-            raise ValueError(f"class {not_known(name, sorted(set(words.tolist())))}")
+            raise ValueError(f"class {not_known(name, sorted_names(words.tolist()))}")
     rows = np.isin(words, classes)
     return examples._replace(X=examples.X[rows], y=examples.y[rows])
 

@@ -19,6 +19,7 @@ from .._precision import full_float32
 from .._tables import one_line
 from ..concept_weights import CALIBRATION_BATCHES
 from ..data.batches import batch_sizes
+from ..data.columns import sorted_names
 from ..data.image_sets import as_float
 from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
@@ -320,10 +321,10 @@ class VSE(Recipe):
         of_image = np.array(self.concepts)
         of_caption = of_image[self.validation.pairs.owner.numpy()]
         by_concept = {
-            str(name): summary(
-                found.i2t_rank[of_image == name], found.t2i_rank[of_caption == name]
-            )["rsum"]
-            for name in np.unique(of_image)
+            name: summary(found.i2t_rank[of_image == name], found.t2i_rank[of_caption == name])[
+                "rsum"
+            ]
+            for name in sorted_names(self.concepts)
         }
         return {"worst_concept_rsum": min(by_concept.values()), "concept_rsum": by_concept}
 
