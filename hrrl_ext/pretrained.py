@@ -21,6 +21,7 @@ from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
 
 from ._state_dicts import found_for, no_agreement
+from .layers import is_classifier
 from .storage import read_json, replacing, write_json
 
 
@@ -179,7 +180,8 @@ def from_weights(
 
     path = _weights_file(source)
     one = build_model(name, num_classes=1, image_size=image_size, width=width)
-    head = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)][-1]
+    last = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)]
+    head = (last or [layer for layer, module in one.named_modules() if is_classifier(module)])[-1]
     tensors = found_for(path, one, part).tensors
     rows = [len(t) for n, t in tensors.items() if n == f"{head}.weight"]
     model = build_model(

@@ -186,7 +186,8 @@ def _encoder(network: nn.Module, images: ImageSet, dim: int, seed: int) -> Encod
     way_out = (
         "pass a module that returns those of one alone, for the other would train the features"
     )
-    classifier = the_classifier(network, found, "URRLTrainer", way_out)
+    otherwise = "pass a module that pools before it, and ends in nn.Linear"
+    classifier = the_classifier(network, found, "URRLTrainer", way_out, otherwise)
     return Encoder(network, dim, seed, classifier).to(x.device)
 
 
