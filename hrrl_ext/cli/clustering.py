@@ -25,7 +25,7 @@ def _cluster_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--layers",
         nargs="+",
-        help="layers whose gradients count; all linear and convolutional ones",
+        help="layers whose gradients count; all linear and convolutional ones that have them",
     )
     parser.add_argument("--rank", type=int, default=1, help="of a centre in each layer")
     parser.add_argument("--center", default="svd", help="svd, or mean: Eq. 4.6 of the thesis")
@@ -65,7 +65,7 @@ def _cluster(args: Namespace) -> None:
         "batch_size": args.batch_size,
         "seed": args.seed,
     }
-    clustering = GradientClustering(model.to(device), args.clusters, **settings)
+    clustering = GradientClustering(model.to(device), args.clusters, **settings).try_layers(images)
     description = {
         "model": args.model,
         "weights": weights_digest(model),
