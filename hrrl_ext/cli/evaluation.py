@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..spec import listed
-from .options import Commands, classes_argument, images_for, known_classes, source
+from .options import Commands, classes_argument, images_for, known_classes, part_argument, source
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def _evaluate_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--arch", help="what --weights are of: resnet18, convnet, torchvision:NAME, timm:NAME"
     )
+    part_argument(parser)
     parser.add_argument("--width", type=int, default=64, help="channels of its first stage")
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="test", help="train or test, where the source has both")
@@ -115,6 +116,8 @@ def _models(args: Namespace) -> dict[str, _Entry]:
         raise ValueError(
             "weights and arch go together: files of weights alone, and what they are of"
         )
+    if args.part is not None and not args.weights:
+        raise ValueError(f"part {args.part!r} is one of a file of --weights; leave it out")
     paths = [Path(path) for path in (*args.models, *args.weights)]
     if not paths:
         raise ValueError("give at least one MODEL, or --arch and --weights")
@@ -150,6 +153,7 @@ def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet, list[s
         image_size=size_of(images.image_shape),
         width=args.width,
         num_classes=len(classes),
+        part=args.part,
     )
     if known is None:
         print(

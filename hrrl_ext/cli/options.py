@@ -137,8 +137,25 @@ def weights_arguments(parser: CommandParser) -> None:
         help="in place of a folder: resnet18, convnet, torchvision:NAME or timm:NAME, with --weights",
     )
     parser.add_argument("--weights", help="state dict for --arch: .safetensors, or of torch.save")
+    part_argument(parser)
     parser.add_argument(
         "--width", type=int, default=64, help="of --arch resnet18 or convnet: its first stage's"
+    )
+
+
+def part_argument(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--part",
+        help="which of several networks in the file of --weights: the key of its state dict, or what its "
+        "names begin with, such as state_dict_ema or encoder_k",
+    )
+
+
+def init_arguments(parser: CommandParser, what: str) -> None:
+    """The weights that a trainer begins with."""
+    parser.add_argument("--init", help=what)
+    parser.add_argument(
+        "--init_part", help="which of several networks in the file of --init, such as encoder_k"
     )
 
 
@@ -146,13 +163,17 @@ def is_folder(model: str | None, args: Namespace) -> bool:
     """Whether the model is that of a folder, and not of --arch and --weights; one is given."""
     if (model is None) == (args.arch is None) or (args.arch is None) != (args.weights is None):
         raise ValueError("give the folder of a run or a model, or --arch and --weights")
+    if args.part is not None and args.weights is None:
+        raise ValueError(f"part {args.part!r} is one of a file of --weights; leave it out")
     return model is not None
 
 
 def weights_model(args: Namespace, image_size: ImageSize) -> nn.Module:
     from ..pretrained import from_weights
 
-    return from_weights(args.arch, args.weights, image_size=image_size, width=args.width)
+    return from_weights(
+        args.arch, args.weights, image_size=image_size, width=args.width, part=args.part
+    )
 
 
 def source(parts: list[str] | None) -> Any:

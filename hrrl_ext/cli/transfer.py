@@ -192,7 +192,7 @@ def _finetune(args: Namespace) -> None:
 
     options = args.as_dict()
     model, arch, width = (options.pop(name) for name in ("model", "arch", "width"))
-    del options["weights"], options["config"]
+    del options["weights"], options["part"], options["config"]
     data, validation = (source(options.pop(name)) for name in ("data", "validation"))
     if not is_folder(model, args):
         data = load_images(data, image_size=args.image_size, root=args.root)

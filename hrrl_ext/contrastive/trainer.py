@@ -56,6 +56,8 @@ class URRLTrainer(Trainer):
             stopped. Without it a folder that holds a run is refused.
         init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), MoCo's and
             others' among them; a warning names what did not match.
+        init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
+            :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         root: where data sets of torchvision lie, or the images of a list, if not beside it.
@@ -95,6 +97,7 @@ class URRLTrainer(Trainer):
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
+        init_part: str | None = None,
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         root: str | None = None,
@@ -136,8 +139,7 @@ class URRLTrainer(Trainer):
             **options,
         )
         network = build_network(model, images, method.width, training.seed)
-        if init is not None:
-            begin_from(init, network, resume=resume)
+        begin_from(init, init_part, network, resume=resume)
         self.encoder = _encoder(network.to(device_), images, method.dim, training.seed)
         if training.channels_last:
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -21,7 +21,7 @@ from ..pretrained import load_weights
 from ..processes import start_processes
 from ..training import Loop, TrainingResult
 from ..training.face import Trainer
-from ..training.opening import open_run
+from ..training.opening import check_init, open_run
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
@@ -65,6 +65,8 @@ class RetrievalTrainer(Trainer):
             stopped. Without it a folder that holds a run is refused.
         init: the model of another run (``best`` of it) that a new one begins with, its words too, such as
             one of a frozen image encoder that is now fine-tuned. A warning names what did not match.
+        init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
+            :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         root: where the images of a file of pairs lie, if not beside it.
@@ -100,6 +102,7 @@ class RetrievalTrainer(Trainer):
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
+        init_part: str | None = None,
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         root: str | None = None,
@@ -117,8 +120,7 @@ class RetrievalTrainer(Trainer):
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = open_run(out, resume, tensorboard)
-        if init is not None and resume:
-            raise ValueError("init begins a new run and resume continues one; give one of the two")
+        check_init(init, init_part, resume)
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         pairs, measured = _open_pairs(data, validation, method, root)
@@ -126,7 +128,7 @@ class RetrievalTrainer(Trainer):
         begun = out if resume else init  # whose words a run goes on with
         self.model = _built(model, text, pairs, method, training.seed, begun)
         if init is not None:
-            _begin_from(init, self.model)
+            load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
         words = self.model.words
         assert words is not None
         self.model.to(device_)
@@ -300,11 +302,6 @@ def _built(
             freeze=config.freeze,
             learned=config.learned,
         )
-
-
-def _begin_from(init: str | os.PathLike[str], model: JointEmbedding) -> None:
-    """Fills the model with weights, and says what of them it could not take."""
-    load_weights(model, init).warn(f"init {os.fspath(init)}")
 
 
 def _words(
