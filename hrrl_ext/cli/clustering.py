@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from .options import Commands, model_and_data_arguments, model_and_images
+from .options import Commands, model_and_data_arguments, model_and_images, tell_left_out
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def _cluster(args: Namespace) -> None:
     from ..clustering import GradientClustering
     from ..clustering.folder import ClusterFolder, cluster_rows, cluster_table
     from ..data.resize import size_of
+    from ..data.unreadable import left_out
     from ..pretrained import weights_digest
     from ..processes import start_processes, stop_processes
 
@@ -71,6 +72,7 @@ def _cluster(args: Namespace) -> None:
         "weights": weights_digest(model),
         "data": images.name,
         "examples": len(images),
+        **left_out(data=images),
         "image_size": size_of(images.image_shape),
         "clusters": args.clusters,
         **settings,
@@ -96,6 +98,7 @@ def _cluster(args: Namespace) -> None:
 
             plot_clusters(clustering, folder.path / "plots", images)
         print(cluster_table(cluster_rows(clustering, images.target, images.classes)))
+        tell_left_out(images)
         print(f"saved {folder.path}; as concepts: hrrl train --concepts {folder.concepts} ...")
     stop_processes()
 
@@ -127,6 +130,7 @@ def _variance(args: Namespace) -> None:
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
     from ..data.classes import require_same_classes
+    from ..data.unreadable import left_out
     from ..pretrained import read_config
     from ..processes import choose_device
     from ..storage import write_json
@@ -164,10 +168,12 @@ def _variance(args: Namespace) -> None:
         seed=args.seed,
     )
     print(measured)
+    tell_left_out(images)
     if args.out is not None:
         result = {
             "model": args.model,
             "data": images.name,
+            **left_out(data=images),
             "clusters": args.clusters,
             "snapshot": args.snapshot,
             "batch_size": batch_size,

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ..spec import listed
-from .options import Commands, classes_argument, images_for, known_classes, part_argument, source
+from .options import (
+    Commands,
+    classes_argument,
+    images_for,
+    known_classes,
+    on_error_argument,
+    part_argument,
+    source,
+    tell_left_out,
+)
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -38,6 +47,7 @@ def _evaluate_arguments(parser: CommandParser) -> None:
     parser.add_argument("--split", default="test", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_image_size("the model's if not given")
+    on_error_argument(parser)
     classes_argument(parser)
     parser.add_argument("--concepts", help="as for train; the data's own, or the classes")
     parser.add_argument(
@@ -103,6 +113,7 @@ def _evaluate(args: Namespace) -> None:
         reports.append(report)
     write_html(reports, out / "report.html")
     print(f"saved {out / 'report.html'}, and a report.json of each model")
+    tell_left_out(images)
 
 
 class _Entry(NamedTuple):

@@ -21,6 +21,7 @@ from ..concept_weights import CALIBRATION_BATCHES
 from ..data.batches import batch_sizes
 from ..data.columns import sorted_names
 from ..data.image_sets import as_float
+from ..data.unreadable import left_out
 from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
 from ..training import Move, Recipe
@@ -336,12 +337,14 @@ class VSE(Recipe):
 
     def description(self) -> dict[str, Any]:
         pairs = self.batches.encoded.pairs
+        measured = None if self.validation is None else self.validation.pairs
         concepts = {} if self.level is None else {"concepts": self.level.names}
         return {
             **described(self.model),
             "data": pairs.name,
             "images": len(pairs.images),
             "captions": len(pairs),
+            **left_out(data=pairs, validation=measured),
             "words": None if self.model.words is None else len(self.model.words),
             **concepts,
         }

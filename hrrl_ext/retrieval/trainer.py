@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +17,13 @@ from .._pixels import PixelCheck
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
+from ..data.unreadable import OnError
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import start_processes
 from ..training import Loop, TrainingResult
 from ..training.face import Trainer
-from ..training.opening import check_init, open_run
+from ..training.opening import check_init, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
@@ -73,6 +75,8 @@ class RetrievalTrainer(Trainer):
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB are decoded once and kept.
+        on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`;
+            their captions stay out with them.
         progress: "auto", "bar", "plain" or "off".
         tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
         after_step: called with the trainer and the number of steps done, after each of them and before a
@@ -109,6 +113,7 @@ class RetrievalTrainer(Trainer):
         device: str = "auto",
         num_workers: int = 0,
         keep_gib: float = 2.0,
+        on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[RetrievalTrainer, int], object] | None = None,
@@ -123,7 +128,14 @@ class RetrievalTrainer(Trainer):
         check_init(init, init_part, resume)
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
-        pairs, measured = _open_pairs(data, validation, method, root)
+        opened, measured = _open_pairs(data, validation, method, root)
+        reading = open_reading(on_error, run if resume else None, num_workers, processes)
+        pairs, rows = opened.readable(reading)
+        concepts = _of_rows("concepts", concepts, opened, rows)
+        if measured is not None:
+            whole = measured
+            measured, rows = whole.readable(reading, "validation")
+            validation_concepts = _of_rows("validation_concepts", validation_concepts, whole, rows)
         level = _level(pairs, concepts, method, device_)
         begun = out if resume else init  # whose words a run goes on with
         self.model = _built(model, text, pairs, method, training.seed, begun)
@@ -232,6 +244,14 @@ def _open_pairs(
             "give image_size, or features of one encoder"
         )
     return pairs, measured
+
+
+def _of_rows(argument: str, concepts: Ids | None, of: Pairs, rows: Tensor) -> Ids | None:
+    """Of the images that are left."""
+    if concepts is None or isinstance(concepts, str) or len(rows) == len(of.images):
+        return concepts
+    names, of_image = named_concepts(argument, of, concepts)
+    return np.array(names)[of_image[rows].numpy()]
 
 
 def _level(
