@@ -17,7 +17,7 @@ from .._pixels import PixelCheck
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
-from ..data.unreadable import OnError
+from ..data.unreadable import OnError, Reading
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import start_processes
@@ -130,15 +130,12 @@ class RetrievalTrainer(Trainer):
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         opened, measured = _open_pairs(data, validation, method, root)
         reading = open_reading(on_error, run if resume else None, num_workers, processes)
-        pairs, rows = opened.readable(reading)
-        concepts = _of_rows("concepts", concepts, opened, rows)
+        pairs, concepts = _readable(opened, concepts, reading)
         if measured is not None:
-            whole = measured
-            measured, rows = whole.readable(reading, "validation")
-            validation_concepts = _of_rows("validation_concepts", validation_concepts, whole, rows)
+            asked = validation_concepts
+            measured, validation_concepts = _readable(measured, asked, reading, "validation")
         level = _level(pairs, concepts, method, device_)
-        begun = out if resume else init  # whose words a run goes on with
-        self.model = _built(model, text, pairs, method, training.seed, begun)
+        self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
             load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
         words = self.model.words
@@ -246,12 +243,16 @@ def _open_pairs(
     return pairs, measured
 
 
-def _of_rows(argument: str, concepts: Ids | None, of: Pairs, rows: Tensor) -> Ids | None:
-    """Of the images that are left."""
-    if concepts is None or isinstance(concepts, str) or len(rows) == len(of.images):
-        return concepts
-    names, of_image = named_concepts(argument, of, concepts)
-    return np.array(names)[of_image[rows].numpy()]
+def _readable(
+    opened: Pairs, concepts: Ids | None, reading: Reading, of: str = "data"
+) -> tuple[Pairs, Ids | None]:
+    """The pairs to take, and the concepts of their images."""
+    pairs, rows = opened.readable(reading, of)
+    if concepts is None or isinstance(concepts, str) or pairs is opened:
+        return pairs, concepts
+    argument = "concepts" if of == "data" else f"{of}_concepts"
+    names, of_image = named_concepts(argument, opened, concepts)
+    return pairs, np.array(names)[of_image[rows].numpy()]
 
 
 def _level(

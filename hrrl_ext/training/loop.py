@@ -22,7 +22,7 @@ from .recipe import Recipe, Row
 from .run_folder import RunFolder
 from .scalars import Scalars
 from .schedule import Schedule, default_milestones, in_steps, is_in_steps
-from .stopping import Stopping
+from .stopping import Stopping, read_together
 
 _LOOK_EVERY = 20  # steps between two looks at the numbers, each of which waits for the device
 FIRST_STEPS = 5  # of something new, each looked at: what is thrown off there stays so
@@ -189,28 +189,17 @@ class Loop:
     def _saved_where_unreadable(
         self, batches: Iterator[tuple[Tensor, ...]], epoch: int
     ) -> Iterator[tuple[Tensor, ...]]:
-        """The batches. Where one cannot be read, by whichever process, what was trained before it is
-        saved, and all stop together: the others would wait for its part of the step."""
-        while True:
-            batch, error = None, None
-            try:
-                batch = next(batches, None)
-            except OSError as caught:
-                error = caught
-            why = self.processes.first_of(None if error is None else str(error))
-            if why is not None:
-                break
-            if batch is None:
-                return
-            yield batch
-        if self.step > epoch * self.per_epoch:  # else there is a checkpoint of it, if any
-            self._check_weights()
-            self._save()
-        if not self.processes.main:
-            rank = self.processes.rank
-            raise OSError(f"process {rank} stops with the first, which says why") from error
-        resume = f" The run is {self._saved}." if self.run and self.run.checkpoints else ""
-        raise OSError(f"{why}. Repair or replace it.{resume}") from error
+        """The batches. Where one cannot be read, what was trained before it is saved."""
+        try:
+            yield from read_together(batches, self.processes)
+        except OSError as error:
+            if self.step > epoch * self.per_epoch:  # else there is a checkpoint of it, if any
+                self._check_weights()
+                self._save()
+            if not self.processes.main:
+                raise
+            resume = f" The run is {self._saved}." if self.run and self.run.checkpoints else ""
+            raise OSError(f"{error}. Repair or replace it.{resume}") from error
 
     @property
     def over(self) -> bool:

@@ -230,22 +230,22 @@ def test_commands_that_read_once(folder, tmp_path, capsys):
     (tmp_path / "clean" / "a" / "02.png").unlink()
     damage(Path(bad))
 
-    def run(command, data, out, *words):
-        model = ["--model", tmp_path / "m"] if command == "extract" else [tmp_path / "m"]
-        more = {"cluster": ["--clusters", 2, "--rounds", 1], "variance": ["--num_batches", 20, "--batch_size", 4],
-                "evaluate": ["--attacks", "none", "--corruptions", "none"]}.get(command, [])  # fmt: skip
-        where = ["--data", data, "--device", "cpu", "--out", tmp_path / out]
-        words = [command, *model, *where, *more, *words]
-        status = main([*map(str, words)])
-        return status, *capsys.readouterr()
+    more: dict[str, list[Any]] = {
+        "extract": [],
+        "evaluate": ["--attacks", "none", "--corruptions", "none"],
+        "cluster": ["--clusters", 2, "--rounds", 1],
+        "variance": ["--num_batches", 20, "--batch_size", 4],
+    }
 
-    for command, suffix in (
-        ("extract", ".npz"),
-        ("evaluate", ""),
-        ("cluster", ""),
-        ("variance", ".json"),
-    ):
-        out = f"{command}{suffix}"
+    def run(command: str, data: Path, out: str, *words: str) -> tuple[int, str, str]:
+        model = ["--model", tmp_path / "m"] if command == "extract" else [tmp_path / "m"]
+        where = ["--data", data, "--device", "cpu", "--out", tmp_path / out]
+        status = main([str(word) for word in (command, *model, *where, *more[command], *words)])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    for command in more:
+        out = command + {"extract": ".npz", "variance": ".json"}.get(command, "")
         status, _, err = run(command, folder, out)
         assert status == 1 and f"cannot decode image {bad}: " in err, (command, err)
         assert "--on_error skip" in err
@@ -263,7 +263,7 @@ def test_commands_that_read_once(folder, tmp_path, capsys):
     }
     clean = json.loads((tmp_path / "clean-evaluate" / "m" / "report.json").read_text())
     assert report["accuracy"]["concepts"] == clean["accuracy"]["concepts"]
-    for kept in (tmp_path / "skip-cluster" / "config.json", tmp_path / "skip-variance.json"):
+    for kept in (tmp_path / "skip-cluster" / "clusters.json", tmp_path / "skip-variance.json"):
         assert json.loads(kept.read_text())["left_out"] == {"data": [bad]}
 
 
