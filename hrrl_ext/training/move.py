@@ -111,9 +111,9 @@ class Move:
 class _Averaging:
     """The mean of gradients over the processes, by DistributedDataParallel from the second step on.
 
-    That one waits for ever for parameters without a part in the loss, such as those of auxiliary
-    classifiers, whose logits a network returns in train mode. Which these are the first step shows; they
-    have no gradient on one process either, and are kept from it.
+    That one stops at parameters without a part in the loss, such as those of auxiliary classifiers, whose
+    logits a network returns in train mode. Which these are the first step shows, the only one that waits
+    for the device; they have no gradient on one process either, and are kept from it.
     """
 
     def __init__(self, model: nn.Module, processes: Processes) -> None:
@@ -132,7 +132,8 @@ class _Averaging:
         for p in trained:
             if not any(p is other for other in unused):
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                self._processes.sum(p.grad.div_(self._processes.size))
+                share = (p.grad / self._processes.size).contiguous()  # which a sum takes alone
+                p.grad.copy_(self._processes.sum(share))
         for p in unused:
             p.requires_grad_(False)
         self.model = DistributedDataParallel(self._bare, broadcast_buffers=False)
