@@ -134,7 +134,8 @@ def _best(path: Path, scores: Mapping[Part, tuple[int, int]]) -> tuple[Part, lis
     names, example = "; ".join(sorted(map(str, leading))), min(leading)
     raise ValueError(
         f"{path} holds several networks that fit the model equally ({names}); say which with "
-        f"load_weights(model, {str(path)!r}, part={example.prefix or example.key!r})"
+        f"load_weights(model, {str(path)!r}, part={example.prefix or example.key!r}), or on the command "
+        "line with --part or --init_part"
     )
 
 

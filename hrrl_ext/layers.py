@@ -54,7 +54,8 @@ def _tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 class Classifiers(NamedTuple):
-    """Names of the linear layers that a model's outputs end in, in module order."""
+    """Names of the linear layers that a model's outputs end in, in module order; of 1x1 convolutions
+    where there is no linear one, as in SqueezeNet."""
 
     of_logits: list[str]
     beside: list[str]
@@ -65,21 +66,27 @@ def find_classifiers(model: nn.Module, x: Tensor) -> Classifiers:
     """The layers that ``model`` reads its logits from, on some images, in the modes that it is in.
 
     Found in the graph of a forward pass, whatever the order of the modules is: the nn.Linear layers, as
-    wide as there are classes, that are met first on the way back from the logits. A network that is
-    distilled has two, whose mean the logits are. None, where the logits come from another kind of layer.
+    wide as there are classes, that are met first on the way back from the logits; where there are none,
+    the 1x1 convolutions, which are linear at every position. A network that is distilled has two, whose
+    mean the logits are. None, where the logits come from another kind of layer.
     """
-    written: dict[Node, str] = {}
+    linear: dict[Node, str] = {}
+    pointwise: dict[Node, str] = {}
     width: dict[str, int] = {}
 
-    def watch(name: str, layer: nn.Linear) -> Callable[[nn.Module, Any, Any], None]:
+    def watch(name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Any], None]:
         def hook(_: nn.Module, __: Any, out: Any) -> None:
-            if isinstance(out, Tensor) and out.grad_fn is not None and out.ndim == 2:
-                written[out.grad_fn], width[name] = name, layer.out_features
+            if not (isinstance(out, Tensor) and out.grad_fn is not None):
+                return
+            if isinstance(layer, nn.Linear) and out.ndim == 2:
+                linear[out.grad_fn], width[name] = name, layer.out_features
+            elif isinstance(layer, nn.Conv2d) and out.ndim == 4:
+                pointwise[out.grad_fn], width[name] = name, layer.out_channels
 
         return hook
 
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-    handles = [m.register_forward_hook(watch(name, m)) for name, m in linear.items()]
+    heads = {name: m for name, m in model.named_modules() if is_classifier(m)}
+    handles = [m.register_forward_hook(watch(name, m)) for name, m in heads.items()]
     try:
         with torch.enable_grad():
             output = model(x.detach().requires_grad_().clone())  # which it may change in place
@@ -93,12 +100,18 @@ def find_classifiers(model: nn.Module, x: Tensor) -> Classifiers:
     classes = logits.shape[1] if logits.ndim == 2 else 0
 
     def ends_of(tensor: Tensor) -> set[str]:
-        ends = _ends(tensor, written)
+        ends = _ends(tensor, linear) or _ends(tensor, pointwise)
         return ends if all(width[name] == classes for name in ends) else set()
 
     of_logits = ends_of(logits)
     beside = {name for t in _tensors_in(output) for name in ends_of(t)} - of_logits
-    return Classifiers(*([n for n in linear if n in names] for names in (of_logits, beside)))
+    return Classifiers(*([n for n in heads if n in names] for names in (of_logits, beside)))
+
+
+def is_classifier(layer: nn.Module) -> bool:
+    """Whether it may be one: linear, or a 1x1 convolution, which is so at every position."""
+    pointwise = isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} == {layer.groups}
+    return isinstance(layer, nn.Linear) or pointwise
 
 
 def _ends(tensor: Tensor, written: Mapping[Node, str]) -> set[str]:
@@ -118,18 +131,24 @@ def _ends(tensor: Tensor, written: Mapping[Node, str]) -> set[str]:
     return names
 
 
-def the_classifier(model: nn.Module, found: Classifiers, where: str, way_out: str) -> nn.Linear:
+def the_classifier(
+    model: nn.Module, found: Classifiers, where: str, way_out: str, otherwise: str
+) -> nn.Linear:
     """The layer whose input is f(x); the last nn.Linear where the logits come from another kind.
-    ValueError where they come from several."""
+    ValueError where they come from several, or from a convolution, whose input has positions."""
     if len(found.of_logits) > 1:
         raise ValueError(
             f"{where}: the logits of {type(model).__name__} come from {len(found.of_logits)} layers, "
             f"{listed(found.of_logits)}, each with an input of its own; {way_out}"
         )
-    layer = find_classifier(model)
-    if found.of_logits:
-        (name,) = found.of_logits
-        layer = next(m for n, m in model.named_modules() if n == name and isinstance(m, nn.Linear))
+    if not found.of_logits:
+        return find_classifier(model)
+    layer = model.get_submodule(found.of_logits[0])
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"{where}: the logits of {type(model).__name__} come from the convolution "
+            f"{found.of_logits[0]!r}, whose input is no vector; {otherwise}"
+        )
     return layer
 
 

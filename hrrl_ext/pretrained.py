@@ -25,6 +25,7 @@ from ._regular import regular
 from ._shapes import entries, expected, having, many, mapping, maybe, record, some, text
 from ._state_dicts import found_for, no_agreement, not_finite
 from .digests import check_digests, replacing_together
+from .layers import is_classifier
 from .storage import read_json, require_shape, write_json
 
 
@@ -189,7 +190,8 @@ def from_weights(
 
     path = _weights_file(source)
     one = build_model(name, num_classes=1, image_size=image_size, width=width)
-    head = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)][-1]
+    last = [layer for layer, module in one.named_modules() if isinstance(module, nn.Linear)]
+    head = (last or [layer for layer, module in one.named_modules() if is_classifier(module)])[-1]
     tensors = found_for(path, one, part).tensors
     rows = [len(t) for n, t in tensors.items() if n == f"{head}.weight"]
     model = build_model(

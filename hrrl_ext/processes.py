@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,6 +66,19 @@ class Processes:
         values = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def first_of(self, text: str | None) -> str | None:
+        """The text of the first process that has one: all wait for each other, and no device is waited
+        for."""
+        if self.size == 1:
+            return text
+        group, count = _on_hosts(), torch.tensor(int(text is not None))
+        dist.all_reduce(count, group=group)
+        if not count:
+            return None
+        texts: list[str | None] = [None] * self.size
+        dist.all_gather_object(texts, text, group=group)
+        return next(found for found in texts if found is not None)
 
     def wait(self) -> None:
         """Until every process has come here."""
@@ -134,7 +148,14 @@ def stop_processes() -> None:
     """Disconnects what :func:`start_processes` connected; the last thing that a script should do."""
     if dist.is_initialized():
         current_processes().settle()
+        _on_hosts.cache_clear()
         dist.destroy_process_group()
+
+
+@cache
+def _on_hosts() -> Any:
+    """All processes, connected by their hosts."""
+    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,54 @@ def test_from_a_bare_state_dict(
         )
     npz, safetensors = (load_features(tmp_path / f) for f in ("bare.npz", "run.safetensors"))
     assert torch.equal(npz.features, safetensors.features)
+
+
+def test_one_of_several_networks_in_a_file(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever weights are taken: --part of --weights, --init_part of --init."""
+    one = load_model(source).state_dict()
+    other = {name: value.flip(0) if value.ndim else value for name, value in one.items()}
+    file = tmp_path / "two.pt"
+    torch.save({"one": one, "other": other}, file)
+    torch.save(other, tmp_path / "other.pt")
+    bare = ["--arch", "resnet18", "--width", "4", "--data", "digits", "--split", "test"]
+    status, _, stderr = run(
+        capsys, "extract", *bare, "--weights", file, "--out", tmp_path / "x.npz"
+    )
+    assert status == 1 and "fit the model equally ('one'; 'other')" in stderr
+    assert "--part or --init_part" in stderr
+    for name, weights in (("part", [file, "--part", "other"]), ("alone", [tmp_path / "other.pt"])):
+        run(capsys, "extract", *bare, "--weights", *weights, "--out", tmp_path / f"{name}.npz")
+    part, alone = (load_features(tmp_path / f"{n}.npz").features for n in ("part", "alone"))
+    assert torch.equal(part, alone)
+    settings: dict[str, Any] = {
+        "data": "digits", "concepts": "classes", "width": 4, "device": "cpu", "progress": "off",
+    }  # fmt: skip
+    begun = HRRLTrainer(init=file, init_part="other", **settings)
+    assert torch.equal(begun.model.conv1.weight, other["conv1.weight"])
+    with pytest.raises(ValueError, match="says which weights of init; give init"):
+        HRRLTrainer(init_part="other", **settings)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train --data digits --concepts classes --out x --init_part ema", "init_part='ema' says which"),
+        ("pretrain --data digits --views moco --out x --init_part ema", "init_part='ema' says which"),
+        ("train-retrieval --data emoji --out x --init_part ema", "init_part='ema' says which"),
+        ("extract --model RUN --data digits --out x --part ema", "part 'ema' is one of a file of --weights"),
+        ("finetune RUN --data digits --out x --part ema", "part 'ema' is one of a file of --weights"),
+        ("evaluate RUN --data digits --out x --part ema", "part 'ema' is one of a file of --weights"),
+    ],
+)  # fmt: skip
+def test_a_part_of_nothing(
+    words: str, message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    status, _, stderr = run(capsys, *words.split())
+    assert (status, message in stderr) == (1, True), stderr
 
 
 def test_neighbours_and_concepts(

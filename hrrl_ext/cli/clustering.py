@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 import jsonargparse
 
-from .options import Commands, model_and_data_arguments, model_and_images, writes_folder
+from .options import (
+    Commands,
+    model_and_data_arguments,
+    model_and_images,
+    tell_left_out,
+    writes_folder,
+)
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -25,7 +31,7 @@ def _cluster_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--layers",
         nargs="+",
-        help="layers whose gradients count; all linear and convolutional ones",
+        help="layers whose gradients count; all linear and convolutional ones that have them",
     )
     parser.add_argument("--rank", type=int, default=1, help="of a centre in each layer")
     parser.add_argument("--center", default="svd", help="svd, or mean: Eq. 4.6 of the thesis")
@@ -48,6 +54,7 @@ def _cluster(args: Namespace) -> None:
     from ..clustering import GradientClustering
     from ..clustering.folder import ClusterFolder, cluster_rows, cluster_table
     from ..data.resize import size_of
+    from ..data.unreadable import left_out
     from ..pretrained import weights_digest
     from ..processes import start_processes, stop_processes
 
@@ -66,12 +73,13 @@ def _cluster(args: Namespace) -> None:
         "batch_size": args.batch_size,
         "seed": args.seed,
     }
-    clustering = GradientClustering(model.to(device), args.clusters, **settings)
+    clustering = GradientClustering(model.to(device), args.clusters, **settings).try_layers(images)
     description = {
         "model": args.model,
         "weights": weights_digest(model),
         "data": images.name,
         "examples": len(images),
+        **left_out(data=images),
         "image_size": size_of(images.image_shape),
         "clusters": args.clusters,
         **settings,
@@ -97,6 +105,7 @@ def _cluster(args: Namespace) -> None:
 
             plot_clusters(clustering, folder.path / "plots", images)
         print(cluster_table(cluster_rows(clustering, images.target, images.classes)))
+        tell_left_out(images)
         print(f"saved {folder.path}; as concepts: hrrl train --concepts {folder.concepts} ...")
     stop_processes()
 
@@ -132,6 +141,7 @@ def _variance(args: Namespace) -> None:
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
     from ..data.classes import require_same_classes
+    from ..data.unreadable import left_out
     from ..pretrained import read_config
     from ..processes import choose_device
     from ..storage import write_json
@@ -169,10 +179,12 @@ def _variance(args: Namespace) -> None:
         seed=args.seed,
     )
     print(measured)
+    tell_left_out(images)
     if args.out is not None:
         result = {
             "model": args.model,
             "data": images.name,
+            **left_out(data=images),
             "clusters": args.clusters,
             "snapshot": args.snapshot,
             "batch_size": batch_size,

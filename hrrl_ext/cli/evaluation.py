@@ -13,7 +13,10 @@ from .options import (
     classes_argument,
     images_for,
     known_classes,
+    on_error_argument,
+    part_argument,
     source,
+    tell_left_out,
     writes_folder,
 )
 from .parser import CommandParser
@@ -39,11 +42,13 @@ def _evaluate_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--arch", help="what --weights are of: resnet18, convnet, torchvision:NAME, timm:NAME"
     )
+    part_argument(parser)
     parser.add_argument("--width", type=int, default=64, help="channels of its first stage")
     parser.add_argument("--data", nargs="+", required=True, help="images, as for train")
     parser.add_argument("--split", default="test", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_image_size("the model's if not given")
+    on_error_argument(parser)
     classes_argument(parser)
     parser.add_argument("--concepts", help="as for train; the data's own, or the classes")
     parser.add_argument(
@@ -110,6 +115,7 @@ def _evaluate(args: Namespace) -> None:
         reports.append(report)
     write_html(reports, out / "report.html")
     print(f"saved {out / 'report.html'}, and a report.json of each model")
+    tell_left_out(images)
 
 
 class _Entry(NamedTuple):
@@ -123,6 +129,8 @@ def _models(args: Namespace) -> dict[str, _Entry]:
         raise ValueError(
             "weights and arch go together: files of weights alone, and what they are of"
         )
+    if args.part is not None and not args.weights:
+        raise ValueError(f"part {args.part!r} is one of a file of --weights; leave it out")
     paths = [Path(path) for path in (*args.models, *args.weights)]
     if not paths:
         raise ValueError("give at least one MODEL, or --arch and --weights")
@@ -158,6 +166,7 @@ def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet, list[s
         image_size=size_of(images.image_shape),
         width=args.width,
         num_classes=len(classes),
+        part=args.part,
     )
     if known is None:
         print(

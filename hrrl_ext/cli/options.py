@@ -63,6 +63,7 @@ def model_and_data_arguments(parser: CommandParser) -> None:
     parser.add_argument("--split", default="train", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_image_size("the model's if not given")
+    on_error_argument(parser)
     classes_argument(parser)
 
 
@@ -87,16 +88,27 @@ def model_and_images(args: Namespace) -> tuple[nn.Module, ImageSet]:
 
 
 def images_for(folder: str | Path | None, args: Namespace) -> ImageSet:
-    """Those of --data in the size that is asked for, else in that of the model in ``folder``."""
+    """Those of --data in the size that is asked for, else in that of the model in ``folder``; without
+    what --on_error leaves out."""
     from ..data import load_images
     from ..data.sources import load_images_for
+    from ..data.unreadable import Reading
     from ..pretrained import read_config
 
-    of = source(args.data)
+    of, reading = source(args.data), Reading(args.on_error)
     size = None if folder is None else read_config(Path(folder)).get("image_size")
     if args.image_size is None and size is not None:
-        return load_images_for(of, size, str(folder), split=args.split, root=args.root)
-    return load_images(of, split=args.split, image_size=args.image_size, root=args.root)
+        images = load_images_for(of, size, str(folder), split=args.split, root=args.root)
+    else:
+        images = load_images(of, split=args.split, image_size=args.image_size, root=args.root)
+    return reading.take(images)[0]
+
+
+def tell_left_out(images: ImageSet) -> None:
+    """At the end of a command: every image that it has not seen."""
+    if images.left_out:
+        print(f"left out, as they cannot be read: {len(images.left_out)} images")
+        print("\n".join(images.left_out))
 
 
 def known_classes(folder: str | Path, args: Namespace) -> list[str] | None:
@@ -105,6 +117,15 @@ def known_classes(folder: str | Path, args: Namespace) -> list[str] | None:
     from ..pretrained import classes_of
 
     return classes_of(folder) if args.classes is None else read_classes(args.classes)
+
+
+def on_error_argument(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--on_error",
+        default="raise",
+        help="images that cannot be read: raise at the first that is met, or skip: all are tried before, "
+        "and those left out, counted and named",
+    )
 
 
 def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None:
@@ -122,11 +143,7 @@ def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None
             "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
         )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
-    parser.add_argument(
-        "--on_error",
-        default="raise",
-        help="images that cannot be read: raise, or skip: left out, before a new run begins",
-    )
+    on_error_argument(parser)
     run_arguments(parser)
 
 
@@ -174,8 +191,25 @@ def weights_arguments(parser: CommandParser) -> None:
         help="in place of a folder: resnet18, convnet, torchvision:NAME or timm:NAME, with --weights",
     )
     parser.add_argument("--weights", help="state dict for --arch: .safetensors, or of torch.save")
+    part_argument(parser)
     parser.add_argument(
         "--width", type=int, default=64, help="of --arch resnet18 or convnet: its first stage's"
+    )
+
+
+def part_argument(parser: CommandParser) -> None:
+    parser.add_argument(
+        "--part",
+        help="which of several networks in the file of --weights: the key of its state dict, or what its "
+        "names begin with, such as state_dict_ema or encoder_k",
+    )
+
+
+def init_arguments(parser: CommandParser, what: str) -> None:
+    """The weights that a trainer begins with."""
+    parser.add_argument("--init", help=what)
+    parser.add_argument(
+        "--init_part", help="which of several networks in the file of --init, such as encoder_k"
     )
 
 
@@ -183,13 +217,17 @@ def is_folder(model: str | None, args: Namespace) -> bool:
     """Whether the model is that of a folder, and not of --arch and --weights; one is given."""
     if (model is None) == (args.arch is None) or (args.arch is None) != (args.weights is None):
         raise ValueError("give the folder of a run or a model, or --arch and --weights")
+    if args.part is not None and args.weights is None:
+        raise ValueError(f"part {args.part!r} is one of a file of --weights; leave it out")
     return model is not None
 
 
 def weights_model(args: Namespace, image_size: ImageSize) -> nn.Module:
     from ..pretrained import from_weights
 
-    return from_weights(args.arch, args.weights, image_size=image_size, width=args.width)
+    return from_weights(
+        args.arch, args.weights, image_size=image_size, width=args.width, part=args.part
+    )
 
 
 def source(parts: list[str] | None) -> Any:

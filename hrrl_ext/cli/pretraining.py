@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .options import Commands, finish_run, image_run_arguments, source, writes_folder
+from .options import (
+    Commands,
+    finish_run,
+    image_run_arguments,
+    init_arguments,
+    source,
+    writes_folder,
+)
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -16,8 +23,8 @@ def _pretrain_arguments(parser: CommandParser) -> None:
 
     parser.add_config()
     parser.add_argument("--model", default="resnet18", help="name of the model")
-    parser.add_argument(
-        "--init", help="weights that a new run begins with: a file or a folder, MoCo's among them"
+    init_arguments(
+        parser, "weights that a new run begins with: a file or a folder, MoCo's among them"
     )
     image_run_arguments(parser, concepts=False)
     parser.add_class_arguments(ContrastiveConfig)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Commands, finish_run, run_arguments, writes_folder
+from .options import (
+    Commands,
+    finish_run,
+    init_arguments,
+    on_error_argument,
+    run_arguments,
+    writes_folder,
+)
 from .parser import CommandParser
 
 if TYPE_CHECKING:
@@ -39,7 +46,8 @@ def _train_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--preset", default="VSE++", help="VSE++, VSE0, Order++ or Order0: sets what is not given"
     )
-    parser.add_argument("--init", help="best of another run, which a new one begins with")
+    init_arguments(parser, "best of another run, which a new one begins with")
+    on_error_argument(parser)
     run_arguments(parser)
     parser.add_class_arguments(RetrievalConfig)
     parser.add_class_arguments(RetrievalTraining)

@@ -13,7 +13,9 @@ from .options import (
     images_for,
     is_folder,
     number,
+    on_error_argument,
     source,
+    tell_left_out,
     weights_arguments,
     weights_model,
     writes_folder,
@@ -44,6 +46,7 @@ def _extract_arguments(parser: CommandParser) -> None:
     parser.add_argument("--split", default="train", help="train or test, where the source has both")
     parser.add_argument("--root", help="where sets of torchvision, or the images of a list, lie")
     parser.add_image_size("the model's, or of --weights their own, if not given")
+    on_error_argument(parser)
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--out", required=True, help="file to write, .safetensors or .npz")
@@ -69,6 +72,7 @@ def _extract(args: Namespace) -> None:
         batch_size=args.batch_size,
     )
     print(f"saved {args.out}: {rows} features of {columns} numbers")
+    tell_left_out(images)
 
 
 # --- probe
@@ -194,7 +198,7 @@ def _finetune(args: Namespace) -> None:
 
     options = args.as_dict()
     model, arch, width = (options.pop(name) for name in ("model", "arch", "width"))
-    del options["weights"], options["config"]
+    del options["weights"], options["part"], options["config"]
     data, validation = (source(options.pop(name)) for name in ("data", "validation"))
     if not is_folder(model, args):
         data = load_images(data, image_size=args.image_size, root=args.root)

@@ -26,11 +26,13 @@ from .layers import (
     check_independence,
     find_layers,
     layer_gradients,
+    layers_with_factors,
     parameter_names,
 )
 from .strata import least_variance
 
 Mode = Literal["eval", "train"]
+_TRIED = 3  # examples; no dimension of a layer's own is likely to be as long
 _POOL = 2  # examples per cluster that the first centres are chosen from
 _RESOLUTION = 1e-6  # of float32 products: what a distance is known to, relative to its terms
 
@@ -56,8 +58,10 @@ class GradientClustering:
             stay as they are.
         num_clusters: K.
         layers: names of the nn.Linear, nn.Conv1d and nn.Conv2d whose gradients count, weights and
-            biases; None is all of them. Parameters of other layers (normalisation) do not count:
-            give :attr:`parameters` to :func:`gradient_variance`, so that it measures the same.
+            biases; None is all of them but those that have none of single examples, such as attention
+            within windows, which a warning names at the first data. Parameters of other layers
+            (normalisation) do not count: give :attr:`parameters` to :func:`gradient_variance`, so that it
+            measures the same.
         rank: R of the centres in each layer.
         center: "svd", the best centre of rank R, by a step of power iteration a round; "mean",
             Eq. 4.6, c_k = mean of the inputs, d_k = mean of the output gradients (R = 1), which is
@@ -124,6 +128,7 @@ class GradientClustering:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.layers = model, find_layers(model, layers)
+        self._tried = layers is not None
         self.num_clusters, self.rank, self.weighted, self.mode = num_clusters, rank, weighted, mode
         self.center: CentreRule = center
         self.batch_size, self.seed = batch_size, seed
@@ -145,6 +150,18 @@ class GradientClustering:
     def parameters(self) -> list[str]:
         """Names of the parameters whose gradients are clustered."""
         return parameter_names(self.layers)
+
+    def try_layers(self, data: Data, loss: ExampleLoss = cross_entropy) -> GradientClustering:
+        """Where no layers are named, leaves out those whose factors do not give the gradients of single
+        examples of ``data``, with a warning; from then on :attr:`parameters` are settled. `fit` does it.
+        """
+        if not self._tried:
+            examples = Examples(data, self.model, self._like)
+            few = examples.take(torch.arange(min(_TRIED, len(examples))))
+            with self._borrowed():
+                self.layers = layers_with_factors(self.model, self.layers, *few, loss)
+            self._tried = True
+        return self
 
     def fit(
         self,
@@ -172,6 +189,7 @@ class GradientClustering:
         if rounds < 0:
             raise ValueError(f"rounds must not be negative, got {rounds}")
         examples = self._examples(data)
+        self.try_layers(examples.data, loss)
         with self._borrowed():
             if not self.centres:
                 self._seed(examples, loss)
@@ -437,11 +455,15 @@ class GradientClustering:
             "distance": self.distance,
             "distortion": self.distortion,
             "history": self.history,
+            "layers": list(self.layers),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on where :meth:`state_dict` was taken, to the same bits."""
         centres = [Rank1Centre(*(f.to(self.device) for f in centre)) for centre in state["centres"]]
+        if centres and not self._tried and set(state.get("layers", ())) <= set(self.layers):
+            self.layers = {name: self.layers[name] for name in state.get("layers", self.layers)}
+            self._tried = True
         if len(state["weight"]) != self.num_clusters or len(centres) not in (0, len(self.layers)):
             raise ValueError(
                 f"state is of {len(state['weight'])} clusters and {len(centres)} layers, this "

@@ -18,6 +18,7 @@ from .examples import ExampleLoss, check_losses
 
 _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d)
 _SHOWN = 3  # layers in a message
+_CHANGED = "what it read was changed in place afterwards; write x = x + y for x += y there"
 Layer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d
 
 
@@ -66,16 +67,38 @@ def _all_layers(
         else:
             found[_first_name(known, layer)] = layer
     if left_out:
-        more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
-        warnings.warn(
-            f"layers: the gradients of {', '.join(left_out[:_SHOWN])}{more} do not count",
-            stacklevel=4,
-        )
+        _tell_left_out(left_out)
     if not found:
         raise ValueError(
             f"layers: {type(model).__name__} has no nn.Linear, nn.Conv1d or nn.Conv2d with a "
             "weight that requires grad, so there are no gradients to cluster"
         )
+    return found
+
+
+def _tell_left_out(left_out: Sequence[str]) -> None:
+    more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
+    warnings.warn(
+        f"layers: the gradients of {', '.join(left_out[:_SHOWN])}{more} do not count", stacklevel=5
+    )
+
+
+def layers_with_factors(
+    model: nn.Module, layers: Mapping[str, Layer], x: Tensor, target: Tensor, loss: ExampleLoss
+) -> dict[str, Layer]:
+    """Those of ``layers`` that a pass of these examples gives gradients of; a warning names the others.
+    ValueError where none is left."""
+    calls = _watched(model, layers, x, target, loss)
+    without = _without_factors(model, calls, x, target, loss)
+    found = {name: layer for name, layer in layers.items() if name not in without}
+    if not found:
+        name, why = next(iter(without.items()))
+        raise ValueError(
+            f"layers: none of {type(model).__name__} gives the gradients of single examples, such as "
+            f"{name}: {why}; so there are no gradients to cluster"
+        )
+    if without:
+        _tell_left_out([f"{name} ({why})" for name, why in without.items()])
     return found
 
 
@@ -144,15 +167,25 @@ def check_independence(model: nn.Module) -> None:
 
 
 def layer_gradients(
-    model: nn.Module, layers: dict[str, Layer], x: Tensor, target: Tensor, loss: ExampleLoss
+    model: nn.Module, layers: Mapping[str, Layer], x: Tensor, target: Tensor, loss: ExampleLoss
 ) -> list[LayerGradient]:
     """The gradients of every example of a batch, by their factors, in the order of ``layers``.
 
     One forward pass and one backward pass to what the layers wrote. No gradient of a parameter is
     computed, and the model's parameters, their gradients and its hooks stay as they are. What is called
     several times, by itself or as layers that share a weight, has the sum of its gradients; what has no
-    part in the loss has 0.
+    part in the loss has 0. ValueError naming a layer whose factors do not give it.
     """
+    calls = _watched(model, layers, x, target, loss)
+    for name, why in _without_factors(model, calls, x, target, loss).items():
+        raise ValueError(f"layers: {name!r}: {why}; leave it out of layers")
+    return [_of_calls(layer, calls[name], x) for name, layer in layers.items()]
+
+
+def _watched(
+    model: nn.Module, layers: Mapping[str, Layer], x: Tensor, target: Tensor, loss: ExampleLoss
+) -> dict[str, list[_Call]]:
+    """The calls of each layer in a pass forward and backward."""
     calls: dict[str, list[_Call]] = {name: [] for name in layers}
     leaves: list[Tensor] = []
 
@@ -184,19 +217,43 @@ def layer_gradients(
             check_losses(example_loss, len(x))
             if not example_loss.requires_grad:
                 raise ValueError("layers: none of them has a part in the loss")
-            for name, of_layer in calls.items():
-                if any(call.act._version != call.version for call in of_layer):
-                    raise ValueError(
-                        f"layers: what {name!r} read was changed in place afterwards; write "
-                        "x = x + y for x += y there, or leave it out of layers"
-                    )
-            torch.autograd.grad(example_loss.sum(), leaves, allow_unused=True)
+            every = [(name, call) for name, of_layer in calls.items() for call in of_layer]
+            for _, call in every:
+                call.changed = call.act._version != call.version
+            try:
+                torch.autograd.grad(example_loss.sum(), leaves, allow_unused=True)
+            except RuntimeError as error:  # the model's own backward pass needs it as it was
+                changed = [name for name, call in every if call.changed]
+                if not changed:
+                    raise
+                raise ValueError(f"layers: {changed[0]!r}: {_CHANGED}") from error
     finally:
         for handle in handles:
             handle.remove()
-    if silent := [name for name, of_layer in calls.items() if not of_layer]:
-        _require_unused(model, silent, x[:1], target[:1], loss)
-    return [_of_calls(name, layer, calls[name], x) for name, layer in layers.items()]
+    return calls
+
+
+def _without_factors(
+    model: nn.Module,
+    calls: Mapping[str, Sequence[_Call]],
+    x: Tensor,
+    target: Tensor,
+    loss: ExampleLoss,
+) -> dict[str, str]:
+    """Of the layers that were called as ``calls``: whose gradients they do not give, and why."""
+    why = {}
+    for name, of_layer in calls.items():
+        for call in of_layer:
+            if call.changed:
+                why[name] = _CHANGED
+            elif len(call.act) != len(x):
+                why[name] = (
+                    f"it reads {list(call.act.shape)}, whose first dimension is not that of the "
+                    f"{len(x)} examples"
+                )
+    silent = [name for name, of_layer in calls.items() if not of_layer]
+    taken = _taken(model, silent, x[:1], target[:1], loss) if silent else []
+    return why | dict.fromkeys(taken, "the model takes its weight and does not call it")
 
 
 @dataclass(eq=False)
@@ -207,36 +264,32 @@ class _Call:
     act: Tensor
     version: int
     shape: torch.Size
+    changed: bool = False
     dout: Tensor | None = None
 
-    def factors(self, name: str, batch: int) -> LayerGradient:
+    def factors(self) -> LayerGradient:
         dout = self.act.new_zeros(self.shape) if self.dout is None else self.dout
-        return _factors(name, self.layer, self.act, dout, batch)
+        return _factors(self.layer, self.act, dout)
 
 
-def _require_unused(
+def _taken(
     model: nn.Module, names: Sequence[str], x: Tensor, target: Tensor, loss: ExampleLoss
-) -> None:
-    """That layers which are not called have no part in the loss by their weights alone."""
+) -> list[str]:
+    """Of layers that are not called, those whose weights alone have a part in the loss."""
     state = {name: p.detach() for name, p in model.named_parameters()}
     weights = [state[f"{name}.weight"].requires_grad_() for name in names]
     with torch.enable_grad():
         example_loss = loss(torch.func.functional_call(model, state, (x.detach(),)), target)
         if not example_loss.requires_grad:
-            return
+            return []
         grads = torch.autograd.grad(example_loss.sum(), weights, allow_unused=True)
-    for name, grad in zip(names, grads, strict=True):
-        if grad is not None:
-            raise ValueError(
-                f"layers: the model takes the weight of {name!r} and does not call it, so its gradient "
-                "has no factors; leave it out of layers"
-            )
+    return [name for name, grad in zip(names, grads, strict=True) if grad is not None]
 
 
-def _of_calls(name: str, layer: Layer, calls: Sequence[_Call], x: Tensor) -> LayerGradient:
+def _of_calls(layer: Layer, calls: Sequence[_Call], x: Tensor) -> LayerGradient:
     """A call after the other is one of more positions."""
     if len(calls) == 1:
-        return calls[0].factors(name, len(x))
+        return calls[0].factors()
     groups = getattr(layer, "groups", 1)
     conv = Convolution((1, 1), groups=groups)
     if not calls:
@@ -244,7 +297,7 @@ def _of_calls(name: str, layer: Layer, calls: Sequence[_Call], x: Tensor) -> Lay
         inputs = groups * layer.weight[0].numel()
         act, dout = (layer.weight.new_zeros(len(x), n, 1, 1) for n in (inputs, outputs))
         return LayerGradient(act, dout, conv, layer.bias is not None)
-    each = [_positions(call.factors(name, len(x))) for call in calls]
+    each = [_positions(call.factors()) for call in calls]
     act, dout = (torch.cat(parts, 2)[..., None] for parts in zip(*each, strict=True))
     return LayerGradient(act, dout, conv, layer.bias is not None)
 
@@ -258,13 +311,8 @@ def _positions(gradient: LayerGradient) -> tuple[Tensor, Tensor]:
     return patches, dout.flatten(2)
 
 
-def _factors(name: str, layer: Layer, act: Tensor, dout: Tensor, batch: int) -> LayerGradient:
+def _factors(layer: Layer, act: Tensor, dout: Tensor) -> LayerGradient:
     bias = layer.bias is not None
-    if len(act) != batch:
-        raise ValueError(
-            f"layers: {name!r} reads {list(act.shape)}, whose first dimension is not that of the "
-            f"{batch} examples; leave it out of layers"
-        )
     if isinstance(layer, nn.Linear):
         if act.dim() == 2:
             return LayerGradient(act, dout, None, bias)

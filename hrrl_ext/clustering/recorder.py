@@ -115,7 +115,9 @@ class VarianceRecorder:
         if "GC" in self.estimators and clustering is None:
             clustering = GradientClustering(model, batch_size, seed=seed)
         self.clustering = clustering if "GC" in self.estimators else None
-        names = None if self.clustering is None else self.clustering.parameters
+        names = (
+            None if self.clustering is None else self.clustering.try_layers(data, loss).parameters
+        )
         self.gradient = MeanGradient(model, data, loss=loss, parameters=names)
         needed = batch_size * (2 if "SG-2B" in self.estimators else 1)
         if not 1 <= needed <= self.gradient.num_examples:

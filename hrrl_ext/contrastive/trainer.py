@@ -64,6 +64,8 @@ class URRLTrainer(Trainer):
             stopped. Without it a folder that holds a run is refused.
         init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), MoCo's and
             others' among them; a warning names what did not match.
+        init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
+            :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         root: where data sets of torchvision lie, or the images of a list, if not beside it.
@@ -104,6 +106,7 @@ class URRLTrainer(Trainer):
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
+        init_part: str | None = None,
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         root: str | None = None,
@@ -145,8 +148,7 @@ class URRLTrainer(Trainer):
             **options,
         )
         network = build_network(model, images, method.width, training.seed)
-        if init is not None:
-            begin_from(init, network, resume=resume)
+        begin_from(init, init_part, network, resume=resume)
         if isinstance(make, Jigsaw):
             _check_parts(network, images, make)
         self.encoder = _encoder(network.to(device_), images, method, training.seed)
@@ -198,7 +200,8 @@ def _encoder(network: nn.Module, images: ImageSet, method: ContrastiveConfig, se
     way_out = (
         "pass a module that returns those of one alone, for the other would train the features"
     )
-    classifier = the_classifier(network, found, "URRLTrainer", way_out)
+    otherwise = "pass a module that pools before it, and ends in nn.Linear"
+    classifier = the_classifier(network, found, "URRLTrainer", way_out, otherwise)
     if method.method == "pirl":
         parts = method.jigsaw_side**2
         return JigsawEncoder(network, method.dim, seed, classifier, parts=parts).to(x.device)

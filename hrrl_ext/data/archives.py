@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,15 +34,19 @@ def open_archives(paths: Sequence[str | os.PathLike[str]], split: str = "train")
     """One image set out of one archive or of several parts, concatenated in the order given.
 
     split counts where an archive has splits, as Keras' and MedMNIST's have; "test" falls back to "val".
-    Raises FileNotFoundError, or ValueError naming the file for a broken archive, another layout, or
-    parts that disagree on image size, dtype, classes or concepts. Pickled content is refused.
+    Classes without names are counted by the labels of the training split, or of the first part: others
+    may lack some of them, and a label beyond them is refused. Raises FileNotFoundError, or ValueError
+    naming the file for a broken archive, another layout, or parts that disagree on image size, dtype,
+    classes or concepts. Pickled content is refused.
     """
     if not paths:
         raise ValueError("images: the list of archives is empty")
-    parts = [_open_archive(Path(path), split) for path in paths]
-    first, *others = parts
-    if not others:
+    first = _open_archive(Path(paths[0]), split)
+    if len(paths) == 1:
         return first
+    of_first = _Counted(len(first.classes), os.fspath(paths[0])) if _is_counted(first) else None
+    others = [_open_archive(Path(path), split, of_first) for path in paths[1:]]
+    parts = [first, *others]
     for path, part in zip(paths[1:], others, strict=True):
         for what, ours, theirs in (
             ("image size", first.image_shape, part.image_shape),
@@ -59,7 +63,19 @@ def open_archives(paths: Sequence[str | os.PathLike[str]], split: str = "train")
     return joined
 
 
-def _open_archive(path: Path, split: str) -> ArrayImages:
+class _Counted(NamedTuple):
+    """How many classes there are, and by whose labels."""
+
+    classes: int
+    by: str
+
+
+def _is_counted(images: ArrayImages) -> bool:
+    return images.classes == [str(c) for c in range(images.num_classes)]
+
+
+def _open_archive(path: Path, split: str, of_first: _Counted | None = None) -> ArrayImages:
+    """of_first: what the classes are where a part of several, that is not the first, has no names."""
     if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     try:
@@ -78,27 +94,39 @@ def _open_archive(path: Path, split: str) -> ArrayImages:
                 stacklevel=4,
             )
         arrays = _read(archive, {key: key for key in _NAMES if key in names} | of_split, path)
-        labels = [pair["label"] for pair in sets.values() if pair is not of_split]
-        others = _read(archive, {key: key for key in labels}, path)
+        labels = _read(archive, {s: pair["label"] for s, pair in sets.items()}, path)
     try:
-        return _images(arrays, others, path.stem)
+        if "class_names" not in arrays:
+            opened = next(s for s, pair in sets.items() if pair is of_split)
+            arrays |= _counted(labels, opened, of_first)
+        return _images(arrays, path.stem)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}; expected {LAYOUT}") from error
 
 
-def _images(
-    arrays: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], name: str
-) -> ArrayImages:
-    """others: the labels of the other splits, which may have more classes."""
-    classes = _strings(arrays["class_names"]) if "class_names" in arrays else None
-    if classes is None and others:
-        every = {"label": arrays["label"]} | dict(others)
-        counts = [class_ids(labels, f"{name}: {key}")[1] for key, labels in every.items()]
-        classes = [str(c) for c in range(max(counts))]
+def _counted(
+    labels: Mapping[str, np.ndarray], opened: str, of_first: _Counted | None
+) -> dict[str, np.ndarray]:
+    """The label of each image as an id, and names for all: "0", "1", ...; of those of the training split,
+    or of all splits where there is none."""
+    counted = ["train"] if "train" in labels else list(labels)
+    found = {s: class_ids(labels[s], "label") for s in dict.fromkeys([opened, *counted])}
+    most = max(found[s][1] for s in counted)
+    count = of_first or _Counted(most, f"the split {counted[0]}")
+    ids = found[opened][0].numpy()
+    if len(ids) and (beyond := ids.max()) >= count.classes:
+        raise ValueError(
+            f"image {ids.argmax()} has the label {beyond}, and those of {count.by} are in "
+            f"0..{count.classes - 1}; mend it, or name all classes by class_names, in every part"
+        )
+    return {"label": ids, "class_names": np.array([str(c) for c in range(count.classes)])}
+
+
+def _images(arrays: Mapping[str, np.ndarray], name: str) -> ArrayImages:
     return ArrayImages(
         arrays["image"],
         arrays["label"],
-        classes=classes,
+        classes=_strings(arrays["class_names"]),
         concept_map=_concept_map(arrays),
         name=name,
     )

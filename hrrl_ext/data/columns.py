@@ -35,7 +35,7 @@ def column_concepts(
     chosen = concepts.removeprefix(PREFIX)
     values = _values(chosen, columns, name)
     if names is None:
-        names = sorted_names(values)
+        return numbered(values)
     number = {known: k for k, known in enumerate(names)}
     unknown = list(dict.fromkeys(value for value in values if value not in number))
     if unknown:
@@ -58,6 +58,14 @@ def sorted_names(names: Iterable[str]) -> list[str]:
     unique = sorted(set(names))
     numbers = {name: number for name in unique if (number := value_of(name)) is not None}
     return sorted(unique, key=numbers.__getitem__) if len(numbers) == len(unique) else unique
+
+
+def numbered(names: Iterable[str]) -> tuple[Tensor, list[str]]:
+    """Which of the sorted names each is, [N] int64, and those (`sorted_names`)."""
+    given = list(names)
+    known = sorted_names(given)
+    number = {name: k for k, name in enumerate(known)}
+    return torch.tensor([number[name] for name in given], dtype=torch.int64), known
 
 
 def value_of(name: str) -> Decimal | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._regular import regular
 from ..spec import listed
-from .columns import PREFIX, column_concepts, sorted_names
+from .columns import PREFIX, column_concepts, numbered
 from .concept_files import LAYOUT, is_example_file, read_example_concepts
 from .concept_map import ConceptMap, without_member
 from .ids import Ids, checked_ids
@@ -68,10 +68,7 @@ def concepts_of(concepts: Concepts, images: ImageSet) -> tuple[Tensor, list[str]
     if isinstance(concepts, str) and concepts.startswith(PREFIX):
         concept, names = column_concepts(concepts, images.columns, images.name)
     elif isinstance(concepts, (str, os.PathLike)) and is_example_file(concepts):
-        of_example = read_example_concepts(concepts, len(images))
-        names = sorted_names(of_example)
-        number = {name: k for k, name in enumerate(names)}
-        concept = torch.tensor([number[name] for name in of_example], dtype=torch.int64)
+        concept, names = numbered(read_example_concepts(concepts, len(images)))
     elif concepts is None or isinstance(concepts, (str, os.PathLike, ConceptMap)):
         concept_map = _map_of(concepts, images)
         if concept_map.num_classes != images.num_classes:

@@ -64,7 +64,10 @@ class DecodedImages(ImageSet):
         try:
             return fit_picture(as_rgb(self._open(source)), self.image_shape[1:])
         except Exception as error:  # broken files raise many types, from SyntaxError on
-            raise OSError(f"{self.name}: cannot decode image {source}: {error}") from error
+            raise OSError(
+                f"{self.name}: cannot decode image {source}: {error}; hrrl check names every such file, "
+                "and --on_error skip, or hrrl_ext.data.readable, leaves them out"
+            ) from error
 
     def subset(self, indices: Ids) -> DecodedImages:
         rows = self._rows(indices)

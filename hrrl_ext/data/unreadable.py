@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -105,9 +105,14 @@ def readable(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
     return Reading("skip", num_workers=num_workers).take(images)[0]
 
 
-def left_out(**sets: ImageSet | None) -> dict[str, Any]:
+class _WithLeftOut(Protocol):
+    left_out: Sequence[str]
+
+
+def left_out(**sets: _WithLeftOut | None) -> dict[str, Any]:
     """What the description of a run says of them; nothing, where nothing is left out."""
-    names = {of: list(images.left_out) for of, images in sets.items() if images and images.left_out}
+    known = {of: images.left_out for of, images in sets.items() if images is not None}
+    names = {of: list(left) for of, left in known.items() if left}
     return {"left_out": names} if names else {}
 
 

@@ -17,8 +17,9 @@ from .._pixels import PixelCheck
 from ..data import Concepts, ImageSet, Source, concepts_of, load_images, with_classes
 from ..data.labelled import as_input
 from ..data.resize import size_of
+from ..data.unreadable import left_out
 from ..pretrained import weights_digest
-from ..spec import nearest
+from ..spec import listed, nearest
 from .config import EvaluationConfig, evaluation_config
 from .corruptions import SEVERITIES
 from .folder import EvaluationFolder
@@ -97,6 +98,7 @@ def evaluate(
     description: Part = {
         "weights": weights_digest(model),
         "data": images.name,
+        **left_out(data=opened),
         "points": len(images),
         "image_size": size_of(images.image_shape),
         "classes": images.num_classes,
@@ -128,7 +130,7 @@ def evaluate(
             parts,
             kinds,
             config,
-            _warnings(by_class, is_random, parts, attacks),
+            _warnings(opened, by_class, is_random, parts, attacks),
         )
         if folder.path is not None:
             report.to_json(folder.path / "report.json")
@@ -347,9 +349,16 @@ def _together(kinds: list[Part], num_classes: int) -> Part:
 
 
 def _warnings(
-    by_class: bool, is_random: bool, parts: dict[str, Part], attacks: list[Part]
+    images: ImageSet,
+    by_class: bool,
+    is_random: bool,
+    parts: dict[str, Part],
+    attacks: list[Part],
 ) -> Iterator[tuple[str, str]]:
     """Each by its name in ``EXPLANATIONS``, and in words."""
+    if images.left_out:
+        names = listed(list(images.left_out))
+        yield "left out", f"{len(images.left_out)} images cannot be read: {names}"
     if is_random:
         yield "random predictions", "two passes over the same images give different logits"
     if by_class:

@@ -113,6 +113,9 @@ EXPLANATIONS: Mapping[str, str] = {
         "A calibration error is a mean over bins of examples; with less than one full bin it is the "
         "gap between mean confidence and accuracy alone, and small by lack of data."
     ),
+    "left out": (
+        "Images that cannot be read were left out before anything was measured; about names all of them."
+    ),
     "by class": (
         "No concepts were given and the data carry none: every class counts as a concept of its own."
     ),

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._arrays import to_numpy
 from ..concept_weights import ConceptDistribution
+from ..data.columns import numbered
 from ..data.image_sets import ImageSet
 from ..losses import weighed
 from ..ops import ConceptLoss
@@ -102,7 +103,8 @@ class ConceptLevel:
 
 
 def named_concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], Tensor]:
-    """Names of those that are there, in their order, and which of them each image has [N]."""
+    """Names of those that are there, sorted (`sorted_names`), and which of them each image has [N]; of
+    classes in their order."""
     if isinstance(concepts, str):
         if concepts != "classes" or not isinstance(of.images, ImageSet):
             raise ValueError(
@@ -111,9 +113,10 @@ def named_concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], 
             )
         found, of_image = of.images.target.unique(return_inverse=True)
         return [of.images.classes[at] for at in found.tolist()], of_image
-    ids, index = np.unique(np.asarray(to_numpy(concepts)), return_inverse=True)
-    if len(index) != len(of.images):
+    ids = np.asarray(to_numpy(concepts)).ravel().tolist()
+    if len(ids) != len(of.images):
         raise ValueError(
-            f"{argument} must have one entry for each of {len(of.images)} images, got {len(index)}"
+            f"{argument} must have one entry for each of {len(of.images)} images, got {len(ids)}"
         )
-    return [str(name) for name in ids.tolist()], torch.from_numpy(index)
+    of_image, names = numbered(map(str, ids))
+    return names, of_image

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._arrays import to_numpy
 from .._tables import aligned
+from ..data.columns import numbered
 from ..spec import listed, not_known
 from .ranks import TIES, check_similarity, ranks
 
@@ -320,14 +321,16 @@ def _intervals(
 def _by_concept(rank: _Both, groups: _Both, concepts: Ids | None) -> dict[str, dict[str, float]]:
     if concepts is None:
         return {}
-    names, of_image = np.unique(_ids(concepts, "concepts", len(rank.i2t)), return_inverse=True)
+    ids = _ids(concepts, "concepts", len(rank.i2t))
+    index, names = numbered(map(str, ids.tolist()))
+    of_image = index.numpy()
     count = max(int(ids.max()) for ids in groups) + 1
     of_group = np.full(count, -1)
     of_group[groups.i2t] = of_image
     mixed = np.flatnonzero(of_group[groups.i2t] != of_image)
     if len(mixed):
         i = mixed[0]
-        pair = [str(names[c]) for c in (of_image[i], of_group[groups.i2t[i]])]
+        pair = [names[c] for c in (of_image[i], of_group[groups.i2t[i]])]
         raise ValueError(
             f"evaluate: image {i} is of the concept {pair[0]!r}, another image of its group of "
             f"{pair[1]!r}; the captions of a group need one concept"
@@ -337,11 +340,9 @@ def _by_concept(rank: _Both, groups: _Both, concepts: Ids | None) -> dict[str, d
     for c, name in enumerate(names):
         own = [r[(ids == c) & ~np.isnan(r)] for r, ids in zip(rank, of, strict=True)]
         if all(len(r) for r in own):
-            found[str(name)] = summary(*own)
+            found[name] = summary(*own)
     if not found:
-        raise ValueError(
-            f"evaluate: none of the concepts {listed([str(n) for n in names])} has a query"
-        )
+        raise ValueError(f"evaluate: none of the concepts {listed(names)} has a query")
     return found
 
 

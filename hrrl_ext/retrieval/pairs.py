@@ -14,6 +14,7 @@ from torch import Tensor
 from ..data.image_sets import ImageSet
 from ..data.resize import ImageSize
 from ..data.sources import load_images
+from ..data.unreadable import Reading
 from .emoji import load_emoji
 from .formats import read_captioned_files, read_karpathy, read_precomputed, read_table
 from .text import as_text
@@ -46,6 +47,9 @@ class Pairs:
     is empty, an image without caption, ids of another shape.
     """
 
+    left_out: Sequence[str] = ()
+    """Names of images that are not among them, as they cannot be read."""
+
     def __init__(
         self,
         images: ImageSet | Tensor | np.ndarray,
@@ -76,6 +80,23 @@ class Pairs:
     def __len__(self) -> int:
         """Pairs, which are as many as captions."""
         return len(self.captions)
+
+    def readable(self, reading: Reading, of: str = "data") -> tuple[Pairs, Tensor]:
+        """The pairs without images that cannot be read, and the rows of those that are left [N]."""
+        if not isinstance(self.images, ImageSet):
+            return self, torch.arange(len(self.images))
+        images, rows = reading.take(self.images, of)
+        if images is self.images:
+            return self, rows
+        place = torch.full((len(self.images),), -1)
+        place[rows] = torch.arange(len(rows))
+        owner = place[self.owner]
+        kept = (owner >= 0).nonzero().flatten()
+        captions = [self.captions[at] for at in kept.tolist()]
+        group, names = self.image_group[rows], self.group_names
+        left = Pairs(images, captions, owner[kept], group=group, group_names=names, name=self.name)
+        left.left_out = images.left_out
+        return left, rows
 
     def captions_of(self, image: int) -> list[str]:
         return [self.captions[at] for at in (self.owner == image).nonzero().flatten().tolist()]

@@ -19,7 +19,9 @@ from .._precision import full_float32
 from .._tables import one_line
 from ..concept_weights import CALIBRATION_BATCHES
 from ..data.batches import batch_sizes
+from ..data.columns import sorted_names
 from ..data.image_sets import as_float
+from ..data.unreadable import left_out
 from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
 from ..training import Move, Recipe
@@ -320,10 +322,10 @@ class VSE(Recipe):
         of_image = np.array(self.concepts)
         of_caption = of_image[self.validation.pairs.owner.numpy()]
         by_concept = {
-            str(name): summary(
-                found.i2t_rank[of_image == name], found.t2i_rank[of_caption == name]
-            )["rsum"]
-            for name in np.unique(of_image)
+            name: summary(found.i2t_rank[of_image == name], found.t2i_rank[of_caption == name])[
+                "rsum"
+            ]
+            for name in sorted_names(self.concepts)
         }
         return {"worst_concept_rsum": min(by_concept.values()), "concept_rsum": by_concept}
 
@@ -335,12 +337,14 @@ class VSE(Recipe):
 
     def description(self) -> dict[str, Any]:
         pairs = self.batches.encoded.pairs
+        measured = None if self.validation is None else self.validation.pairs
         concepts = {} if self.level is None else {"concepts": self.level.names}
         return {
             **described(self.model),
             "data": pairs.name,
             "images": len(pairs.images),
             "captions": len(pairs),
+            **left_out(data=pairs, validation=measured),
             "words": None if self.model.words is None else len(self.model.words),
             **concepts,
         }

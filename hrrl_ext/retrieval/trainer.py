@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,12 +17,13 @@ from .._pixels import PixelCheck
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
+from ..data.unreadable import OnError, Reading
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import load_weights
 from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
-from ..training.opening import open_run
+from ..training.opening import check_init, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
@@ -65,12 +67,16 @@ class RetrievalTrainer(Trainer):
             stopped. Without it a folder that holds a run is refused.
         init: the model of another run (``best`` of it) that a new one begins with, its words too, such as
             one of a frozen image encoder that is now fine-tuned. A warning names what did not match.
+        init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
+            :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         root: where the images of a file of pairs lie, if not beside it.
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB are decoded once and kept.
+        on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`;
+            their captions stay out with them.
         progress: "auto", "bar", "plain" or "off".
         tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
         after_step: called with the trainer and the number of steps done, after each of them and before a
@@ -100,12 +106,14 @@ class RetrievalTrainer(Trainer):
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
+        init_part: str | None = None,
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         root: str | None = None,
         device: str = "auto",
         num_workers: int = 0,
         keep_gib: float = 2.0,
+        on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
         after_step: Callable[[RetrievalTrainer, int], object] | None = None,
@@ -117,16 +125,19 @@ class RetrievalTrainer(Trainer):
         self.after_step = after_step
         processes, device_ = start_processes(device)
         run = open_run(out, resume, tensorboard, processes)
-        if init is not None and resume:
-            raise ValueError("init begins a new run and resume continues one; give one of the two")
+        check_init(init, init_part, resume)
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
-        pairs, measured = _open_pairs(data, validation, method, root)
+        opened, measured = _open_pairs(data, validation, method, root)
+        reading = open_reading(on_error, run if resume else None, num_workers, processes)
+        pairs, concepts = _readable(opened, concepts, reading)
+        if measured is not None:
+            asked = validation_concepts
+            measured, validation_concepts = _readable(measured, asked, reading, "validation")
         level = _level(pairs, concepts, method, device_)
-        begun = out if resume else init  # whose words a run goes on with
-        self.model = _built(model, text, pairs, method, training.seed, begun)
+        self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
-            _begin_from(init, self.model)
+            load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
         words = self.model.words
         assert words is not None
         self.model.to(device_)
@@ -225,6 +236,18 @@ def _open_pairs(
     return pairs, measured
 
 
+def _readable(
+    opened: Pairs, concepts: Ids | None, reading: Reading, of: str = "data"
+) -> tuple[Pairs, Ids | None]:
+    """The pairs to take, and the concepts of their images."""
+    pairs, rows = opened.readable(reading, of)
+    if concepts is None or isinstance(concepts, str) or pairs is opened:
+        return pairs, concepts
+    argument = "concepts" if of == "data" else f"{of}_concepts"
+    names, of_image = named_concepts(argument, opened, concepts)
+    return pairs, np.array(names)[of_image[rows].numpy()]
+
+
 def _level(
     pairs: Pairs, concepts: Ids | None, config: RetrievalConfig, device: torch.device
 ) -> ConceptLevel | None:
@@ -293,11 +316,6 @@ def _built(
             freeze=config.freeze,
             learned=config.learned,
         )
-
-
-def _begin_from(init: str | os.PathLike[str], model: JointEmbedding) -> None:
-    """Fills the model with weights, and says what of them it could not take."""
-    load_weights(model, init).warn(f"init {os.fspath(init)}")
 
 
 def _words(

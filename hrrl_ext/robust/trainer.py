@@ -62,6 +62,8 @@ class HRRLTrainer(Trainer):
             (:func:`hrrl_ext.pretrained.load_weights`): a state dict, or ``best`` of another run; a
             warning names what did not match. For another task, :func:`hrrl_ext.finetune` draws the last
             layer anew.
+        init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
+            :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         root: where data sets of torchvision lie, or the images of a list, if not beside it.
@@ -115,6 +117,7 @@ class HRRLTrainer(Trainer):
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,
+        init_part: str | None = None,
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         root: str | None = None,
@@ -154,8 +157,7 @@ class HRRLTrainer(Trainer):
         if training.patience is not None and sets.validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         self.model = build_network(model, sets.images, method.width, training.seed)
-        if init is not None:
-            begin_from(init, self.model, resume=resume)
+        begin_from(init, init_part, self.model, resume=resume)
         freeze(self.model, method.freeze)
         self.model.to(device_)
         if training.channels_last:

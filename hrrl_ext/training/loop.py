@@ -23,7 +23,7 @@ from .recipe import Recipe, Row
 from .run_folder import RunFolder
 from .scalars import Scalars
 from .schedule import Schedule, default_milestones, in_steps, is_in_steps
-from .stopping import Stopping
+from .stopping import Stopping, read_together
 
 _LOOK_EVERY = 20  # steps between two looks at the numbers, each of which waits for the device
 FIRST_STEPS = 5  # of something new, each looked at: what is thrown off there stays so
@@ -205,12 +205,13 @@ class Loop:
     ) -> Iterator[tuple[Tensor, ...]]:
         """The batches. Where one cannot be read, what was trained before it is saved."""
         try:
-            yield from batches
+            yield from read_together(batches, self.processes)
         except OSError as error:
-            within = self.step > epoch * self.per_epoch  # else there is a checkpoint of it, if any
-            if within and self.processes.size == 1:  # others wait for this one's part of the step
+            if self.step > epoch * self.per_epoch:  # else there is a checkpoint of it, if any
                 self._check_weights()
                 self._save()
+            if not self.processes.main:
+                raise
             resume = f" The run is {self._saved}." if self.run and self.run.checkpoints else ""
             raise OSError(f"{error}. Repair or replace it.{resume}") from error
 

@@ -52,10 +52,9 @@ class Move:
         if config.ema is not None:  # of running statistics as well
             decay = get_ema_multi_avg_fn(config.ema)
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
-        self._parallel: nn.Module = model
+        self._averaging = _Averaging(model, processes)
         if processes.size > 1:
             torch.manual_seed(config.seed + processes.rank)  # dropout draws its own masks
-            self._parallel = DistributedDataParallel(model, broadcast_buffers=False)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -77,13 +76,15 @@ class Move:
         self.processes.agree(self.model.buffers())
         self.optimizer.zero_grad(set_to_none=True)
         means = []
+        model = self._averaging.model
         for part, last in _parts(self.config.accumulate, batch, self.least):
             weight = len(part[0]) / examples
-            with nullcontext() if last else self._keep_gradients():
+            with nullcontext() if last else _kept_gradients(model):
                 with self.autocast():
-                    loss, mean = losses(self._parallel, *map(self._laid_out, part))
+                    loss, mean = losses(model, *map(self._laid_out, part))
                 self.scaler.scale(loss * (weight * self.processes.size)).backward()
             means.append(mean * weight)
+        self._averaging.after_backward()
         self._step()
         return self.processes.sum(sum(means[1:], means[0]))
 
@@ -106,11 +107,45 @@ class Move:
             return t.contiguous(memory_format=torch.channels_last)
         return t
 
-    def _keep_gradients(self) -> AbstractContextManager[None]:
-        """Within, backward adds to the gradients of this process and sends none."""
-        if isinstance(self._parallel, DistributedDataParallel):
-            return self._parallel.no_sync()
-        return nullcontext()
+
+class _Averaging:
+    """The mean of gradients over the processes, by DistributedDataParallel from the second step on.
+
+    That one stops at parameters without a part in the loss, such as those of auxiliary classifiers, whose
+    logits a network returns in train mode. Which these are the first step shows, the only one that waits
+    for the device; they have no gradient on one process either, and are kept from it.
+    """
+
+    def __init__(self, model: nn.Module, processes: Processes) -> None:
+        self._bare, self._processes = model, processes
+        self.model = model
+        """what a step calls"""
+        processes.agree(p.detach() for p in model.parameters())
+
+    def after_backward(self) -> None:
+        if self._processes.size == 1 or self.model is not self._bare:
+            return
+        trained = [p for p in self._bare.parameters() if p.requires_grad]
+        used = torch.tensor([p.grad is not None for p in trained], device=trained[0].device)
+        used = self._processes.sum(used.float()) > 0
+        unused = [p for p, is_used in zip(trained, used.tolist(), strict=True) if not is_used]
+        for p in trained:
+            if not any(p is other for other in unused):
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                share = (p.grad / self._processes.size).contiguous()  # which a sum takes alone
+                p.grad.copy_(self._processes.sum(share))
+        for p in unused:
+            p.requires_grad_(False)
+        self.model = DistributedDataParallel(self._bare, broadcast_buffers=False)
+        for p in unused:
+            p.requires_grad_()
+
+
+def _kept_gradients(model: nn.Module) -> AbstractContextManager[None]:
+    """Within, backward adds to the gradients of this process and sends none."""
+    if isinstance(model, DistributedDataParallel):
+        return model.no_sync()
+    return nullcontext()
 
 
 def learns_of_batches(model: nn.Module) -> list[str]:

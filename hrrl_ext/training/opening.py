@@ -83,11 +83,24 @@ def as_begun(
     return with_classes(images, known, of=of)
 
 
-def begin_from(init: str | os.PathLike[str], model: nn.Module, *, resume: bool) -> None:
-    """Fills the model with weights, and says what of them it could not take."""
-    if resume:
+def check_init(init: str | os.PathLike[str] | None, part: str | None, resume: bool) -> None:
+    """What goes together of the weights that a run begins with, and which of a file's they are."""
+    if init is not None and resume:
         raise ValueError("init begins a new run and resume continues one; give one of the two")
-    load_weights(model, init).warn(f"init {os.fspath(init)}")
+    if init is None and part is not None:
+        raise ValueError(
+            f"init_part={part!r} says which weights of init; give init, a file of several"
+        )
+
+
+def begin_from(
+    init: str | os.PathLike[str] | None, part: str | None, model: nn.Module, *, resume: bool
+) -> None:
+    """Fills the model with weights, where there are any, and says what of them it could not take."""
+    check_init(init, part, resume)
+    if init is None:
+        return
+    load_weights(model, init, part=part).warn(f"init {os.fspath(init)}")
     warn_unnormalised(model, f"init {os.fspath(init)}")
 
 

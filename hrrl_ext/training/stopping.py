@@ -1,15 +1,19 @@
-"""Ends before the end, saved: at SIGTERM, as a batch system sends it, and at a limit in minutes."""
+"""Ends before the end, saved: at SIGTERM, as a batch system sends it, at a limit in minutes, at a file
+that cannot be read."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import time
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 from .._output import say
 from .._signals import second_ends
 from ..processes import Processes
+
+Batch = TypeVar("Batch")
 
 
 class Stopping:
@@ -57,3 +61,21 @@ class Stopping:
             say(f"stopped by {'SIGTERM' if signalled else 'max_minutes'}: {saved}")
         if signalled:
             raise SystemExit(128 + signal.SIGTERM)
+
+
+def read_together(batches: Iterator[Batch], processes: Processes) -> Iterator[Batch]:
+    """The batches. Where a process cannot read its part of one, all of them raise OSError: the others
+    would wait for it in the step. The first says why, so that it is said once."""
+    while True:
+        batch, error = None, None
+        try:
+            batch = next(batches, None)
+        except OSError as caught:
+            error = caught
+        why = processes.first_of(None if error is None else str(error))
+        if why is not None:
+            other = f"process {processes.rank} stops with the first, which says why"
+            raise OSError(why if processes.main else other) from error
+        if batch is None:
+            return
+        yield batch

@@ -141,7 +141,8 @@ def _feature_batches(
             if features is None:
                 found = find_classifiers(model, x[:2])
                 way_out = "name the one whose input is the feature with classifier="
-                classifier = the_classifier(model, found, "extract_features", way_out)
+                otherwise = "name the layer whose output, pooled, is the feature with layer="
+                classifier = the_classifier(model, found, "extract_features", way_out, otherwise)
                 features = hooks.enter_context(_features_of(model, classifier, layer, pool))
             features.clear()
             model(x)

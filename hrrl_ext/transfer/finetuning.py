@@ -23,6 +23,7 @@ from ..layers import (
     find_classifiers,
     find_head,
     find_layer,
+    is_classifier,
     layer_name,
 )
 from ..models import build_model
@@ -133,11 +134,11 @@ def finetune(
             which images are alike, see :class:`Similarity`. Settings follow, as in
             "l2sp:alpha=0.1,beta=0.01" and "similarity:w_sim=3,squared=true", or are given by an object
             ``L2SP(alpha=0.1)``.
-        classifier: name of the last layer, an nn.Linear, or names of several. If not given, those that
-            the logits come from, and what else the network returns in train mode: both of a distilled
-            network, the auxiliary ones too. They are *always* replaced by fresh ones for the classes of
-            ``data``, drawn from ``seed``, also where their number is the same: they are other classes.
-            (To go on with the same, HRRLTrainer has init.)
+        classifier: name of the last layer, an nn.Linear or a 1x1 convolution, or names of several. If not
+            given, those that the logits come from, and what else the network returns in train mode: both
+            of a distilled network, the auxiliary ones too. They are *always* replaced by fresh ones for
+            the classes of ``data``, drawn from ``seed``, also where their number is the same: they are
+            other classes. (To go on with the same, HRRLTrainer has init.)
         image_size: side that images are resized to, or (height, width). That of a model in a folder, if
             not given, which a warning says where they have another; else their own.
         concepts: as for HRRLTrainer; if the data carry none, every class is one.
@@ -231,7 +232,7 @@ def error_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[di
 def _replace_classifiers(
     model: nn.Module, given: Sequence[str] | str | None, images: ImageSet, seed: int
 ) -> Classifiers:
-    """Fresh linear layers in place, by ``seed`` alone; returns their names."""
+    """Fresh layers in place, by ``seed`` alone; returns their names."""
     with trial(model, images, "train") as x:
         found = find_classifiers(model, x)
     if given is not None:
@@ -254,12 +255,17 @@ def _replace_classifiers(
 
 def _replace_classifier(model: nn.Module, name: str, num_classes: int) -> None:
     old = find_layer(model, name, "finetune: classifier")
-    if not isinstance(old, nn.Linear):
+    new: nn.Linear | nn.Conv2d
+    if isinstance(old, nn.Linear):
+        new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
+    elif isinstance(old, nn.Conv2d) and is_classifier(old):
+        new = nn.Conv2d(old.in_channels, num_classes, 1, bias=old.bias is not None)
+        new.stride, new.padding = old.stride, old.padding
+    else:
         raise ValueError(
-            f"finetune: classifier {name!r} is {type(old).__name__}, expected nn.Linear; name "
-            "the model's last linear layer"
+            f"finetune: classifier {name!r} is {type(old).__name__}, expected nn.Linear, or nn.Conv2d "
+            "with a kernel of 1; name the model's last such layer"
         )
-    new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None)
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, new.to(old.weight))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -159,7 +161,7 @@ def test_a_model_without_layers() -> None:
 
 def test_changed_in_place() -> None:
     net, (x, target) = model(add_in_place=True), batch()
-    with pytest.raises(ValueError, match="'block' read was changed in place"):
+    with pytest.raises(ValueError, match="'block': what it read was changed in place"):
         layer_gradients(net, find_layers(net), x, target, cross_entropy)
 
 
@@ -301,7 +303,7 @@ def test_a_weight_that_is_taken_from_its_layer() -> None:
     """As attention of one's own may: the layer is not called, and yet it is no spare one."""
     net = nn.Sequential(nn.Flatten(), nn.Linear(84, 9), nn.Linear(9, 7))
     net.forward = lambda x: torch.nn.functional.linear(net[1](net[0](x)), net[2].weight)  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="takes the weight of '2' and does not call it"):
+    with pytest.raises(ValueError, match="'2': the model takes its weight and does not call it"):
         layer_gradients(net, find_layers(net), *batch(), cross_entropy)
 
 
@@ -314,8 +316,66 @@ def test_without_any_part() -> None:
 
 def test_the_batch_is_not_the_first_dimension() -> None:
     net = nn.Sequential(nn.Flatten(0, 2), nn.Linear(6, 7), nn.Unflatten(0, (5, -1)), nn.Flatten(1))
-    with pytest.raises(ValueError, match=r"'1' reads \[70, 6\]"):
+    with pytest.raises(ValueError, match=r"'1': it reads \[70, 6\]"):
         layer_gradients(net, find_layers(net), *batch(), cross_entropy)
+
+
+class Windows(nn.Module):
+    """As Swin's: a layer within windows, each a row of it (timm), one whose weight alone is taken
+    (torchvision), and one whose input is added to in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.within, self.taken, self.mlp, self.fc = (
+            nn.Linear(n, m) for n, m in ((6, 6), (6, 6), (6, 6), (6, 6), (6, 7))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x.reshape(len(x), -1, 6))  # [B, 14, 6]
+        windows = self.within(tokens.view(-1, 7, 6)).view_as(tokens)  # [2 B, 7, 6]
+        windows = nn.functional.linear(windows, self.taken.weight)
+        read = windows.clone()
+        windows = self.mlp(read)
+        read += 1
+        return self.fc((windows + tokens).mean(1))
+
+
+def test_layers_without_gradients_of_examples_are_left_out() -> None:
+    torch.manual_seed(0)
+    net, data = Windows(), batch()
+    clustering = GradientClustering(net, 2)
+    with pytest.warns(UserWarning, match="do not count") as told:
+        clustering.fit(data, rounds=1).fit(data, rounds=1)
+    (message,) = [str(w.message) for w in told]  # once
+    assert re.fullmatch(
+        r"layers: the gradients of within \(it reads \[6, 7, 6\], whose first dimension is not that of "
+        r"the 3 examples\), mlp \(.* in place afterwards.*\), taken \(the model takes its weight and does "
+        r"not call it\) do not count",
+        message,
+    )
+    names = [f"{layer}.{p}" for layer in ("embed", "fc") for p in ("weight", "bias")]
+    assert clustering.parameters == names
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named = GradientClustering(net, 2, layers=["embed", "fc"]).fit(data, rounds=2)
+        again = GradientClustering(net, 2)
+        again.load_state_dict(clustering.state_dict())
+        again.fit(data, rounds=0)
+    assert torch.equal(named.assignment, clustering.assignment)
+    assert torch.equal(named.distance, clustering.distance)
+    assert again.parameters == names
+    with pytest.raises(ValueError, match=r"'within': it reads .* leave it out of layers"):
+        GradientClustering(net, 2, layers=["within"]).fit(data)
+
+
+def test_no_layer_is_left() -> None:
+    net = nn.Sequential(nn.Flatten(0, 2), nn.Linear(6, 7), nn.Unflatten(0, (5, -1)), nn.Flatten(1))
+    net[2] = nn.Unflatten(0, (-1, 14))
+    with pytest.raises(
+        ValueError,
+        match=r"none of Sequential gives the gradients of single examples, such as 1: it",
+    ):
+        GradientClustering(net, 2).fit(batch())
 
 
 def test_examples_that_depend_on_each_other() -> None:

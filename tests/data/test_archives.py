@@ -75,7 +75,7 @@ def medmnist(**changes):
     arrays = {}
     for at, split in enumerate(("train", "val", "test")):
         arrays[f"{split}_images"] = IMAGES[at : at + 2]
-        arrays[f"{split}_labels"] = np.array([[at], [0]], dtype=np.int32)
+        arrays[f"{split}_labels"] = np.array([[2 - at], [0]], dtype=np.int32)
     return arrays | changes
 
 
@@ -99,7 +99,7 @@ def test_medmnist(tmp_path):
     np.savez(path, **medmnist())
     for at, split in enumerate(("train", "val", "test")):
         images = load_images(path, split=split)
-        assert images.target.tolist() == [at, 0]
+        assert images.target.tolist() == [2 - at, 0]
         assert images.classes == ["0", "1", "2"]
         assert np.array_equal(images.images.numpy(), IMAGES[at : at + 2].transpose(0, 3, 1, 2))
     arrays = medmnist()
@@ -142,6 +142,47 @@ def test_archives_that_are_not_guessed(tmp_path, arrays, message):
     assert "expected a NumPy archive" in str(caught.value) or "write an archive" in str(
         caught.value
     )
+
+
+UNNAMED = dict.fromkeys(["class_names", "concept_names", "class_to_concept"])
+
+
+@pytest.mark.parametrize(
+    "label", [[1, 0], [[1], [0]], np.eye(2)[::-1], np.eye(7, dtype=bool)[[1, 0]]]
+)
+def test_labels_without_names_may_lack_the_last_class(tmp_path, label):
+    """As arrays, numbers and one-hot, of which Keras makes as many columns as it meets classes."""
+    first = save(tmp_path / "a.npz", **UNNAMED)
+    second = save(tmp_path / "b.npz", image=IMAGES[:2], label=np.asarray(label), **UNNAMED)
+    images = load_images([first, second])
+    assert images.classes == ["0", "1", "2"]
+    assert images.target.tolist() == [0, 1, 2, 2, 1, 0, 1, 0]
+    np.savez(tmp_path / "k.npz", **keras(y_test=np.asarray(label)))
+    test = load_images(tmp_path / "k.npz", split="test")
+    assert (test.classes, test.target.tolist()) == (["0", "1", "2", "3"], [1, 0])
+
+
+def test_a_label_beyond_those_of_training_is_named(tmp_path):
+    parts = [save(tmp_path / f"{n}.npz", label=label, **UNNAMED) for n, label in (
+        ("a", ARRAYS["label"]), ("b", np.array([0, 1, 5, 2, 1, 0])))]  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match=r"b\.npz: image 2 has the label 5, and those of .*a\.npz are in 0\.\.2; mend",
+    ):
+        load_images(parts)
+    np.savez(tmp_path / "k.npz", **keras(y_test=np.array([0, 4])))
+    assert load_images(tmp_path / "k.npz").num_classes == 4
+    with pytest.raises(
+        ValueError,
+        match=r"k\.npz: image 1 has the label 4, and those of the split train are in 0\.\.3",
+    ):
+        load_images(tmp_path / "k.npz", split="test")
+
+
+def test_splits_without_a_training_one_are_counted_together(tmp_path):
+    arrays = {name: array for name, array in medmnist().items() if not name.startswith("train")}
+    np.savez(tmp_path / "a.npz", **arrays | {"val_labels": np.array([5, 0])})
+    assert [load_images(tmp_path / "a.npz", split=s).num_classes for s in ("val", "test")] == [6, 6]
 
 
 def test_parts_are_concatenated_in_order(tmp_path):

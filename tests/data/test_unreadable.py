@@ -15,7 +15,9 @@ from torch import nn
 from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import FolderImages, load_images, readable, unreadable
 from hrrl_ext.data.unreadable import Reading
+from hrrl_ext.models import ConvNet
 from hrrl_ext.processes import Processes
+from hrrl_ext.retrieval import RetrievalTrainer
 from hrrl_ext.training import RunFolder
 
 Image = pytest.importorskip("PIL.Image")
@@ -213,6 +215,76 @@ def test_pretraining_leaves_out_as_well(folder, tmp_path):
     assert run.recipe.description()["left_out"] == {"data": names, "validation": names}
     with pytest.raises(OSError, match=r"11\.png"):
         URRLTrainer("convnet", **options).fit()
+
+
+def test_commands_that_read_once(folder, tmp_path, capsys):
+    """Each names a damaged file and the way out; and, told to skip it, does as without it."""
+    from hrrl_ext.cli import main
+    from hrrl_ext.pretrained import save_pretrained
+    from hrrl_ext.transfer import load_features
+
+    config = {"model": "convnet", "classes": ["a", "b"], "image_size": 8, "width": 2}
+    save_pretrained(ConvNet(2, width=2), tmp_path / "m", config)
+    bad = str(folder / "a" / "02.png")
+    shutil.copytree(folder, tmp_path / "clean")
+    (tmp_path / "clean" / "a" / "02.png").unlink()
+    damage(Path(bad))
+
+    more: dict[str, list[Any]] = {
+        "extract": [],
+        "evaluate": ["--attacks", "none", "--corruptions", "none"],
+        "cluster": ["--clusters", 2, "--rounds", 1],
+        "variance": ["--num_batches", 20, "--batch_size", 4],
+    }
+
+    def run(command: str, data: Path, out: str, *words: str) -> tuple[int, str, str]:
+        model = ["--model", tmp_path / "m"] if command == "extract" else [tmp_path / "m"]
+        where = ["--data", data, "--device", "cpu", "--out", tmp_path / out]
+        status = main([str(word) for word in (command, *model, *where, *more[command], *words)])
+        told = capsys.readouterr()
+        return status, told.out, told.err
+
+    for command in more:
+        out = command + {"extract": ".npz", "variance": ".json"}.get(command, "")
+        status, _, err = run(command, folder, out)
+        assert status == 1 and f"cannot decode image {bad}: " in err, (command, err)
+        assert "--on_error skip" in err
+        status, told, err = run(command, folder, f"skip-{out}", "--on_error", "skip")
+        assert status == 0 and "1 of 12 images cannot be read and are left out" in err, err
+        assert f"left out, as they cannot be read: 1 images\n{bad}\n" in told
+        assert run(command, tmp_path / "clean", f"clean-{out}")[0] == 0
+    ours, theirs = (load_features(tmp_path / f"{n}-extract.npz") for n in ("skip", "clean"))
+    assert torch.equal(ours.features, theirs.features)
+    report = json.loads((tmp_path / "skip-evaluate" / "m" / "report.json").read_text())
+    assert report["about"]["left_out"] == {"data": [bad]}
+    assert report["warnings"][0] == {
+        "name": "left out",
+        "text": f"1 images cannot be read: {bad!r}",
+    }
+    clean = json.loads((tmp_path / "clean-evaluate" / "m" / "report.json").read_text())
+    assert report["accuracy"]["concepts"] == clean["accuracy"]["concepts"]
+    for kept in (tmp_path / "skip-cluster" / "clusters.json", tmp_path / "skip-variance.json"):
+        assert json.loads(kept.read_text())["left_out"] == {"data": [bad]}
+
+
+def test_captions_stay_out_with_their_image(folder, tmp_path):
+    for i, file in enumerate(sorted((folder / "a").iterdir())):
+        file.with_suffix(".txt").write_text(f"one {i}\ntwo {i}\n")
+    damage(folder / "a" / "02.png")
+    options = {
+        "model": "convnet", "image_size": 8, "epochs": 1, "batch_size": 4, "width": 2, "dim": 4,
+        "text_width": 4, "word_dim": 4, "device": "cpu", "progress": "off", "concepts": [*"abcabc"],
+    }  # fmt: skip
+    whole = RetrievalTrainer(data=folder / "a", **options)
+    with pytest.warns(UserWarning, match="1 of 6 images cannot be read and are left out"):
+        run = RetrievalTrainer(data=folder / "a", on_error="skip", out=tmp_path / "run", **options)
+    pairs, before = run.recipe.batches.encoded.pairs, whole.recipe.batches.encoded.pairs
+    assert pairs.captions == before.captions[:2] + before.captions[4:]
+    assert pairs.owner.tolist() == [i for i in range(5) for _ in range(2)]
+    assert run.recipe.level.concept.tolist() == [0, 0, 2, 2, 0, 0, 1, 1, 2, 2]
+    assert run.recipe.description()["left_out"] == {"data": [str(folder / "a" / "02.png")]}
+    with pytest.raises(OSError, match=r"cannot decode image .*02\.png.*--on_error skip"):
+        whole.fit()
 
 
 def test_nothing_left_out_is_nothing_in_the_description(folder):

@@ -217,6 +217,20 @@ def test_recall_by_concept_is_of_its_queries_among_all_answers() -> None:
         evaluate(image[:3], caption[:1], [7, 7, 7], [7], ["b", "a", "b"])
 
 
+@pytest.mark.parametrize(
+    ("concepts", "in_order"),
+    [
+        (["10", "2", "9.5", "2"], ["2", "9.5", "10"]),
+        ([10, 2, 9, 2], ["2", "9", "10"]),
+        (["b", "10", "2", "10"], ["10", "2", "b"]),
+    ],
+)
+def test_concepts_that_are_numbers_stand_by_value(concepts, in_order) -> None:
+    found = evaluate(np.eye(4), np.eye(4), concepts=concepts)
+    assert list(found.concepts) == in_order
+    assert [line.split()[0] for line in str(found).splitlines()[-3:]] == in_order
+
+
 # --- what it takes, and what it says
 
 

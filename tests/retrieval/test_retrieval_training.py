@@ -279,7 +279,7 @@ def test_the_last_model_opens_without_validation(tmp_path: Path) -> None:
 def test_recall_by_concept_is_in_the_row(tmp_path: Path) -> None:
     """The names are those of the images, and the worst has the smallest rsum; as `evaluate` finds them."""
     of = pairs(24)
-    names = ["<b>", "x", "y"] * 8
+    names = ["10", "9", "8.5"] * 8
     own = trainer(of, validation=of, validation_concepts=names, epochs=1, out=tmp_path)
     row = own.fit().last
     with torch.no_grad():
@@ -287,9 +287,10 @@ def test_recall_by_concept_is_in_the_row(tmp_path: Path) -> None:
         caption = own.model.encode_captions(of.captions)
     found = evaluate(image, caption, of.image_group, of.caption_group, names)
     assert row["concept_rsum"] == {name: one["rsum"] for name, one in found.concepts.items()}
+    assert list(row["concept_rsum"]) == ["8.5", "9", "10"]
     assert row["worst_concept_rsum"] == min(row["concept_rsum"].values())
     assert f"({found.worst_concept})" in own.recipe.line(row)
-    assert "concept_rsum/x" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    assert "concept_rsum/9" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
     by_class = trainer(
         pictures(), model=Counted(), validation=pictures(), validation_concepts="classes"
     )

@@ -70,8 +70,25 @@ class Tuple(Distilled):
         return self.fc(token), self.fc_dist(token)
 
 
+class Pointwise(Net):
+    """As SqueezeNet's: a 1x1 convolution, ReLU in place, then the mean over positions."""
+
+    def __init__(self, classes: int = 7) -> None:
+        super().__init__(classes)
+        self.body = nn.Conv2d(3, 5, 1)  # of another width, and not the last
+        self.classifier = nn.Sequential(
+            nn.Dropout(0.5),
+            nn.Conv2d(5, classes, 1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(1),
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        return self.classifier(self.body(x)).flatten(1)
+
+
 class Convolution(Net):
-    """As SqueezeNet's."""
+    """A convolution that is no layer."""
 
     def forward(self, x: Tensor) -> Any:
         return nn.functional.conv2d(x, torch.ones(7, 3, 8, 8)).flatten(1)
@@ -104,6 +121,7 @@ class Tokens(Net):
         (Distilled, (["fc", "fc_dist"], []), (["fc", "fc_dist"], [])),
         (Auxiliary, (["fc"], ["aux.1"]), (["fc"], [])),
         (Tuple, (["fc"], ["fc_dist"]), (["fc"], ["fc_dist"])),
+        (Pointwise, (["classifier.1"], []), (["classifier.1"], [])),
         (Convolution, ([], []), ([], [])),
         (Cosines, ([], []), ([], [])),
         (Tokens, ([], []), ([], [])),
@@ -134,6 +152,7 @@ def test_images_that_a_network_changes_in_place() -> None:
         (Distilled, ["fc", "fc_dist"]),
         (Auxiliary, ["fc", "aux.1"]),
         (Tuple, ["fc", "fc_dist"]),
+        (Pointwise, ["classifier.1"]),
     ],
 )
 @pytest.mark.parametrize("classes", [7, 4])
@@ -145,7 +164,8 @@ def test_fine_tuning_replaces_all_of_them(kind, new, classes) -> None:
     result = finetune(model, TASK, method=L2SP(alpha=0.0, beta=0.0), lr=1e-30, **QUICK).model
     for name in new:
         layer, old = result.get_submodule(name), model.get_submodule(name)
-        assert layer.out_features == 4
+        assert len(layer.weight) == len(layer.bias) == 4
+        assert type(layer) is type(old)
         assert not torch.equal(layer.weight[:4], old.weight[:4])
     assert torch.equal(result.hidden.weight, hidden)
     assert torch.equal(result.unused.weight, model.unused.weight)
@@ -194,6 +214,20 @@ def test_features_of_several_are_asked_for_by_name() -> None:
     with pytest.raises(ValueError, match=r"one classifier reads.*similarity:classifier=fc"):
         finetune(model, TASK, method="similarity", **QUICK)
     finetune(model, TASK, method="similarity:classifier=fc_dist", **QUICK)
+
+
+def test_what_a_convolution_reads_is_no_feature() -> None:
+    with pytest.raises(
+        ValueError, match=r"come from the convolution 'classifier\.1', whose input.*pooled.*layer="
+    ):
+        extract_features(Pointwise(), TASK)
+    with pytest.raises(ValueError, match=r"URRLTrainer.*'classifier\.1'.*ends in nn\.Linear"):
+        URRLTrainer(Pointwise(4), data=TASK, progress="off", device="cpu", batch_size=16)
+    assert finetune(Pointwise(), TASK, method="similarity", **QUICK).last["penalty"] > 0
+    with pytest.raises(
+        ValueError, match=r"classifier 'classifier' is Sequential, expected nn\.Lin"
+    ):
+        finetune(Pointwise(), TASK, classifier="classifier", **QUICK)
 
 
 def test_an_svm_in_the_place_of_one_decides_alone() -> None:
