@@ -32,17 +32,34 @@ class Bound:
 
 
 BOUNDS = [
-    Bound(r"concept_cross_entropy_kernel<float, LaneTeam<8>", 72, 3300, 2300, 380, 4),
-    Bound(r"concept_cross_entropy_kernel<float, .*LaneTeam<32>, 1024>", 96, 4200, 3100, 440, 16),
+    Bound(r"few_classes_kernel<float, false>", 48, 1230, 105, 75, 4),
     Bound(
-        r"concept_cross_entropy_kernel<__nv_bfloat16, .*LaneTeam<32>, 1024>",
-        96,
-        4300,
-        3200,
-        430,
+        r"wide_rows_kernel<float, LaneTeam<32>, RegisterRow<float, 4.* false", 72, 1080, 115, 75, 16
+    ),
+    Bound(
+        r"wide_rows_kernel<__nv_bfloat16, LaneTeam<32>, RegisterRow<__nv_bfloat16, 8.* false",
+        72,
+        1080,
+        115,
+        75,
         16,
     ),
-    Bound(r"concept_cross_entropy_kernel<float, .*BlockOf<256>, 8192>", 100, 4300, 3300, 440, 16),
+    Bound(
+        r"wide_rows_kernel<float, BlockOf<256>, RegisterRow<float, 4.* false", 72, 1090, 115, 75, 16
+    ),
+    Bound(
+        r"wide_rows_kernel<__nv_bfloat16, BlockOf<1024>, RegisterRow.* false", 64, 1140, 115, 75, 16
+    ),
+    Bound(
+        r"wide_rows_kernel<__nv_bfloat16, BlockOf<1024>, StreamedRow<__nv_bfloat16, 8.* false",
+        64,
+        1400,
+        400,
+        75,
+        16,
+    ),
+    Bound(r"sum_losses_kernel<float>", 56, 1490, 640, 145, 8),
+    Bound(r"scale_gradient_kernel<float>", 40, 240, 45, 0, 16),
     Bound(r"perturb_kernel<float, 4, BlockTeam", 64, 560, 8, 155, 16),
     Bound(r"perturb_slices_kernel<float, 4>", 42, 1110, 125, 190, 16),
     Bound(r"perturb_slices_kernel<__nv_bfloat16, 8>", 64, 1530, 295, 200, 16),
