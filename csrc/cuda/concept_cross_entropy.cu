@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(kSumBlock) sum_losses_kernel(const CrossEntrop
   }
   __threadfence();
   __syncthreads();  // all sums of the block are there
-  if (threadIdx.x == 0) last = atomicAdd(blocks_done(p), 1u) == gridDim.x - 1;
+  if (threadIdx.x == 0) last = gridDim.x == 1 || atomicAdd(blocks_done(p), 1u) == gridDim.x - 1;
   __syncthreads();  // everybody knows
   if (!last) return;
   __threadfence();
