@@ -67,4 +67,13 @@ inline ConceptCrossEntropy prepare_concept_cross_entropy(const Tensor& logits, c
           label_smoothing};
 }
 
+// _scale_gradient: grad_logits, and the gradient of loss, which has its type.
+inline void check_scale_gradient(const Tensor& gradient, const Tensor& factor) {
+  constexpr const char* op = "_scale_gradient: ";
+  HRRL_CHECK(is_floating(gradient) && gradient.is_contiguous(), op, "gradient must be floating and contiguous");
+  HRRL_CHECK(factor.numel() == 1 && factor.scalar_type() == computed_type(gradient), op,
+             "factor must have one entry, of float32, or of float64 for float64, got ", shape(factor));
+  HRRL_CHECK(same_device(gradient, factor), op, "factor must be on the device of gradient");
+}
+
 }  // namespace hrrl

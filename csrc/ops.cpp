@@ -17,6 +17,9 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "float label_smoothing, bool with_grad) "
       "-> (Tensor loss, Tensor concept_loss, Tensor example_loss, Tensor grad_logits)");
 
+  // gradient *= factor [], where it is not 1; for the gradient above, on CUDA
+  m.def("_scale_gradient(Tensor(a!) gradient, Tensor factor) -> ()");
+
   // v [..., K] -> the nearest point of {p >= 0, sum p = radius}, for every row
   m.def("project_simplex(Tensor v, float radius) -> Tensor");
 

@@ -140,7 +140,10 @@ HOT: list[tuple[str, Shape]] = [
     ("update_distribution", Vector(1000, "near")),
     ("rank1_dot", Products(64, 128, 1024)),
 ]
-"""The kernels whose counters are read: one launch each."""
+"""The calls whose kernels' counters are read."""
+
+HOT_LAUNCHES = [call for call in HOT for _ in range(2 if call[0] == _FORWARD else 1)]
+"""Of the cross-entropy its rows and its sums, of the others one each."""
 
 SANITISED: list[tuple[str, Shape]] = [
     *(("perturb", Images((3, 1, 1, size))) for size in (64, 2048, 9410, 40_009, 150_528)),

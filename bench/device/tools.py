@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 
-from .cases import HOT
+from .cases import HOT_LAUNCHES
 from .records import emit
 
 METRICS = {
@@ -63,7 +63,9 @@ def _counters() -> int:
         return 0
     launches = parse_counters(done.splitlines())
     for number, counters in enumerate(launches):
-        case = " ".join(map(str, HOT[number])) if len(launches) == len(HOT) else ""
+        case = (
+            " ".join(map(str, HOT_LAUNCHES[number])) if len(launches) == len(HOT_LAUNCHES) else ""
+        )
         emit("counters", number=number, case=case, **counters)
     return 0 if launches else 1
 

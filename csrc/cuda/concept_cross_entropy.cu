@@ -1,154 +1,139 @@
-// The concept-weighted cross-entropy, its gradient in the same visit, and its sums per concept, in one launch.
+// The concept-weighted cross-entropy, its gradient in the same visit, and its sums per concept.
 //
 //   l_i = log sum_j exp(z_ij) - (1 - eps) z_iy - eps mean_j z_ij            eps: label smoothing
 //   d loss / d z_ij = w_i / B (softmax(z_i)_j - (1 - eps) [j = y] - eps / C)
 //   w_i = q_k / p_k,  p_k = N_k / N,  k = concept_i
 //   concept_loss_k = 1/B sum_{i in k} l_i / p_k,  loss = sum_k q_k concept_loss_k
 //
-// q is known before the loss, so the gradient leaves with the forward pass. The launch is cooperative: no more blocks
-// than the device holds at once go through the rows, and wait for each other before the sums. Against the other ways to
-// one launch: counting the blocks that have finished needs a counter that starts at 0 (a launch, or one that streams
-// and replayed graphs would share), atomic sums need integers that a float64 loss does not fit.
+// q is known before the loss, so the gradient leaves with the forward pass. Two launches: rows, then sums, whose last
+// block adds up what all of them found. It counts them in a number that the launch before has set to 0, in a workspace
+// of its own, so that streams and replayed graphs share nothing. Many concepts take one more launch before, for N.
 //
-// Sums are formed in double: over lanes within a segment of the batch, then segment by segment. None of it depends on
-// which block takes what: equal inputs give equal bits on every device.
+// Sums over examples are formed in double: over lanes within a segment of the batch, then segment by segment. None of
+// it depends on which block takes what: equal inputs give equal bits on every device.
 #include "cuda/blocks.cuh"
 #include "cuda/class_row.cuh"
 #include "cuda/kernel_launch.cuh"
 
 namespace hrrl::cuda {
 
-constexpr int kFewClasses = 64, kFewLanes = 8;  // up to so many classes so many lanes
-constexpr int kWarpClasses = 1024;              // up to so many a warp; a block beyond
-constexpr int kBlockClasses = 8192;             // that the registers of kRowBlock threads hold
-constexpr int kLanesBlock = 128, kRowBlock = 256;
-// Blocks on a multiprocessor at once: the compiler leaves registers for so many. The grid goes by what it really left.
-constexpr int kFewBlocksAtOnce = 7, kLanesBlocksAtOnce = 5, kRowBlocksAtOnce = 2;
-constexpr int64_t kCountSlice = 1024;  // concepts whose N_k a warp adds up
+constexpr int kFewClasses = 64, kFewRows = 64;  // up to so many classes a thread a row, of so many to a block
+constexpr int kWarpClasses = 1024;              // up to so many a warp
+constexpr int kBlockClasses = 8192;             // up to so many a block of kRowBlock threads
+constexpr int kWideClasses = 32768;             // up to so many the largest block's registers; beyond, they stream
+constexpr int kWarpsBlock = 128, kRowBlock = 256;
+// Blocks on a multiprocessor at once: the compiler leaves registers for so many, and spills none.
+constexpr int kFewBlocksAtOnce = 16, kWarpsBlocksAtOnce = 5, kRowBlocksAtOnce = 3;
+constexpr int64_t kFewConcepts = 256;  // whose N_k every warp adds up for itself
 constexpr int64_t kSegment = 1024;     // examples over which a warp sums the losses of a concept
-constexpr int64_t kFewSums = 16384;    // concepts x examples that one block takes sooner than a barrier
+constexpr int64_t kColumns = 32;       // concepts of a block that sums
+constexpr int kSumBlock = 256;
 
+// half has no room for p / B before a loss scale (csrc/concept_cross_entropy.h)
 template <class scalar_t>
-struct GradOf {
-  using type = scalar_t;
-};
-template <>
-struct GradOf<__half> {
-  using type = float;  // half has no room for p / B before a loss scale (csrc/concept_cross_entropy.h)
-};
-template <class scalar_t>
-using grad_type = typename GradOf<scalar_t>::type;
+using grad_type = std::conditional_t<std::is_same_v<scalar_t, __half>, float, scalar_t>;
 
-__device__ inline float exponential(float x) { return expf(x); }
-__device__ inline double exponential(double x) { return exp(x); }
+// CrossEntropyParams::workspace: N where there are many concepts; how many blocks have summed; sums of losses
+// [segments, K + 1]. The last column is that of examples whose concept does not exist: NaN if there is one, for their
+// losses are.
+__device__ inline unsigned* blocks_done(const CrossEntropyParams& p) {
+  return reinterpret_cast<unsigned*>(p.workspace + 1);
+}
+__device__ inline double* segment_sums(const CrossEntropyParams& p) { return p.workspace + 2; }
 
-// In CrossEntropyParams::workspace: sums of N_k, one per slice; then sums of losses [segments, K + 1]. The last column
-// is that of examples whose concept does not exist: NaN if there is one, for their losses are.
-__device__ inline double* segment_sums(const CrossEntropyParams& p) {
-  return p.workspace + (p.concepts + kCountSlice - 1) / kCountSlice;
+// N
+__device__ inline double total_count(const CrossEntropyParams& p) {
+  if (p.concepts > kFewConcepts) return p.workspace[0];
+  return combine(p.concepts, 0.0, Sum{}, [&](int64_t k) { return load(p.concept_count, k); });
+}
+
+__global__ void __launch_bounds__(kMaxBlockSize) total_count_kernel(const CrossEntropyParams p) {
+  double sum = 0.0;
+#pragma unroll 4
+  for (int64_t k = threadIdx.x; k < p.concepts; k += blockDim.x) sum += load(p.concept_count, k);
+  sum = BlockTeam::reduce(sum, Sum{});
+  if (threadIdx.x == 0) p.workspace[0] = sum;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Parts of the kernel
-
-// The warps of all blocks, or those of this one
-struct Warps {
-  int64_t first, count;
-  __device__ explicit Warps(bool of_grid) : first(threadIdx.x / kWarpSize), count(blockDim.x / kWarpSize) {
-    if (!of_grid) return;
-    first += blockIdx.x * count;
-    count *= gridDim.x;
-  }
-};
-
-// N. The concepts of one slice are added up by every warp for itself, many slices by the whole grid.
-__device__ inline double total_count(const CrossEntropyParams& p) {
-  const int64_t slices = (p.concepts + kCountSlice - 1) / kCountSlice;
-  const auto sum_slice = [&](int64_t slice) {
-    const int64_t first = slice * kCountSlice, left = p.concepts - first;
-    return combine(left < kCountSlice ? left : kCountSlice, 0.0, Sum{},
-                   [&](int64_t k) { return load(p.concept_count, first + k); });
-  };
-  if (slices == 1) return sum_slice(0);
-  const Warps warps(true);
-  for (int64_t slice = warps.first; slice < slices; slice += warps.count) {
-    const double sum = sum_slice(slice);
-    if (threadIdx.x % kWarpSize == 0) p.workspace[slice] = sum;
-  }
-  sync_grid();
-  return combine(slices, 0.0, Sum{}, [&](int64_t slice) { return p.workspace[slice]; });
-}
+// Rows
 
 // Example i by its team: l_i and the row of the gradient.
-template <class scalar_t, class Team, class Row>
-__device__ void take_example(const CrossEntropyParams& p, double total, int64_t i, const Row& row) {
+template <class scalar_t, class Team, bool kSmooth, class Row>
+__device__ void take_example(const CrossEntropyParams& p, double total, int64_t i, Row& row) {
   using acc_t = acc_type<scalar_t>;
-  using grad_t = grad_type<scalar_t>;
   const int64_t y = p.target[i], k = p.concept_[i];
   const bool known = y >= 0 && y < p.classes && k >= 0 && k < p.concepts;
   const double count = known ? load(p.concept_count, k) : 0.0;
   const bool valid = count > 0.0;
-  const double eps = p.label_smoothing, classes = static_cast<double>(p.classes);
-  const acc_t target = valid ? to_acc(static_cast<const scalar_t*>(p.logits)[i * p.classes + y]) : acc_t{0};
+  const acc_t nan = static_cast<acc_t>(NAN);
+  const acc_t target = valid ? to_acc(static_cast<const scalar_t*>(p.logits)[i * p.classes + y]) : nan;
+  // q_k / p_k and not q_k (N / N_k): q = q0 = N_k / N then gives exactly 1.
+  const acc_t weight = valid ? static_cast<acc_t>(load(p.q, k) / (count / total)) : nan;
+  const acc_t eps = kSmooth ? static_cast<acc_t>(p.label_smoothing) : 0;
+  const acc_t share = kSmooth ? eps / static_cast<acc_t>(p.classes) : 0;
 
   // A NaN never wins the maximum, but z - max is NaN with it and so is everything after.
-  acc_t largest = static_cast<acc_t>(-HUGE_VAL);
-  row.each([&](int64_t, acc_t z_j) { largest = Max{}(largest, z_j); });
-  largest = Team::reduce(largest, Max{});
-
-  acc_t exp_sum_of_thread = 0;
-  double shifted_sum = 0.0;  // for the mean logit
-  row.each([&](int64_t, acc_t z_j) {
-    exp_sum_of_thread += exponential(z_j - largest);
-    if (eps > 0.0) shifted_sum += static_cast<double>(z_j - largest);
-  });
-  const double exp_sum = Team::reduce(static_cast<double>(exp_sum_of_thread), Sum{});
-  if (eps > 0.0) shifted_sum = Team::reduce(shifted_sum, Sum{});
-
-  const acc_t shifted_target = valid ? target - largest : static_cast<acc_t>(NAN);
-  if (Team::rank() == 0) {
-    double loss = log(exp_sum) - (1.0 - eps) * static_cast<double>(shifted_target);
-    if (eps > 0.0) loss -= eps * shifted_sum / classes;
-    static_cast<acc_t*>(p.example_loss)[i] = static_cast<acc_t>(loss);
-  }
+  const acc_t largest = Team::reduce(row.largest(), Larger{});
+  acc_t loss = largest - target;
+  if (kSmooth) loss = loss * (1 - eps) + share * Team::reduce(row.behind(largest), Sum{});
+  const acc_t exp_sum = Team::reduce(row.exponentials(largest), Sum{});
+  if (Team::rank() == 0) static_cast<acc_t*>(p.example_loss)[i] = loss + logarithm(exp_sum);
   if (!p.grad_logits) return;
 
-  // q_k / p_k and not q_k (N / N_k): q = q0 = N_k / N then gives exactly 1.
-  const double weight = valid ? load(p.q, k) / (count / total) / static_cast<double>(p.batch) : NAN;
-  const acc_t scale = static_cast<acc_t>(weight / exp_sum);
-  const acc_t uniform = static_cast<acc_t>(weight * eps / classes);
-  const double p_target = static_cast<double>(exponential(shifted_target)) / exp_sum;
-  const acc_t at_target = static_cast<acc_t>(weight * (p_target - (1.0 - eps) - eps / classes));
-  row.map(static_cast<grad_t*>(p.grad_logits) + i * p.classes,
-          [&](int64_t j, acc_t z_j) { return j == y ? at_target : exponential(z_j - largest) * scale - uniform; });
+  auto* grad = static_cast<grad_type<scalar_t>*>(p.grad_logits) + i * p.classes;
+  const acc_t scale = weight / (exp_sum * static_cast<acc_t>(p.batch));
+  const acc_t uniform = kSmooth ? share * exp_sum * scale : 0;
+  row.write(grad, scale, uniform);
+  if (valid) row.put(grad, y, (exponential(target - largest) - (1 - eps) * exp_sum) * scale - uniform);
 }
 
-// sums[s, k]: the losses of concept k in segment s, by a warp each.
-template <class loss_t>
-__device__ void sum_segments(const CrossEntropyParams& p, const Warps& warps) {
-  const auto* example_loss = static_cast<const loss_t*>(p.example_loss);
-  const int64_t columns = p.concepts + 1, segments = (p.batch + kSegment - 1) / kSegment;
-  for (int64_t task = warps.first; task < segments * columns; task += warps.count) {
-    const int64_t begin = task / columns * kSegment, left = p.batch - begin, k = task % columns;
-    const double sum = combine(left < kSegment ? left : kSegment, 0.0, Sum{}, [&](int64_t i) {
-      const int64_t concept_ = p.concept_[begin + i];
-      const auto loss = static_cast<double>(example_loss[begin + i]);
-      const bool exists = concept_ >= 0 && concept_ < p.concepts;
-      return (exists ? concept_ : p.concepts) == k ? loss : 0.0;
-    });
-    if (threadIdx.x % kWarpSize == 0) segment_sums(p)[task] = sum;
+__device__ inline void begin_to_count(const CrossEntropyParams& p) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *blocks_done(p) = 0;
+}
+
+template <class scalar_t, class Team, class Row, bool kSmooth, int kThreads, int kAtOnce>
+__global__ void __launch_bounds__(kThreads, kAtOnce) wide_rows_kernel(const CrossEntropyParams p) {
+  begin_to_count(p);
+  const int64_t i = Team::index();
+  if (i >= p.batch) return;
+  Row row(static_cast<const scalar_t*>(p.logits) + i * p.classes, p.classes);
+  take_example<scalar_t, Team, kSmooth>(p, total_count(p), i, row);
+}
+
+template <class scalar_t, bool kSmooth>
+__global__ void __launch_bounds__(kFewRows, kFewBlocksAtOnce) few_classes_kernel(const CrossEntropyParams p) {
+  begin_to_count(p);
+  const int classes = static_cast<int>(p.classes);
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * kFewRows, left = p.batch - begin;
+  const int64_t rows = left < kFewRows ? left : kFewRows;
+  auto* tile = dynamic_shared<acc_type<scalar_t>>();
+  const auto* logits = static_cast<const scalar_t*>(p.logits) + begin * classes;
+  each_entry(rows, classes, [&](int entry, int place) { tile[place] = to_acc(logits[entry]); });
+  const double total = total_count(p);
+  __syncthreads();  // the tile is there
+  if (threadIdx.x < rows) {
+    TileRow<acc_type<scalar_t>> row(tile + threadIdx.x * pitch_of(classes), classes);
+    take_example<scalar_t, LaneTeam<1>, kSmooth>(p, total, begin + threadIdx.x, row);
   }
+  if (!p.grad_logits) return;
+  __syncthreads();  // the gradient is there
+  auto* grad = static_cast<grad_type<scalar_t>*>(p.grad_logits) + begin * classes;
+  each_entry(rows, classes, [&](int entry, int place) { assign(grad[entry], tile[place]); });
 }
 
-// concept_loss and loss, by one block.
+// ---------------------------------------------------------------------------------------------------------------------
+// Sums
+
+// concept_loss and loss from the sums of the segments, by one block.
 template <class loss_t>
-__device__ void sum_losses(const CrossEntropyParams& p, double total) {
-  const double* sums = segment_sums(p);
-  const int64_t columns = p.concepts + 1, segments = (p.batch + kSegment - 1) / kSegment;
+__device__ void add_segments(const CrossEntropyParams& p, double total, int64_t segments) {
+  const int64_t columns = p.concepts + 1;
   double loss = 0.0;
   for (int64_t k = threadIdx.x; k < columns; k += blockDim.x) {
     double sum = 0.0;
-    for (int64_t s = 0; s < segments; ++s) sum += sums[s * columns + k];
+#pragma unroll 16
+    for (int64_t s = 0; s < segments; ++s) sum += segment_sums(p)[s * columns + k];
     if (k == p.concepts) {
       loss += sum;
     } else {
@@ -162,81 +147,91 @@ __device__ void sum_losses(const CrossEntropyParams& p, double total) {
   if (threadIdx.x == 0) *static_cast<loss_t*>(p.loss) = static_cast<loss_t>(loss);
 }
 
-// ---------------------------------------------------------------------------------------------------------------------
-// Kernel
-
-// A team per example, and as many examples as it takes. kThreads is the bound of the block size.
-template <class scalar_t, class Team, class Row, int kThreads, int kAtOnce>
-__global__ void __launch_bounds__(kThreads, kAtOnce) concept_cross_entropy_kernel(const CrossEntropyParams p) {
-  using loss_t = acc_type<scalar_t>;
-  const int64_t teams = static_cast<int64_t>(gridDim.x) * (blockDim.x / Team::size());
-  const auto row_of = [&](int64_t i) {
-    const bool exists = i < p.batch;
-    return Row(static_cast<const scalar_t*>(p.logits) + (exists ? i : 0) * p.classes, exists ? p.classes : 0);
-  };
-  int64_t i = Team::index();
-  Row row = row_of(i);  // on its way while N is formed
+// A block takes kColumns concepts of a segment, a warp one at a time.
+template <class loss_t>
+__global__ void __launch_bounds__(kSumBlock) sum_losses_kernel(const CrossEntropyParams p, int64_t segments) {
+  __shared__ int64_t column_of[kSegment];
+  __shared__ loss_t loss_of[kSegment];
+  __shared__ bool last;
+  const int64_t columns = p.concepts + 1, groups = gridDim.x / segments, segment = blockIdx.x / groups;
+  const int64_t begin = segment * kSegment, left = p.batch - begin, examples = left < kSegment ? left : kSegment;
+  for (int64_t i = threadIdx.x; i < examples; i += kSumBlock) {
+    const int64_t k = p.concept_[begin + i];
+    column_of[i] = k >= 0 && k < p.concepts ? k : p.concepts;
+    loss_of[i] = static_cast<const loss_t*>(p.example_loss)[begin + i];
+  }
   const double total = total_count(p);
-  for (; i < p.batch; i += teams, row = row_of(i)) take_example<scalar_t, Team>(p, total, i, row);
-
-  sync_grid();  // all losses are there
-  const bool few = (p.concepts + 1) * p.batch <= kFewSums;
-  if (few && blockIdx.x > 0) return;
-  sum_segments<loss_t>(p, Warps(!few));
-  if (few)
-    __syncthreads();
-  else
-    sync_grid();
-  if (blockIdx.x == 0) sum_losses<loss_t>(p, total);
+  __syncthreads();  // the segment is there
+  const int64_t first = blockIdx.x % groups * kColumns, end = first + kColumns < columns ? first + kColumns : columns;
+  for (int64_t k = first + threadIdx.x / kWarpSize; k < end; k += kSumBlock / kWarpSize) {
+    const auto loss = [&](int64_t i) { return column_of[i] == k ? static_cast<double>(loss_of[i]) : 0.0; };
+    const double sum = combine(examples, 0.0, Sum{}, loss);
+    if (threadIdx.x % kWarpSize == 0) segment_sums(p)[segment * columns + k] = sum;
+  }
+  __threadfence();
+  __syncthreads();  // all sums of the block are there
+  if (threadIdx.x == 0) last = gridDim.x == 1 || atomicAdd(blocks_done(p), 1u) == gridDim.x - 1;
+  __syncthreads();  // everybody knows
+  if (!last) return;
+  __threadfence();
+  add_segments<loss_t>(p, total, segments);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Launchers
 
-template <class scalar_t, class Team, class Row, int kThreads, int kAtOnce>
-static void launch_teams(const CrossEntropyParams& p, int64_t rows_per_block, CUstream_st* stream) {
-  constexpr auto kKernel = concept_cross_entropy_kernel<scalar_t, Team, Row, kThreads, kAtOnce>;
-  const int64_t room = resident_blocks<kKernel, kThreads>();
-  int64_t grid = ceil_div(p.batch, rows_per_block);
-  if (grid > room) grid = room;
-  if (grid < 1) grid = 1;  // an empty batch has sums, too; no barrier of the grid without a room
-  launch_kernel<kKernel>({grid, kThreads, 0, 1, grid > 1}, stream, p);
+// An empty batch has sums, too.
+static int64_t blocks_for(int64_t batch, int64_t examples) { return batch > 0 ? ceil_div(batch, examples) : 1; }
+
+// kClasses: that the registers of the team hold, or 0. They hold a row of doubles badly, and few train in double.
+template <class scalar_t, int kVec, bool kSmooth, class Team, int kClasses, int kThreads, int kAtOnce>
+static void launch_teams(const CrossEntropyParams& p, CUstream_st* stream) {
+  constexpr bool kHeld = kClasses > 0 && sizeof(scalar_t) < sizeof(double);
+  using Row = std::conditional_t<kHeld, RegisterRow<scalar_t, kVec, Team, kClasses>, StreamedRow<scalar_t, kVec, Team>>;
+  const int64_t grid = blocks_for(p.batch, kThreads / Team::kSize);
+  launch_kernel<wide_rows_kernel<scalar_t, Team, Row, kSmooth, kThreads, kAtOnce>>({grid, kThreads}, stream, p);
 }
 
-template <class scalar_t, int kVec>
-static void launch_rows(const CrossEntropyParams& p, CUstream_st* stream) {
-  using Few = LaneTeam<kFewLanes>;
-  using Warp = LaneTeam<kWarpSize>;
-  using Block = BlockOf<kRowBlock>;
-  // Registers hold a row of doubles badly, and few train in double; the same goes for rows that packs do not fit.
-  constexpr bool kFloats = sizeof(scalar_t) < sizeof(double), kInRegisters = kFloats && kVec > 1;
-  using FewRow = std::conditional_t<kFloats, RegisterRow<scalar_t, 1, Few, kFewClasses>, StreamedRow<scalar_t, 1, Few>>;
-  using WarpRow = std::conditional_t<kInRegisters, RegisterRow<scalar_t, kVec, Warp, kWarpClasses>,
-                                     StreamedRow<scalar_t, kVec, Warp>>;
-  using BlockRow = std::conditional_t<kInRegisters, RegisterRow<scalar_t, kVec, Block, kBlockClasses>,
-                                      StreamedRow<scalar_t, kVec, Block>>;
+template <class scalar_t, int kVec, bool kSmooth>
+static void launch_wide_rows(const CrossEntropyParams& p, CUstream_st* stream) {
+  using Widest = BlockOf<kMaxBlockSize>;
+  constexpr int kHeldClasses = kVec > 1 ? kWideClasses : 0;  // one by one they would take too many registers
+  if (p.classes <= kWarpClasses)
+    launch_teams<scalar_t, kVec, kSmooth, LaneTeam<kWarpSize>, kWarpClasses, kWarpsBlock, kWarpsBlocksAtOnce>(p,
+                                                                                                              stream);
+  else if (p.classes <= kBlockClasses)
+    launch_teams<scalar_t, kVec, kSmooth, BlockOf<kRowBlock>, kBlockClasses, kRowBlock, kRowBlocksAtOnce>(p, stream);
+  else if (p.classes <= kHeldClasses)
+    launch_teams<scalar_t, kVec, kSmooth, Widest, kHeldClasses, kMaxBlockSize, 1>(p, stream);
+  else
+    launch_teams<scalar_t, kVec, kSmooth, Widest, 0, kMaxBlockSize, 1>(p, stream);
+}
 
-  if (p.classes <= kFewClasses)
-    launch_teams<scalar_t, Few, FewRow, kLanesBlock, kFewBlocksAtOnce>(p, kLanesBlock / kFewLanes, stream);
-  else if (p.classes <= kWarpClasses)
-    launch_teams<scalar_t, Warp, WarpRow, kLanesBlock, kLanesBlocksAtOnce>(p, kLanesBlock / kWarpSize, stream);
-  else if (p.classes <= kBlockClasses || !kFloats)
-    launch_teams<scalar_t, Block, BlockRow, kRowBlock, kRowBlocksAtOnce>(p, 1, stream);
-  else if constexpr (kFloats)
-    launch_teams<scalar_t, BlockTeam, StreamedRow<scalar_t, kVec, BlockTeam>, kMaxBlockSize, 1>(p, 1, stream);
+template <class scalar_t, bool kSmooth>
+static void launch_rows(const CrossEntropyParams& p, CUstream_st* stream) {
+  constexpr int kVec = sizeof(scalar_t) < sizeof(double) ? kPackSize<scalar_t> : 1;
+  if (p.classes <= kFewClasses) {
+    const size_t tile = kFewRows * static_cast<size_t>(p.classes + 1) * sizeof(acc_type<scalar_t>);  // pitch_of
+    launch_kernel<few_classes_kernel<scalar_t, kSmooth>>({blocks_for(p.batch, kFewRows), kFewRows, tile}, stream, p);
+  } else if (p.classes % kVec == 0 && is_aligned(p.logits, kPackBytes) &&
+             is_aligned(p.grad_logits, kVec * sizeof(grad_type<scalar_t>))) {
+    launch_wide_rows<scalar_t, kVec, kSmooth>(p, stream);
+  } else {
+    launch_wide_rows<scalar_t, 1, kSmooth>(p, stream);
+  }
 }
 
 int64_t cross_entropy_workspace(int64_t batch, int64_t concepts) {
-  return ceil_div(concepts, kCountSlice) + ceil_div(batch, kSegment) * (concepts + 1);
+  return 2 + blocks_for(batch, kSegment) * (concepts + 1);
 }
 
 void launch_concept_cross_entropy(Dtype dtype, const CrossEntropyParams& p, CUstream_st* stream) {
+  if (p.concepts > kFewConcepts) launch_kernel<total_count_kernel>({1, kMaxBlockSize}, stream, p);
   dispatch(dtype, [&](auto type) {
     using scalar_t = typename decltype(type)::type;
-    constexpr int kVec = kPackSize<scalar_t>;
-    const bool packs = p.classes % kVec == 0 && is_aligned(p.logits, kPackBytes) &&
-                       is_aligned(p.grad_logits, kVec * sizeof(grad_type<scalar_t>));
-    packs ? launch_rows<scalar_t, kVec>(p, stream) : launch_rows<scalar_t, 1>(p, stream);
+    p.label_smoothing > 0.0 ? launch_rows<scalar_t, true>(p, stream) : launch_rows<scalar_t, false>(p, stream);
+    const int64_t segments = blocks_for(p.batch, kSegment), grid = segments * ceil_div(p.concepts + 1, kColumns);
+    launch_kernel<sum_losses_kernel<acc_type<scalar_t>>>({grid, kSumBlock}, stream, p, segments);
   });
 }
 

@@ -35,8 +35,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> concept_cross_entropy_cuda(const Tens
   return c.result();
 }
 
+void scale_gradient_cuda(const Tensor& gradient, const Tensor& factor) {
+  check_scale_gradient(gradient, factor);
+  const CurrentStream stream(gradient);
+  cuda::launch_scale_gradient(dtype_of(gradient), {gradient.data_ptr(), factor.data_ptr(), gradient.numel()}, stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 }  // namespace hrrl
 
 STABLE_TORCH_LIBRARY_IMPL(hrrl_ext, CUDA, m) {
   m.impl("concept_cross_entropy", TORCH_BOX(&hrrl::concept_cross_entropy_cuda));
+  m.impl("_scale_gradient", TORCH_BOX(&hrrl::scale_gradient_cuda));
 }

@@ -62,6 +62,15 @@ struct CrossEntropyParams {
 int64_t cross_entropy_workspace(int64_t batch, int64_t concepts);
 void launch_concept_cross_entropy(Dtype dtype, const CrossEntropyParams& params, CUstream_st* stream);
 
+// gradient_j *= factor, which is looked at on the device: nothing is touched where it is 1. gradient is aligned for
+// packs.
+struct ScaleGradientParams {
+  void* gradient;
+  const void* factor;  // [] float, or double for kDouble
+  int64_t size;
+};
+void launch_scale_gradient(Dtype dtype, const ScaleGradientParams& params, CUstream_st* stream);
+
 // out_r = the nearest point of {p >= 0, sum p = radius} to v_r, for rows v, out [R, K]; at least one row
 struct ProjectSimplexParams {
   Reals v;           // [R, K]

@@ -17,10 +17,12 @@ from .pair_gradients import pair_gradients
 concept_cross_entropy = operator("concept_cross_entropy")
 hardest_negatives = operator("hardest_negatives")
 project_simplex = operator("project_simplex")
+_scale_gradient = operator("_scale_gradient")
 
 
 class ConceptCrossEntropy(torch.autograd.Function):
-    """d loss / d logits has left with the forward pass; backward scales it."""
+    """d loss / d logits has left with the forward pass; backward scales it, in place where nobody will
+    ask for it again."""
 
     # forward(ctx, ...) and not setup_context(): that form takes another 8 µs per call.
     @staticmethod
@@ -42,12 +44,26 @@ class ConceptCrossEntropy(torch.autograd.Function):
                 "Use hrrl_ext.ops.reference.concept_cross_entropy for higher derivatives."
             )
         (grad_logits,) = ctx.saved_tensors
-        # loss.backward() itself sends 1: where looking costs nothing the pass over the gradient is
-        # saved. While torch traces, there is no value to look at.
+        # While torch traces, or maps, as with is_grads_batched, there is no one value to look at.
         traced = torch.compiler.is_compiling() or type(grad_loss) is not Tensor
-        if traced or not grad_loss.is_cpu or grad_loss.item() != 1.0:
+        f = torch._C._functorch
+        if traced or f.is_batchedtensor(grad_loss) or f.is_legacy_batchedtensor(grad_loss):
             grad_logits = grad_logits * grad_loss
+        else:
+            grad_logits = _scaled(grad_logits, grad_loss)
         return grad_logits.to(ctx.logits_dtype), *(None,) * 5
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    """gradient * factor. loss.backward() itself sends 1: then the pass over the gradient is saved, on
+    CUDA by a kernel that looks at the factor, for which nothing waits."""
+    if gradient.is_cpu and factor.item() == 1.0:
+        return gradient
+    # With retain_graph=True another backward pass begins from the same gradient.
+    if gradient.is_cuda and not torch._C._autograd._get_current_graph_task_keep_graph():
+        _scale_gradient(gradient, factor)
+        return gradient
+    return gradient * factor
 
 
 class HardestNegatives(torch.autograd.Function):

@@ -41,6 +41,10 @@ def concept_cross_entropy(
         ``example_loss`` are float32 (float64 for float64 logits), ``concept_loss`` has the dtype of
         ``q``. Only ``loss`` is differentiable, in the logits and once. B = 0 gives zeros.
 
+    The gradient leaves with the forward pass, and backward scales it by what comes from above: on CUDA
+    in place, and not at all where that is 1. With ``retain_graph=True`` it stays as it is for the next
+    backward pass, and the scaled one is new memory. ``create_graph=True`` raises RuntimeError.
+
     Identities: ``loss == (q * concept_loss).sum()`` to rounding; with ``q = concept_count / N``
     every weight is exactly 1 and ``loss`` is the plain mean cross-entropy.
 

@@ -225,6 +225,17 @@ class Emulation:
         grad_logits = grad.values if grad else logits.new_empty(0, dtype=grad_dtype)
         return loss.values, concept_loss.values, example_loss.values, grad_logits
 
+    def scale_gradient(self, gradient: Tensor, factor: Tensor) -> Tensor:
+        """The scaled gradient: the one given is left as it is."""
+        scaled, by = Array(gradient), Array(factor)
+        self._call(
+            "concept_cross_entropy",
+            "emulate_scale_gradient",
+            [by],
+            *(DTYPES.index(gradient.dtype), scaled, by, ctypes.c_int64(gradient.numel())),
+        )
+        return scaled.values
+
     def project_simplex(self, v: Tensor, radius: float = 1.0) -> Tensor:
         given, out = Array(v), Array.output(*v.shape, dtype=v.dtype)
         size = v.shape[-1]

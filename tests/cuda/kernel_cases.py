@@ -4,6 +4,7 @@ the emulated kernels (test_emulated_*.py) and the real ones (test_cuda.py) share
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -64,9 +65,9 @@ def close(got: Tensor, expected: Tensor, rtol: float, atol: float) -> None:
     torch.testing.assert_close(got, expected, rtol=rtol, atol=atol, equal_nan=True)
 
 
-# concept_cross_entropy: 8 lanes up to 64 classes, a warp up to 1024, a block of 256 up to 8192, of
-# 1024 beyond. N_k is added up in slices of 1024 concepts, losses in segments of 1024 examples: by
-# one block up to 16384 pairs of a concept (and one more) and an example, by all of them beyond.
+# concept_cross_entropy: a thread up to 64 classes, 64 of them to a block; a warp up to 1024, a block of 256 up to 8192, of
+# 1024 beyond, in registers up to 32768. N_k of more than 256 concepts is added up by a launch of its own, losses in
+# segments of 1024 examples, by a block for 32 concepts (and the one of those that do not exist).
 CLASSES = [
     1,
     2,
@@ -91,11 +92,13 @@ CLASSES = [
 CONCEPT_CASES = [
     *(ConceptCase(5, classes, 3, dtype) for classes in CLASSES for dtype in FLOATS),
     *(ConceptCase(7, classes, 4, dtype, 0.1) for classes in (10, 72, 1100) for dtype in FLOATS),
-    *(ConceptCase(batch, 10, 11) for batch in (0, 1, 15, 16, 17, 257, 600, 1023, 1024, 1025)),
-    ConceptCase(2048, 2, 7),  # 16384 pairs
+    *(ConceptCase(batch, 10, 11) for batch in (0, 1, 63, 64, 65, 257, 1023, 1024, 1025)),
+    ConceptCase(0, 100, 3),
     ConceptCase(2049, 2, 7),
     ConceptCase(2100, 3, 40),
-    *(ConceptCase(40, 3, concepts) for concepts in (1, 2, 200, 1024, 1025, 2049)),
+    *(ConceptCase(2, classes, 3, torch.bfloat16) for classes in (32768, 32769, 32776)),
+    *(ConceptCase(40, 3, concepts) for concepts in (1, 2, 31, 32, 33, 256, 257, 2049)),
+    *(ConceptCase(9, classes, 3, scale=1e30) for classes in (12, 500, 33000)),
     ConceptCase(7, 5, 2, label_smoothing=0.9),
     ConceptCase(9, 12, 3, scale=80.0),
     ConceptCase(9, 12, 3, scale=1e4),
@@ -159,6 +162,23 @@ def check_concept_sums(arguments: dict[str, Tensor], result: ConceptResult) -> N
     close(result.concept_loss, expected, rtol=max(1e-13, rounding), atol=tiny if rounding else 0.0)
     terms = torch.where(expected == 0, 0.0, q * expected)
     close(result.loss, terms.sum(), rtol=max(1e-13, 0.505 * EPS[result.loss.dtype]), atol=0.0)
+
+
+def check_scaled(
+    scale: Callable[[Tensor, Tensor], Tensor], gradient: Tensor, factor: float
+) -> None:
+    """The product to the bit; at 1 nothing is touched, not even a NaN that arithmetic would make a quiet one."""
+    integer, loud = {
+        2: (torch.int16, 0x7F81),
+        4: (torch.int32, 0x7F800001),
+        8: (torch.int64, 0x7FF0000000000001),
+    }[gradient.itemsize]
+    if factor == 1.0:
+        gradient.view(integer)[::7] = loud
+    by = torch.tensor(factor, dtype=torch.promote_types(gradient.dtype, torch.float32))
+    want = gradient if factor == 1.0 else (gradient.to(by.dtype) * by).to(gradient.dtype)
+    got = scale(gradient, by)
+    assert torch.equal(got.view(integer), want.view(integer))
 
 
 # project_simplex: a block has K / 8 threads, 32 to 1024, and holds 12536 entries; a cluster holds 8 times as many, a

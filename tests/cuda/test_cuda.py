@@ -176,6 +176,34 @@ def test_gradient_reaches_the_logits() -> None:
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradient_is_scaled_in_place_unless_it_is_kept(dtype: torch.dtype) -> None:
+    arguments = on_device(ConceptCase(33, 37, 7, dtype).arguments())
+    logits = arguments.pop("logits").requires_grad_()
+    loss = ops.concept_cross_entropy(logits, **arguments).loss
+    by = [loss.new_full((), factor) for factor in (1.0, 4.0, 1.0, 2.0)]
+    with no_synchronisation():
+        kept = [torch.autograd.grad(loss, logits, f, retain_graph=True)[0] for f in by]
+        memory = torch.cuda.memory_allocated()
+        (last,) = torch.autograd.grad(loss, logits, by[1])
+        grown = torch.cuda.memory_allocated() - memory
+    assert torch.equal(kept[0], kept[2]) and torch.equal(kept[3], 2 * kept[0])
+    assert torch.equal(last, kept[1]) and torch.equal(last, 4 * kept[0])
+    assert grown <= 0 or dtype == torch.float16  # which is rounded into new memory
+
+
+@pytest.mark.parametrize("size", [0, 1, 2051, 1_000_001])
+def test_scaled_gradient(size: int) -> None:
+    def scale(gradient: Tensor, factor: Tensor) -> Tensor:
+        moved = gradient.to(DEVICE)
+        kernels._scale_gradient(moved, factor.to(DEVICE))
+        return moved.cpu()
+
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for factor in (1.0, -3.0):
+            kc.check_scaled(scale, torch.linspace(-1, 1, size, dtype=dtype), factor)
+
+
 @pytest.mark.parametrize("classes", [10, 200, 1500])
 @pytest.mark.parametrize("bad", [-1, 2**40, -(2**62)])
 @pytest.mark.parametrize("name", ["target", "concept"])

@@ -175,12 +175,17 @@ def check_perturb(emulation: Emulation) -> None:
 
 
 def check_concept_cross_entropy(emulation: Emulation) -> None:
-    for case in (ConceptCase(37, 10, 5), ConceptCase(37, 1500, 1100, label_smoothing=0.1)):
+    for case in (
+        *(ConceptCase(1030, 3, 40), ConceptCase(37, 10, 5)),
+        ConceptCase(37, 1500, 1100, label_smoothing=0.1),
+    ):
         arguments = case.arguments()
         result = emulation.concept_cross_entropy(**arguments, label_smoothing=case.label_smoothing)
         kc.check_concept_cross_entropy(case, arguments, ConceptResult(*result))
     arguments["concept"][3] = -1
     assert emulation.concept_cross_entropy(**arguments)[0].isnan()
+    for factor in (1.0, -3.0):
+        kc.check_scaled(emulation.scale_gradient, torch.linspace(-1, 1, 1003), factor)
 
 
 def check_project_simplex(emulation: Emulation) -> None:
@@ -320,7 +325,10 @@ CHECKS = {
 }
 REDUCE, BLOCKS = ("reduce.cuh", "concept_cross_entropy"), ("blocks.cuh", "project_simplex")
 PERTURB = ("perturb.cu", "perturb")
-CONCEPTS = ("concept_cross_entropy.cu", "concept_cross_entropy")
+CONCEPTS, CLASS_ROW, SCALE = (
+    (file, "concept_cross_entropy")
+    for file in ("concept_cross_entropy.cu", "class_row.cuh", "scale_gradient.cu")
+)
 SIMPLEX = ("project_simplex.cu", "project_simplex")
 CHI = ("chi_square_response.cu", "chi_square_response")
 GAME = ("../common/chi_square.h", "chi_square_response")
@@ -332,9 +340,7 @@ HINGES = ("hinge_coefficients.cu", "hinge_coefficients")
 PAIRS = ("pair_gradients.cu", "pair_gradients")
 MIX, PIXELS = ("mix_chains.cu", "mix_chains"), ("../common/pixels.h", "mix_chains")
 BARRIER = "__syncthreads();\n"
-DEVICE_P, DEVICE_S, DEVICE_C = (
-    ("device.cuh", operator) for operator in ("perturb", "project_simplex", "concept_cross_entropy")
-)
+DEVICE_P, DEVICE_S = (("device.cuh", operator) for operator in ("perturb", "project_simplex"))
 LIMIT = "room - static_cast<int>(attributes.sharedSizeBytes)"
 MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "barrier after an operation": (MIX, "function(e);\n  __syncthreads();", "function(e);"),
@@ -430,7 +436,11 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     ),
     "second barrier of a reduction": (REDUCE, BARRIER + "    // Every warp", "\n    // Every warp"),
     "half of a butterfly": (REDUCE, "offset = warps / 2", "offset = warps / 4"),
-    "mask of the first team for all": (REDUCE, " % kWarpSize / kLanes * kLanes", " * 0"),
+    "mask of the first team for all": (
+        ("reduce.cuh", "rank1"),
+        " % kWarpSize / kLanes * kLanes",
+        " * 0",
+    ),
     "tail of a loop": (
         *(PERTURB, "if (i + u * stride < end) use(", "if (i + u * stride + 1 < end) use("),
     ),
@@ -447,17 +457,28 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "row of a slice": (PERTURB, "+ s.row * split.slices", "+ s.row"),
     "barrier before a cluster adds up": (PERTURB, "sync_cluster();  // the sums", "// the sums"),
     "barrier before a block leaves": (PERTURB, "sync_cluster();  // nobody", "{}  // nobody"),
-    "barrier after the losses": (CONCEPTS, "sync_grid();  // all losses", "// all losses"),
-    "barrier after slices of N": (
-        *(CONCEPTS, "sync_grid();\n  return combine(slices", "return combine(slices"),
+    "barrier after the tile": (CONCEPTS, "__syncthreads();  // the tile", "// the tile"),
+    "barrier after the gradient": (
+        CONCEPTS,
+        "__syncthreads();  // the gradient",
+        "// the gradient",
     ),
-    "barrier of the block that sums": (CONCEPTS, "    " + BARRIER + "  else", "{}\n  else"),
-    "barrier of the grid that sums": (CONCEPTS, "  else\n    sync_grid();", "  else {}"),
+    "barrier after the segment": (CONCEPTS, "__syncthreads();  // the segment", "// the segment"),
+    "barrier after the count": (CONCEPTS, "__syncthreads();  // everybody", "// everybody"),
+    "blocks that counted before": (CONCEPTS, "*blocks_done(p) = 0;", "*blocks_done(p) = 1;"),
     "tail of a segment": (CONCEPTS, "left < kSegment ? left :", "left < kSegment ? left - 1 :"),
     "concepts that do not exist": (CONCEPTS, "loss += sum;", "{}"),
     "smoothed mean of one thread": (
-        *(CONCEPTS, "shifted_sum = Team::reduce(shifted_sum, Sum{});", "{}"),
+        *(
+            CONCEPTS,
+            "share * Team::reduce(row.behind(largest), Sum{})",
+            "share * row.behind(largest)",
+        ),
     ),
+    "the target's entry by a neighbour": (
+        *(CLASS_ROW, "Team::kSize == Team::rank()", "Team::kSize == (Team::rank() ^ 1)"),
+    ),
+    "a factor of 1": (SCALE, "if (factor == 1) return;", ""),
     "rounds of Newton": (SIMPLEX, "!(support.count < last_count)", "true"),
     "entries that stay": (SIMPLEX, "own[above++ * blockDim.x] = v;", "++above;"),
     "entries that others visit": (SIMPLEX, "own(shared + threadIdx.x)", "own(shared)"),
@@ -481,7 +502,7 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
         *(("kernel_launch.cuh", "perturb"), "allow_shared_memory<kKernel>();", "{}"),
     ),
     "room that counts without registers": (
-        *(DEVICE_C, "multiprocessors()) * of_multiprocessor", "multiprocessors()) * 6"),
+        *(DEVICE_S, "multiprocessors()) * of_multiprocessor", "multiprocessors()) * 6"),
     ),
     "room without leave for shared memory": (
         *(DEVICE_S, "if (kSharedBytes > 0) allow_shared_memory<kKernel>();", "{}"),

@@ -126,6 +126,30 @@ def test_gradients_add_up_and_stay_apart() -> None:
     assert torch.equal(leaf.grad, 2 * once)
 
 
+def test_torch_says_whether_a_graph_is_kept() -> None:
+    """By which the gradient is scaled in place on CUDA, or not."""
+    a = cases.ConceptCase(9, 10, 3).arguments()
+    leaf, kept = a.pop("logits").requires_grad_(), []
+    leaf.register_hook(
+        lambda _: kept.append(torch._C._autograd._get_current_graph_task_keep_graph())
+    )
+    loss = ops.concept_cross_entropy(leaf, **a).loss
+    loss.backward(retain_graph=True)
+    torch.autograd.grad(loss, leaf)
+    assert kept == [True, False]
+
+
+def test_many_gradients_from_above_at_once() -> None:
+    a = cases.ConceptCase(9, 10, 3).arguments()
+    logits, factors = a.pop("logits").requires_grad_(), torch.tensor([1.0, -2.0])
+    loss = ops.concept_cross_entropy(logits, **a).loss
+    (plain,) = torch.autograd.grad(loss, logits, retain_graph=True)
+    one = lambda factor: torch.autograd.grad(loss, logits, factor, retain_graph=True)[0]  # noqa: E731
+    assert torch.equal(torch.func.vmap(one)(factors), factors[:, None, None] * plain)
+    (mapped,) = torch.autograd.grad(loss, logits, factors, is_grads_batched=True)
+    assert torch.equal(mapped, factors[:, None, None] * plain)
+
+
 def test_loss_scale_saves_small_float16_gradients() -> None:
     """exp(-12) / 256 = 2e-8 is below half of float16's smallest number; 65536 times that is not."""
     logits = torch.tensor([[0.0, -12.0]] * 256, dtype=torch.float16, requires_grad=True)

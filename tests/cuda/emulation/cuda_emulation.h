@@ -477,6 +477,8 @@ T atomicAdd(T* address, T value) {
   return before;
 }
 
+inline void __threadfence() {}  // blocks run one after another, or see what others wrote at once
+
 #define __syncthreads() ((void)emulation::sync_block(__FILE__, __LINE__, false))
 #define __syncthreads_or(value) emulation::sync_block(__FILE__, __LINE__, (value) != 0)
 #define __syncwarp() \

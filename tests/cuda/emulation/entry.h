@@ -13,10 +13,12 @@ extern "C" void reset(unsigned seed, int multiprocessors, int clusters, int coop
 // Since the last reset
 extern "C" unsigned launches() { return emulation::machine.launches; }
 
-// The launchers may assume nothing about what is in their workspace, so it is full of NaNs.
+// The launchers may assume nothing about what is in their workspace, so it is full of NaNs, of all bits.
 class Workspace {
  public:
-  explicit Workspace(int64_t doubles) : values_(static_cast<size_t>(doubles), NAN) {}
+  explicit Workspace(int64_t doubles) : values_(static_cast<size_t>(doubles)) {
+    std::memset(values_.data(), 0xff, values_.size() * sizeof(double));
+  }
   double* data() const { return const_cast<double*>(values_.data()); }
 
  private:

@@ -1,6 +1,7 @@
 // clang-format off: the kernels need what the emulation declares
 #include "runtime_emulation.h"
 #include "cuda/concept_cross_entropy.cu"
+#include "cuda/scale_gradient.cu"
 #include "entry.h"
 // clang-format on
 
@@ -30,5 +31,10 @@ extern "C" const char* emulate_concept_cross_entropy(int dtype, const void* logi
                                       label_smoothing,
                                       workspace.data()},
                                      nullptr);
+  return emulation::failure();
+}
+
+extern "C" const char* emulate_scale_gradient(int dtype, void* gradient, const void* factor, int64_t size) {
+  cuda::launch_scale_gradient(static_cast<Dtype>(dtype), {gradient, factor, size}, nullptr);
   return emulation::failure();
 }
