@@ -25,6 +25,12 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "update_distribution(Tensor q, Tensor concept_loss, Tensor q0, float eta, float lam, Tensor? eta_scale=None) "
       "-> Tensor");
 
+  // q [K], t [], both written to: t + 1, and the update of q with eta = 1/(lam t), c times less for t <= s; where that
+  // has an entry that is not finite q stays
+  m.def(
+      "step_distribution(Tensor(a!) q, Tensor(b!) t, Tensor concept_loss, Tensor q0, Tensor c, float lam, int s) -> "
+      "()");
+
   // concept_loss, q0 [K] -> q, the best response with the penalty lam/2 sum (q - q0)^2/q0, in the ball that this sum is
   // at most rho^2 and below max_weight q0; infinite where there is none
   m.def(

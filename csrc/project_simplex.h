@@ -33,9 +33,8 @@ struct UpdateDistribution {
   double eta, lam;
 };
 
-inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Tensor& concept_loss, const Tensor& q0,
-                                                      double eta, double lam, const std::optional<Tensor>& eta_scale) {
-  constexpr const char* op = "update_distribution: ";
+// q, concept_loss and q0
+inline void check_ascent(const char* op, const Tensor& q, const Tensor& concept_loss, const Tensor& q0, double lam) {
   HRRL_CHECK(q.dim() == 1 && q.size(0) >= 1, op, "q must have shape [K] with K >= 1, got ", shape(q));
   HRRL_CHECK(q.scalar_type() == ScalarType::Float || q.scalar_type() == ScalarType::Double, op,
              "q must be float32 or float64");
@@ -47,9 +46,14 @@ inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Ten
     HRRL_CHECK(is_floating(*others[i]), op, names[i], " must be a floating-point tensor");
     HRRL_CHECK(same_device(q, *others[i]), op, names[i], " must be on the device of q");
   }
-  HRRL_CHECK(std::isfinite(eta) && eta >= 0, op, "eta must be finite and not negative, got ", eta);
   HRRL_CHECK(std::isfinite(lam) && lam >= 0, op, "lam must be finite and not negative, got ", lam);
+}
 
+inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Tensor& concept_loss, const Tensor& q0,
+                                                      double eta, double lam, const std::optional<Tensor>& eta_scale) {
+  constexpr const char* op = "update_distribution: ";
+  check_ascent(op, q, concept_loss, q0, lam);
+  HRRL_CHECK(std::isfinite(eta) && eta >= 0, op, "eta must be finite and not negative, got ", eta);
   std::optional<Tensor> scale;
   if (eta_scale) {
     HRRL_CHECK(eta_scale->numel() == 1, op, "eta must be a number or a tensor of one entry, got ", shape(*eta_scale));
@@ -64,6 +68,28 @@ inline UpdateDistribution prepare_update_distribution(const Tensor& q, const Ten
           q.size(0),
           eta,
           lam};
+}
+
+// The same step with the counter and the schedule of Algorithm 1, in place.
+struct StepDistribution {
+  Tensor q, t;              // [K], [] int64: written to
+  Tensor concept_loss, q0;  // [K] floating, contiguous
+  Tensor c;                 // [] floating
+  int64_t size, s;
+  double lam;
+};
+
+inline StepDistribution prepare_step_distribution(const Tensor& q, const Tensor& t, const Tensor& concept_loss,
+                                                  const Tensor& q0, const Tensor& c, double lam, int64_t s) {
+  constexpr const char* op = "step_distribution: ";
+  check_ascent(op, q, concept_loss, q0, lam);
+  HRRL_CHECK(q.is_contiguous(), op, "q must be contiguous: it is written to");
+  HRRL_CHECK(t.dim() == 0 && t.scalar_type() == ScalarType::Long, op, "t must be an int64 scalar, got ", shape(t));
+  HRRL_CHECK(c.dim() == 0 && is_floating(c), op, "c must be a floating-point scalar, got ", shape(c));
+  HRRL_CHECK(same_device(q, t) && same_device(q, c), op, "t and c must be on the device of q");
+  HRRL_CHECK(lam > 0, op, "lam must be positive, got ", lam);
+  HRRL_CHECK(s >= 0, op, "s must not be negative, got ", s);
+  return {q, t, as_contiguous(concept_loss), as_contiguous(q0), c, q.size(0), s, lam};
 }
 
 }  // namespace hrrl

@@ -31,6 +31,7 @@ COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "project_simplex": comparisons.project_simplex,
     "project_simplex backward": comparisons.project_simplex_backward,
     "update_distribution": comparisons.update_distribution,
+    "step_distribution": comparisons.step_distribution,
     "chi_square_response": comparisons.chi_square_response,
     "rank1_dot": rank1_comparisons.rank1_dot,
     "rank1_argmin": rank1_comparisons.rank1_argmin,

@@ -40,9 +40,30 @@ Tensor update_distribution_cpu(const Tensor& q, const Tensor& concept_loss, cons
                              dtype_of(u.q0),
                              u.size,
                              u.eta_scale ? eta * *static_cast<const double*>(u.eta_scale->data_ptr()) : eta,
-                             lam};
+                             lam,
+                             false};
   cpu::kernels().update_distribution(args, ascended, block_max);
   return u.out;
+}
+
+void step_distribution_cpu(const Tensor& q, const Tensor& t, const Tensor& concept_loss, const Tensor& q0,
+                           const Tensor& c, double lam, int64_t s) {
+  const StepDistribution d = prepare_step_distribution(q, t, concept_loss, q0, c, lam, s);
+  auto& count = *static_cast<int64_t*>(d.t.data_ptr());
+  const double eta = 1.0 / (d.lam * static_cast<double>(++count));
+  std::vector<double> scratch(blocks(d.size) + d.size);
+  const cpu::UpdateArgs args{d.q.data_ptr(),
+                             d.concept_loss.data_ptr(),
+                             d.q0.data_ptr(),
+                             d.q.data_ptr(),
+                             dtype_of(d.q),
+                             dtype_of(d.concept_loss),
+                             dtype_of(d.q0),
+                             d.size,
+                             count <= d.s ? eta / cpu::Doubles(d.c)[0] : eta,
+                             d.lam,
+                             true};
+  cpu::kernels().update_distribution(args, scratch.data() + blocks(d.size), scratch.data());
 }
 
 }  // namespace hrrl
@@ -50,4 +71,5 @@ Tensor update_distribution_cpu(const Tensor& q, const Tensor& concept_loss, cons
 STABLE_TORCH_LIBRARY_IMPL(hrrl_ext, CPU, m) {
   m.impl("project_simplex", TORCH_BOX(&hrrl::project_simplex_cpu));
   m.impl("update_distribution", TORCH_BOX(&hrrl::update_distribution_cpu));
+  m.impl("step_distribution", TORCH_BOX(&hrrl::step_distribution_cpu));
 }

@@ -84,6 +84,15 @@ struct UpdateDistributionParams {
 };
 void launch_update_distribution(const UpdateDistributionParams& params, CUstream_st* stream);
 
+// The same with 1/(lam t) in place of eta eta_scale, c times less for t <= s. t counts this step first; where there is
+// no projection out stays as it is, and it may be q.
+struct Schedule {
+  int64_t* t;  // []
+  Reals c;     // []
+  int64_t s;
+};
+void launch_step_distribution(const UpdateDistributionParams& params, const Schedule& schedule, CUstream_st* stream);
+
 // out = the best response (common/chi_square.h)
 struct ChiSquareParams {
   Reals concept_loss, q0;  // [K]

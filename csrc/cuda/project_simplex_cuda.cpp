@@ -40,9 +40,28 @@ Tensor update_distribution_cuda(const Tensor& q, const Tensor& concept_loss, con
   return u.out;
 }
 
+void step_distribution_cuda(const Tensor& q, const Tensor& t, const Tensor& concept_loss, const Tensor& q0,
+                            const Tensor& c, double lam, int64_t s) {
+  const StepDistribution d = prepare_step_distribution(q, t, concept_loss, q0, c, lam, s);
+  const Tensor workspace = new_empty(d.q, {cuda::simplex_workspace(1, d.size)}, ScalarType::Double);
+  const cuda::UpdateDistributionParams params{cuda::reals(d.q),
+                                              cuda::reals(d.concept_loss),
+                                              cuda::reals(d.q0),
+                                              nullptr,
+                                              cuda::mutable_reals(d.q),
+                                              d.size,
+                                              1.0,
+                                              d.lam,
+                                              static_cast<double*>(workspace.data_ptr())};
+  const CurrentStream stream(d.q);
+  cuda::launch_step_distribution(params, {static_cast<int64_t*>(d.t.data_ptr()), cuda::reals(d.c), d.s}, stream);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 }  // namespace hrrl
 
 STABLE_TORCH_LIBRARY_IMPL(hrrl_ext, CUDA, m) {
   m.impl("project_simplex", TORCH_BOX(&hrrl::project_simplex_cuda));
   m.impl("update_distribution", TORCH_BOX(&hrrl::update_distribution_cuda));
+  m.impl("step_distribution", TORCH_BOX(&hrrl::step_distribution_cuda));
 }

@@ -120,6 +120,20 @@ def _(
     return q.new_empty(q.shape)
 
 
+@torch.library.register_fake("hrrl_ext::step_distribution")
+def _(
+    q: Tensor, t: Tensor, concept_loss: Tensor, q0: Tensor, c: Tensor, lam: float, s: int
+) -> None:
+    expect(
+        "step_distribution",
+        q=(q, "K", REAL),
+        t=(t, "", INT64),
+        concept_loss=(concept_loss, "K", FLOATS),
+        q0=(q0, "K", FLOATS),
+        c=(c, "", FLOATS),
+    )
+
+
 @torch.library.register_fake("hrrl_ext::rank1_dot")
 def _(cross: Tensor, p: Tensor, q: Tensor) -> None:
     expect(

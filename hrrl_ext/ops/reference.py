@@ -149,6 +149,18 @@ def update_distribution(
     return project_simplex(ascended).to(q.dtype)
 
 
+def step_distribution(
+    q: Tensor, t: Tensor, concept_loss: Tensor, q0: Tensor, c: Tensor, *, lam: float, s: int
+) -> None:
+    """See :func:`hrrl_ext.ops.step_distribution`."""
+    with torch.no_grad():
+        t += 1
+        eta = 1 / (lam * t.double())
+        eta = torch.where(t <= s, eta / c, eta)
+        stepped = update_distribution(q, concept_loss, q0, eta, lam)
+        q.copy_(torch.where(stepped.isfinite().all(), stepped, q))
+
+
 def chi_square_response(
     concept_loss: Tensor,
     q0: Tensor,

@@ -1,4 +1,4 @@
-"""The CUDA kernels of project_simplex and update_distribution, emulated on the host."""
+"""The CUDA kernels of project_simplex, update_distribution and step_distribution, emulated on the host."""
 
 from __future__ import annotations
 
@@ -137,6 +137,44 @@ def test_update_distribution(emulation: Emulation, size: int, eta_scale: float |
     expected = kc.simplex_oracle(q + step * (gain - lam * (q - q0)))
     # q + step * gain is about 1e4: it carries an error of 1e4 eps before it is projected.
     torch.testing.assert_close(got, expected, rtol=0, atol=2e4 * EPS[torch.float64])
+
+
+@pytest.mark.parametrize("size", [1, 11, 1000, 5003, 13001, 100_400])
+def test_step_distribution(emulation: Emulation, size: int) -> None:
+    """The update with the schedule's step, in place and in one launch; what is not finite leaves q alone."""
+    rows = kc.simplex_input(3, size, torch.float64).abs()
+    q, q0 = (row / row.sum() for row in rows[:2])
+    gain, lam, c = 7 + rows[2], 1e-3, torch.tensor(4.0)
+    for before, s, seed in ((0, 1, 1), (1, 1, 0), (998, 999, 2)):
+        t, emulation.seed = torch.tensor(before), seed
+        eta = 1 / (lam * (before + 1)) / (4 if before < s else 1)
+        with emulation.on(LARGE):
+            got, step = emulation.step_distribution(q, t, gain, q0, c, lam, s)
+            assert emulation.launches == 1
+            want = emulation.update_distribution(q, gain, q0, eta, lam)
+        assert step == before + 1 and same_bits(got, want)
+    emulation.seed = 0
+    for bad in (NAN, INF):
+        spoiled = gain.clone()
+        spoiled[size // 2] = bad
+        with emulation.on(LARGE):
+            got, step = emulation.step_distribution(q, torch.tensor(3), spoiled, q0, c, lam, 9)
+        assert step == 4 and same_bits(got, q)
+
+
+@pytest.mark.parametrize(
+    ("text", "replacement"),
+    [
+        ("if (target.t) break;", ""),  # q is lost with one loss
+        # Counted before the others have read it
+        ("    Entries entries(row,", "    if (target.t && threadIdx.x == 0) *target.t += 1;\n    Entries entries(row,"),
+    ],
+)  # fmt: skip
+def test_wrong_steps_are_noticed(
+    mutant: Callable[[str, str, str], Emulation], text: str, replacement: str
+) -> None:
+    with pytest.raises(AssertionError):
+        test_step_distribution(mutant("project_simplex.cu", text, replacement), 1000)
 
 
 @pytest.mark.parametrize("size", [11, 13001])

@@ -51,6 +51,12 @@ def ascent_calls(gain: Tensor) -> list[tuple[Any, ...]]:
     return [(q, gain, q, 0.1, 1.0), (q.double(), gain, q.to(gain.dtype), 1.0, 2.0, eta)]
 
 
+def step_calls(gain: Tensor) -> list[tuple[Any, ...]]:
+    q = torch.full(gain.shape, 1 / len(gain), device=gain.device)
+    t, c = torch.tensor(4, device=gain.device), torch.tensor(2.0, device=gain.device)
+    return [(q, t, gain, q.double(), c, 0.5, 4), (q.double(), t, gain, q, c.to(gain.dtype), 1.0, 5)]
+
+
 def response_calls(loss: Tensor) -> list[tuple[Any, ...]]:
     q0 = torch.full(loss.shape, 1 / len(loss), device=loss.device)
     return [(loss, q0, 1.0, math.inf, 4.0), (loss, q0.double(), 0.0, 0.5, math.inf)]
@@ -123,6 +129,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "concept_cross_entropy": ([(6, 5)], cross_entropy_calls),
     "project_simplex": ([(3, 2, 4, 5), (6,)], projection_calls),
     "update_distribution": ([(4,)], ascent_calls),
+    "step_distribution": ([(4,)], step_calls),
     "chi_square_response": ([(4,)], response_calls),
     "rank1_dot": ([(3, 2, 4, 5), (3, 2, 5, 1)], product_calls),
     "rank1_argmin": ([(6, 5)], nearest_calls),

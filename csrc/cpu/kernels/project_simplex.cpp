@@ -113,9 +113,10 @@ HRRL_INLINE int64_t write(const in_t* v, out_t* out, int64_t begin, int64_t end,
 }
 
 template <class in_t, class out_t>
-static void project(const in_t* v, out_t* out, int64_t size, double radius, double* block_max) {
+static void project(const in_t* v, out_t* out, int64_t size, double radius, double* block_max, bool keeps = false) {
   const double max = find_maxima(v, size, block_max);
   if (max != max) {
+    if (keeps) return;
     for (int64_t j = 0; j < size; ++j) assign(out[j], max);
     return;
   }
@@ -155,9 +156,9 @@ void update_distribution(const UpdateArgs& a, double* ascended, double* block_ma
     for (int64_t k = 0; k < count; ++k) ascended[begin + k] = q[k] + eta * (gain[k] - lam * (q[k] - q0[k]));
   }
   if (a.q_type == Dtype::kDouble)
-    project(ascended, static_cast<double*>(a.out), a.size, 1.0, block_max);
+    project(ascended, static_cast<double*>(a.out), a.size, 1.0, block_max, a.keeps);
   else
-    project(ascended, static_cast<float*>(a.out), a.size, 1.0, block_max);
+    project(ascended, static_cast<float*>(a.out), a.size, 1.0, block_max, a.keeps);
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA
