@@ -255,7 +255,7 @@ def project_simplex_backward(case: Rows, device: str) -> Comparison:
         return call
 
     return Comparison(
-        op="project_simplex backward",
+        op="project_simplex_backward",
         case=case,
         check=lambda actual: most_rows_agree(actual[0], expected, TOLERANCE["fp32"]),
         ways={

@@ -20,6 +20,9 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   // v [..., K] -> the nearest point of {p >= 0, sum p = radius}, for every row
   m.def("project_simplex(Tensor v, float radius) -> Tensor");
 
+  // p, grad [..., K] -> grad less its mean over the support {p > 0} of every row, and 0 outside of it
+  m.def("project_simplex_backward(Tensor p, Tensor grad) -> Tensor");
+
   // q, concept_loss, q0 [K] -> P(q + eta * eta_scale * (concept_loss - lam * (q - q0)))
   m.def(
       "update_distribution(Tensor q, Tensor concept_loss, Tensor q0, float eta, float lam, Tensor? eta_scale=None) "

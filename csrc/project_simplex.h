@@ -23,6 +23,23 @@ inline ProjectSimplex prepare_project_simplex(const Tensor& v, double radius) {
   return {as_contiguous(v), new_empty(v, v.sizes(), v.scalar_type()), v.numel() / size, size, radius};
 }
 
+struct ProjectSimplexBackward {
+  Tensor p, grad, out;  // [..., K] contiguous
+  int64_t rows, size;
+};
+
+inline ProjectSimplexBackward prepare_project_simplex_backward(const Tensor& p, const Tensor& grad) {
+  constexpr const char* op = "project_simplex_backward: ";
+  HRRL_CHECK(is_floating(p), op, "p must be float16, bfloat16, float32 or float64");
+  HRRL_CHECK(p.dim() >= 1 && p.size(p.dim() - 1) >= 1, op,
+             "p must have at least one entry along its last dimension, got ", shape(p));
+  HRRL_CHECK(same_shape(p, grad), op, "grad must have the shape of p, ", shape(p), ", got ", shape(grad));
+  HRRL_CHECK(p.scalar_type() == grad.scalar_type(), op, "grad must have the dtype of p; convert one of them");
+  HRRL_CHECK(same_device(p, grad), op, "grad must be on the device of p");
+  const int64_t size = p.size(p.dim() - 1);
+  return {as_contiguous(p), as_contiguous(grad), new_empty(p, p.sizes(), p.scalar_type()), p.numel() / size, size};
+}
+
 // One step of Eq. 6. Everything is float64 inside: at lam = 1e-3 the first step moves q by thousands before it is
 // projected, where float32 would lose q altogether.
 struct UpdateDistribution {

@@ -33,7 +33,7 @@ def _each(op: str, shapes: list[Shape], *providers: str) -> list[Measured]:
 
 _LARGE, _SMALL = (256, 3, 224, 224), (256, 3, 32, 32)
 _FORWARD = "concept_cross_entropy forward"
-_BACKWARD = "project_simplex backward"
+_BACKWARD = "project_simplex_backward"
 _EAGER = ("ours", "eager")
 _MANY_CLASSES = [Logits(8192, 32_000, "bf16"), Logits(4096, 65_536, "bf16")]
 

@@ -29,7 +29,7 @@ COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "concept_cross_entropy": comparisons.concept_cross_entropy,
     "concept_cross_entropy forward": comparisons.concept_cross_entropy_forward,
     "project_simplex": comparisons.project_simplex,
-    "project_simplex backward": comparisons.project_simplex_backward,
+    "project_simplex_backward": comparisons.project_simplex_backward,
     "update_distribution": comparisons.update_distribution,
     "step_distribution": comparisons.step_distribution,
     "chi_square_response": comparisons.chi_square_response,

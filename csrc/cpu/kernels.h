@@ -177,6 +177,7 @@ struct Kernels {
   bool (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
   // One row of `size` entries; block_max: one double per kSimplexBlock of them. out may be v.
   void (*project_simplex)(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);
+  void (*project_simplex_backward)(Dtype, const void* p, const void* grad, void* out, int64_t size);  // one row
   // ascended: `size` doubles; may be out where that is double and nothing is to be kept
   void (*update_distribution)(const UpdateArgs&, double* ascended, double* block_max);
   void (*chi_square_response)(const ChiSquareArgs&, double* scratch);         // chi_square_scratch() doubles
@@ -198,6 +199,7 @@ struct Kernels {
   void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                     \
   bool concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
   void project_simplex(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);   \
+  void project_simplex_backward(Dtype, const void* p, const void* grad, void* out, int64_t size);          \
   void update_distribution(const UpdateArgs&, double* ascended, double* block_max);                        \
   void chi_square_response(const ChiSquareArgs&, double* scratch);                                         \
   void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \

@@ -63,7 +63,13 @@ elif torch.version.cuda is not None:
 
     for _name in (
         *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
-        *("step_distribution", "chi_square_response", "rank1_dot", "rank1_argmin"),
+        *(
+            "project_simplex_backward",
+            "step_distribution",
+            "chi_square_response",
+            "rank1_dot",
+            "rank1_argmin",
+        ),
         *("perturb_stored", "store_directions"),
         *("hardest_negatives", "pair_gradients", "hinge_coefficients"),
         "mix_chains",

@@ -141,6 +141,14 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
     return p.to(v.dtype).movedim(-1, dim)
 
 
+def project_simplex_backward(p: Tensor, grad: Tensor) -> Tensor:
+    """See :func:`hrrl_ext.ops.project_simplex_backward`."""
+    support = p > 0
+    inside = torch.where(support, grad.double(), 0.0)
+    mean = inside.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+    return torch.where(support, inside - mean, 0.0).to(grad.dtype)
+
+
 def update_distribution(
     q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float | Tensor, lam: float
 ) -> Tensor:

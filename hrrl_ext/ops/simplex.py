@@ -43,6 +43,29 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
     return _autograd.project_simplex(v, radius)
 
 
+def project_simplex_backward(p: Tensor, grad: Tensor) -> Tensor:
+    """1_S (g - mean_S g) along the last dimension, S = {p > 0}: what :func:`project_simplex` hands back.
+
+    Args:
+        p: [..., K] what the projection returned, float16, bfloat16, float32 or float64.
+        grad: [..., K] the gradient in p, of its dtype and device.
+
+    Returns:
+        the gradient in what was projected, shape and dtype of ``p``; computed in float64 and rounded
+        once. A row without a positive entry (one of NaN) gets zeros.
+
+    Differentiable in ``grad``, to any order: it is linear and its own transpose. Deterministic. Raises
+    ValueError for shapes, dtypes or devices that do not match.
+
+    Equivalent to::
+
+        inside = torch.where(p > 0, grad, 0)
+        torch.where(p > 0, grad - inside.sum(-1, True) / (p > 0).sum(-1, True), 0)
+    """
+    (p,) = constants(p)
+    return _autograd.simplex_gradient(p, grad)
+
+
 def update_distribution(
     q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float | Tensor, lam: float
 ) -> Tensor:

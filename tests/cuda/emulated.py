@@ -237,6 +237,18 @@ class Emulation:
         )
         return out.values
 
+    def project_simplex_backward(self, p: Tensor, grad: Tensor, *, offset: int = 0) -> Tensor:
+        inputs = [Array(p, offset), Array(grad, offset)]
+        out = Array.output(*p.shape, dtype=p.dtype, offset=offset)
+        self._call(
+            "project_simplex_backward",
+            "emulate_project_simplex_backward",
+            inputs,
+            *(DTYPES.index(p.dtype), *inputs, out),
+            *(ctypes.c_int64(size) for size in (p.numel() // p.shape[-1], p.shape[-1])),
+        )
+        return out.values
+
     def update_distribution(
         self,
         q: Tensor,

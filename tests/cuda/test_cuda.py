@@ -221,6 +221,19 @@ def test_update_distribution(size: int) -> None:
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=2e4 * EPS[torch.float64])
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1000, 100), (70, 1024), (40, 40_001), (3, 131_072), (1, 1_000_000)]
+)
+def test_project_simplex_backward(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    p, grad = kc.simplex_input(2 * shape[0], shape[1], torch.float64).to(dtype).chunk(2)
+    want = ops.project_simplex_backward(p, grad)
+    got = ops.project_simplex_backward(p.to(DEVICE), grad.to(DEVICE)).cpu()
+    # Sums in float64, each in an order of its own, and one rounding
+    least = torch.finfo(dtype).tiny * EPS[dtype]
+    torch.testing.assert_close(got, want, rtol=EPS[dtype], atol=1e-12 + least)
+
+
 @pytest.mark.parametrize("size", [1, 11, 1000, 5003, 1_000_000])
 def test_step_distribution(size: int) -> None:
     """As update_distribution does, to the bit, in one launch; q stays where a loss is not finite."""
@@ -372,6 +385,7 @@ def iteration(
         kernels.step_distribution(stepped, t, losses[1], q0, new_q.sum(), 0.1, 4)
         response = kernels.chi_square_response(losses[1], q0, 0.1, 0.5, 3.0)
         projected = kernels.project_simplex(arguments["logits"], 1.0)
+        slope = kernels.project_simplex_backward(projected, arguments["logits"])
         cross = products["cross"].clone()
         kernels.rank1_dot(cross, p, q)
         nearest = kernels.rank1_argmin(*points.values(), 1e-6)
@@ -398,6 +412,7 @@ def iteration(
             t,
             response,
             projected,
+            slope,
             cross,
             *nearest,
         ]

@@ -332,6 +332,11 @@ def test_gradient_of_the_projection(device: str, problem: p.Rows) -> None:
     exact = torch.where(support, dp.double() - mean, 0.0)
     largest = dp.double().abs().sum().clamp(max=4.0) if dp.numel() else 0.0
     assert_within(grad, exact, 4 * cases.EPS[v.dtype] * largest)
+    with borrowed(projected, dp):
+        moved = ops.project_simplex_backward(
+            projected.detach().movedim(problem.dim, -1), dp.movedim(problem.dim, -1)
+        )
+    assert torch.equal(moved.movedim(-1, problem.dim), grad)
     assert (grad.dtype, grad.shape) == (v.dtype, v.shape)
 
 

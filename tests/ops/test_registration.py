@@ -45,6 +45,10 @@ def projection_calls(v: Tensor) -> list[tuple[Any, ...]]:
     return [(v, 2.5)]
 
 
+def slope_calls(p: Tensor) -> list[tuple[Any, ...]]:
+    return [(p, LAYOUTS["transposed"](p.flip(-1)))]
+
+
 def ascent_calls(gain: Tensor) -> list[tuple[Any, ...]]:
     q = torch.full(gain.shape, 1 / len(gain), device=gain.device)
     eta = torch.tensor(0.1, device=gain.device)
@@ -128,6 +132,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
     "concept_cross_entropy": ([(6, 5)], cross_entropy_calls),
     "project_simplex": ([(3, 2, 4, 5), (6,)], projection_calls),
+    "project_simplex_backward": ([(3, 2, 4, 5), (6,)], slope_calls),
     "update_distribution": ([(4,)], ascent_calls),
     "step_distribution": ([(4,)], step_calls),
     "chi_square_response": ([(4,)], response_calls),

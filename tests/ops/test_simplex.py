@@ -123,6 +123,39 @@ def test_gradient() -> None:
     torch.testing.assert_close(grad, plain)
 
 
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 1009])
+def test_backward_is_the_mean_of_the_support_taken_out(k: int, dtype: torch.dtype) -> None:
+    """Whole vectors and every tail; entries that are not in the support are never seen, whatever they are."""
+    p = ops.project_simplex(draw(3 * k, 2.0 / k, dtype).view(3, k))
+    grad = draw(3 * k + 1, 1.0, dtype)[1:].view(3, k)
+    p[1], grad[2] = math.nan, torch.where(p[2] > 0, grad[2], math.nan)
+    moved = ops.project_simplex_backward(p, grad)
+    support = p > 0
+    wide = torch.where(support, grad.double(), 0.0)
+    exact = wide - wide.sum(1, True) / support.sum(1, True)
+    assert torch.equal(moved != 0, support & (moved != 0)) and not moved[1].any()
+    torch.testing.assert_close(
+        moved[support].double(),
+        exact[support],
+        rtol=cases.EPS[dtype],
+        atol=1e-15 * k + torch.finfo(dtype).tiny * cases.EPS[dtype],
+    )
+
+
+def test_backward_without_rows_and_bad_input() -> None:
+    none = torch.zeros(0, 4)
+    assert ops.project_simplex_backward(none, none).shape == (0, 4)
+    for p, grad, message in (
+        (torch.zeros(3), torch.zeros(1, 3), r"grad must have the shape of p, \[3\], got \[1, 3\]"),
+        (torch.zeros(3), torch.zeros(3).double(), "grad must have the dtype of p"),
+        (torch.zeros(2, 0), torch.zeros(2, 0), "p must have at least one entry"),
+        (torch.zeros(3).long(), torch.zeros(3).long(), "p must be float16"),
+    ):
+        with pytest.raises(ValueError, match=f"^project_simplex_backward: {message}"):
+            ops.project_simplex_backward(p, grad)
+
+
 @pytest.mark.slow
 def test_a_million_entries() -> None:
     v = draw(10**6, 1e-3, torch.float32)
@@ -236,9 +269,10 @@ BAD_STEPS = {
 @pytest.mark.parametrize("name", BAD_STEPS)
 def test_bad_steps(name: str) -> None:
     change, message = BAD_STEPS[name]
-    good = {"q": torch.ones(3) / 3, "t": torch.tensor(0), "concept_loss": torch.zeros(3)}
+    good: dict[str, Any] = {"q": torch.ones(3) / 3, "t": torch.tensor(0)}
+    good |= {"concept_loss": torch.zeros(3)}
     good |= {"q0": torch.ones(3) / 3, "c": torch.tensor(1.0), "lam": 1.0, "s": 1}
-    arguments: dict[str, Any] = good | change
+    arguments = good | change
     with pytest.raises(ValueError, match=f"^step_distribution: {message}"):
         ops.step_distribution(**arguments)
     assert (good["t"] == 0).all() and (good["q"] == 1 / 3).all()

@@ -42,6 +42,7 @@ DIFFERENTIABLE: dict[str, Of] = {
         of.concept_cross_entropy(z, ID, ID, Q, COUNT, label_smoothing=0.1).loss
     ),
     "project_simplex": lambda of, v: of.project_simplex(v, dim=0),
+    "project_simplex_backward": lambda of, g: of.project_simplex_backward(OTHER, g),
     "hardest_negatives": lambda of, f: of.hardest_negatives(f, OTHER, ID, ID)[1],
     "hardest_negatives, order": lambda of, f: of.hardest_negatives(f, OTHER, ID, ID, "order")[3],
     "pair_gradients": lambda of, f: of.pair_gradients(f, OTHER, ID, ID, WEIGHT)[1],

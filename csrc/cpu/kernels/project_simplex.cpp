@@ -137,6 +137,60 @@ void project_simplex(Dtype dtype, const void* v, void* out, int64_t size, double
   });
 }
 
+// Calls f with the entries of a row of p and of one of g: vectors of doubles, and their place. The last are filled up
+// with zeros, which are outside of every support.
+template <class F>
+HRRL_INLINE void each_pair(const double* p, const double* g, int64_t size, F f) {
+  int64_t j = 0;
+  for (; j + kDoubles <= size; j += kDoubles) f(load(p + j), load(g + j), j);
+  vdouble rest_p = {}, rest_g = {};
+  for (int64_t e = j; e < size; ++e) rest_p[e - j] = p[e], rest_g[e - j] = g[e];
+  if (j < size) f(rest_p, rest_g, j);
+}
+template <class scalar_t, class F>
+HRRL_INLINE void each_pair(const scalar_t* p, const scalar_t* g, int64_t size, F f) {
+  int64_t j = 0;
+  for (; j + kWidth <= size; j += kWidth) {
+    const vfloat of_p = load(p + j), of_g = load(g + j);
+    f(low(of_p), low(of_g), j);
+    f(high(of_p), high(of_g), j + kDoubles);
+  }
+  vfloat rest_p = {}, rest_g = {};
+  for (int64_t e = j; e < size; ++e) rest_p[e - j] = to_float(p[e]), rest_g[e - j] = to_float(g[e]);
+  if (j < size) f(low(rest_p), low(rest_g), j);
+  if (j + kDoubles < size) f(high(rest_p), high(rest_g), j + kDoubles);
+}
+
+// 1_S (g - mean_S g), S = {p > 0}
+template <class scalar_t>
+static void backward(const scalar_t* p, const scalar_t* g, scalar_t* out, int64_t size) {
+  vdouble sums = {};
+  vlong counts = {};
+  each_pair(p, g, size, [&](vdouble of_p, vdouble of_g, int64_t) {
+    sums += of_p > 0.0 ? of_g : vdouble{};
+    counts -= of_p > 0.0;
+  });
+  const double mean = sum(sums) / static_cast<double>(sum(counts));
+  const auto moved = [mean](vdouble of_p, vdouble of_g) { return of_p > 0.0 ? of_g - mean : vdouble{}; };
+  int64_t j = 0;
+  if constexpr (sizeof(scalar_t) == sizeof(double)) {
+    for (; j + kDoubles <= size; j += kDoubles) store(out + j, moved(load(p + j), load(g + j)));
+  } else {
+    for (; j + kWidth <= size; j += kWidth) {
+      const vfloat of_p = load(p + j), of_g = load(g + j);
+      store(out + j, join(moved(low(of_p), low(of_g)), moved(high(of_p), high(of_g))));
+    }
+  }
+  for (; j < size; ++j) assign(out[j], to_double(p[j]) > 0.0 ? to_double(g[j]) - mean : 0.0);
+}
+
+void project_simplex_backward(Dtype dtype, const void* p, const void* grad, void* out, int64_t size) {
+  dispatch(dtype, [&](auto type) {
+    using scalar_t = decltype(type);
+    backward(static_cast<const scalar_t*>(p), static_cast<const scalar_t*>(grad), static_cast<scalar_t*>(out), size);
+  });
+}
+
 // Entries [begin, begin + count) as doubles.
 static void read(Dtype dtype, const void* from, int64_t begin, int64_t count, double* to) {
   dispatch(dtype, [&](auto type) {
