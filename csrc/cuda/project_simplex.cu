@@ -38,7 +38,7 @@ struct GivenRows {
   int64_t size;
 
   struct Row {
-    static constexpr int kAtOnce = 4;
+    static constexpr int kAtOnce = kPerThread;
     const scalar_t* v;
     __device__ scalar_t fetch(int64_t j) const { return v[j]; }
     __device__ double value(scalar_t v_j) const { return static_cast<double>(to_acc(v_j)); }
@@ -67,7 +67,7 @@ struct AscendedDistribution {  // q, concept_loss and q0 of one type
   Ascent ascent;
 
   struct Row {
-    static constexpr int kAtOnce = 2;
+    static constexpr int kAtOnce = kPackSize<scalar_t>;  // 12 registers: more would not fit 1024 threads
     const scalar_t *q, *concept_loss, *q0;
     double step, lam;
     struct Inputs {
