@@ -24,6 +24,9 @@
 #include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -148,7 +151,12 @@ class Stacks {
     if (begin_ == MAP_FAILED) throw std::bad_alloc();
   }
   Stacks(const Stacks&) = delete;
-  ~Stacks() { munmap(begin_, kBytes); }
+  ~Stacks() {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(begin_, kBytes);  // what it knows of these frames is not of who has the place next
+#endif
+    munmap(begin_, kBytes);
+  }
   char* operator[](unsigned i) const { return static_cast<char*>(begin_) + i * kStackBytes; }
 
  private:
