@@ -79,7 +79,7 @@ def bars(facts: dict[str, Any]) -> list[Bar]:
             return [*_own(limit, 1), *_ratios(eager=sort, compile=sort, entmax=entmax)]
         case "project_simplex":
             return _ratios(liger=4, eager=1, compile=1, entmax=1)
-        case "project_simplex backward" if 3 * math.prod(shape) * size >= LARGE:
+        case "project_simplex_backward" if 3 * math.prod(shape) * size >= LARGE:
             return _ratios(copy=0.8, eager=3, compile=1.2, entmax=3)
         case "rank1_assign":
             return _assignment_bars(facts["kind"], clusters=shape[-1])

@@ -255,7 +255,7 @@ def project_simplex_backward(case: Rows, device: str) -> Comparison:
         return call
 
     return Comparison(
-        op="project_simplex backward",
+        op="project_simplex_backward",
         case=case,
         check=lambda actual: most_rows_agree(actual[0], expected, TOLERANCE["fp32"]),
         ways={
@@ -296,6 +296,37 @@ def update_distribution(case: Vector, device: str) -> Comparison:
             "entmax": entmax,
             "compile": compiled,
         },
+    )
+
+
+@lru_cache(maxsize=1)
+def step_distribution(case: Vector, device: str) -> Comparison:
+    """In float64, as the adversary has it, at q0 and with equal losses: q stays there, whatever t."""
+    q0 = reference.project_simplex(_vector(case, device).double())
+    rank = torch.arange(1, case.size + 1, device=device)
+    c, lam, s = torch.tensor(10.0, device=device, dtype=torch.float64), 2.0 * case.size, 1000
+
+    def state() -> tuple[Tensor, ...]:
+        return q0.clone(), torch.zeros((), dtype=torch.int64, device=device), q0.new_ones(case.size)
+
+    def ours(_: Compiler) -> Call:
+        q, t, concept_loss = state()
+
+        def call() -> Tensor:
+            ops.step_distribution(q, t, concept_loss, q0, c, lam=lam, s=s)
+            return q
+
+        return call
+
+    def eager(compiler: Compiler = lambda function: function) -> Call:
+        given, function = state(), compiler(peers.eager_step)
+        return lambda: function(*given, q0, c, lam, s, rank)
+
+    return Comparison(
+        op="step_distribution",
+        case=case,
+        check=lambda actual: agree([actual], [q0], TOLERANCE["fp32"]),
+        ways={"ours": ours, "eager": lambda _: eager(), "compile": eager},
     )
 
 

@@ -131,6 +131,23 @@ def sort_update(
     return sort_project(ascend(q, concept_loss, q0, eta, lam), rank)
 
 
+def eager_step(
+    q: Tensor,
+    t: Tensor,
+    concept_loss: Tensor,
+    q0: Tensor,
+    c: Tensor,
+    lam: float,
+    s: int,
+    rank: Tensor,
+) -> Tensor:
+    t += 1
+    eta = 1 / (lam * t.double())
+    eta = torch.where(t <= s, eta / c, eta)
+    stepped = sort_project(q + eta * (concept_loss - lam * (q - q0)), rank)
+    return q.copy_(torch.where(stepped.isfinite().all(), stepped, q))
+
+
 # --- chi_square_response
 
 

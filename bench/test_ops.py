@@ -14,6 +14,7 @@ from comparisons import (
     concept_cross_entropy_forward,
     perturb,
     project_simplex,
+    step_distribution,
     update_distribution,
 )
 from measurement import Measurement
@@ -161,6 +162,14 @@ def test_update_distribution(
     case: Vector, provider: str, place: Place, measure: Measurement
 ) -> None:
     measure.compare(update_distribution(case, place.device), provider)
+
+
+@pytest.mark.parametrize(
+    ("case", "provider"),
+    product([Vector(size, "near") for size in (11, 1000)], "ours", "eager", "compile"),
+)
+def test_step_distribution(case: Vector, provider: str, place: Place, measure: Measurement) -> None:
+    measure.compare(step_distribution(case, place.device), provider)
 
 
 GAMES = [

@@ -23,10 +23,19 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
   // v [..., K] -> the nearest point of {p >= 0, sum p = radius}, for every row
   m.def("project_simplex(Tensor v, float radius) -> Tensor");
 
+  // p, grad [..., K] -> grad less its mean over the support {p > 0} of every row, and 0 outside of it
+  m.def("project_simplex_backward(Tensor p, Tensor grad) -> Tensor");
+
   // q, concept_loss, q0 [K] -> P(q + eta * eta_scale * (concept_loss - lam * (q - q0)))
   m.def(
       "update_distribution(Tensor q, Tensor concept_loss, Tensor q0, float eta, float lam, Tensor? eta_scale=None) "
       "-> Tensor");
+
+  // q [K], t [], both written to: t + 1, and the update of q with eta = 1/(lam t), c times less for t <= s; where that
+  // has an entry that is not finite q stays
+  m.def(
+      "step_distribution(Tensor(a!) q, Tensor(b!) t, Tensor concept_loss, Tensor q0, Tensor c, float lam, int s) -> "
+      "()");
 
   // concept_loss, q0 [K] -> q, the best response with the penalty lam/2 sum (q - q0)^2/q0, in the ball that this sum is
   // at most rho^2 and below max_weight q0; infinite where there is none

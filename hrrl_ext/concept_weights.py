@@ -151,7 +151,7 @@ class ConceptDistribution(ConceptWeights):
                 f"c must be 'auto' or at least 1 (it slows the first s steps), got {c}"
             )
         self.lam = None if lam is None else float(lam)
-        self.s = s
+        self.s = int(s)
         self.register_buffer("t", torch.zeros((), dtype=torch.int64))
         c_value = math.nan if c == "auto" else float(c)
         self.register_buffer("c", torch.tensor(c_value, dtype=torch.float64))
@@ -171,11 +171,7 @@ class ConceptDistribution(ConceptWeights):
             raise RuntimeError(
                 'c="auto" needs calibrate(concept_losses) with the losses of a few mini-batches first'
             )
-        self.t += 1
-        eta = 1.0 / (self.lam * self.t.double())
-        eta = torch.where(self.t <= self.s, eta / self.c, eta)
-        q = ops.update_distribution(self.q, concept_loss, self.q0, eta, self.lam)
-        self.q.copy_(torch.where(torch.isfinite(q).all(), q, self.q))
+        ops.step_distribution(self.q, self.t, concept_loss, self.q0, self.c, lam=self.lam, s=self.s)
 
     @torch.no_grad()
     def calibrate(self, concept_losses: Sequence[Tensor]) -> float:

@@ -49,7 +49,7 @@ BANDWIDTH, LATENCY, BETWEEN = (
         (gpu("project_simplex", 1_000_000), {"eager": 5.0, "compile": 5.0, "entmax": 5.0}),
         (gpu("project_simplex", 16_384, 1024), {"liger": 4.0, "eager": 1.0}),
         (
-            gpu("project_simplex backward", 16_384, 1024),
+            gpu("project_simplex_backward", 16_384, 1024),
             {"copy": 0.8, "eager": 3.0, "compile": 1.2, "entmax": 3.0},
         ),
         (
@@ -124,6 +124,6 @@ def test_every_regime_is_measured() -> None:
         *(("concept_cross_entropy", peer) for peer in ("copy", "eager", "compile", "liger", "")),
         *(("update_distribution", peer) for peer in ("eager", "compile", "entmax", "")),
         *(("project_simplex", peer) for peer in ("eager", "liger", "")),
-        *(("project_simplex backward", peer) for peer in ("copy", "eager", "compile", "entmax")),
+        *(("project_simplex_backward", peer) for peer in ("copy", "eager", "compile", "entmax")),
         *(("rank1_assign", peer) for peer in ("copy", "gemm", "eager", "compile", "explicit", "")),
     } <= tried  # fmt: skip

@@ -33,7 +33,7 @@ def _each(op: str, shapes: list[Shape], *providers: str) -> list[Measured]:
 
 _LARGE, _SMALL = (256, 3, 224, 224), (256, 3, 32, 32)
 _FORWARD = "concept_cross_entropy forward"
-_BACKWARD = "project_simplex backward"
+_BACKWARD = "project_simplex_backward"
 _EAGER = ("ours", "eager")
 _MANY_CLASSES = [Logits(8192, 32_000, "bf16"), Logits(4096, 65_536, "bf16")]
 
@@ -64,6 +64,7 @@ CALL_A: dict[str, list[Measured]] = {
     "simplex": [
         *_each("update_distribution",
                [Vector(size, "near") for size in (11, 1000, 10_000, 100_000, 1_000_000)], *_EAGER),
+        *_each("step_distribution", [Vector(11, "near")], *_EAGER),
         *_each("chi_square_response", [Game(20), Game(1000), Game(100_000)], *_EAGER),
         *_each("project_simplex", [Vector(1000), Vector(1_000_000)], *_EAGER),
         *_each(_BACKWARD, [Rows(16_384, 1024)], "ours", "copy", "eager"),
@@ -119,6 +120,7 @@ _DRY: dict[str, list[Shape]] = {
     "concept_cross_entropy": [Logits(16, 10)],
     _FORWARD: [Logits(16, 10)],
     "update_distribution": [Vector(11, "near")],
+    "step_distribution": [Vector(11, "near")],
     "chi_square_response": [Game(11)],
     "project_simplex": [Vector(11), Rows(4, 11)],
     _BACKWARD: [Rows(4, 11)],

@@ -4,11 +4,12 @@
 
 namespace hrrl::cpu {
 
-#define HRRL_KERNELS(isa)                                                                                             \
-  Kernels {                                                                                                           \
-    name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::update_distribution,             \
-        isa::chi_square_response, isa::rank1_dot, isa::rank1_argmin, isa::hardest_negatives, isa::hinge_coefficients, \
-        isa::pair_scales, isa::pair_gradients, isa::perturb_stored, isa::store_directions, isa::mix_chains            \
+#define HRRL_KERNELS(isa)                                                                                              \
+  Kernels {                                                                                                            \
+    name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::project_simplex_backward,         \
+        isa::update_distribution, isa::chi_square_response, isa::rank1_dot, isa::rank1_argmin, isa::hardest_negatives, \
+        isa::hinge_coefficients, isa::pair_scales, isa::pair_gradients, isa::perturb_stored, isa::store_directions,    \
+        isa::mix_chains                                                                                                \
   }
 
 const Kernels& kernels() {

@@ -47,13 +47,14 @@ inline int64_t rows_at_once(int64_t classes) {
 }
 inline int64_t cross_entropy_scratch(int64_t classes) { return rows_at_once(classes) * (classes + kMostRows); }
 
-// out = P(q + eta (concept_loss - lam (q - q0))); [K], q and out float or double
+// out = P(q + eta (concept_loss - lam (q - q0))); [K], q and out float or double, and out may be q
 struct UpdateArgs {
   const void *q, *concept_loss, *q0;
   void* out;
   Dtype q_type, concept_loss_type, q0_type;
   int64_t size;
   double eta, lam;
+  bool keeps;  // leaves out as it is where there is no projection
 };
 
 // out_k = q0_k w_k, the best response (common/chi_square.h); [K], q0 and out float or double
@@ -176,7 +177,8 @@ struct Kernels {
   bool (*concept_cross_entropy)(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch);
   // One row of `size` entries; block_max: one double per kSimplexBlock of them. out may be v.
   void (*project_simplex)(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);
-  // ascended: `size` doubles; may be out where that is double
+  void (*project_simplex_backward)(Dtype, const void* p, const void* grad, void* out, int64_t size);  // one row
+  // ascended: `size` doubles; may be out where that is double and nothing is to be kept
   void (*update_distribution)(const UpdateArgs&, double* ascended, double* block_max);
   void (*chi_square_response)(const ChiSquareArgs&, double* scratch);         // chi_square_scratch() doubles
   void (*rank1_dot)(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);  // kFloat, kDouble
@@ -197,6 +199,7 @@ struct Kernels {
   void perturb(Dtype, const PerturbArgs&, int64_t begin, int64_t end);                                     \
   bool concept_cross_entropy(Dtype, const CrossEntropyArgs&, int64_t begin, int64_t end, double* scratch); \
   void project_simplex(Dtype, const void* v, void* out, int64_t size, double radius, double* block_max);   \
+  void project_simplex_backward(Dtype, const void* p, const void* grad, void* out, int64_t size);          \
   void update_distribution(const UpdateArgs&, double* ascended, double* block_max);                        \
   void chi_square_response(const ChiSquareArgs&, double* scratch);                                         \
   void rank1_dot(Dtype, const Rank1DotArgs&, int64_t begin, int64_t end);                                  \

@@ -25,6 +25,23 @@ __device__ inline void sync_cluster() {
 #endif
 }
 
+// That barrier in two halves: what stands between them is not held up, nor has anybody seen it after. The first is for
+// a block that has read what others wrote, the second for one that is about to leave.
+__device__ inline void arrive_at_cluster() {
+#if !defined(__CUDACC__)
+  if (emulation::architecture() >= 90) emulation::arrive_at_cluster();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void wait_for_cluster() {
+#if !defined(__CUDACC__)
+  if (emulation::architecture() >= 90) emulation::wait_for_cluster(__FILE__, __LINE__);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+#endif
+}
+
 // `own`, in the dynamic shared memory of this block, as block `rank` of the cluster has it. That block must have come
 // to a barrier, and must not leave the kernel before another.
 template <class T>

@@ -82,6 +82,17 @@ struct ProjectSimplexParams {
 int64_t simplex_workspace(int64_t rows, int64_t size);
 void launch_project_simplex(const ProjectSimplexParams& params, CUstream_st* stream);
 
+// out_r = 1_S (grad_r - mean_S grad_r), S = {p_r > 0}; at least one row
+struct ProjectSimplexBackwardParams {
+  const void *p, *grad;  // [R, K]
+  void* out;             // [R, K]
+  int64_t rows, size;
+  double* workspace;  // project_simplex_backward_workspace() doubles, uninitialised
+};
+// On the current device, for params without one
+int64_t project_simplex_backward_workspace(Dtype dtype, const ProjectSimplexBackwardParams& params);
+void launch_project_simplex_backward(Dtype dtype, const ProjectSimplexBackwardParams& params, CUstream_st* stream);
+
 // out = P(q + eta eta_scale (concept_loss - lam (q - q0)))
 struct UpdateDistributionParams {
   Reals q, concept_loss, q0;  // [K]
@@ -92,6 +103,15 @@ struct UpdateDistributionParams {
   double* workspace;  // simplex_workspace(1, K) doubles, uninitialised
 };
 void launch_update_distribution(const UpdateDistributionParams& params, CUstream_st* stream);
+
+// The same with 1/(lam t) in place of eta eta_scale, c times less for t <= s. t counts this step first; where there is
+// no projection out stays as it is, and it may be q.
+struct Schedule {
+  int64_t* t;  // []
+  Reals c;     // []
+  int64_t s;
+};
+void launch_step_distribution(const UpdateDistributionParams& params, const Schedule& schedule, CUstream_st* stream);
 
 // out = the best response (common/chi_square.h)
 struct ChiSquareParams {

@@ -73,24 +73,34 @@ __device__ void move(Pack<scalar_t, kVec>& x, const Pack<scalar_t, kVec>& g, F f
   for (int e = 0; e < kVec; ++e) assign(x.value[e], f(to_acc(x.value[e]), to_acc(g.value[e])));
 }
 
-// out = x + step over [0, end) packs, by the block. g may be in shared memory.
+// The packs of x that a thread moves first, which it asks for before it waits for the norm, and then the next ones.
+constexpr int kAhead = kInFlight / 2;
+template <class Vec>
+__device__ void load_packs(Vec (&to)[kAhead], const Vec* from, int64_t begin, int64_t end) {
+#pragma unroll
+  for (int u = 0; u < kAhead; ++u)
+    if (begin + u * kSliceBlock < end) to[u] = from[begin + u * kSliceBlock];
+}
+
+// out = x + step over [0, end) packs, by the block. g may be in shared memory; x_in has the first packs of x.
 template <class Vec, class AnyStep>
-__device__ void take_step(const AnyStep& step, const Vec* x, const Vec* g, Vec* out, int64_t end) {
+__device__ void take_step(const AnyStep& step, const Vec* x, Vec (&x_in)[kAhead], const Vec* g, Vec* out, int64_t end) {
   if (!step.moves) {  // to the bit, NaNs included
     for (int64_t i = threadIdx.x; i < end; i += kSliceBlock) out[i] = x[i];
     return;
   }
   step.visit([&](auto f) {
-    constexpr int kOfEach = kInFlight / 2;
-    Vec x_in[kOfEach], g_in[kOfEach];
-    const auto load = [&](int u, int64_t i) {
-      x_in[u] = x[i];
-      g_in[u] = g[i];
-    };
-    each_pack<kOfEach>(threadIdx.x, kSliceBlock, end, load, [&](int u, int64_t i) {
-      move(x_in[u], g_in[u], f);
-      out[i] = x_in[u];
-    });
+    for (int64_t i = threadIdx.x; i < end; i += kAhead * kSliceBlock) {
+      Vec g_in[kAhead];
+      load_packs(g_in, g, i, end);
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u)
+        if (i + u * kSliceBlock < end) {
+          move(x_in[u], g_in[u], f);
+          out[i + u * kSliceBlock] = x_in[u];
+        }
+      load_packs(x_in, x, i + kAhead * kSliceBlock, end);
+    }
   });
 }
 
@@ -176,17 +186,21 @@ __global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
     kept[i] = g_in[u];
     add_squares(total, g_in[u]);
   });
+  const auto* x = static_cast<const Vec*>(p.x) + s.first;
+  Vec x_in[kAhead];
+  load_packs(x_in, x, threadIdx.x, s.packs);
   total = BlockTeam::reduce(total, Sum{});
   if (split.slices > 1) {
     if (threadIdx.x == 0) *own_total = total;
     sync_cluster();  // the sums of all blocks are there
     total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return *in_block(own_total, static_cast<int>(b)); });
+    arrive_at_cluster();  // before anything is written, which a barrier after it would wait for
   }
 
   const Step<scalar_t> step(total, tau_of(p, s.row));
   if (s.slice == 0 && threadIdx.x == 0) store_norm<scalar_t>(p, s.row, step.norm);
-  take_step(step, static_cast<const Vec*>(p.x) + s.first, kept, static_cast<Vec*>(p.out) + s.first, s.packs);
-  if (split.slices > 1) sync_cluster();  // nobody reads the sum of a block that has left
+  take_step(step, x, x_in, kept, static_cast<Vec*>(p.out) + s.first, s.packs);
+  if (split.slices > 1) wait_for_cluster();  // nobody reads the sum of a block that has left
 }
 
 template <class scalar_t, int kVec>
@@ -208,12 +222,14 @@ __global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
   using Vec = Pack<scalar_t, kVec>;
   using Total = TotalOf<scalar_t>;
   const Slice<kVec> s(p.size, split);
+  const auto* x = static_cast<const Vec*>(p.x) + s.first;
+  Vec x_in[kAhead];
+  load_packs(x_in, x, threadIdx.x, s.packs);
   const auto* totals = static_cast<const Total*>(p.workspace) + s.row * split.slices;
   const Total total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return totals[b]; });
   const Step<scalar_t> step(total, tau_of(p, s.row));
   if (s.slice == 0 && threadIdx.x == 0) store_norm<scalar_t>(p, s.row, step.norm);
-  take_step(step, static_cast<const Vec*>(p.x) + s.first, static_cast<const Vec*>(p.grad) + s.first,
-            static_cast<Vec*>(p.out) + s.first, s.packs);
+  take_step(step, x, x_in, static_cast<const Vec*>(p.grad) + s.first, static_cast<Vec*>(p.out) + s.first, s.packs);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

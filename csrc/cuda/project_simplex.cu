@@ -38,7 +38,7 @@ struct GivenRows {
   int64_t size;
 
   struct Row {
-    static constexpr int kAtOnce = 4;
+    static constexpr int kAtOnce = kPerThread;
     const scalar_t* v;
     __device__ scalar_t fetch(int64_t j) const { return v[j]; }
     __device__ double value(scalar_t v_j) const { return static_cast<double>(to_acc(v_j)); }
@@ -50,16 +50,24 @@ struct GivenRows {
 __device__ inline double ascend(double q, double concept_loss, double q0, double step, double lam) {
   return q + step * (concept_loss - lam * (q - q0));
 }
-__device__ inline double step_of(const UpdateDistributionParams& p) {
-  return p.eta_scale ? p.eta * *p.eta_scale : p.eta;
-}
+struct Ascent {
+  UpdateDistributionParams update;
+  Schedule schedule;  // or none: t is null
+
+  __device__ double step() const {
+    if (!schedule.t) return update.eta_scale ? update.eta * *update.eta_scale : update.eta;
+    const int64_t t = *schedule.t + 1;
+    const double eta = 1.0 / (update.lam * static_cast<double>(t));
+    return t <= schedule.s ? eta / load(schedule.c, 0) : eta;
+  }
+};
 
 template <class scalar_t>
 struct AscendedDistribution {  // q, concept_loss and q0 of one type
-  UpdateDistributionParams p;
+  Ascent ascent;
 
   struct Row {
-    static constexpr int kAtOnce = 2;
+    static constexpr int kAtOnce = kPackSize<scalar_t>;  // 12 registers: more would not fit 1024 threads
     const scalar_t *q, *concept_loss, *q0;
     double step, lam;
     struct Inputs {
@@ -69,13 +77,14 @@ struct AscendedDistribution {  // q, concept_loss and q0 of one type
     __device__ double value(Inputs k) const { return ascend(k.q, k.concept_loss, k.q0, step, lam); }
   };
   __device__ Row row(int64_t) const {
+    const UpdateDistributionParams& p = ascent.update;
     return {static_cast<const scalar_t*>(p.q.data), static_cast<const scalar_t*>(p.concept_loss.data),
-            static_cast<const scalar_t*>(p.q0.data), step_of(p), p.lam};
+            static_cast<const scalar_t*>(p.q0.data), ascent.step(), p.lam};
   }
 };
 
 struct AscendedMixture {  // of any types: slower, and without a launch for each conversion
-  UpdateDistributionParams p;
+  Ascent ascent;
 
   struct Row {
     static constexpr int kAtOnce = 1;
@@ -86,7 +95,7 @@ struct AscendedMixture {  // of any types: slower, and without a launch for each
       return ascend(load(p.q, k), load(p.concept_loss, k), load(p.q0, k), step, p.lam);
     }
   };
-  __device__ Row row(int64_t) const { return {p, step_of(p)}; }
+  __device__ Row row(int64_t) const { return {ascent.update, ascent.step()}; }
 };
 
 struct Target {
@@ -94,6 +103,7 @@ struct Target {
   int64_t rows, size;
   double radius;
   double* workspace;
+  int64_t* t;  // of a schedule, or null
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -236,7 +246,12 @@ __global__ void __launch_bounds__(kMaxBlockSize)
       bound = blocks.all(bound, Bound{-HUGE_VAL, -radius}, Best{});
       if (fabs(bound.max) < HUGE_VAL) bound.nu = climb(entries, bound.max, radius, bound.nu, of_row);
     }
-    if (!(fabs(bound.max) < HUGE_VAL)) bound.nu = NAN;  // NaN or inf in the row, or nothing above -inf
+    // All threads of the row have met since they read t.
+    if (target.t && blocks.rank() == 0 && threadIdx.x == 0) ++*target.t;
+    if (!(fabs(bound.max) < HUGE_VAL)) {  // NaN or inf in the row, or nothing above -inf
+      if (target.t) break;
+      bound.nu = NAN;
+    }
 
     each_entry(row, begin, end, [&](int64_t j, double v) {
       const double p = (v - bound.max) - bound.nu;
@@ -318,22 +333,30 @@ static void launch_rows(const Source& source, const Target& target, CUstream_st*
 }
 
 void launch_project_simplex(const ProjectSimplexParams& p, CUstream_st* stream) {
-  const Target target{p.out, p.rows, p.size, p.radius, p.workspace};
+  const Target target{p.out, p.rows, p.size, p.radius, p.workspace, nullptr};
   dispatch(p.v.dtype, [&](auto type) {
     using scalar_t = typename decltype(type)::type;
     launch_rows(GivenRows<scalar_t>{static_cast<const scalar_t*>(p.v.data), p.size}, target, stream);
   });
 }
 
-void launch_update_distribution(const UpdateDistributionParams& p, CUstream_st* stream) {
-  const Target target{p.out, 1, p.size, 1.0, p.workspace};
+static void launch_ascent(const Ascent& ascent, CUstream_st* stream) {
+  const UpdateDistributionParams& p = ascent.update;
+  const Target target{p.out, 1, p.size, 1.0, p.workspace, ascent.schedule.t};
   const bool alike = p.q.dtype == p.concept_loss.dtype && p.q.dtype == p.q0.dtype;
   if (alike && p.q.dtype == Dtype::kDouble)
-    launch_rows(AscendedDistribution<double>{p}, target, stream);
+    launch_rows(AscendedDistribution<double>{ascent}, target, stream);
   else if (alike && p.q.dtype == Dtype::kFloat)
-    launch_rows(AscendedDistribution<float>{p}, target, stream);
+    launch_rows(AscendedDistribution<float>{ascent}, target, stream);
   else
-    launch_rows(AscendedMixture{p}, target, stream);
+    launch_rows(AscendedMixture{ascent}, target, stream);
+}
+
+void launch_update_distribution(const UpdateDistributionParams& p, CUstream_st* stream) {
+  launch_ascent({p, {}}, stream);
+}
+void launch_step_distribution(const UpdateDistributionParams& p, const Schedule& schedule, CUstream_st* stream) {
+  launch_ascent({p, schedule}, stream);
 }
 
 }  // namespace hrrl::cuda

@@ -6,8 +6,10 @@
 :func:`store_directions`       z ← Aᵀ g/‖g‖_F, in place
 :func:`concept_cross_entropy`  Σ_i (N/N_k) q_k ℓ_i / B, and the losses per concept
 :func:`update_distribution`    q ← P_Δ(q + η_q (ĝ - λ (q - q0)))
+:func:`step_distribution`      the same in place, with the counter and the schedule of Algorithm 1
 :func:`chi_square_response`    argmax_q Σ q_k ℓ_k - (λ/2) Σ (q_k - q0_k)²/q0_k, in a ball, below a cap
 :func:`project_simplex`        the projection P_Δ itself, batched and differentiable
+:func:`project_simplex_backward` its gradient, 1_S (g - mean_S g)
 :func:`rank1_assign`           a_i = argmin_k N_k Σ_l ‖C_kl - G_il‖², gradients by their factors
 :func:`rank1_products`         Σ_l ⟨C_k, G_i⟩ and Σ_l ‖G_i‖², what those distances are made of
 :func:`rank1_dot`              ⟨C_k, g_b⟩ of one layer, for all examples and centres
@@ -41,7 +43,12 @@ from .pair_gradients import pair_gradients
 from .perturb import perturb
 from .rank1 import rank1_argmin, rank1_dot
 from .rank1_assign import Rank1Products, centre_products, rank1_assign, rank1_products
-from .simplex import project_simplex, update_distribution
+from .simplex import (
+    project_simplex,
+    project_simplex_backward,
+    step_distribution,
+    update_distribution,
+)
 from .stored import perturb_stored, store_directions
 
 __all__ = [
@@ -66,11 +73,13 @@ __all__ = [
     "perturb",
     "perturb_stored",
     "project_simplex",
+    "project_simplex_backward",
     "rank1_argmin",
     "rank1_assign",
     "rank1_dot",
     "rank1_products",
     "reference",
+    "step_distribution",
     "store_directions",
     "update_distribution",
 ]

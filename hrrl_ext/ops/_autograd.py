@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import reference
 from ._library import operator
+from ._transforms import transformed
 from .pair_gradients import pair_gradients
 
 concept_cross_entropy = operator("concept_cross_entropy")
 hardest_negatives = operator("hardest_negatives")
 project_simplex = operator("project_simplex")
 _scale_gradient = operator("_scale_gradient")
+project_simplex_backward = operator("project_simplex_backward")
 
 
 class ConceptCrossEntropy(torch.autograd.Function):
@@ -102,8 +105,28 @@ class ProjectSimplex(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor, None]:
-        (p,) = ctx.saved_tensors
-        support = p > 0
-        on_support = torch.where(support, grad_out, 0)
-        mean = on_support.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
-        return torch.where(support, on_support - mean, 0), None
+        return simplex_gradient(ctx.saved_tensors[0], grad_out), None
+
+
+class ProjectSimplexBackward(torch.autograd.Function):
+    """1_S (g - mean_S g) is linear in g, and its own transpose."""
+
+    @staticmethod
+    def forward(ctx: Any, p: Tensor, grad: Tensor) -> Tensor:
+        ctx.save_for_backward(p)
+        moved: Tensor = project_simplex_backward(p, grad)
+        return moved
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[None, Tensor]:
+        return None, simplex_gradient(ctx.saved_tensors[0], grad_out)
+
+
+def simplex_gradient(p: Tensor, grad: Tensor) -> Tensor:
+    if transformed():
+        return reference.project_simplex_backward(p, grad)
+    if grad.requires_grad and torch.is_grad_enabled():
+        differentiable: Tensor = ProjectSimplexBackward.apply(p, grad)
+        return differentiable
+    moved: Tensor = project_simplex_backward(p, grad)
+    return moved

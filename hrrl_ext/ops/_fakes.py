@@ -101,6 +101,17 @@ def _(v: Tensor, radius: float) -> Tensor:
     return v.new_empty(v.shape)
 
 
+@torch.library.register_fake("hrrl_ext::project_simplex_backward")
+def _(p: Tensor, grad: Tensor) -> Tensor:
+    expect("project_simplex_backward", p=(p, "*K", FLOATS), grad=(grad, "*K", (p.dtype,)))
+    if p.shape != grad.shape:
+        raise ValueError(
+            f"project_simplex_backward: grad must have the shape of p, {list(p.shape)}, got "
+            f"{list(grad.shape)}"
+        )
+    return p.new_empty(p.shape)
+
+
 @torch.library.register_fake("hrrl_ext::update_distribution")
 def _(
     q: Tensor,
@@ -118,6 +129,20 @@ def _(
         eta=(eta_scale, "*", ANY),
     )
     return q.new_empty(q.shape)
+
+
+@torch.library.register_fake("hrrl_ext::step_distribution")
+def _(
+    q: Tensor, t: Tensor, concept_loss: Tensor, q0: Tensor, c: Tensor, lam: float, s: int
+) -> None:
+    expect(
+        "step_distribution",
+        q=(q, "K", REAL),
+        t=(t, "", INT64),
+        concept_loss=(concept_loss, "K", FLOATS),
+        q0=(q0, "K", FLOATS),
+        c=(c, "", FLOATS),
+    )
 
 
 @torch.library.register_fake("hrrl_ext::rank1_dot")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -41,6 +42,13 @@ def operator(name: str) -> Callable[..., Any]:
     return checked
 
 
+def written_to(*tensors: Tensor) -> None:
+    """So that autograd notices where a graph has kept what they were. A trace knows it from the schema,
+    and tensors of inference mode have no version."""
+    if not torch.compiler.is_compiling() and not any(t.is_inference() for t in tensors):
+        torch.autograd.graph.increment_version(tensors)
+
+
 _load("libhrrl_ops.so")
 # The CUDA kernels need the libraries of a CUDA torch, but no GPU.
 if torch.version.cuda is not None and (_PACKAGE / "libhrrl_ops_cuda.so").exists():
@@ -55,7 +63,13 @@ elif torch.version.cuda is not None:
 
     for _name in (
         *("perturb", "concept_cross_entropy", "project_simplex", "update_distribution"),
-        *("chi_square_response", "rank1_dot", "rank1_argmin"),
+        *(
+            "project_simplex_backward",
+            "step_distribution",
+            "chi_square_response",
+            "rank1_dot",
+            "rank1_argmin",
+        ),
         *("perturb_stored", "store_directions"),
         *("hardest_negatives", "pair_gradients", "hinge_coefficients"),
         "mix_chains",

@@ -6,10 +6,9 @@ is formed: ‖C_k - g_b‖² = ‖C_k‖² - 2 ⟨C_k, g_b⟩ + ‖g_b‖² take
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ._library import operator
+from ._library import operator, written_to
 from ._transforms import constants
 from ._types import NearestCentre
 
@@ -50,10 +49,7 @@ def rank1_dot(cross: Tensor, p: Tensor, q: Tensor) -> None:
         )
     p, q = constants(p, q)
     _rank1_dot(cross, p, q)
-    # So that autograd notices where a graph has kept the old cross. A trace knows it from the schema, and
-    # tensors of inference mode have no version.
-    if not torch.compiler.is_compiling() and not cross.is_inference():
-        torch.autograd.graph.increment_version(cross)
+    written_to(cross)
 
 
 def rank1_argmin(

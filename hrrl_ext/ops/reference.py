@@ -141,12 +141,32 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
     return p.to(v.dtype).movedim(-1, dim)
 
 
+def project_simplex_backward(p: Tensor, grad: Tensor) -> Tensor:
+    """See :func:`hrrl_ext.ops.project_simplex_backward`."""
+    support = p > 0
+    inside = torch.where(support, grad.double(), 0.0)
+    mean = inside.sum(-1, keepdim=True) / support.sum(-1, keepdim=True)
+    return torch.where(support, inside - mean, 0.0).to(grad.dtype)
+
+
 def update_distribution(
     q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float | Tensor, lam: float
 ) -> Tensor:
     """See :func:`hrrl_ext.ops.update_distribution`."""
     ascended = q.double() + eta * (concept_loss.double() - lam * (q.double() - q0.double()))
     return project_simplex(ascended).to(q.dtype)
+
+
+def step_distribution(
+    q: Tensor, t: Tensor, concept_loss: Tensor, q0: Tensor, c: Tensor, *, lam: float, s: int
+) -> None:
+    """See :func:`hrrl_ext.ops.step_distribution`."""
+    with torch.no_grad():
+        t += 1
+        eta = 1 / (lam * t.double())
+        eta = torch.where(t <= s, eta / c, eta)
+        stepped = update_distribution(q, concept_loss, q0, eta, lam)
+        q.copy_(torch.where(stepped.isfinite().all(), stepped, q))
 
 
 def chi_square_response(

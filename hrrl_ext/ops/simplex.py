@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from . import _autograd, reference
-from ._library import operator
+from ._library import operator, written_to
 from ._transforms import constants, transformed
 
 _update_distribution = operator("update_distribution")
+_step_distribution = operator("step_distribution")
 
 
 def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
@@ -42,6 +43,29 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
     return _autograd.project_simplex(v, radius)
 
 
+def project_simplex_backward(p: Tensor, grad: Tensor) -> Tensor:
+    """1_S (g - mean_S g) along the last dimension, S = {p > 0}: what :func:`project_simplex` hands back.
+
+    Args:
+        p: [..., K] what the projection returned, float16, bfloat16, float32 or float64.
+        grad: [..., K] the gradient in p, of its dtype and device.
+
+    Returns:
+        the gradient in what was projected, shape and dtype of ``p``; computed in float64 and rounded
+        once. A row without a positive entry (one of NaN) gets zeros.
+
+    Differentiable in ``grad``, to any order: it is linear and its own transpose. Deterministic. Raises
+    ValueError for shapes, dtypes or devices that do not match.
+
+    Equivalent to::
+
+        inside = torch.where(p > 0, grad, 0)
+        torch.where(p > 0, grad - inside.sum(-1, True) / (p > 0).sum(-1, True), 0)
+    """
+    (p,) = constants(p)
+    return _autograd.simplex_gradient(p, grad)
+
+
 def update_distribution(
     q: Tensor, concept_loss: Tensor, q0: Tensor, eta: float | Tensor, lam: float
 ) -> Tensor:
@@ -67,3 +91,42 @@ def update_distribution(
     if isinstance(eta, Tensor):
         return _update_distribution(q, concept_loss, q0, 1.0, lam, eta.detach())
     return _update_distribution(q, concept_loss, q0, eta, lam)
+
+
+def step_distribution(
+    q: Tensor, t: Tensor, concept_loss: Tensor, q0: Tensor, c: Tensor, *, lam: float, s: int
+) -> None:
+    """t ← t + 1;  q ← P_Δ(q + η_q (ĝ - λ (q - q0))),  η_q = 1/(c λ t) for t ≤ s, then 1/(λ t).
+
+    Lines 3 to 7 and 11 of HRRL's Algorithm 1 in one launch, which leaves nothing to the host: the
+    counter, the schedule, and the refusal of losses that would throw q out of the simplex.
+
+    Args:
+        q: [K] the adversary's distribution, float32 or float64, contiguous. It is written to.
+        t: [] int64, the steps before this one. It is written to.
+        concept_loss, q0: [K] ĝ and the reference distribution, as in :func:`update_distribution`.
+        c: [] floating: the first steps are so many times slower.
+        lam: λ > 0.
+        s: how many first steps.
+
+    Returns:
+        None. Where ĝ has a NaN or +Inf, or the step overflows, q keeps its bits; t counts all the same.
+
+    Carries no gradient. Deterministic. Raises ValueError for shapes, dtypes or devices that do not
+    match, for a lam that is not positive, a negative s, and a ``q`` that requires a gradient.
+
+    Equivalent to::
+
+        t += 1
+        eta = 1 / (lam * t.double())
+        eta = torch.where(t <= s, eta / c, eta)
+        stepped = ops.update_distribution(q, concept_loss, q0, eta, lam)
+        q.copy_(torch.where(stepped.isfinite().all(), stepped, q))
+    """
+    if q.requires_grad:
+        raise ValueError(
+            "step_distribution: q is written to in place and carries no gradient; pass q.detach()"
+        )
+    concept_loss, q0, c = constants(concept_loss, q0, c)
+    _step_distribution(q, t, concept_loss, q0, c, lam, s)
+    written_to(q, t)

@@ -248,6 +248,18 @@ class Emulation:
         )
         return out.values
 
+    def project_simplex_backward(self, p: Tensor, grad: Tensor, *, offset: int = 0) -> Tensor:
+        inputs = [Array(p, offset), Array(grad, offset)]
+        out = Array.output(*p.shape, dtype=p.dtype, offset=offset)
+        self._call(
+            "project_simplex_backward",
+            "emulate_project_simplex_backward",
+            inputs,
+            *(DTYPES.index(p.dtype), *inputs, out),
+            *(ctypes.c_int64(size) for size in (p.numel() // p.shape[-1], p.shape[-1])),
+        )
+        return out.values
+
     def update_distribution(
         self,
         q: Tensor,
@@ -271,8 +283,34 @@ class Emulation:
             ),
             *(scale, out),
             *(ctypes.c_int64(len(q)), ctypes.c_double(eta), ctypes.c_double(lam)),
+            *(None, 0, None, ctypes.c_int64(0)),
         )
         return out.values
+
+    def step_distribution(
+        self,
+        q: Tensor,
+        t: Tensor,
+        concept_loss: Tensor,
+        q0: Tensor,
+        c: Tensor,
+        lam: float,
+        s: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The new q and t; those given stay."""
+        inputs, written = [Array(concept_loss), Array(q0), Array(c)], [Array(q), Array(t)]
+        loss_type, q0_type, c_type = (
+            dtyped(of, a) for of, a in zip((concept_loss, q0, c), inputs, strict=True)
+        )
+        self._call(
+            "project_simplex",
+            "emulate_update_distribution",
+            inputs,
+            *(*dtyped(q, written[0]), *loss_type, *q0_type, None, written[0]),
+            *(ctypes.c_int64(len(q)), ctypes.c_double(1.0), ctypes.c_double(lam)),
+            *(written[1], *c_type, ctypes.c_int64(s)),
+        )
+        return written[0].values, written[1].values
 
     def chi_square_response(
         self,

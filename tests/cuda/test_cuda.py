@@ -249,6 +249,33 @@ def test_update_distribution(size: int) -> None:
     torch.testing.assert_close(got.cpu(), expected, rtol=0, atol=2e4 * EPS[torch.float64])
 
 
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1000, 100), (70, 1024), (40, 40_001), (3, 131_072), (1, 1_000_000)]
+)
+def test_project_simplex_backward(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    p, grad = kc.simplex_input(2 * shape[0], shape[1], torch.float64).to(dtype).chunk(2)
+    want = ops.project_simplex_backward(p, grad)
+    got = ops.project_simplex_backward(p.to(DEVICE), grad.to(DEVICE)).cpu()
+    # Sums in float64, each in an order of its own, and one rounding
+    least = torch.finfo(dtype).tiny * EPS[dtype]
+    torch.testing.assert_close(got, want, rtol=EPS[dtype], atol=1e-12 + least)
+
+
+@pytest.mark.parametrize("size", [1, 11, 1000, 5003, 1_000_000])
+def test_step_distribution(size: int) -> None:
+    """As update_distribution does, to the bit, in one launch; q stays where a loss is not finite."""
+    q, q0, gain = kc.simplex_input(3, size, torch.float64).abs().softmax(1).to(DEVICE)
+    t, c, got = torch.tensor(0, device=DEVICE), torch.tensor(4.0, device=DEVICE), q.clone()
+    with no_synchronisation():
+        ops.step_distribution(got, t, gain, q0, c, lam=0.5, s=1)
+        ops.step_distribution(got, t, gain, q0, c, lam=0.5, s=1)
+        ops.step_distribution(got, t, gain / gain.new_zeros(()), q0, c, lam=0.5, s=1)
+    for eta in (0.5, 1.0):
+        q = ops.update_distribution(q, gain, q0, eta, 0.5)
+    assert torch.equal(got, q) and t.item() == 3
+
+
 @pytest.mark.parametrize("similarity", SIMILARITIES)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_hardest_negatives(dtype: torch.dtype, similarity: Similarity) -> None:
@@ -382,8 +409,11 @@ def iteration(
         moved = kernels.perturb(x, grad, 0.3)
         losses = kernels.concept_cross_entropy(*arguments.values(), 0.1, True)
         new_q = kernels.update_distribution(arguments["q"], losses[1], q0, 2.0, 0.1)
+        stepped, t = new_q.clone(), ids[0].clone()
+        kernels.step_distribution(stepped, t, losses[1], q0, new_q.sum(), 0.1, 4)
         response = kernels.chi_square_response(losses[1], q0, 0.1, 0.5, 3.0)
         projected = kernels.project_simplex(arguments["logits"], 1.0)
+        slope = kernels.project_simplex_backward(projected, arguments["logits"])
         cross = products["cross"].clone()
         kernels.rank1_dot(cross, p, q)
         nearest = kernels.rank1_argmin(*points.values(), 1e-6)
@@ -406,8 +436,11 @@ def iteration(
             *moved,
             *losses,
             new_q,
+            stepped,
+            t,
             response,
             projected,
+            slope,
             cross,
             *nearest,
         ]
@@ -495,6 +528,8 @@ def test_opcheck() -> None:
     torch.library.opcheck(kernels.concept_cross_entropy.default, (*arguments.values(), 0.1, True))
     torch.library.opcheck(kernels.project_simplex.default, (x.clone().requires_grad_(), 1.0))
     torch.library.opcheck(kernels.update_distribution.default, (q, gain, q0, 1.0, 0.1, tau[:1]))
+    step = (q, torch.tensor(3, device=DEVICE), gain, q0, tau[0], 0.1, 4)
+    torch.library.opcheck(kernels.step_distribution.default, step)
     torch.library.opcheck(kernels.chi_square_response.default, (gain, q0, 1.0, 0.5, 4.0))
     for order in (False, True):
         ids = torch.arange(4, device=DEVICE)

@@ -456,7 +456,12 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "length of the last slice": (PERTURB, "(end < size ? end : size)", "end"),
     "row of a slice": (PERTURB, "+ s.row * split.slices", "+ s.row"),
     "barrier before a cluster adds up": (PERTURB, "sync_cluster();  // the sums", "// the sums"),
-    "barrier before a block leaves": (PERTURB, "sync_cluster();  // nobody", "{}  // nobody"),
+    "barrier before a block leaves": (PERTURB, "wait_for_cluster();  // nobody", "{}  // nobody"),
+    "sums read after a block may leave": (
+        PERTURB,
+        "    total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return *in_block(",
+        "    arrive_at_cluster();\n    total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return *in_block(",
+    ),
     "barrier after the tile": (CONCEPTS, "__syncthreads();  // the tile", "// the tile"),
     "barrier after the gradient": (
         CONCEPTS,

@@ -1,4 +1,4 @@
-"""The CUDA kernels of project_simplex and update_distribution, emulated on the host."""
+"""The CUDA kernels of project_simplex, update_distribution and step_distribution, emulated on the host."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import kernel_cases as kc
 import pytest
 import torch
 from cases import EPS, FLOATS
-from emulated import Device, Emulation, same_bits
+from emulated import Device, Emulation, EmulationError, same_bits
 from kernel_cases import INF, NAN
+from torch import Tensor
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -139,6 +140,44 @@ def test_update_distribution(emulation: Emulation, size: int, eta_scale: float |
     torch.testing.assert_close(got, expected, rtol=0, atol=2e4 * EPS[torch.float64])
 
 
+@pytest.mark.parametrize("size", [1, 11, 1000, 5003, 13001, 100_400])
+def test_step_distribution(emulation: Emulation, size: int) -> None:
+    """The update with the schedule's step, in place and in one launch; what is not finite leaves q alone."""
+    rows = kc.simplex_input(3, size, torch.float64).abs()
+    q, q0 = (row / row.sum() for row in rows[:2])
+    gain, lam, c = 7 + rows[2], 1e-3, torch.tensor(4.0)
+    for before, s, seed in ((0, 1, 1), (1, 1, 0), (998, 999, 2)):
+        t, emulation.seed = torch.tensor(before), seed
+        eta = 1 / (lam * (before + 1)) / (4 if before < s else 1)
+        with emulation.on(LARGE):
+            got, step = emulation.step_distribution(q, t, gain, q0, c, lam, s)
+            assert emulation.launches == 1
+            want = emulation.update_distribution(q, gain, q0, eta, lam)
+        assert step == before + 1 and same_bits(got, want)
+    emulation.seed = 0
+    for bad in (NAN, INF):
+        spoiled = gain.clone()
+        spoiled[size // 2] = bad
+        with emulation.on(LARGE):
+            got, step = emulation.step_distribution(q, torch.tensor(3), spoiled, q0, c, lam, 9)
+        assert step == 4 and same_bits(got, q)
+
+
+@pytest.mark.parametrize(
+    ("text", "replacement"),
+    [
+        ("if (target.t) break;", ""),  # q is lost with one loss
+        # Counted before the others have read it
+        ("    Entries entries(row,", "    if (target.t && threadIdx.x == 0) *target.t += 1;\n    Entries entries(row,"),
+    ],
+)  # fmt: skip
+def test_wrong_steps_are_noticed(
+    mutant: Callable[[str, str, str], Emulation], text: str, replacement: str
+) -> None:
+    with pytest.raises(AssertionError):
+        test_step_distribution(mutant("project_simplex.cu", text, replacement), 1000)
+
+
 @pytest.mark.parametrize("size", [11, 13001])
 def test_update_of_any_types(emulation: Emulation, size: int) -> None:
     rows = kc.simplex_input(3, size, torch.float64).abs()
@@ -149,3 +188,67 @@ def test_update_of_any_types(emulation: Emulation, size: int) -> None:
         assert got.dtype == a.dtype
         wide = emulation.update_distribution(a.double(), b.double(), c.double(), 20.0, 0.5)
         assert same_bits(got, wide.to(got.dtype))
+
+
+# --- The gradient
+
+
+def check_gradient(emulation: Emulation, p: Tensor, grad: Tensor, offset: int = 0) -> Tensor:
+    """Sums in float64 of up to K terms, and one rounding: relative, but for the least numbers."""
+    got = emulation.project_simplex_backward(p, grad, offset=offset)
+    support = p > 0
+    wide = torch.where(support, grad.double(), 0.0)
+    exact = torch.where(support, wide - wide.sum(1, True) / support.sum(1, True), 0.0)
+    least = torch.finfo(p.dtype).tiny * EPS[p.dtype]
+    torch.testing.assert_close(got.double(), exact, rtol=EPS[p.dtype], atol=1e-12 + least)
+    return got
+
+
+def slopes(rows: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    p, grad = kc.simplex_input(2 * rows, size, torch.float64).to(dtype).chunk(2)
+    p = p.clamp(min=0)
+    p[0] = 0  # no support
+    return p, grad
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("offset", [0, 1], ids="offset={}".format)
+def test_backward_of_any_length(emulation: Emulation, dtype: torch.dtype, offset: int) -> None:
+    """Around a warp, its packs, and blocks of each size; in packs and, off by one, entry by entry."""
+    for size in (1, 3, 4, 128, 129, 511, 512, 513, 1024, 2048, 4092):
+        check_gradient(emulation, *slopes(9 if size < 600 else 3, size, dtype), offset)
+        assert emulation.launches == 1
+
+
+@pytest.mark.parametrize("size", [2049, 4097, 16_381])
+def test_backward_of_long_rows(emulation: Emulation, size: int) -> None:
+    """Clusters and two launches give the same bits; beyond a cluster there are two."""
+    p, grad = slopes(2, size, torch.float64)
+    results = []
+    for device in (LARGE, Device(clusters=False), Device(architecture=80)):
+        with emulation.on(device):
+            results.append(check_gradient(emulation, p, grad, offset=1))
+            assert emulation.launches == (1 if device is LARGE else 2)
+    assert same_bits(results[0], results[1]) and same_bits(results[0], results[2])
+
+
+def test_backward_beyond_a_cluster(mutant: Callable[[str, str, str], Emulation]) -> None:
+    short = mutant("project_simplex_backward.cu", "kHeldPacks * kThreads;", "64;")
+    for size, launches in ((64 * 8, 1), (64 * 8 + 1, 2), (64 * 21, 2)):
+        check_gradient(short, *slopes(40, size, torch.float32), offset=1)
+        assert short.launches == (1 if size <= 128 * 8 and launches == 1 else launches)
+
+
+@pytest.mark.parametrize(
+    ("text", "replacement"),
+    [
+        ("    wait_for_cluster();", "    (void)0;"),
+        ("      sync_cluster();  // the sums of all blocks are there\n", ""),
+    ],
+)
+def test_backward_that_leaves_a_barrier_out(
+    mutant: Callable[[str, str, str], Emulation], text: str, replacement: str
+) -> None:
+    broken = mutant("project_simplex_backward.cu", text, replacement)
+    with pytest.raises((AssertionError, EmulationError)):
+        check_gradient(broken, *slopes(2, 2049, torch.float64), offset=1)

@@ -332,6 +332,11 @@ def test_gradient_of_the_projection(device: str, problem: p.Rows) -> None:
     exact = torch.where(support, dp.double() - mean, 0.0)
     largest = dp.double().abs().sum().clamp(max=4.0) if dp.numel() else 0.0
     assert_within(grad, exact, 4 * cases.EPS[v.dtype] * largest)
+    with borrowed(projected, dp):
+        moved = ops.project_simplex_backward(
+            projected.detach().movedim(problem.dim, -1), dp.movedim(problem.dim, -1)
+        )
+    assert torch.equal(moved.movedim(-1, problem.dim), grad)
     assert (grad.dtype, grad.shape) == (v.dtype, v.shape)
 
 
@@ -378,6 +383,33 @@ def test_limits_of_the_adversary(device: str, problem: p.Ascent) -> None:
     if gain.max() < 100:
         got = ops.update_distribution(q, gain, q0, 1e-15, 1e15)
         assert_within(got, q0, 2e-13 * len(q) + atol)
+
+
+# --- step_distribution
+
+
+@repeatable(150)
+@given(problem=p.ascents)
+def test_step_distribution(device: str, problem: p.Ascent) -> None:
+    """The update of the schedule's η, or q to the bit; s is the step before, this one, or the next."""
+    q, gain, q0, eta, lam = problem.tensors(device)
+    step, lam = problem.seed % 1000 + 1, lam + 1e-3
+    t = torch.tensor(step - 1, device=device)
+    c, s = torch.tensor(1 + float(eta), device=device), step + problem.seed % 3 - 1
+    gain, got = gain.clone(), q.clone()
+    if problem.seed % 7 == 0:
+        gain[problem.seed % len(gain)] = torch.nan
+    with borrowed(gain, q0, c):
+        ops.step_distribution(got, t, gain, q0, c, lam=lam, s=s)
+    assert t == step
+    slowed = c.double() if step <= s else torch.ones_like(c).double()
+    moved = ops.update_distribution(q, gain, q0, 1 / (lam * t.double()) / slowed, lam)
+    assert torch.equal(got, moved if moved.isfinite().all() else q)
+    twin = q.clone()
+    reference.step_distribution(twin, t - 1, gain, q0, c, lam=lam, s=s)
+    atol = ascended_atol(q, gain.nan_to_num(), 1 / (lam * step), lam)
+    rounding = 2 * p.rounding(q.dtype) * twin.double()  # of either
+    assert_within(got, twin.double(), rounding + min(atol, 1.0))
 
 
 # --- chi_square_response

@@ -45,10 +45,20 @@ def projection_calls(v: Tensor) -> list[tuple[Any, ...]]:
     return [(v, 2.5)]
 
 
+def slope_calls(p: Tensor) -> list[tuple[Any, ...]]:
+    return [(p, LAYOUTS["transposed"](p.flip(-1)))]
+
+
 def ascent_calls(gain: Tensor) -> list[tuple[Any, ...]]:
     q = torch.full(gain.shape, 1 / len(gain), device=gain.device)
     eta = torch.tensor(0.1, device=gain.device)
     return [(q, gain, q, 0.1, 1.0), (q.double(), gain, q.to(gain.dtype), 1.0, 2.0, eta)]
+
+
+def step_calls(gain: Tensor) -> list[tuple[Any, ...]]:
+    q = torch.full(gain.shape, 1 / len(gain), device=gain.device)
+    t, c = torch.tensor(4, device=gain.device), torch.tensor(2.0, device=gain.device)
+    return [(q, t, gain, q.double(), c, 0.5, 4), (q.double(), t, gain, q, c.to(gain.dtype), 1.0, 5)]
 
 
 def response_calls(loss: Tensor) -> list[tuple[Any, ...]]:
@@ -122,7 +132,9 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
     "perturb": ([(3, 2, 4, 5), (3, 7)], perturb_calls),
     "concept_cross_entropy": ([(6, 5)], cross_entropy_calls),
     "project_simplex": ([(3, 2, 4, 5), (6,)], projection_calls),
+    "project_simplex_backward": ([(3, 2, 4, 5), (6,)], slope_calls),
     "update_distribution": ([(4,)], ascent_calls),
+    "step_distribution": ([(4,)], step_calls),
     "chi_square_response": ([(4,)], response_calls),
     "rank1_dot": ([(3, 2, 4, 5), (3, 2, 5, 1)], product_calls),
     "rank1_argmin": ([(6, 5)], nearest_calls),

@@ -6,6 +6,7 @@ What holds for every vector, with vectors drawn by hypothesis, is in test_proper
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import cases
 import pytest
@@ -122,6 +123,39 @@ def test_gradient() -> None:
     torch.testing.assert_close(grad, plain)
 
 
+@pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7, 8, 15, 16, 17, 33, 1009])
+def test_backward_is_the_mean_of_the_support_taken_out(k: int, dtype: torch.dtype) -> None:
+    """Whole vectors and every tail; entries that are not in the support are never seen, whatever they are."""
+    p = ops.project_simplex(draw(3 * k, 2.0 / k, dtype).view(3, k))
+    grad = draw(3 * k + 1, 1.0, dtype)[1:].view(3, k)
+    p[1], grad[2] = math.nan, torch.where(p[2] > 0, grad[2], math.nan)
+    moved = ops.project_simplex_backward(p, grad)
+    support = p > 0
+    wide = torch.where(support, grad.double(), 0.0)
+    exact = wide - wide.sum(1, True) / support.sum(1, True)
+    assert torch.equal(moved != 0, support & (moved != 0)) and not moved[1].any()
+    torch.testing.assert_close(
+        moved[support].double(),
+        exact[support],
+        rtol=cases.EPS[dtype],
+        atol=1e-15 * k + torch.finfo(dtype).tiny * cases.EPS[dtype],
+    )
+
+
+def test_backward_without_rows_and_bad_input() -> None:
+    none = torch.zeros(0, 4)
+    assert ops.project_simplex_backward(none, none).shape == (0, 4)
+    for p, grad, message in (
+        (torch.zeros(3), torch.zeros(1, 3), r"grad must have the shape of p, \[3\], got \[1, 3\]"),
+        (torch.zeros(3), torch.zeros(3).double(), "grad must have the dtype of p"),
+        (torch.zeros(2, 0), torch.zeros(2, 0), "p must have at least one entry"),
+        (torch.zeros(3).long(), torch.zeros(3).long(), "p must be float16"),
+    ):
+        with pytest.raises(ValueError, match=f"^project_simplex_backward: {message}"):
+            ops.project_simplex_backward(p, grad)
+
+
 @pytest.mark.slow
 def test_a_million_entries() -> None:
     v = draw(10**6, 1e-3, torch.float32)
@@ -177,6 +211,29 @@ def test_update_extremes_and_borrowing() -> None:
     ).requires_grad
 
 
+# --- step_distribution
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("k", [1, 2, 11, 1009])
+def test_steps_are_updates_on_the_schedule(k: int, dtype: torch.dtype) -> None:
+    """To the bit, across the end of the slow phase; the losses of one step throw q out and are refused."""
+    lam, s, c = 0.3, 2, torch.tensor(3.0)
+    q, q0 = (ops.project_simplex(draw(k, scale, dtype)) for scale in (0.1, 0.05))
+    t, by_hand = torch.tensor(0), q.clone()
+    for step in range(1, 6):
+        gain = 7 * torch.rand(k, generator=cases.generator(step))
+        if step == 4:
+            gain[-1] = math.inf
+        version = (q._version, t._version)
+        ops.step_distribution(q, t, gain, q0, c, lam=lam, s=s)
+        assert q._version > version[0] and t._version > version[1]
+        eta = 1 / (lam * step) / (3 if step <= s else 1)
+        if step != 4:
+            by_hand = ops.update_distribution(by_hand, gain, q0, eta, lam)
+        assert t == step and torch.equal(q, by_hand), step
+
+
 BAD = {
     "concept_loss": ({"concept_loss": torch.zeros(2)}, r"concept_loss.*\[3\], got \[2\]"),
     "q0": ({"q0": torch.zeros(3, 1)}, r"q0.*\[3\], got \[3, 1\]"),
@@ -195,3 +252,27 @@ def test_bad_input(name: str) -> None:
     good = {"q": torch.ones(3) / 3, "concept_loss": torch.zeros(3), "q0": torch.ones(3) / 3}
     with pytest.raises(ValueError, match=f"^update_distribution: {message}"):
         ops.update_distribution(**({"eta": 0.1, "lam": 1.0} | good | change))
+
+
+BAD_STEPS = {
+    "q": ({"q": torch.ones(6)[::2]}, "q must be contiguous"),
+    "q of a graph": ({"q": torch.ones(3, requires_grad=True)}, "q is written to in place and carries no"),
+    "q0": ({"q0": torch.zeros(2)}, r"q0 must have the shape of q, \[3\], got \[2\]"),
+    "t": ({"t": torch.tensor(0.0)}, "t must be an int64 scalar"),
+    "t shape": ({"t": torch.tensor([0])}, r"t must be an int64 scalar, got \[1\]"),
+    "c": ({"c": torch.tensor(1)}, "c must be a floating-point scalar"),
+    "lam": ({"lam": 0.0}, "lam must be positive, got 0"),
+    "s": ({"s": -1}, "s must not be negative, got -1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_STEPS)
+def test_bad_steps(name: str) -> None:
+    change, message = BAD_STEPS[name]
+    good: dict[str, Any] = {"q": torch.ones(3) / 3, "t": torch.tensor(0)}
+    good |= {"concept_loss": torch.zeros(3)}
+    good |= {"q0": torch.ones(3) / 3, "c": torch.tensor(1.0), "lam": 1.0, "s": 1}
+    arguments = good | change
+    with pytest.raises(ValueError, match=f"^step_distribution: {message}"):
+        ops.step_distribution(**arguments)
+    assert (good["t"] == 0).all() and (good["q"] == 1 / 3).all()

@@ -42,6 +42,7 @@ DIFFERENTIABLE: dict[str, Of] = {
         of.concept_cross_entropy(z, ID, ID, Q, COUNT, label_smoothing=0.1).loss
     ),
     "project_simplex": lambda of, v: of.project_simplex(v, dim=0),
+    "project_simplex_backward": lambda of, g: of.project_simplex_backward(OTHER, g),
     "hardest_negatives": lambda of, f: of.hardest_negatives(f, OTHER, ID, ID)[1],
     "hardest_negatives, order": lambda of, f: of.hardest_negatives(f, OTHER, ID, ID, "order")[3],
     "pair_gradients": lambda of, f: of.pair_gradients(f, OTHER, ID, ID, WEIGHT)[1],
@@ -175,13 +176,22 @@ def test_gradients_of_gradients(name: str) -> None:
     close(second, want)
 
 
-@pytest.mark.parametrize("name", ["rank1_dot", "store_directions"])
+WRITING = ["rank1_dot", "store_directions", "step_distribution"]
+
+
+@pytest.mark.parametrize("name", WRITING)
 def test_writing_in_place_under_vmap_is_refused(name: str) -> None:
     """One memory for all of them would be written to by each."""
     if name == "rank1_dot":
         cross = torch.zeros(4, 3, dtype=torch.float64)
         call = torch.func.vmap(
             lambda p: ops.rank1_dot(cross, p[:, None, :, None], p[:, None, :, None])
+        )
+    elif name == "step_distribution":
+        call = torch.func.vmap(
+            lambda g: ops.step_distribution(
+                Q.clone(), torch.tensor(0), g[0], Q, torch.tensor(1.0), lam=1.0, s=0
+            )
         )
     else:
         call = torch.func.vmap(
@@ -221,7 +231,7 @@ def test_tensors_without_values_are_held_to_the_same(name: str) -> None:
                 case = [*arguments]
                 case[place] = changed
                 without = [a.to("meta") if isinstance(a, Tensor) else a for a in case]
-                if name in ("rank1_dot", "store_directions"):
+                if name in WRITING:
                     case = [a.clone() if isinstance(a, Tensor) else a for a in case]
                 told = f"argument {place}, {changed.dtype} {list(changed.shape)}"
                 assert outcome(name, without) == outcome(name, case), told

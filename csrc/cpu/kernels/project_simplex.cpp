@@ -113,9 +113,10 @@ HRRL_INLINE int64_t write(const in_t* v, out_t* out, int64_t begin, int64_t end,
 }
 
 template <class in_t, class out_t>
-static void project(const in_t* v, out_t* out, int64_t size, double radius, double* block_max) {
+static void project(const in_t* v, out_t* out, int64_t size, double radius, double* block_max, bool keeps = false) {
   const double max = find_maxima(v, size, block_max);
   if (max != max) {
+    if (keeps) return;
     for (int64_t j = 0; j < size; ++j) assign(out[j], max);
     return;
   }
@@ -133,6 +134,60 @@ void project_simplex(Dtype dtype, const void* v, void* out, int64_t size, double
   dispatch(dtype, [&](auto type) {
     using scalar_t = decltype(type);
     project(static_cast<const scalar_t*>(v), static_cast<scalar_t*>(out), size, radius, block_max);
+  });
+}
+
+// Calls f with the entries of a row of p and of one of g: vectors of doubles, and their place. The last are filled up
+// with zeros, which are outside of every support.
+template <class F>
+HRRL_INLINE void each_pair(const double* p, const double* g, int64_t size, F f) {
+  int64_t j = 0;
+  for (; j + kDoubles <= size; j += kDoubles) f(load(p + j), load(g + j), j);
+  vdouble rest_p = {}, rest_g = {};
+  for (int64_t e = j; e < size; ++e) rest_p[e - j] = p[e], rest_g[e - j] = g[e];
+  if (j < size) f(rest_p, rest_g, j);
+}
+template <class scalar_t, class F>
+HRRL_INLINE void each_pair(const scalar_t* p, const scalar_t* g, int64_t size, F f) {
+  int64_t j = 0;
+  for (; j + kWidth <= size; j += kWidth) {
+    const vfloat of_p = load(p + j), of_g = load(g + j);
+    f(low(of_p), low(of_g), j);
+    f(high(of_p), high(of_g), j + kDoubles);
+  }
+  vfloat rest_p = {}, rest_g = {};
+  for (int64_t e = j; e < size; ++e) rest_p[e - j] = to_float(p[e]), rest_g[e - j] = to_float(g[e]);
+  if (j < size) f(low(rest_p), low(rest_g), j);
+  if (j + kDoubles < size) f(high(rest_p), high(rest_g), j + kDoubles);
+}
+
+// 1_S (g - mean_S g), S = {p > 0}
+template <class scalar_t>
+static void backward(const scalar_t* p, const scalar_t* g, scalar_t* out, int64_t size) {
+  vdouble sums = {};
+  vlong counts = {};
+  each_pair(p, g, size, [&](vdouble of_p, vdouble of_g, int64_t) {
+    sums += of_p > 0.0 ? of_g : vdouble{};
+    counts -= of_p > 0.0;
+  });
+  const double mean = sum(sums) / static_cast<double>(sum(counts));
+  const auto moved = [mean](vdouble of_p, vdouble of_g) { return of_p > 0.0 ? of_g - mean : vdouble{}; };
+  int64_t j = 0;
+  if constexpr (sizeof(scalar_t) == sizeof(double)) {
+    for (; j + kDoubles <= size; j += kDoubles) store(out + j, moved(load(p + j), load(g + j)));
+  } else {
+    for (; j + kWidth <= size; j += kWidth) {
+      const vfloat of_p = load(p + j), of_g = load(g + j);
+      store(out + j, join(moved(low(of_p), low(of_g)), moved(high(of_p), high(of_g))));
+    }
+  }
+  for (; j < size; ++j) assign(out[j], to_double(p[j]) > 0.0 ? to_double(g[j]) - mean : 0.0);
+}
+
+void project_simplex_backward(Dtype dtype, const void* p, const void* grad, void* out, int64_t size) {
+  dispatch(dtype, [&](auto type) {
+    using scalar_t = decltype(type);
+    backward(static_cast<const scalar_t*>(p), static_cast<const scalar_t*>(grad), static_cast<scalar_t*>(out), size);
   });
 }
 
@@ -155,9 +210,9 @@ void update_distribution(const UpdateArgs& a, double* ascended, double* block_ma
     for (int64_t k = 0; k < count; ++k) ascended[begin + k] = q[k] + eta * (gain[k] - lam * (q[k] - q0[k]));
   }
   if (a.q_type == Dtype::kDouble)
-    project(ascended, static_cast<double*>(a.out), a.size, 1.0, block_max);
+    project(ascended, static_cast<double*>(a.out), a.size, 1.0, block_max, a.keeps);
   else
-    project(ascended, static_cast<float*>(a.out), a.size, 1.0, block_max);
+    project(ascended, static_cast<float*>(a.out), a.size, 1.0, block_max, a.keeps);
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA

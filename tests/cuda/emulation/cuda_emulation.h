@@ -24,6 +24,9 @@
 #include <link.h>
 #include <sys/mman.h>
 #include <ucontext.h>
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 #include <algorithm>
 #include <array>
@@ -127,6 +130,7 @@ enum class Scope { kWarp, kBlock, kGang };  // a gang: the blocks that wait for 
 
 struct Fiber {
   enum { kNew, kReady, kWaiting, kLeft } state = kLeft;
+  bool arrived = false;    // at a barrier of the cluster that it has yet to wait for
   bool has_stack = false;  // and waits on it, when it has left, for the next kernel
   ucontext_t context;
   void* jump[5];
@@ -147,7 +151,12 @@ class Stacks {
     if (begin_ == MAP_FAILED) throw std::bad_alloc();
   }
   Stacks(const Stacks&) = delete;
-  ~Stacks() { munmap(begin_, kBytes); }
+  ~Stacks() {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_unpoison_memory_region(begin_, kBytes);  // what it knows of these frames is not of who has the place next
+#endif
+    munmap(begin_, kBytes);
+  }
   char* operator[](unsigned i) const { return static_cast<char*>(begin_) + i * kStackBytes; }
 
  private:
@@ -258,6 +267,7 @@ inline void prepare(unsigned f) {
   }
   fiber.state = Fiber::kNew;
   fiber.scope = Scope::kWarp;
+  fiber.arrived = false;
 }
 
 // --- Barriers
@@ -303,6 +313,18 @@ inline void release(unsigned f) {
 }
 
 inline void sync_cluster(const char* file, int line) { meet(file, line, Scope::kGang, 0, 0, machine.current); }
+// A barrier in two halves: nobody is through the second before all have come to the first, here to the second.
+inline void arrive_at_cluster() {
+  Fiber& self = machine.fibers[machine.current];
+  if (self.arrived) fail("arrives twice at a barrier of the cluster", self);
+  self.arrived = true;
+}
+inline void wait_for_cluster(const char* file, int line) {
+  Fiber& self = machine.fibers[machine.current];
+  if (!self.arrived) fail("waits for the cluster without having arrived", self);
+  sync_cluster(file, line);
+  machine.fibers[machine.current].arrived = false;
+}
 inline void sync_grid(const char* file, int line) {
   if (machine.blocks.size() != gridDim.x)
     fail("a barrier of the grid in a launch that is not cooperative", machine.fibers[machine.current]);
@@ -313,6 +335,7 @@ inline void sync_grid(const char* file, int line) {
 inline const void* in_block(const void* own, unsigned rank) {
   const auto fiber = machine.fibers.begin() + machine.current;
   const auto offset = static_cast<const unsigned char*>(own) - static_cast<unsigned char*>(dynamic_shared());
+  if (fiber->arrived) fail("reads the shared memory of a block that may leave", *fiber);
   if (rank >= machine.blocks.size()) return fail("the cluster has no such block", *fiber), own;
   auto& shared = machine.blocks[rank].dynamic_shared;
   if (offset < 0 || offset >= static_cast<ptrdiff_t>(shared.size() - kRedZone))
@@ -407,6 +430,7 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
   }
   for (unsigned f = 0; f < machine.count; ++f) {
     Fiber& fiber = machine.fibers[f];
+    if (fiber.state == Fiber::kLeft && fiber.arrived) fail("leaves without waiting for the cluster", fiber);
     if (fiber.state == Fiber::kWaiting)
       fail("a barrier or warp operation was not reached by all of its threads", fiber);
     if (fiber.state != Fiber::kLeft) fiber.has_stack = false;  // it never ends: the next one begins anew
