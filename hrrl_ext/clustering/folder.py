@@ -14,20 +14,19 @@ Every file is there whole or not at all, and nothing that is read can execute co
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .._reading import load_state, reading
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
-from ..storage import WorkFolder, replacing, why_unreadable, write_csv, write_rows
+from ..storage import WorkFolder, replacing, write_csv, write_rows
 from .clusters import GradientClustering
 
 _SHOWN = 3  # classes of a cluster that are named in a line
@@ -91,14 +90,8 @@ class ClusterFolder(WorkFolder):
         """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""
         if not self._state.exists():
             return
-        try:
-            clustering.load_state_dict(
-                torch.load(self._state, map_location="cpu", weights_only=True)
-            )
-        except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(
-                f"{self._state} cannot be read: {why_unreadable(error)}; delete it to begin anew"
-            ) from error
+        with reading(f"{self._state} cannot be read", "delete it to begin anew"):
+            clustering.load_state_dict(load_state(self._state))
 
     def assignment(self) -> Tensor:
         """[N] int64: the cluster of each example."""
@@ -109,10 +102,8 @@ class ClusterFolder(WorkFolder):
                 f"{path} does not exist: the clustering is not through; go on with "
                 "hrrl cluster ... --resume"
             )
-        try:
+        with reading(f"{path} cannot be read"):
             return load_file(path)["assignment"]
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
 
 
 def cluster_rows(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .._reading import reading
 from ..spec import listed
 from .concept_map import ConceptMap
 from .ids import class_ids
@@ -61,11 +62,9 @@ def open_archives(paths: Sequence[str | os.PathLike[str]], split: str = "train")
 def _open_archive(path: Path, split: str) -> ArrayImages:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
-    try:
+    with reading(f"{path}: not a readable archive", f"expected {LAYOUT}"):
         archive = np.load(path, allow_pickle=False)
         names = archive.files
-    except Exception as error:  # numpy, zipfile and zlib raise many types for broken files
-        raise _unreadable(path, error) from error
     with closing(archive):
         sets = _sets(names, path)
         of_split = _of_split(sets, split, path)
@@ -154,14 +153,8 @@ def _kind_and_split(name: str) -> tuple[str | None, str]:
 
 def _read(archive: Any, names: Mapping[str, str], path: Path) -> dict[str, np.ndarray]:
     """What is called names[key] in the archive, by key."""
-    try:
+    with reading(f"{path}: not a readable archive", f"expected {LAYOUT}"):
         return {key: archive[name] for key, name in names.items()}
-    except Exception as error:  # numpy, zipfile and zlib raise many types for broken files
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a readable archive ({error}); expected {LAYOUT}")
 
 
 def _concept_map(arrays: Mapping[str, np.ndarray]) -> ConceptMap | None:

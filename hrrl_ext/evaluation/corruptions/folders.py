@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._reading import reading
 from ...data.folders import FolderImages, class_folders
 from ...data.ids import Ids
 from ...data.image_sets import ImageSet
@@ -122,10 +123,8 @@ def _begins_with(path: Path, expected: Sequence[np.ndarray], n: int) -> bool:
 
 
 def _loaded(path: Path) -> np.ndarray:
-    try:
+    with reading(f"{path} is no array of NumPy"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no array of NumPy: {error}") from error
 
 
 class _OnDisk(Mapping[str, tuple[ImageSet, ...]]):
