@@ -39,7 +39,7 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
     try:
         pairs = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
         return _checked(pairs)
-    except (ValueError, RecursionError, csv.Error) as error:  # ValueError: also undecodable JSON and UTF-8
+    except (ValueError, RecursionError, csv.Error) as error:  # also of JSON and UTF-8
         raise ValueError(f"concept file {path}: {error}; expected {_CLASS_LAYOUT}") from error
 
 
