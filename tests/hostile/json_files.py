@@ -104,10 +104,23 @@ def histories(folder: Path) -> Callable[[Random], Attempt]:
     return lambda chance: chance.choice(files)(chance)
 
 
+# As hrrl cluster describes its work.
+CLUSTERED = {
+    "model": None,
+    "weights": "0" * 64,
+    "data": "eight",
+    "examples": 8,
+    "image_size": 4,
+    "clusters": 2,
+    "rounds": 1,
+    "parameters": ["1.weight"],
+}
+
+
 def clusterings(folder: Path) -> Callable[[Random], Attempt]:
     found = GradientClustering(model(), 2).fit(images(), rounds=1)
     written = ClusterFolder(folder)
-    written.begin({"data": "eight", "examples": 8, "settings": {"clusters": 2, "rounds": 1}})
+    written.begin(CLUSTERED)
     written.write_found(found, images())
     path = folder / "clusters.json"
 
@@ -202,7 +215,11 @@ def training_settings(folder: Path) -> Callable[[Random], Attempt]:
         return {name: plain(given.get(name)) for name in names}
 
     def said() -> Any:
-        value = yaml.safe_load(path.read_text(encoding="utf-8").replace("\ufeff", ""))
+        text = path.read_text(encoding="utf-8")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:  # libyaml skips byte order marks anywhere
+            value = yaml.safe_load(text.replace("\ufeff", ""))
         return {name: plain(value.get(name, defaults.get(name))) for name in names}
 
     names = list(yaml.safe_load(path.read_bytes()))

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from array_files import safetensors
 from damage import BYTES, JSON, Files
-from json_files import images
+from json_files import CLUSTERED, images
 from safetensors.torch import save_file
 from torch import nn
 from trial import Attempt, Family, same
@@ -115,7 +115,7 @@ def clusterings(folder: Path) -> Callable[[Random], Attempt]:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     found = GradientClustering(model, 2).fit(images(), rounds=2)
     written = ClusterFolder(folder)
-    written.begin({"data": "eight", "examples": 8})
+    written.begin(CLUSTERED)
     written.save(found)
     written.write_found(found, images())
 
