@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
-from .storage import why_unreadable
+from ._reading import load_state, reading
 
 _DEPTH = 4  # of state dicts within a checkpoint
 # Of torch.compile, FSDP and activation checkpointing, wherever they stand in a name.
@@ -216,12 +215,10 @@ class _Unread:
 def _state_dicts(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
     """The tensors of every mapping in a file, by the keys that lead there; and the classes of which it
     holds objects, which were not read."""
-    try:
-        if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors":
+        with reading(f"{path} cannot be read"):
             return {"": load_file(path)}, []
-        value, unread = _loaded(path)
-    except (OSError, RuntimeError, EOFError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
+    value, unread = _loaded(path)
     if not isinstance(value, Mapping):
         kind = type(value).__name__
         raise ValueError(
@@ -233,17 +230,17 @@ def _state_dicts(path: Path) -> tuple[dict[str, dict[str, Tensor]], list[str]]:
 def _loaded(path: Path) -> tuple[Any, list[str]]:
     """torch.load without running code of the file's: what other classes would make is left unread."""
     names: list[str] = []
-    with suppress(ValueError, pickle.UnpicklingError):  # written before torch 1.6
+    with suppress(Exception):  # written before torch 1.6; or damaged, which is told below
         names = sorted(get_unsafe_globals_in_checkpoint(str(path)))
     # A class of its own for each name: torch's reader calls it, and nothing of the file.
     stand_ins: list[Any] = [(type(name, (_Unread,), {}), name) for name in names]
     try:
-        with safe_globals(stand_ins):
-            return torch.load(path, map_location="cpu", weights_only=True), names
-    except pickle.UnpicklingError as error:
-        if not names:
-            raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
-        raise ValueError(_refused(path, names)) from error
+        with reading(f"{path} cannot be read"), safe_globals(stand_ins):
+            return load_state(path), names
+    except ValueError as error:
+        if names and isinstance(error.__cause__, pickle.UnpicklingError):
+            raise ValueError(_refused(path, names)) from error.__cause__
+        raise
 
 
 def _refused(path: Path, unread: Sequence[str]) -> str:

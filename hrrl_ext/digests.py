@@ -7,6 +7,7 @@ used. A folder of an older version has none, and is opened as it is.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,9 +72,13 @@ def _written(folder: Path) -> dict[str, list[str]]:
         return {}
     of = {n: [d] if isinstance(d, str) else d for n, d in read_json(folder / FILE).items()}
     for name, digests in of.items():
-        if not (isinstance(digests, list) and all(isinstance(d, str) for d in digests)):
+        if not (isinstance(digests, list) and all(_is_digest(d) for d in digests)):
             raise ValueError(f"{folder / FILE}: {name!r} must have a SHA-256, got {digests!r}")
     return {name: digests for name, digests in of.items() if name != "run"}
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]*", value) is not None
 
 
 def _of_older(path: Path) -> list[str]:

@@ -178,7 +178,7 @@ def test_the_printed_configuration_is_one(
         ("tau: much", "tau"),
         ("milestones: {a: 1}", "milestones"),
         ("hello", "hello"),
-        ("data: [digits", "Problems parsing config"),
+        ("data: [digits", "is not valid YAML: while parsing"),
         (
             'concepts: !!python/object/apply:os.mkdir ["executed"]',
             "could not determine a constructor",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import math
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from .._reading import reading
 from .._regular import regular
 from ..data.classes import numbers_among
 from ..data.columns import sorted_names, value_of
@@ -56,14 +56,12 @@ def read_examples(
             f"{path} has no columns with names, which target and without are of; leave them out"
         )
     if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
-        except (ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} is not an .npz of numbers and texts: {error}; labels that are objects can be "
-                "saved as y.astype(str)"
-            ) from error
+        way_out = "labels that are objects can be saved as y.astype(str)"
+        with (
+            reading(f"{path} is not an .npz of numbers and texts", way_out),
+            np.load(path, allow_pickle=False) as stored,
+        ):
+            arrays = {name: stored[name] for name in stored.files}
     elif path.suffix == ".safetensors":
         from ..transfer import load_classes, load_features
 

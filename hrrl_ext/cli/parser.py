@@ -82,6 +82,9 @@ class CommandParser:
             if option == "--config" and value is not None:
                 self._check_keys(Path(value))
         self._parser.wrong_value = lambda: self._wrong_value(words)
+        self._parser.configs = [
+            value for name, value in _options(words) if name == "--config" and value
+        ]
         args = self._parser.parse_args(words)
         if self._left_out:
             given = self._parser.parse_args(words, defaults=False)
@@ -106,6 +109,8 @@ class CommandParser:
         """The first of the given values that is not of its option's type, in words."""
         for option, value in _options(words):
             if option == "--config" and value is not None:
+                if (why := _no_yaml(Path(value))) is not None:
+                    return why
                 given = {
                     f"{value}: {name}": (name, str(x)) for name, x in _content(Path(value)).items()
                 }
@@ -134,12 +139,27 @@ def _content(config: Path) -> dict[str, Any]:
     return {str(key): value for key, value in content.items()} if isinstance(content, dict) else {}
 
 
+def _no_yaml(config: Path) -> str | None:
+    """Why a file that is there cannot be read, by its name, which jsonargparse leaves out."""
+    try:
+        content = read_yaml(config)
+    except OSError:
+        return None
+    except Exception as error:  # of any kind
+        return str(error) if str(config) in str(error) else f"{config} is not valid YAML: {error}"
+    if isinstance(content, dict):
+        return None
+    return f"{config} must hold settings, each as name: value, got {str(content)[:40]!r}"
+
+
 class _Parser(jsonargparse.ArgumentParser):
     wrong_value: Callable[[], str | None] = staticmethod(lambda: None)
+    configs: Sequence[str] = ()
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """``message`` is jsonargparse's, which names a type as Python does."""
-        wrong_usage(self.prog, self.wrong_value() or message)
+        """``message`` is jsonargparse's, which names a type as Python does, and no file."""
+        where = "".join(f"with {config}: " for config in self.configs)
+        wrong_usage(self.prog, self.wrong_value() or where + message)
 
 
 class IfGiven(argparse.Action):

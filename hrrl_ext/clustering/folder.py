@@ -15,23 +15,22 @@ Every file is there whole or not at all, and nothing that is read can execute co
 from __future__ import annotations
 
 import os
-import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from .._reading import load_state, reading
 from .._regular import regular
 from .._shapes import having, many, maybe, record, some, text
 from .._tables import aligned, one_line
 from ..data import ImageSet
 from ..data.concept_files import write_example_concepts
 from ..digests import check_digests, replacing_together
-from ..storage import WorkFolder, read_json, why_unreadable, write_csv, write_rows
+from ..storage import WorkFolder, read_json, write_csv, write_rows
 from .clusters import GradientClustering
 
 _SHOWN = 3  # classes of a cluster that are named in a line
@@ -102,18 +101,9 @@ class ClusterFolder(WorkFolder):
         """Fills ``clustering`` where it was last saved; one that was stopped before begins anew."""
         if not self._state.exists():
             return
-        try:
+        with reading(f"{self._state} cannot be read", "delete it to begin anew"):
             check_digests(self.path, [self._state.name])
-            clustering.load_state_dict(
-                torch.load(regular(self._state), map_location="cpu", weights_only=True)
-            )
-        except (
-            *(RuntimeError, EOFError, KeyError, TypeError),
-            *(ValueError, pickle.UnpicklingError),
-        ) as error:
-            raise ValueError(
-                f"{self._state} cannot be read: {why_unreadable(error)}; delete it to begin anew"
-            ) from error
+            clustering.load_state_dict(load_state(regular(self._state)))
 
     def assignment(self) -> Tensor:
         """[N] int64: the cluster of each example."""
@@ -125,10 +115,8 @@ class ClusterFolder(WorkFolder):
                 "hrrl cluster ... --resume"
             )
         check_digests(self.path, [path.name])
-        try:
+        with reading(f"{path} cannot be read"):
             return load_file(path)["assignment"]
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{path} cannot be read: {why_unreadable(error)}") from error
 
 
 def cluster_rows(

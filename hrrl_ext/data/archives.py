@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from .._reading import reading
 from .._regular import regular
 from ..spec import listed
 from .concept_map import ConceptMap
@@ -78,11 +79,9 @@ def _open_archive(path: Path, split: str, of_first: _Counted | None = None) -> A
     """of_first: what the classes are where a part of several, that is not the first, has no names."""
     if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
-    try:
+    with reading(f"{path}: not a readable archive", f"expected {LAYOUT}"):
         archive = np.load(path, allow_pickle=False)
         names = archive.files
-    except Exception as error:  # numpy, zipfile and zlib raise many types for broken files
-        raise _unreadable(path, error) from error
     with closing(archive):
         sets = _sets(names, path)
         of_split = _of_split(sets, split, path)
@@ -183,14 +182,8 @@ def _kind_and_split(name: str) -> tuple[str | None, str]:
 
 def _read(archive: Any, names: Mapping[str, str], path: Path) -> dict[str, np.ndarray]:
     """What is called names[key] in the archive, by key."""
-    try:
+    with reading(f"{path}: not a readable archive", f"expected {LAYOUT}"):
         return {key: archive[name] for key, name in names.items()}
-    except Exception as error:  # numpy, zipfile and zlib raise many types for broken files
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    return ValueError(f"{path}: not a readable archive ({error}); expected {LAYOUT}")
 
 
 def _concept_map(arrays: Mapping[str, np.ndarray]) -> ConceptMap | None:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from .._reading import read_text
 from .._regular import regular
 from ..spec import closest
 from .columns import value_of
@@ -103,7 +104,7 @@ def read_classes(file: str | os.PathLike[str]) -> list[str]:
         raise FileNotFoundError(
             f"classes: {path} does not exist; expected a text file, the name of a class per line"
         )
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    names = [line.strip() for line in read_text(path).splitlines()]
     while names and not names[-1]:
         names.pop()
     if not names or not all(names):

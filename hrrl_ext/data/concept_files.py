@@ -41,7 +41,7 @@ def read_concept_file(path: str | os.PathLike[str]) -> dict[str, str]:
     try:
         pairs = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
         return _checked(pairs)
-    except (ValueError, csv.Error) as error:  # ValueError: also undecodable JSON and UTF-8
+    except (ValueError, RecursionError, csv.Error) as error:  # also of JSON and UTF-8
         raise ValueError(f"concept file {path}: {error}; expected {_CLASS_LAYOUT}") from error
 
 
@@ -109,7 +109,7 @@ def match_classes(concept_of: Mapping[str, str], classes: Sequence[str] | None) 
 
 def csv_pairs(text: str, header: str = _CLASS_HEADER) -> list[tuple[str, str]]:
     """(class, concept) of each line below the header; blank lines are skipped."""
-    lines = csv.reader(io.StringIO(text, newline=""))
+    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = [[cell.strip() for cell in line] for line in lines if any(line)]
     if not rows or rows[0] != header.split(","):
         raise ValueError(f"the header is {','.join(rows[0]) if rows else ''!r}")

@@ -54,7 +54,7 @@ class NamedFiles:
 
     def _has(self, folder: Path, name: str) -> bool:
         path = folder / name
-        return path.is_file() or (not is_image(name) and path.name in self._in(path.parent))
+        return os.path.isfile(path) or (not is_image(name) and path.name in self._in(path.parent))
 
     def _with_suffix(self, path: Path, where: str) -> str | None:
         found = self._in(path.parent).get(path.name)
@@ -66,7 +66,7 @@ class NamedFiles:
         """Name without suffix → name of the image, "" where two share it."""
         if folder not in self._stems:
             stems: dict[str, str] = {}
-            for name in filter(is_image, files_in(folder) if folder.is_dir() else ()):
+            for name in filter(is_image, files_in(folder) if os.path.isdir(folder) else ()):
                 stem = os.path.splitext(name)[0]
                 stems[stem] = "" if stem in stems else name
             self._stems[folder] = stems

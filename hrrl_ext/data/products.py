@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from .._reading import read_text
 from .._regular import regular
 from .columns import sorted_names
 from .concept_map import ConceptMap
@@ -67,10 +68,7 @@ def _read_products(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and the four fields of each line below the header."""
     if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {PRODUCTS_LAYOUT}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: {error}; expected {PRODUCTS_LAYOUT}") from error
+    lines = read_text(path).splitlines()
     if len(lines) < 2 or lines[0].split() != PRODUCTS_HEADER:
         raise ValueError(f"{path}: expected {PRODUCTS_LAYOUT}")
     for number, line in enumerate(lines[1:], 2):

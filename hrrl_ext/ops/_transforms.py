@@ -7,9 +7,14 @@ its plain-PyTorch twin, which has them all, and what is not is handed to the ker
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+Result = TypeVar("Result")
 
 
 def transformed() -> bool:
@@ -24,3 +29,21 @@ def constants(*tensors: Tensor) -> tuple[Tensor, ...]:
     if transformed() or any(t.requires_grad for t in tensors):
         return tuple(t.detach() for t in tensors)
     return tensors
+
+
+def by_twin(name: str, twin: Callable[[], Result], *arguments: Any) -> Result:
+    """``twin``, for what the kernel takes as ``arguments`` and nothing else.
+
+    In plain PyTorch sizes that differ are broadcast, or refused in the words of some function within.
+    """
+    if not torch.compiler.is_compiling():  # which would have it in its graph
+        sizes = [
+            torch.empty(a.shape, dtype=a.dtype, device="meta") if isinstance(a, Tensor) else a
+            for a in arguments
+        ]
+        getattr(torch.ops.hrrl_ext, name).default(*sizes)
+    try:
+        return twin()
+    except (IndexError, RuntimeError, ValueError) as error:  # values, such as a class out of range
+        why = str(error).partition("\n")[0]
+        raise ValueError(why if why.startswith(f"{name}: ") else f"{name}: {why}") from error

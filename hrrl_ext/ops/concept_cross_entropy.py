@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, reference
-from ._transforms import transformed
+from ._transforms import by_twin, transformed
 from ._types import ConceptLoss
 
 
@@ -67,11 +67,16 @@ def concept_cross_entropy(
             "concept_cross_entropy: q carries no gradient (the adversary moves it by "
             "update_distribution); pass q.detach()"
         )
-    if transformed():
-        return reference.concept_cross_entropy(
-            logits, target, concept, q, concept_count, label_smoothing=label_smoothing
-        )
     arguments = (logits, target, concept, q, concept_count, label_smoothing)
+    if transformed():
+        return by_twin(
+            "concept_cross_entropy",
+            lambda: reference.concept_cross_entropy(
+                logits, target, concept, q, concept_count, label_smoothing=label_smoothing
+            ),
+            *arguments,
+            False,
+        )
     if logits.requires_grad and torch.is_grad_enabled():
         return ConceptLoss(*_autograd.ConceptCrossEntropy.apply(*arguments))
     return ConceptLoss(*_autograd.concept_cross_entropy(*arguments, False)[:3])

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _autograd, reference
-from ._transforms import transformed
+from ._transforms import by_twin, transformed
 from ._types import HardestNegatives, Similarity
 
 
@@ -57,7 +57,13 @@ def hardest_negatives(
             f'hardest_negatives: similarity must be "cosine" or "order", got {similarity!r}'
         )
     if transformed():
-        return reference.hardest_negatives(image, caption, image_group, caption_group, similarity)
+        given = (image, caption, image_group, caption_group)
+        return by_twin(
+            "hardest_negatives",
+            lambda: reference.hardest_negatives(*given, similarity),
+            *given,
+            similarity == "order",
+        )
     # torch.compile takes no Function that is handed one tensor twice.
     if caption is image:
         caption = caption.view_as(caption)

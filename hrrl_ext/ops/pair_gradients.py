@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import reference
 from ._library import operator
-from ._transforms import transformed
+from ._transforms import by_twin, transformed
 from ._types import Similarity
 
 _native = operator("pair_gradients")
@@ -58,7 +58,13 @@ def pair_gradients(
         t.requires_grad for t in (image, caption, weight)
     )
     if differentiable or transformed():
-        return reference.pair_gradients(image, caption, row, column, weight, similarity)
+        given = (image, caption, row, column, weight)
+        return by_twin(
+            "pair_gradients",
+            lambda: reference.pair_gradients(*given, similarity),
+            *given,
+            similarity == "order",
+        )
     found: tuple[Tensor, Tensor] = _native(
         image, caption, row, column, weight, similarity == "order"
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import reference
 from ._library import operator
-from ._transforms import transformed
+from ._transforms import by_twin, transformed
 
 _perturb = operator("perturb")
 
@@ -52,7 +52,8 @@ def perturb(x: Tensor, grad: Tensor, tau: float | Tensor) -> tuple[Tensor, Tenso
         )
     )
     if differentiable and x.shape == grad.shape and x.dtype == grad.dtype:  # else refused below
-        return reference.perturb(x, grad, tau)
+        scale = (1.0, tau) if isinstance(tau, Tensor) else (tau,)
+        return by_twin("perturb", lambda: reference.perturb(x, grad, tau), x, grad, *scale)
     if isinstance(tau, Tensor):
         return _perturb(x, grad, 1.0, tau if tau.dim() else tau.expand(len(x)))
     return _perturb(x, grad, tau)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _autograd, reference
 from ._library import operator, written_to
-from ._transforms import constants, transformed
+from ._transforms import by_twin, constants, transformed
 
 _update_distribution = operator("update_distribution")
 _step_distribution = operator("step_distribution")
@@ -36,7 +36,9 @@ def project_simplex(v: Tensor, *, dim: int = -1, radius: float = 1.0) -> Tensor:
     if dim not in (-1, v.dim() - 1):
         return project_simplex(v.movedim(dim, -1), radius=radius).movedim(-1, dim)
     if transformed():
-        return reference.project_simplex(v, radius=radius)
+        return by_twin(
+            "project_simplex", lambda: reference.project_simplex(v, radius=radius), v, radius
+        )
     if v.requires_grad and torch.is_grad_enabled():
         p: Tensor = _autograd.ProjectSimplex.apply(v, radius)
         return p

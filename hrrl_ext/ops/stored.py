@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import reference
 from ._library import operator
-from ._transforms import transformed
+from ._transforms import by_twin, transformed
 
 _perturb_stored = operator("perturb_stored")
 _store_directions = operator("store_directions")
@@ -56,8 +56,13 @@ def perturb_stored(
         x_perturbed = ops.perturb(x, z, tau)[0]
     """
     if transformed() or (torch.is_grad_enabled() and x.requires_grad):
-        return reference.perturb_stored(
-            x, values, scale, row, view, tau, padding=padding, resolution=resolution
+        given = (x, values, scale, row, view, tau)
+        return by_twin(
+            "perturb_stored",
+            lambda: reference.perturb_stored(*given, padding=padding, resolution=resolution),
+            *given,
+            padding,
+            resolution,
         )
     moved: Tensor = _perturb_stored(x, values, scale, row, view, tau, padding, resolution)
     return moved

@@ -54,7 +54,11 @@ def panels_of(
 
 
 def save(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=120)
+    try:
+        figure.savefig(path, dpi=120)
+    except OSError as error:  # Pillow's, of a full disk, does not say which file
+        path.unlink(missing_ok=True)
+        raise OSError(f"could not draw {path}: {error.strerror or error}") from error
     return path
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from .._reading import reading
 from .._regular import regular
 
 NAMES = (("image", "caption"), ("image_embeds", "text_embeds"), ("image_features", "text_features"))
@@ -42,7 +41,7 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
             f"load_embeddings: no file {path}; an .npz or .safetensors is needed"
         )
     arrays: dict[str, Any]
-    try:
+    with reading(f"load_embeddings: {path}"):
         if path.suffix == ".safetensors":
             arrays = dict(load_file(path))
         elif path.suffix == ".npz":
@@ -50,8 +49,6 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
                 arrays = {name: stored[name] for name in stored.files}
         else:
             raise ValueError("its suffix must be .npz or .safetensors")
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, SafetensorError) as error:
-        raise ValueError(f"load_embeddings: {path}: {error}") from error
     for image, caption in NAMES:
         if image in arrays and caption in arrays:
             ids = {name: arrays[name] for name in _IDS if name in arrays}

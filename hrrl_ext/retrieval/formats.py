@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .._reading import reading
 from .._regular import regular
 from ..data.decoding import SUFFIXES
 from ..data.files import files_below, folders_in, is_image, tell_left_out
@@ -236,10 +237,10 @@ def _precomputed(ims: Path, caps: Path) -> tuple[np.ndarray, list[str], np.ndarr
     if not regular(caps).is_file():
         raise FileNotFoundError(f"{caps} does not exist; it holds the captions of {ims.name}")
     regular(ims)
-    try:
+    with reading(f"{ims} is not an array of numbers"):
         features = np.load(ims, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{ims} is not an array of numbers: {error}") from error
+    if not isinstance(features, np.ndarray):
+        raise ValueError(f"{ims} is not an array of numbers, but an archive of several")
     if features.ndim < 2 or features.dtype.kind != "f":
         raise ValueError(
             f"{ims}: expected floats [N, D], got {list(features.shape)} {features.dtype}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from .._reading import read_text
 from .._regular import regular
 
 _OF_BYTES = re.compile(r"""b'.*'|b".*\"""", re.DOTALL)
@@ -35,11 +36,6 @@ def as_text(text: object, where: str) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a file in UTF-8, with or without a byte order mark, as the line feeds part them."""
-    regular(path)
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}, line {line} is not text in UTF-8: {error.reason}") from None
+    text = read_text(regular(path))
     # Not splitlines, which also breaks at characters that may stand within a caption.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []

@@ -54,8 +54,8 @@ class Words:
     """
 
     def __init__(self, words: Sequence[str], *, max_length: int = 128) -> None:
-        if max_length < 1:
-            raise ValueError(f"Words: max_length must be at least 1, got {max_length}")
+        if type(max_length) is not int or max_length < 1:
+            raise ValueError(f"Words: max_length must be at least 1, got {max_length!r}")
         self.max_length = max_length
         self._number = {word: at for at, word in enumerate((PAD, UNKNOWN, *words))}
         if len(self._number) != len(words) + 2:

@@ -17,10 +17,11 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from .._reading import reading
 from .._regular import regular
 from .._shapes import many, maybe, record, text
 from ..data.ids import checked_ids
@@ -77,10 +78,16 @@ def load_classes(path: str | os.PathLike[str]) -> list[str] | None:
     """The names of the classes of a file that `load_features` reads; None where they are not in it."""
     path = regular(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        with (
+            reading(f"load_classes: {path} is not an .npz of numbers"),
+            np.load(path, allow_pickle=False) as arrays,
+        ):
             names: Any = arrays["class_names"].tolist() if "class_names" in arrays else None
     else:
-        with safe_open(path, "pt") as file:
+        with (
+            reading(f"load_classes: {path} is not a safetensors file"),
+            safe_open(path, "pt") as file,
+        ):
             written = (file.metadata() or {}).get("class_names")
         names = None if written is None else _parsed(written)
     require_shape({"class_names": names}, record(class_names=maybe(many(text))), path)
@@ -180,19 +187,17 @@ def _write_npz(
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
+    with reading(f"load_features: {path} is not a safetensors file"):
         return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"load_features: {path} is not a safetensors file: {error}") from error
 
 
 def _read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            names = [name for name in arrays.files if name != "class_names"]
-            return {name: torch.from_numpy(arrays[name]) for name in names}
-    except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"load_features: {path} is not an .npz of numbers: {error}") from error
+    with (
+        reading(f"load_features: {path} is not an .npz of numbers"),
+        np.load(path, allow_pickle=False) as arrays,
+    ):
+        names = [name for name in arrays.files if name != "class_names"]
+        return {name: torch.from_numpy(arrays[name]) for name in names}
 
 
 def _check_features(features: Features, where: str) -> None:

@@ -293,7 +293,7 @@ def test_pickled_content_is_refused_and_not_run(tmp_path, key):
     assert written.exists()  # it would
     written.unlink()
     with pytest.raises(
-        ValueError, match=r"harmful\.npz: not a readable archive .*allow_pickle=False"
+        ValueError, match=r"harmful\.npz: not a readable archive: .*allow_pickle=False"
     ):
         load_images(save(tmp_path / "harmful.npz", **{key: harmful}))
     (tmp_path / "bare.npz").write_bytes(pickle.dumps(Payload(written)))

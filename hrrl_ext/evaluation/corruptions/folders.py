@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..._reading import reading
 from ..._regular import regular
 from ...data.folders import FolderImages, class_folders
 from ...data.ids import Ids
@@ -124,10 +125,8 @@ def _begins_with(path: Path, expected: Sequence[np.ndarray], n: int) -> bool:
 
 def _loaded(path: Path) -> np.ndarray:
     regular(path)
-    try:
+    with reading(f"{path} is no array of NumPy"):
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no array of NumPy: {error}") from error
 
 
 class _OnDisk(Mapping[str, tuple[ImageSet, ...]]):
