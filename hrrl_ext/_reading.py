@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ._regular import regular
 from .storage import why_unreadable
 
 _LONGEST = 300  # characters of a reason: some packages put what a file holds into it
@@ -33,7 +34,7 @@ def reading(what: str, way_out: str = "") -> Iterator[None]:
 def read_text(path: Path) -> str:
     """UTF-8, with or without a byte order mark. ValueError naming the line that is not."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return regular(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise ValueError(f"{path}, line {line} is not text in UTF-8: {error.reason}") from None
@@ -45,7 +46,7 @@ def load_state(path: Path) -> Any:
     The checksum of each part is compared first, which torch.load leaves out: a bit of a weight that
     flipped on a disk would be another weight, without a word. Files of before torch 1.6 have none.
     """
-    if zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(regular(path)):
         with zipfile.ZipFile(path) as archive:
             some = any(part.CRC for part in archive.infolist())  # torch can be told to write none
             if some and (part := archive.testzip()) is not None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ._regular import regular
 from .storage import file_digest, read_json, sync, write_json, written_whole
 
 FILE = "digests.json"
@@ -56,12 +57,12 @@ def check_digests(folder: Path, names: Sequence[str] | None = None) -> None:
 def _wrong(folder: Path, written: dict[str, list[str]], names: Sequence[str] | None) -> str | None:
     for name in written if names is None else names:
         path, expected = folder / name, written.get(name, [])
-        got = file_digest(path) if path.is_file() else "no such file"
+        got = file_digest(path) if regular(path).is_file() else "no such file"
         if got not in expected:
             wanted = " or ".join(expected) or "none"
             return (
                 f"{path} is not as it was written: expected the SHA-256 {wanted} ({FILE}), got {got}; "
-                "put a copy of the file back, or take what was saved elsewhere"
+                f"put a copy of it back, or delete {FILE} to take it as it is"
             )
     return None
 

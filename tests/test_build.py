@@ -95,6 +95,7 @@ def test_metadata_by_the_oldest_setuptools(tmp_path: Path) -> None:
         shutil.copy(ROOT / file, tmp_path)
     for folder in ("hrrl_ext", "made"):
         (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "hrrl_ext" / "__init__.py", tmp_path / "hrrl_ext")  # has the version
     make = "from setuptools import build_meta as b; b.prepare_metadata_for_build_editable('made')"
     assert OLDEST_SETUPTOOLS
     done = subprocess.run(

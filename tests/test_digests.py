@@ -49,7 +49,7 @@ def test_a_flipped_bit_of_a_saved_model_is_named(saved: Path, name: str) -> None
             from_pretrained(saved)
         said = str(refused.value)
         assert f"{saved / name} " in said and f"expected the SHA-256 {expected} " in said
-        assert "got " in said and "put a copy of the file back" in said
+        assert "got " in said and "put a copy of it back" in said
     for source in (saved, saved / "model.safetensors"):
         with pytest.raises(ValueError, match="is not as it was written"):
             load_weights(built(), source)

@@ -124,6 +124,9 @@ def with_leaf(value: Any, at: tuple[Any, ...], leaf: Any) -> Any:
 def refusal(tmp_path: Path) -> Callable[[str, Any], str]:
     """Why it is not read; "" where all that reading is for went well. Any other error is one of ours."""
     save_pretrained(ConvNet(2, width=2), tmp_path, FILES["config.json"].value)
+    (
+        tmp_path / "digests.json"
+    ).unlink()  # of an older version, or whose files are as somebody wrote them
 
     def refusal(name: str, value: Any) -> str:
         path = tmp_path / name
@@ -174,6 +177,7 @@ def test_a_command_names_the_file_and_the_field(
 ) -> None:
     value = FILES["config.json"].value
     save_pretrained(ConvNet(2, width=2), tmp_path, value)
+    (tmp_path / "digests.json").unlink()
     words = [
         "extract",
         "--model",

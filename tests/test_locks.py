@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 
 from hrrl_ext import locks
-from hrrl_ext.cli import main
 from hrrl_ext.evaluation import evaluate
 from hrrl_ext.locks import FolderInUseError, FolderLock, is_empty, writing_to
 from hrrl_ext.robust import HRRLTrainer
 from hrrl_ext.storage import WorkFolder
 from hrrl_ext.training.run_folder import RunFolder
 from hrrl_ext.transfer import transfer_table, tune
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import main
 
 
 @contextmanager

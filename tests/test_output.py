@@ -17,13 +17,15 @@ import torch
 
 from hrrl_ext import _signals
 from hrrl_ext._output import Output, say
-from hrrl_ext.cli import main
 from hrrl_ext.data import ArrayImages
 from hrrl_ext.processes import Processes
 from hrrl_ext.robust import HRRLTrainer
 from hrrl_ext.training import load_model
 from hrrl_ext.training.progress import Progress
 from hrrl_ext.training.stopping import Stopping
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import main
 
 
 @contextmanager
@@ -174,6 +176,9 @@ def status_of_a_blocked_run(signals: list[signal.Signals]) -> int:
     told, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # a run in the background ignores it
         _signals.APART = 0.0
         with Stopping(Processes()) as stopping:
 

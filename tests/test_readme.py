@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from test_docs import run, short
 
-from hrrl_ext.cli import main
 from hrrl_ext.data import load_images
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

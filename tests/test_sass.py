@@ -63,16 +63,16 @@ BOUNDS = [
     Bound(r"perturb_kernel<float, 4, BlockTeam", 64, 560, 8, 155, 16),
     Bound(r"perturb_slices_kernel<float, 4>", 42, 1110, 125, 190, 16),
     Bound(r"perturb_slices_kernel<__nv_bfloat16, 8>", 64, 1530, 295, 200, 16),
-    Bound(r"project_simplex_kernel<GivenRows<float>, Held\S+ OneBlock>", 52, 2070, 1410, 275, 4),
+    Bound(r"project_simplex_kernel<GivenRows<float>, Held\S+ OneBlock>", 54, 2270, 1730, 335, 4),
     Bound(
-        r"project_simplex_kernel<GivenRows<float>, Held\S+ ClusterOfBlocks>", 54, 3170, 1920, 400, 4
+        r"project_simplex_kernel<GivenRows<float>, Held\S+ ClusterOfBlocks>", 54, 3370, 2260, 455, 4
     ),
     Bound(
         r"project_simplex_kernel<AscendedDistribution<double>, Held\S+ OneBlock>",
         54,
-        1840,
-        1170,
-        250,
+        2010,
+        1310,
+        310,
         8,
     ),
     Bound(r"chi_square_response_kernel", 64, 2790, 1420, 430, 8),

@@ -103,7 +103,7 @@ class ClusterFolder(WorkFolder):
             return
         with reading(f"{self._state} cannot be read", "delete it to begin anew"):
             check_digests(self.path, [self._state.name])
-            clustering.load_state_dict(load_state(regular(self._state)))
+            clustering.load_state_dict(load_state(self._state))
 
     def assignment(self) -> Tensor:
         """[N] int64: the cluster of each example."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from .._reading import read_text
-from .._regular import regular
 from ..spec import listed, nearest
 from .columns import sorted_names
 from .files import files_in, folders_in, is_image
@@ -169,7 +168,7 @@ def _annotated(path: Path) -> Iterator[tuple[str, str, str]]:
         for row, (file, boxes) in enumerate(rows):
             yield table.where(row), file, boxes.partition(" ")[0]
         return
-    for number, line in enumerate(read_text(regular(path)).splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         file, _, rest = line.partition("\t")
         where, name = f"{path}, line {number}", rest.partition("\t")[0].strip()
         if not name:

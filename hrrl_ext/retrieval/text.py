@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 from .._reading import read_text
-from .._regular import regular
 
 _OF_BYTES = re.compile(r"""b'.*'|b".*\"""", re.DOTALL)
 
@@ -36,6 +35,6 @@ def as_text(text: object, where: str) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """Lines of a file in UTF-8, with or without a byte order mark, as the line feeds part them."""
-    text = read_text(regular(path))
+    text = read_text(path)
     # Not splitlines, which also breaks at characters that may stand within a caption.
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n") if text else []

@@ -7,13 +7,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
-from families import FAMILIES, Failure, batches, shares, table, trials
 from trial import FAILED, Attempt, Outcome, same, tried
 
 from hrrl_ext.data import load_images
+
+pytest.importorskip("jsonargparse")
+import families
+from families import FAMILIES, Failure, batches, shares, table, trials
 
 SLICE = 12
 """Trials of a family here; its setting up is most of the time."""

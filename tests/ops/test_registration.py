@@ -194,8 +194,9 @@ def test_every_operator_has_its_files_and_its_twin() -> None:
         for name in torch._C._dispatch_get_all_op_names()
         if name.startswith("hrrl_ext::")
     }
-    assert registered == set(GRID)
-    for name in registered:
+    public = {name for name in registered if not name.startswith("_")}
+    assert public == set(GRID)
+    for name in public:
         assert callable(getattr(ops, name))
         assert callable(getattr(ops.reference, name))
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hrrl_ext::{name}", "CPU")

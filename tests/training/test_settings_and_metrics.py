@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from hrrl_ext.cli import main
 from hrrl_ext.data import ArrayImages
 from hrrl_ext.plots.runs import read_history
 from hrrl_ext.robust import HRRLTrainer
 from hrrl_ext.storage import WorkFolder
 from hrrl_ext.training import load_model
+
+pytest.importorskip("jsonargparse")
+from hrrl_ext.cli import main
 
 IMAGES = ArrayImages(
     torch.arange(8 * 3 * 8 * 8, dtype=torch.uint8).view(8, 3, 8, 8), torch.arange(8) % 2

@@ -17,7 +17,7 @@ extern "C" unsigned launches() { return emulation::machine.launches; }
 class Workspace {
  public:
   explicit Workspace(int64_t doubles) : values_(static_cast<size_t>(doubles)) {
-    std::memset(values_.data(), 0xff, values_.size() * sizeof(double));
+    if (!values_.empty()) std::memset(values_.data(), 0xff, values_.size() * sizeof(double));
   }
   double* data() const { return const_cast<double*>(values_.data()); }
 
