@@ -204,7 +204,7 @@ def _(
     image_group: Tensor,
     caption_group: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype, images, captions = _loss_dtype(image.dtype), image.shape[0], caption.shape[0]
+    dtype = _loss_dtype(image.dtype)
     expect(
         "hinge_coefficients",
         **embeddings(image, caption),
@@ -215,6 +215,7 @@ def _(
         image_group=(image_group, "I", INT64),
         caption_group=(caption_group, "C", INT64),
     )
+    images, captions = image.shape[0], caption.shape[0]
     shapes = ((), (images, captions), (images,), (captions,))
     loss, coefficient, of_image, of_caption = (image.new_empty(s, dtype=dtype) for s in shapes)
     return loss, coefficient, of_image, of_caption
