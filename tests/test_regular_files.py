@@ -21,9 +21,12 @@ from hrrl_ext.data.classes import read_classes
 from hrrl_ext.data.concept_files import is_example_file
 from hrrl_ext.evaluation import Report
 from hrrl_ext.evaluation.corruptions.folders import _loaded
+from hrrl_ext.plots.runs import plot_runs, read_history
 from hrrl_ext.pretrained import load_weights, read_config
+from hrrl_ext.retrieval import load_pairs
 from hrrl_ext.retrieval.embeddings import load_embeddings
 from hrrl_ext.retrieval.text import read_lines
+from hrrl_ext.retrieval.words import Words
 from hrrl_ext.storage import append_row, file_digest, read_json, read_rows
 from hrrl_ext.training.checkpoint import load_checkpoint, save_checkpoint
 from hrrl_ext.transfer import load_classes, load_features
@@ -54,6 +57,10 @@ READERS: dict[str, Callable[[Path], Any]] = {
     **dict.fromkeys(("x.csv", "x.npz"), read_examples),
     "corrupted.npy": _loaded,
     "captions.txt": read_lines,
+    "pairs.csv": load_pairs,
+    "tokenizer.json": Words.load,
+    "history.jsonl": read_history,
+    "run.jsonl": lambda f: plot_runs([f], f.parent),
     "state.pt": lambda f: ClusterFolder(f.parent).resume(nn.Module()),
 }
 

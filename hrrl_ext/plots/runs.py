@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .._regular import regular
 from .._shapes import number, record
 from ..clustering.recorder import read_recording
 from ..storage import read_rows
@@ -31,7 +32,7 @@ def plot_runs(
     """
     if not runs:
         raise ValueError("runs: give at least one folder of a run")
-    files = [Path(run) if Path(run).is_file() else Path(run) / "metrics.jsonl" for run in runs]
+    files = [Path(run) if regular(run).is_file() else Path(run) / "metrics.jsonl" for run in runs]
     names = [file.resolve().parent.name for file in files]
     if len(set(names)) < len(names):  # of the same name in several places
         names = [str(file.parent) for file in files]
@@ -46,7 +47,7 @@ def plot_runs(
 
 def read_history(file: Path) -> list[dict[str, Any]]:
     """The rows of a metrics.jsonl. FileNotFoundError without it, ValueError naming a bad line."""
-    if not file.is_file():
+    if not regular(file).is_file():
         raise FileNotFoundError(f"{file} does not exist: no run, or none of its epochs is over yet")
     try:
         rows = read_rows(

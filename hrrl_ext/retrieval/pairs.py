@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._regular import regular
 from ..data.image_sets import ImageSet
 from ..data.resize import ImageSize
 from ..data.sources import load_images
@@ -159,7 +160,7 @@ def load_pairs(
             features, captions, owner = read_precomputed(path, split)
             return Pairs(features, captions, owner, name=str(path))
         found = read_captioned_files(path, split)
-    elif not path.is_file():
+    elif not regular(path).is_file():
         raise FileNotFoundError(f"load_pairs: {path} does not exist; give {LAYOUTS}")
     elif path.suffix.lower() in (".csv", ".jsonl"):
         found = read_table(path, split, folder)

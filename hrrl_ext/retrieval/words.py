@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .._regular import regular
 from ..storage import FilePath, read_json, write_json
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
@@ -119,7 +120,7 @@ class Words:
     def load(cls, path: FilePath) -> Words:
         """FileNotFoundError; ValueError where it is no file that :meth:`save` wrote."""
         path = Path(path)
-        if not path.is_file():
+        if not regular(path).is_file():
             raise FileNotFoundError(f"Words.load: no vocabulary at {path}")
         found = read_json(path)
         try:
