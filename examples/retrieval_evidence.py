@@ -292,7 +292,7 @@ def hardest_distances(model: JointEmbedding, train: Pairs) -> dict[str, Any]:
 def trials(
     args: argparse.Namespace,
 ) -> Iterator[tuple[str, str, Variant, tuple[int, int], Parts, dict[str, Any]]]:
-    """The main comparison with seed s on split s, then the others so, then the main one in full."""
+    """The main comparison with seed s on split s, then others so, then the main one in full."""
     diagonal = [(k, k) for k in range(min(args.splits, args.seeds))]
     every = [(split, seed) for split in range(args.splits) for seed in range(args.seeds)]
     features = [data for data in args.data if data != EMOJI]
@@ -301,9 +301,10 @@ def trials(
         (features, MAIN, diagonal),
         (features, FURTHER, diagonal),
         (images, OF_IMAGES, diagonal),
-        (features, NEGATIVES | BY_QUEUE, diagonal),
+        (features, NEGATIVES, diagonal),
         (images, WITH_Q, diagonal),
         (features, MAIN, [at for at in every if at not in diagonal]),
+        (features, BY_QUEUE, diagonal),
     ]
     for of, variants, pairs in rounds:
         for at in pairs:
