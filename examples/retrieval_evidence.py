@@ -9,11 +9,11 @@ A trial is a variant, a split and a seed. Each learning rate of it is a file in 
 goes on after any end, and several may run on one --out; --page writes what is there, and trains nothing.
 The main comparison has all splits x seeds, the others seed s on split s.
 
-A split tests on a fifth of the groups, each split on another, holds a seventh of them for validation, and
-trains on the rest; the vocabulary is of that rest. The learning rate and the epoch are chosen by rsum on
-the validation part, for each trial on its own; nothing is chosen on test images. Only λ of q is chosen by
-the worst concept of the validation part, at that epoch. Of one split and seed all variants have the same
-pairs, first weights (where shapes agree) and order.
+The learning rate and the epoch are chosen by rsum on the validation part, and nothing on test images. The
+rate is searched from --lr on, by halves and doubles, until those beside the best one are tried: by each
+variant on each split, with one seed; other seeds take what was found. Only λ of q is chosen by
+the worst concept of the validation part, at the chosen epoch. Of one split and seed all variants have the
+same pairs (retrieval_splits.py), first weights (where shapes agree) and order.
 """
 
 from __future__ import annotations
@@ -22,31 +22,30 @@ import argparse
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from retrieval_page import write_page
 from retrieval_rows import BINS, LAMBDAS, OF_Q, WORST
+from retrieval_splits import EMOJI, SPLITS, Sets, open_pairs, split_of, without_mask
 from scipy.stats import skew
 from torch import Tensor, nn
 
 from hrrl_ext import HRRLTrainer, ops
 from hrrl_ext.data import ImageSet
 from hrrl_ext.models import build_model
-from hrrl_ext.retrieval import JointEmbedding, Pairs, RetrievalTrainer, embed, evaluate, load_pairs
+from hrrl_ext.retrieval import JointEmbedding, Pairs, RetrievalTrainer, embed, evaluate
 from hrrl_ext.transfer.study.config import file_name
 from hrrl_ext.transfer.study.parts import Part, Parts
 from hrrl_ext.transfer.study.queue import claimed
 
-Sets = dict[str, Pairs]
 Encoder = Callable[[], nn.Module]
-SPLITS = 5
-"""Each tests on another fifth."""
-EMOJI = "emoji"
+FARTHEST = 3
+"""How often a search doubles or halves the learning rates that it begins with."""
 LOOKED_AT = (10, 30)
 """Epochs at which the distances of the hardest negatives are kept (Fig. 3.5), besides the last."""
 TOLD = ("queue_drift", "worst_concept_rsum")
@@ -101,50 +100,6 @@ WITH_Q = {
 }
 
 
-# --- data
-
-
-def open_pairs(where: str) -> Pairs:
-    if where == EMOJI:
-        return load_pairs(EMOJI, split="all")
-    with np.load(where, allow_pickle=False) as archive:
-        features, captions = archive["features"].astype(np.float32), archive["captions"]
-    return load_pairs((features, [[str(text) for text in texts] for texts in captions]))
-
-
-def split_of(pairs: Pairs, number: int) -> Sets:
-    groups = pairs.image_group.unique()
-    order = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(0))]
-    fifths = list(order.tensor_split(SPLITS))
-    test = fifths.pop(number)
-    rest = torch.cat(fifths)
-    rest = rest[torch.randperm(len(rest), generator=torch.Generator().manual_seed(1 + number))]
-    held = len(order) // 7
-    parts = {"train": rest[held:], "validation": rest[:held], "test": test}
-    return {name: of_groups(pairs, part, name) for name, part in parts.items()}
-
-
-def of_groups(pairs: Pairs, groups: Tensor, name: str) -> Pairs:
-    rows = torch.isin(pairs.image_group, groups).nonzero().flatten()
-    place = torch.full((len(pairs.images),), -1)
-    place[rows] = torch.arange(len(rows))
-    owner = place[pairs.owner]
-    captions = [text for text, of in zip(pairs.captions, owner.tolist(), strict=True) if of >= 0]
-    return Pairs(
-        taken(pairs.images, rows), captions, owner[owner >= 0], group=pairs.image_group[rows],
-        name=name,
-    )  # fmt: skip
-
-
-def taken(images: ImageSet | Tensor, rows: Tensor) -> ImageSet | Tensor:
-    return images.subset(rows) if isinstance(images, ImageSet) else images[rows]
-
-
-def without_mask(pairs: Pairs) -> Pairs:
-    """Every pair with an image, and a group, of its own."""
-    return Pairs(taken(pairs.images, pairs.owner), pairs.captions, range(len(pairs)))
-
-
 # --- a trial
 
 
@@ -160,7 +115,7 @@ def training(args: argparse.Namespace, variant: Variant) -> dict[str, Any]:
     } | dict(variant.settings)  # fmt: skip
 
 
-def trial(
+def train(
     variant: Variant, sets: Sets, args: argparse.Namespace, seed: int, lr: float, encoder: Encoder
 ) -> Part:
     """What a learning rate came to; of a collapse, in which words it was told."""
@@ -289,9 +244,35 @@ def hardest_distances(model: JointEmbedding, train: Pairs) -> dict[str, Any]:
 # --- all of them
 
 
-def trials(
-    args: argparse.Namespace,
-) -> Iterator[tuple[str, str, Variant, tuple[int, int], Parts, dict[str, Any]]]:
+@dataclass(frozen=True)
+class Trial:
+    data: str
+    name: str
+    variant: Variant
+    at: tuple[int, int]
+    """split, seed"""
+    out: Path
+    training: Mapping[str, Any]
+
+    @property
+    def parts(self) -> Parts:
+        split, seed = self.at
+        return Parts(self.out / "trials" / file_name(f"{self.short} {self.name} {split} {seed}"))
+
+    @property
+    def of(self) -> dict[str, Any]:
+        """What its files must be of."""
+        return {
+            "data": self.short, "variant": asdict(self.variant), "split": self.at[0],
+            "seed": self.at[1], "training": self.training,
+        }  # fmt: skip
+
+    @property
+    def short(self) -> str:
+        return Path(self.data).stem
+
+
+def trials(args: argparse.Namespace) -> Iterator[Trial]:
     """The main comparison with seed s on split s, then others so, then the main one in full."""
     diagonal = [(k, k) for k in range(min(args.splits, args.seeds))]
     every = [(split, seed) for split in range(args.splits) for seed in range(args.seeds)]
@@ -302,53 +283,89 @@ def trials(
         (features, FURTHER, diagonal),
         (images, OF_IMAGES, diagonal),
         (features, NEGATIVES, diagonal),
-        (images, WITH_Q, diagonal),
         (features, MAIN, [at for at in every if at not in diagonal]),
+        (images, WITH_Q, diagonal),
         (features, BY_QUEUE, diagonal),
     ]
     for of, variants, pairs in rounds:
         for at in pairs:
             for data in of:
                 for name, variant in variants.items():
-                    short = Path(data).stem
-                    folder = args.out / "trials" / file_name(f"{short} {name} {at[0]} {at[1]}")
-                    described = {
-                        "data": short, "variant": asdict(variant), "split": at[0], "seed": at[1],
-                        "training": training(args, variant),
-                    }  # fmt: skip
-                    yield data, name, variant, at, Parts(folder), described
+                    yield Trial(data, name, variant, at, args.out, training(args, variant))
+
+
+class Search(NamedTuple):
+    """Where the search of a trial's learning rate stands."""
+
+    found: dict[float, Part]
+    """of the rates tried"""
+    coming: float | None
+    """the rate to try next"""
+    through: bool
+
+
+def search(args: argparse.Namespace, trial: Trial) -> Search:
+    """Of another seed it waits for the split's own, whose rate it takes."""
+    found = {}
+    for lr in sorted({lr * 2.0**k for lr in args.lr for k in range(-FARTHEST, FARTHEST + 1)}):
+        part = trial.parts.read(f"lr {lr:g}", trial.of | {"lr": lr})
+        if part is not None:
+            found[lr] = part
+    split, seed = trial.at
+    if seed == split or split >= args.seeds:
+        coming = next_rate(args.lr, {lr: chosen_by(part) for lr, part in found.items()})
+        return Search(found, coming, coming is None)
+    own = search(args, replace(trial, at=(split, split)))
+    if not own.through:
+        return Search(found, None, False)
+    taken = best_of(own.found)
+    if taken not in found:
+        return Search({}, taken, False)
+    return Search({taken: found[taken]}, None, True)
+
+
+def next_rate(begin: Sequence[float], score: Mapping[float, float]) -> float | None:
+    """The first of ``begin`` that has no score; then one beside the best, half or twice as high."""
+    for lr in begin:
+        if lr not in score:
+            return lr
+    best = max(score, key=lambda lr: score[lr])
+    ends = min(begin) / 2**FARTHEST, max(begin) * 2**FARTHEST
+    beside = (lr for lr in (best / 2, best * 2) if lr not in score and ends[0] <= lr <= ends[1])
+    return next(beside, None)
+
+
+def chosen_by(part: Part) -> float:
+    """rsum of the best epoch on validation pairs."""
+    return max(part.get("curve", [-1.0]))
+
+
+def best_of(found: Mapping[float, Part]) -> float:
+    return max(found, key=lambda lr: chosen_by(found[lr]))
 
 
 def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each trial that is through, with what the learning rate came to that is best on the
     validation part; without, where all have collapsed."""
-    found = []
-    for data, name, _, at, parts, of in trials(args):
-        every = [parts.read(f"lr {lr:g}", of | {"lr": lr}) for lr in args.lr]
-        if None in every:
+    rows = []
+    for trial in trials(args):
+        found, _, through = search(args, trial)
+        if not through:
             continue
-        through = [part for part in every if part is not None]
-        best = max((part for part in through if "curve" in part), key=chosen_by, default={})
-        told = {"of": of, "sizes": through[0]["sizes"], "lrs": args.lr}
-        collapsed = sum("collapsed" in part for part in through)
-        row = {"data": Path(data).stem, "variant": name, "at": at, "collapsed": collapsed}
-        found.append(best | row | told)
-    return found
+        best = found[best_of(found)]
+        row = {
+            "data": trial.short, "variant": trial.name, "at": trial.at, "of": trial.of,
+            "sizes": best["sizes"], "lrs": list(found),
+            "collapsed": sum("collapsed" in part for part in found.values()),
+        }  # fmt: skip
+        rows.append((best if "curve" in best else {}) | row)
+    return rows
 
 
 def processor_hours(args: argparse.Namespace) -> float:
     """Of all trainings that are through."""
-    seconds = 0.0
-    for *_, parts, of in trials(args):
-        for lr in args.lr:
-            part = parts.read(f"lr {lr:g}", of | {"lr": lr})
-            seconds += 0.0 if part is None else part["processor_seconds"]
-    return seconds / 3600
-
-
-def chosen_by(part: Part) -> float:
-    best: float = max(part["curve"])
-    return best
+    parts = (part for trial in trials(args) for part in search(args, trial).found.values())
+    return sum(part["processor_seconds"] for part in parts) / 3600
 
 
 def work(args: argparse.Namespace) -> None:
@@ -358,20 +375,18 @@ def work(args: argparse.Namespace) -> None:
     def encoder(data: str, at: tuple[int, int]) -> nn.Module:
         return classifier(split_of(opened(data), at[0])["train"], args, at[1])
 
-    for data, name, variant, at, parts, described in trials(args):
-        for lr in args.lr:
-            of = described | {"lr": lr}
-            if parts.read(f"lr {lr:g}", of) is not None:
-                continue
-            with claimed(parts.folder) as mine:
+    for trial in trials(args):
+        while (lr := search(args, trial).coming) is not None:
+            with claimed(trial.parts.folder) as mine:
                 if not mine:  # another's
                     break
-                sets, own = split_of(opened(data), at[0]), partial(encoder, data, at)
-                make = partial(trial, variant, sets, args, at[1], lr, own)
-                part = parts.keep(f"lr {lr:g}", of, make)  # unless it is there by now
+                sets = split_of(opened(trial.data), trial.at[0])
+                own = partial(encoder, trial.data, trial.at)
+                make = partial(train, trial.variant, sets, args, trial.at[1], lr, own)
+                part = trial.parts.keep(f"lr {lr:g}", trial.of | {"lr": lr}, make)
             shown = f"rsum {part['best']['rsum']:.1f}" if "best" in part else "collapsed"
-            where = f"split {at[0]}, seed {at[1]}, lr {lr:g}"
-            print(f"{name}, {where}: {shown}  {part['processor_seconds']:.0f} s", flush=True)
+            where = f"split {trial.at[0]}, seed {trial.at[1]}, lr {lr:g}"
+            print(f"{trial.name}, {where}: {shown}  {part['processor_seconds']:.0f} s", flush=True)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -382,7 +397,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=60, help="on features")
     parser.add_argument("--image-epochs", type=int, default=24, help="where images are encoded")
-    parser.add_argument("--lr", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3])
+    parser.add_argument(
+        "--lr", type=float, nargs="+", default=[1e-3, 2e-3], help="where its search begins"
+    )
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--text-width", type=int, default=128)

@@ -230,11 +230,8 @@ def state(rows: Rows, of_all: int, hours: float) -> str:
         of = of_data[0]["of"]["training"]
         names = ("epochs", "batch_size", "dim", "text_width", "word_dim")
         told += [f"{name.replace('_', ' ')} {of[name]}" for name in names]
-        chosen = [sum(row.get("lr") == lr for row in of_data) for lr in of_data[0]["lrs"]]
-        told += [
-            f"learning rate {lr:g} chosen {times} times"
-            for lr, times in zip(of_data[0]["lrs"], chosen, strict=True)
-        ]
+        chosen = Counter(row["lr"] for row in of_data if "lr" in row)
+        told += [f"learning rate {lr:g} taken {n} times" for lr, n in sorted(chosen.items())]
         text += f" {data}: {'; '.join(told)}."
     lost = [f"{row['variant']} (split {row['at'][0]})" for row in rows if "best" not in row]
     if once := sum(row["collapsed"] for row in rows):

@@ -11,6 +11,7 @@ import pytest
 import retrieval_evidence as example
 import retrieval_page
 import retrieval_rows
+import retrieval_splits
 import torch
 from retrieval_cases import WORDS, pictures
 from scipy.stats import skew
@@ -45,10 +46,10 @@ def parsed(features: Path, *more: str) -> Any:
 
 
 def test_splits_test_on_disjoint_parts(features: Path) -> None:
-    whole = example.open_pairs(str(features))
+    whole = retrieval_splits.open_pairs(str(features))
     tested: list[int] = []
-    for number in range(example.SPLITS):
-        sets = example.split_of(whole, number)
+    for number in range(retrieval_splits.SPLITS):
+        sets = retrieval_splits.split_of(whole, number)
         groups = [set(part.image_group.tolist()) for part in sets.values()]
         assert [len(part) for part in groups] == [27, 5, 8]
         assert len(set.union(*groups)) == len(whole.images)
@@ -63,14 +64,17 @@ def test_splits_test_on_disjoint_parts(features: Path) -> None:
 def test_groups_are_not_parted() -> None:
     one = pictures()
     whole = Pairs(one.images, one.captions, one.owner, group=torch.arange(24) // 2)
-    for number in range(example.SPLITS):
-        of = [set(part.image_group.tolist()) for part in example.split_of(whole, number).values()]
+    for number in range(retrieval_splits.SPLITS):
+        of = [
+            set(part.image_group.tolist())
+            for part in retrieval_splits.split_of(whole, number).values()
+        ]
         assert sum(map(len, of)) == len(set.union(*of)) == 12
 
 
 def test_without_the_mask_every_pair_is_alone(features: Path) -> None:
-    whole = example.open_pairs(str(features))
-    alone = example.without_mask(whole)
+    whole = retrieval_splits.open_pairs(str(features))
+    alone = retrieval_splits.without_mask(whole)
     assert len(alone.image_group.unique()) == len(alone) == len(whole) == 80
     assert alone.captions == whole.captions
     assert torch.equal(alone.images, whole.images[whole.owner])
@@ -79,8 +83,8 @@ def test_without_the_mask_every_pair_is_alone(features: Path) -> None:
 def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
     """What is measured on test pairs is a run of its own that ends at that epoch."""
     args = parsed(features)
-    sets = example.split_of(example.open_pairs(str(features)), 1)
-    part = example.trial(example.MAIN["SH"], sets, args, 2, 0.03, no_encoder)
+    sets = retrieval_splits.split_of(retrieval_splits.open_pairs(str(features)), 1)
+    part = example.train(example.MAIN["SH"], sets, args, 2, 0.03, no_encoder)
     assert len(part["curve"]) == 4
     assert part["best_epoch"] == part["curve"].index(max(part["curve"])) + 1
     for epoch, name in ((part["best_epoch"], "best"), (4, "final")):
@@ -95,45 +99,55 @@ def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
     assert part["sizes"]["validation"] == [5, 10]
 
 
-def test_the_learning_rate_is_chosen_on_validation_pairs(
+def test_the_learning_rate_is_searched_on_validation_pairs(
     features: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Not by the test pairs, and not among those that collapse."""
-    curve = {0.1: [3.0, 9.0], 0.2: [10.0, 1.0]}
+    """From the first two to both sides of the best; not by the test pairs, and not where it collapses.
+    The other seed takes what the first has found, though another rate would be its best."""
+    best = {0.1: 3.0, 0.2: 10.0, 0.4: 11.0}
 
     class Fake:
-        def __init__(self, *arguments: Any) -> None:
-            self.lr = arguments[4]
-            if self.lr not in curve:
+        def __init__(self, variant: Any, sets: Any, args: Any, seed: int, *more: Any) -> None:
+            self.lr, self.seed = more[0], seed
+            if self.lr not in best:
                 raise FloatingPointError("one point")
 
         def part(self) -> dict[str, Any]:
-            return {"lr": self.lr, "curve": curve[self.lr], "best": {"rsum": 1 / self.lr}}
+            curve = [best[self.lr] * (-1 if self.seed else 1), 0.5]
+            return {"lr": self.lr, "curve": curve, "best": {"rsum": 1 / self.lr}}
 
     monkeypatch.setattr(example, "Run", Fake)
-    out = ["--out", str(tmp_path / "out"), "--splits", "1", "--seeds", "1"]
-    args = parsed(features, *out, "--lr", "0.1", "0.2", "0.3")
+    out = ["--out", str(tmp_path / "out"), "--splits", "1"]
+    args = parsed(features, *out, "--seeds", "2", "--lr", "0.1", "0.2")
+    other = next(trial for trial in example.trials(args) if trial.at == (0, 1))
+    assert example.search(args, other) == ({}, None, False)  # it waits
     example.work(args)
-    assert capsys.readouterr().out.splitlines()[2] == (
-        "VSE++, split 0, seed 0, lr 0.3: collapsed  0 s"
-    )
-    first = example.rows(args)[0]
-    assert first["lr"] == 0.2 and first["best"] == {"rsum": 5.0} and first["collapsed"] == 1
-    lost = example.rows(parsed(features, *out, "--lr", "0.3"))[0]
-    assert "best" not in lost and lost["collapsed"] == 1
-    assert example.rows(parsed(features, *out, "--lr", "0.1", "0.4")) == []  # not there yet
-    text = retrieval_page.state([first, lost], 9, 1.25)
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition("lr ")[2] for line in told if line.startswith("VSE++, split 0")] == [
+        *("0.1: rsum 10.0  0 s", "0.2: rsum 5.0  0 s", "0.4: rsum 2.5  0 s", "0.8: collapsed  0 s"),
+        "0.4: rsum 2.5  0 s",
+    ]
+    found = [row for row in example.rows(args) if row["variant"] == "VSE++"]
+    assert [row["lrs"] for row in found] == [[0.1, 0.2, 0.4, 0.8], [0.4]]
+    assert [row["collapsed"] for row in found] == [1, 0]
+    assert all(row["lr"] == 0.4 and row["best"] == {"rsum": 2.5} for row in found)
+    best.clear()
+    lost = parsed(features, "--out", str(tmp_path / "lost"), "--splits", "1", "--lr", "0.8")
+    example.work(lost)
+    last = example.rows(lost)[0]
+    assert "best" not in last and last["lrs"] == [0.1, 0.2, 0.4, 0.8] and last["collapsed"] == 4
+    text = retrieval_page.state([found[0], last], 9, 1.25)
     assert text.startswith("2 of 9 trials are through, on ")
     assert ": 1.2 hours of one core. some: train 27 images, 54 captions;" in text
-    assert "rate 0.1 chosen 0 times; learning rate 0.2 chosen 1 times;" in text
-    assert text.endswith("2 trainings collapsed; at all learning rates: VSE++ (split 0).")
+    assert "; learning rate 0.4 taken 1 times." in text
+    assert text.endswith("5 trainings collapsed; at all learning rates: VSE++ (split 0).")
 
 
 def test_distances_are_of_the_hardest_negatives(features: Path) -> None:
-    train = example.split_of(example.open_pairs(str(features)), 0)["train"]
+    train = retrieval_splits.split_of(retrieval_splits.open_pairs(str(features)), 0)["train"]
     model = RetrievalTrainer(data=train, dim=6, text_width=5, device="cpu", progress="off").model
     found = embed(model, train)
     score = (found.image @ found.caption.T).double()
@@ -147,7 +161,7 @@ def test_distances_are_of_the_hardest_negatives(features: Path) -> None:
 @pytest.mark.parametrize("encoder", ["frozen", "fine-tuned", "fresh"])
 def test_encoders_of_images(encoder: str, features: Path) -> None:
     """A frozen one is that of the classifier, to the bit; the others are not."""
-    args, sets = parsed(features), example.split_of(pictures(), 0)
+    args, sets = parsed(features), retrieval_splits.split_of(pictures(), 0)
     first = example.classifier(sets["train"], args, seed=0)
     variant = example.Variant(encoder=encoder)
     run = example.Run(variant, sets, args, 0, 1e-3, None if encoder == "fresh" else first)
@@ -166,7 +180,7 @@ def test_q_is_told_the_worst_concept_of_its_best_epoch(features: Path) -> None:
     args, one = parsed(features), pictures()
     assert isinstance(one.images, ArrayImages)
     images = ArrayImages(one.images.images, torch.arange(24) % 3)
-    sets = example.split_of(Pairs(images, one.captions, one.owner), 0)
+    sets = retrieval_splits.split_of(Pairs(images, one.captions, one.owner), 0)
     settings = example.BY_CONCEPT | {"lam": 1e6}
     parts = [
         example.Run(example.Variant(settings=of, encoder="fresh"), sets, args, 0, 1e-3, None).part()
@@ -187,7 +201,7 @@ def test_q_is_told_the_worst_concept_of_its_best_epoch(features: Path) -> None:
 def test_what_a_trial_is_of_stays() -> None:
     """Finished trials are taken up only as that: more variants must not change what others are."""
     args = example.parser().parse_args(["a/b.npz", "emoji", "--out", "unused"])
-    every = [(name, of) for _, name, *_, of in example.trials(args)]
+    every = [(trial.name, trial.of) for trial in example.trials(args)]
     training = {
         "epochs": 60, "batch_size": 128, "dim": 256, "text_width": 128, "word_dim": 128, "min_count": 4,
         "width": 16,
@@ -222,6 +236,7 @@ def test_it_goes_on_and_writes_its_page(
 ) -> None:
     by_queue = {"VSE++, 30 negatives by queue": example.Variant(settings={"queue": 14})}
     monkeypatch.setattr(example, "BY_QUEUE", by_queue)
+    monkeypatch.setattr(example, "FARTHEST", 0)
     some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--lr", "0.01"]
     page = tmp_path / "page.md"
     with pytest.raises(ValueError, match="no trial is through yet"):
@@ -259,7 +274,7 @@ def test_it_goes_on_and_writes_its_page(
 
 def test_every_trial_has_a_folder_of_its_own() -> None:
     args = example.parser().parse_args(["x.npz", "emoji", "--out", "unused"])
-    folders = [parts.folder for *_, parts, _ in example.trials(args)]
+    folders = [trial.parts.folder for trial in example.trials(args)]
     further = (
         *(example.FURTHER, example.NEGATIVES, example.BY_QUEUE),
         *(example.OF_IMAGES, example.WITH_Q),
@@ -271,10 +286,10 @@ def test_every_trial_has_a_folder_of_its_own() -> None:
 def test_a_trial_of_other_settings_is_refused(features: Path, tmp_path: Path) -> None:
     some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--splits", "1", "--seeds", "1"]
     args = example.parser().parse_args(some)
-    _, _, variant, _, parts, of = next(example.trials(args))
-    sets = example.split_of(example.open_pairs(some[0]), 0)
-    make = partial(example.trial, variant, sets, args, 0, 5e-4, no_encoder)
-    parts.keep("lr 0.0005", of | {"lr": 5e-4}, make)
+    trial = next(example.trials(args))
+    sets = retrieval_splits.split_of(retrieval_splits.open_pairs(some[0]), 0)
+    make = partial(example.train, trial.variant, sets, args, 0, 5e-4, no_encoder)
+    trial.parts.keep("lr 0.0005", trial.of | {"lr": 5e-4}, make)
     with pytest.raises(ValueError, match=r"other settings \(training\)"):
         example.rows(example.parser().parse_args([*some, "--dim", "7"]))
 
