@@ -8,6 +8,7 @@
 // q is known before the loss, so the gradient leaves with the forward pass. Two launches: rows, then sums, whose last
 // block adds up what all of them found. It counts them in a number that the launch before has set to 0, in a workspace
 // of its own, so that streams and replayed graphs share nothing. Many concepts take one more launch before, for N.
+// The sums begin while the last rows are worked on: they read the concepts, and wait for the losses.
 //
 // Sums over examples are formed in double: over lanes within a segment of the batch, then segment by segment. None of
 // it depends on which block takes what: equal inputs give equal bits on every device.
@@ -88,13 +89,14 @@ __device__ void take_example(const CrossEntropyParams& p, double total, int64_t 
   if (valid) row.put(grad, y, (exponential(target - largest) - (1 - eps) * exp_sum) * scale - uniform);
 }
 
-__device__ inline void begin_to_count(const CrossEntropyParams& p) {
+__device__ inline void begin_rows(const CrossEntropyParams& p) {
+  let_next_launch_begin();
   if (blockIdx.x == 0 && threadIdx.x == 0) *blocks_done(p) = 0;
 }
 
 template <class scalar_t, class Team, class Row, bool kSmooth, int kThreads, int kAtOnce>
 __global__ void __launch_bounds__(kThreads, kAtOnce) wide_rows_kernel(const CrossEntropyParams p) {
-  begin_to_count(p);
+  begin_rows(p);
   const int64_t i = Team::index();
   if (i >= p.batch) return;
   Row row(static_cast<const scalar_t*>(p.logits) + i * p.classes, p.classes);
@@ -103,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kAtOnce) wide_rows_kernel(const Cros
 
 template <class scalar_t, bool kSmooth>
 __global__ void __launch_bounds__(kFewRows, kFewBlocksAtOnce) few_classes_kernel(const CrossEntropyParams p) {
-  begin_to_count(p);
+  begin_rows(p);
   const int classes = static_cast<int>(p.classes);
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * kFewRows, left = p.batch - begin;
   const int64_t rows = left < kFewRows ? left : kFewRows;
@@ -158,9 +160,11 @@ __global__ void __launch_bounds__(kSumBlock) sum_losses_kernel(const CrossEntrop
   for (int64_t i = threadIdx.x; i < examples; i += kSumBlock) {
     const int64_t k = p.concept_[begin + i];
     column_of[i] = k >= 0 && k < p.concepts ? k : p.concepts;
-    loss_of[i] = static_cast<const loss_t*>(p.example_loss)[begin + i];
   }
   const double total = total_count(p);
+  wait_for_launch_before();
+  for (int64_t i = threadIdx.x; i < examples; i += kSumBlock)
+    loss_of[i] = static_cast<const loss_t*>(p.example_loss)[begin + i];
   __syncthreads();  // the segment is there
   const int64_t first = blockIdx.x % groups * kColumns, end = first + kColumns < columns ? first + kColumns : columns;
   for (int64_t k = first + threadIdx.x / kWarpSize; k < end; k += kSumBlock / kWarpSize) {
@@ -231,7 +235,9 @@ void launch_concept_cross_entropy(Dtype dtype, const CrossEntropyParams& p, CUst
     using scalar_t = typename decltype(type)::type;
     p.label_smoothing > 0.0 ? launch_rows<scalar_t, true>(p, stream) : launch_rows<scalar_t, false>(p, stream);
     const int64_t segments = blocks_for(p.batch, kSegment), grid = segments * ceil_div(p.concepts + 1, kColumns);
-    launch_kernel<sum_losses_kernel<acc_type<scalar_t>>>({grid, kSumBlock}, stream, p, segments);
+    LaunchShape sums{grid, kSumBlock};
+    sums.follows = true;
+    launch_kernel<sum_losses_kernel<acc_type<scalar_t>>>(sums, stream, p, segments);
   });
 }
 

@@ -79,20 +79,26 @@ inline bool has_clusters() {
 // ---------------------------------------------------------------------------------------------------------------------
 // A kernel there
 
-// Whether blocks of kKernel can work as a cluster. Asking the device is not enough: a kernel that was compiled for
-// compute_80 alone runs on compute capability 9, translated when it is loaded, but without the instructions of a
-// cluster: its __CUDA_ARCH__ is 800 (blocks.cuh), and each block would take itself for all of them. __CUDA_ARCH__ is
-// that of the virtual architecture, ptxVersion; binaryVersion is that of the translation.
+// Whether kKernel was compiled for that architecture or a later one. Asking the device is not enough: a kernel that was
+// compiled for compute_80 alone runs on compute capability 9, translated when it is loaded, but its __CUDA_ARCH__ is
+// 800, so that what stands behind a test of that is not there. __CUDA_ARCH__ is that of the virtual architecture,
+// ptxVersion; binaryVersion is that of the translation.
 template <auto kKernel>
-bool runs_in_clusters() {
-  if (!has_clusters()) return false;
+bool compiled_for(int architecture) {
   static PerDevice known;
-  const int architecture = known([](int) {
+  const int compiled = known([](int) {
     cudaFuncAttributes attributes{};
     const bool told = succeeded(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kKernel)));
     return told ? attributes.ptxVersion : kUnknown;
   });
-  return architecture >= 90;
+  return compiled >= architecture;
+}
+
+// Whether blocks of kKernel can work as a cluster. Without its instructions (blocks.cuh) each would take itself for
+// all.
+template <auto kKernel>
+bool runs_in_clusters() {
+  return has_clusters() && compiled_for<kKernel>(90);
 }
 
 // Lets launches of kKernel have all the shared memory that a block can have. Not what one launch needs: the limit

@@ -21,6 +21,7 @@ struct LaunchShape {
   size_t shared_bytes = 0;
   int cluster = 1;           // blocks of a cluster, neighbours in the grid
   bool cooperative = false;  // all blocks are resident at once, so that they can wait for each other
+  bool follows = false;      // may begin before the launch before it has ended: wait_for_launch_before()
 };
 
 // kKernel<<<...>>>(args...). Errors are left for cudaGetLastError, where the torch border looks for them.
@@ -35,8 +36,12 @@ void launch_kernel(const LaunchShape& shape, CUstream_st* stream, const Args&...
   config.dynamicSmemBytes = shape.shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = shape.cluster > 1 || shape.cooperative ? 1 : 0;
-  if (shape.cooperative) {
+  const bool follows = shape.follows && compiled_for<kKernel>(90);
+  config.numAttrs = shape.cluster > 1 || shape.cooperative || follows ? 1 : 0;
+  if (follows) {
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  } else if (shape.cooperative) {
     attribute.id = cudaLaunchAttributeCooperative;
     attribute.val.cooperative = 1;
   } else {
@@ -45,6 +50,24 @@ void launch_kernel(const LaunchShape& shape, CUstream_st* stream, const Args&...
     attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   }
   cudaLaunchKernelEx(&config, kKernel, args...);
+}
+
+// For kernels launched with `follows`: every thread waits here until the launch before has ended and all that it wrote
+// is seen. Before, a kernel may read what is older than that launch, and writes nothing that leaves the block.
+// Compiled for architectures before 90 it is nothing: launch_kernel() then launches after the end, as ever.
+__device__ inline void wait_for_launch_before() {
+#if !defined(__CUDACC__)
+  if (emulation::architecture() >= 90) emulation::wait_for_launch_before(__FILE__, __LINE__);
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// For kernels before such a launch: it may begin as soon as every block has come here, or has left.
+__device__ inline void let_next_launch_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // The shared memory that the launch asked for.

@@ -472,6 +472,19 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "barrier after the count": (CONCEPTS, "__syncthreads();  // everybody", "// everybody"),
     "blocks that counted before": (CONCEPTS, "*blocks_done(p) = 0;", "*blocks_done(p) = 1;"),
     "tail of a segment": (CONCEPTS, "left < kSegment ? left :", "left < kSegment ? left - 1 :"),
+    "losses before the rows end": (
+        CONCEPTS,
+        "wait_for_launch_before();\n  for (int64_t i = threadIdx.x; i < examples; i += kSumBlock)\n",
+        "for (int64_t i = threadIdx.x; i < examples; i += kSumBlock, wait_for_launch_before())\n",
+    ),
+    "sums that never wait": (CONCEPTS, "  wait_for_launch_before();\n", ""),
+    "sums that cannot wait": (
+        *(
+            ("device.cuh", "concept_cross_entropy"),
+            "compiled >= architecture",
+            "compiled >= 0 * architecture",
+        ),
+    ),
     "concepts that do not exist": (CONCEPTS, "loss += sum;", "{}"),
     "smoothed mean of one thread": (
         *(
@@ -498,8 +511,16 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "barrier of an exchange, cluster": (BLOCKS, "sync_cluster();\n    return", "return"),
     "barrier of an exchange, grid": (BLOCKS, "sync_grid();\n    return", "return"),
     "barrier at the end of a cluster": (BLOCKS, "{ sync_cluster(); }", "{}"),
-    "clusters by the device alone, perturb": (DEVICE_P, "architecture >= 90", "architecture >= 0"),
-    "clusters by the device alone, simplex": (DEVICE_S, "architecture >= 90", "architecture >= 0"),
+    "clusters by the device alone, perturb": (
+        DEVICE_P,
+        "compiled >= architecture",
+        "compiled >= 0",
+    ),
+    "clusters by the device alone, simplex": (
+        DEVICE_S,
+        "compiled >= architecture",
+        "compiled >= 0",
+    ),
     "what another device answered": (
         *(DEVICE_S, "kept_[static_cast<size_t>(device)]", "kept_[0 * static_cast<size_t>(device)]"),
     ),

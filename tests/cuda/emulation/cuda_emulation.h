@@ -15,6 +15,9 @@
 // shuffled. In each order the first block and its first warp run as far ahead of the others as the barriers allow, so
 // results that differ between orders mean a race.
 //
+// A launch is run when the next one comes, or when failure() is asked. One that may begin before the launch before it
+// has ended (`follows`) is run first, until a gang waits for that launch; only then is that one run.
+//
 // What launchers ask of the runtime is in runtime_emulation.h.
 //
 // Static __shared__ arrays keep what the previous block left there, dynamic ones are filled with NaNs. Nothing is
@@ -123,10 +126,15 @@ struct Shape {
   unsigned grid, block;
   size_t shared_bytes = 0;
   unsigned cluster = 1;
-  bool cooperative = false;
+  bool cooperative = false, follows = false;
 };
 
-enum class Scope { kWarp, kBlock, kGang };  // a gang: the blocks that wait for each other
+struct Launch {
+  Shape shape;
+  std::function<void()> body;
+};
+
+enum class Scope { kWarp, kBlock, kGang, kLaunch };  // a gang: the blocks that wait for each other; the launch before
 
 struct Fiber {
   enum { kNew, kReady, kWaiting, kLeft } state = kLeft;
@@ -185,7 +193,8 @@ struct Machine {
   std::deque<Stacks> stacks;
   void* jump[5];
   unsigned threads = 0, first_block = 0, current = 0;  // of a block; of the gang; the fiber that runs
-  std::function<void()> body;
+  Launch running;
+  std::vector<Launch> coming;  // in their order: all but the first follow the one before
   unsigned seed = 0, launches = 0;
   std::mt19937 random;
   std::string failure;
@@ -195,10 +204,11 @@ inline Machine machine;
 // Forgets an earlier failure and the launches, and sets the order of blocks, warps and lanes.
 inline void reset(unsigned seed) {
   machine.failure.clear();
+  machine.coming.clear();
   machine.launches = 0;
   machine.seed = seed, machine.random.seed(seed);
 }
-inline const char* failure() { return machine.failure.empty() ? nullptr : machine.failure.c_str(); }
+inline bool failed() { return !machine.failure.empty(); }
 inline unsigned block_of(unsigned fiber) { return fiber / machine.threads; }
 inline void* dynamic_shared() { return machine.blocks[block_of(machine.current)].dynamic_shared.data(); }
 
@@ -248,7 +258,7 @@ HRRL_JUMPS inline void resume(unsigned fiber) {
 
 inline void thread_main() {
   for (;;) {
-    machine.body();
+    machine.running.body();
     Fiber& self = machine.fibers[machine.current];
     self.state = Fiber::kLeft;
     wait_in_fiber(self);
@@ -325,6 +335,11 @@ inline void wait_for_cluster(const char* file, int line) {
   sync_cluster(file, line);
   machine.fibers[machine.current].arrived = false;
 }
+inline bool waits_for_launch(const Fiber& f) { return f.state == Fiber::kWaiting && f.scope == Scope::kLaunch; }
+// No barrier: threads go on for themselves.
+inline void wait_for_launch_before(const char* file, int line) {
+  if (!machine.coming.empty()) meet(file, line, Scope::kLaunch, 0, 0, machine.current);
+}
 inline void sync_grid(const char* file, int line) {
   if (machine.blocks.size() != gridDim.x)
     fail("a barrier of the grid in a launch that is not cooperative", machine.fibers[machine.current]);
@@ -375,11 +390,16 @@ struct StaticShared {
   }
 };
 
+inline const StaticShared& statics() {
+  static const StaticShared found;
+  return found;
+}
+
 // Runs a warp until each of its lanes has left or waits for somebody else.
 inline bool run_warp(unsigned first) {
   std::array<unsigned, kWarpSize> lanes;
   bool ran = false;
-  for (bool again = true; again && !failure();) {
+  for (bool again = true; again && !failed();) {
     again = false;
     for (unsigned lane : arrange(lanes, kWarpSize)) {
       const unsigned f = first + lane;
@@ -394,13 +414,12 @@ inline bool run_warp(unsigned first) {
 
 // Runs a block until each of its threads has left or waits for other blocks.
 inline bool run_block(unsigned b) {
-  static const StaticShared statics;
   auto& saved = machine.blocks[b].static_shared;
   const bool alone = machine.blocks.size() == 1;
   std::vector<unsigned> warps(machine.threads / kWarpSize);
-  if (!alone && !saved.empty()) std::memcpy(statics.begin, saved.data(), statics.bytes);
+  if (!alone && !saved.empty()) std::memcpy(statics().begin, saved.data(), saved.size());
   bool ran = false;
-  for (bool again = true; again && !failure();) {
+  for (bool again = true; again && !failed();) {
     again = false;
     for (unsigned warp : arrange(warps, machine.threads / kWarpSize))
       again |= run_warp(b * machine.threads + warp * kWarpSize);
@@ -408,8 +427,28 @@ inline bool run_block(unsigned b) {
     // The warps have nothing left to do before the next barrier of the block.
     if (machine.fibers[b * machine.threads].scope == Scope::kBlock) release(b * machine.threads);
   }
-  if (!alone) saved.assign(statics.begin, statics.begin + statics.bytes);
+  if (!alone) saved.assign(statics().begin, statics().begin + statics().bytes);
   return ran;
+}
+
+inline void run_coming();
+
+// What was launched before is run while this gang waits, and leaves the machine as the gang has it.
+inline void run_launches_before() {
+  const std::vector<char> of_block(statics().begin, statics().begin + statics().bytes);
+  const Index3 grid = gridDim, block = blockDim;
+  Machine waiting = std::exchange(machine, {});
+  machine.seed = waiting.seed, machine.random = waiting.random;
+  machine.coming.swap(waiting.coming);
+  run_coming();
+  waiting.random = machine.random, waiting.failure = machine.failure;
+  machine = std::move(waiting);
+  gridDim = grid, blockDim = block;
+  std::memcpy(statics().begin, of_block.data(), of_block.size());
+  for (unsigned f = 0; f < machine.count; ++f) {
+    Fiber& fiber = machine.fibers[f];
+    if (waits_for_launch(fiber)) fiber.state = Fiber::kReady;
+  }
 }
 
 inline void run_gang(unsigned blocks, size_t shared_bytes) {
@@ -423,10 +462,13 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
   }
   for (unsigned f = 0; f < machine.count; ++f) prepare(f);
   std::vector<unsigned> numbers(blocks);
-  for (bool ran = true; ran && !failure();) {
+  for (bool ran = true; ran && !failed();) {
     ran = false;
     for (unsigned b : arrange(numbers, blocks)) ran |= run_block(b);
     if (machine.fibers[0].scope == Scope::kGang) release(0);
+    const auto end = machine.fibers.begin() + machine.count;
+    if (std::any_of(machine.fibers.begin(), end, [](const Fiber& f) { return waits_for_launch(f); }))
+      run_launches_before(), ran = true;
   }
   for (unsigned f = 0; f < machine.count; ++f) {
     Fiber& fiber = machine.fibers[f];
@@ -441,11 +483,10 @@ inline void run_gang(unsigned blocks, size_t shared_bytes) {
       fail("a kernel wrote beyond its dynamic shared memory", machine.fibers[0]);
 }
 
-inline void launch(const Shape& shape, std::function<void()> body) {
-  if (failure()) return;
-  ++machine.launches;
+inline void run(Launch launch) {
+  const Shape shape = launch.shape;
   machine.threads = shape.block;
-  machine.body = std::move(body);
+  machine.running = std::move(launch);
   gridDim.x = shape.grid, blockDim.x = shape.block;
   const unsigned gang = shape.cooperative ? shape.grid : shape.cluster;
   if (shape.grid == 0 || shape.block == 0 || shape.block > kMaxThreads || shape.block % kWarpSize != 0)
@@ -455,17 +496,39 @@ inline void launch(const Shape& shape, std::function<void()> body) {
   else if (shape.cooperative && (!device.cooperative || shape.grid > static_cast<unsigned>(device.multiprocessors) *
                                                                          occupancy(shape.block, shape.shared_bytes)))
     machine.failure = "a cooperative launch needs a device that has room for all of its blocks at once";
-  if (failure()) return;
+  if (failed()) return;
   std::vector<unsigned> gangs(shape.grid / gang);
   for (unsigned g : arrange(gangs, shape.grid / gang)) {
     machine.first_block = g * gang;
     run_gang(gang, shape.shared_bytes);
-    if (failure()) break;
+    if (failed()) break;
   }
   if (machine.fibers.size() > kKeptFibers) {
     machine.fibers.resize(kKeptFibers);
     machine.stacks.resize(kKeptFibers / kMaxThreads);
   }
+}
+
+inline void run_coming() {
+  while (!machine.coming.empty() && !failed()) {
+    Launch last = std::move(machine.coming.back());
+    machine.coming.pop_back();
+    run(std::move(last));
+    if (!machine.coming.empty() && !failed())
+      machine.failure = "a launch that may begin before the end of the one before did not wait for it";
+  }
+}
+
+inline void launch(const Shape& shape, std::function<void()> body) {
+  if (!shape.follows) run_coming();
+  if (failed()) return;
+  ++machine.launches;
+  machine.coming.push_back({shape, std::move(body)});
+}
+
+inline const char* failure() {
+  run_coming();
+  return failed() ? machine.failure.c_str() : nullptr;
 }
 
 template <class T>

@@ -26,7 +26,11 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative, cudaLaunchAttributeClusterDimension };
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative,
+  cudaLaunchAttributeClusterDimension,
+  cudaLaunchAttributeProgrammaticStreamSerialization,
+};
 
 struct dim3 : Index3 {
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : Index3{x, y, z} {}
@@ -38,7 +42,7 @@ struct cudaFuncAttributes {
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
   struct {
-    int cooperative;
+    int cooperative, programmaticStreamSerializationAllowed;
     Index3 clusterDim;
   } val;
 };
@@ -129,10 +133,12 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   emulation::Shape shape{config->gridDim.x, config->blockDim.x, config->dynamicSmemBytes};
   if (config->numAttrs > 0 && config->attrs->id == cudaLaunchAttributeCooperative)
     shape.cooperative = config->attrs->val.cooperative != 0;
+  else if (config->numAttrs > 0 && config->attrs->id == cudaLaunchAttributeProgrammaticStreamSerialization)
+    shape.follows = config->attrs->val.programmaticStreamSerializationAllowed != 0;
   else if (config->numAttrs > 0)
     shape.cluster = config->attrs->val.clusterDim.x;
   if (shape.shared_bytes > emulation::shared_limit(reinterpret_cast<const void*>(kernel)))
     emulation::complain("a launch asks for more shared memory than its kernel is allowed");
-  emulation::launch(shape, [&] { kernel(args...); });
-  return emulation::failure() ? cudaErrorInvalidValue : cudaSuccess;
+  emulation::launch(shape, [kernel, args...] { kernel(args...); });
+  return emulation::failed() ? cudaErrorInvalidValue : cudaSuccess;
 }
