@@ -284,8 +284,9 @@ def trials(args: argparse.Namespace) -> Iterator[Trial]:
         (images, OF_IMAGES, diagonal),
         (features, NEGATIVES, diagonal),
         (features, MAIN, [at for at in every if at not in diagonal]),
-        (images, WITH_Q, diagonal),
+        (images, {name: of for name, of in WITH_Q.items() if of.encoder == "frozen"}, diagonal),
         (features, BY_QUEUE, diagonal),
+        (images, {name: of for name, of in WITH_Q.items() if of.encoder == "fresh"}, diagonal),
     ]
     for of, variants, pairs in rounds:
         for at in pairs:
