@@ -17,6 +17,7 @@ from .columns import sorted_names
 from .folders import DecodedImages, FolderImages, class_folders
 from .image_sets import ArrayImages, ImageSet
 from .layouts import split_folders
+from .leaving_out import split_leave_out
 from .lists import metadata_of
 from .looking import BIT, LOOKED, Limits, look_at
 from .sources import ANY_SIZE, Source, open_as_is, takes_root
@@ -50,7 +51,7 @@ def check(
         progress: is told how many images of how many are done.
 
     Returns:
-        :class:`CheckReport`. Of an image some 45 bytes and its name are kept, and no pixels.
+        :class:`CheckReport`. Of an image some 60 bytes and its name are kept, and no pixels.
 
     Images that show the same pixels, whatever the format of their files, are found by digests of 128
     bits. Sizes, depths and orientations are those of files; images in memory, and those that a source
@@ -99,6 +100,7 @@ def open_parts(
 
 def _splits_of(source: Source) -> Sequence[str]:
     """Those to try."""
+    source, _ = split_leave_out(source)
     if isinstance(source, str | os.PathLike):
         folder = Path(source)
         if folder.is_dir() and metadata_of(folder) is None:
