@@ -16,7 +16,7 @@ from torch import nn
 
 from hrrl_ext._regular import regular
 from hrrl_ext.clustering.folder import ClusterFolder
-from hrrl_ext.data import ConceptMap, FolderImages, load_images, unreadable
+from hrrl_ext.data import ConceptMap, FolderImages, load_images, read_check, unreadable, without
 from hrrl_ext.data.classes import read_classes
 from hrrl_ext.data.concept_files import is_example_file
 from hrrl_ext.evaluation import Report
@@ -50,6 +50,8 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "report.json": lambda f: Report.from_json(f.parent),
     "config.json": lambda f: read_config(f.parent),
     "any.json": read_json,
+    "check.json": read_check,
+    "faults.txt": lambda f: without(load_images("digits"), f),
     "metrics.jsonl": lambda f: read_rows(f, ("epoch", "loss"), of="a run"),
     "rows.jsonl": lambda f: append_row(f, {}),
     "digest.bin": file_digest,

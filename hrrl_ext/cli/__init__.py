@@ -71,6 +71,8 @@ def _run(argv: Sequence[str] | None, out: StandardOutput) -> int:
             f"there is no option {nearest(unknown, ['--debug', '--help'])} of all commands"
         )
     command, *rest = given.command
+    if rest and f"{command} {rest[0]}" in _COMMANDS:  # of two words
+        command, rest = f"{command} {rest[0]}", rest[1:]
     if command not in _COMMANDS:
         program.error(f"there is no command {nearest([command], _COMMANDS)}")
     args = command_parser(command).parse(rest)

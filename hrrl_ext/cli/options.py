@@ -107,7 +107,7 @@ def images_for(folder: str | Path | None, args: Namespace) -> ImageSet:
 def tell_left_out(images: ImageSet) -> None:
     """At the end of a command: every image that it has not seen."""
     if images.left_out:
-        print(f"left out, as they cannot be read: {len(images.left_out)} images")
+        print(f"left out: {len(images.left_out)} images")
         print("\n".join(images.left_out))
 
 

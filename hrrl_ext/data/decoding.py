@@ -6,6 +6,7 @@ The page docs/data.md#what-is-read-and-how has the same as a table. Needs Pillow
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
 from .._regular import regular
@@ -38,6 +39,17 @@ _DEEP = (
 _SMALLER = "Make the picture smaller, or raise PIL.Image.MAX_IMAGE_PIXELS where it is to be trusted"
 
 
+class NotTaken(ValueError):
+    """A picture that is refused, damaged or not.
+
+    kind: "no image", "empty", "deep", "channels", "large" or "refused".
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 def require_pillow() -> None:
     try:
         import PIL.Image  # noqa: F401
@@ -47,10 +59,13 @@ def require_pillow() -> None:
         ) from error
 
 
-def read_picture(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
-    """The first picture of a file, see `as_rgb`.
+def read_picture(
+    path: str | os.PathLike[str] | IO[bytes],
+    look: Callable[[Image.Image], object] | None = None,
+) -> Image.Image:
+    """The first picture of a file, see `as_rgb`; ``look`` is shown it before it is decoded.
 
-    ValueError for another kind of file, for more pixels than PIL.Image.MAX_IMAGE_PIXELS (of a JPEG half
+    `NotTaken` for another kind of file, for more pixels than PIL.Image.MAX_IMAGE_PIXELS (of a JPEG half
     its sides are taken then), for more than 8 bits a channel, and for channels besides colour and
     transparency, which Pillow drops; of a broken file what Pillow raises.
     """
@@ -60,10 +75,12 @@ def read_picture(path: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
         path = regular(path) if isinstance(path, str | os.PathLike) else path
         opened = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"its first bytes are of none of {', '.join(FORMATS)}") from None
+        raise NotTaken("no image", f"its first bytes are of none of {', '.join(FORMATS)}") from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{error} {_SMALLER}") from None
+        raise NotTaken("large", f"{error} {_SMALLER}") from None
     with opened as picture:
+        if look is not None:
+            look(picture)
         _require_all_is_read(picture)
         _require_few_pixels(picture)
         picture.load()  # the file is closed on exit
@@ -79,8 +96,9 @@ def _require_few_pixels(picture: ImageFile.ImageFile) -> None:
         half = (picture.width // 2, picture.height // 2)
         picture.draft("RGB", half)  # which does nothing but to a JPEG
         if picture.width * picture.height > most:
-            raise ValueError(
-                f"{picture.width} x {picture.height} pixels are more than {most:,}. {_SMALLER}"
+            raise NotTaken(
+                "large",
+                f"{picture.width} x {picture.height} pixels are more than {most:,}. {_SMALLER}",
             )
 
 
@@ -88,14 +106,14 @@ def as_rgb(picture: Image.Image) -> Image.Image:
     """The picture in RGB of 8 bits, upright.
 
     Grey and palettes become RGB, CMYK and YCbCr by Pillow's formulas. What is transparent is laid on
-    white: its own colour was never to be seen. The orientation of EXIF is carried out. ValueError for
+    white: its own colour was never to be seen. The orientation of EXIF is carried out. `NotTaken` for
     any other mode.
     """
     if picture.mode not in _OPAQUE | _ALPHA:
         deep = picture.mode.startswith(("I", "F"))
         what = _DEEP if deep else "is not read; convert it to RGB"
-        raise ValueError(f"mode {picture.mode} {what}")
-    turn = _orientation(picture)
+        raise NotTaken("deep" if deep else "channels", f"mode {picture.mode} {what}")
+    turn = orientation(picture)
     if picture.mode in _ALPHA or "transparency" in picture.info:
         picture = _on_white(picture)
     elif picture.mode != "RGB":
@@ -113,7 +131,8 @@ def _on_white(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(page, picture).convert("RGB")
 
 
-def _orientation(picture: Image.Image) -> int:
+def orientation(picture: Image.Image) -> int:
+    """Of EXIF, 1 to 8; 1 is upright."""
     try:
         turn = picture.getexif().get(_ORIENTATION, 1)
     except Exception:  # Pillow raises many types for a broken header; such a one tells nothing
@@ -147,11 +166,12 @@ def _require_all_is_read(picture: ImageFile.ImageFile) -> None:
         samples, extra = tags.get(_SAMPLES, 1), tags.get(_EXTRA_SAMPLES, ())
         more = samples - colours - (1 if set(extra) & {1, 2} or not extra else 0)
         if colours and more > 0:
-            raise ValueError(
+            raise NotTaken(
+                "channels",
                 f"{samples} channels, of which {colours} are colours; images are RGB, and what "
-                "else there is would be dropped: choose channels, and write them as RGB"
+                "else there is would be dropped: choose channels, and write them as RGB",
             )
     else:
         return
     if deep:
-        raise ValueError(f"{picture.format} {_DEEP}")
+        raise NotTaken("deep", f"{picture.format} {_DEEP}")

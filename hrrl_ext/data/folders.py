@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,13 @@ class DecodedImages(ImageSet):
         """The picture behind one element of `sources`."""
         raise NotImplementedError
 
+    def picture(self, row: int, look: Callable[[Image.Image], object]) -> Image.Image:
+        """A whole picture, in RGB and upright, for whoever looks at files: ``look`` is shown it as it was
+        opened. Raises whatever the decoder does."""
+        opened = self._open(self.sources[row])
+        look(opened)
+        return as_rgb(opened)
+
     def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
         rows = self._rows(indices)
         images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
@@ -65,8 +72,8 @@ class DecodedImages(ImageSet):
             return fit_picture(as_rgb(self._open(source)), self.image_shape[1:])
         except Exception as error:  # broken files raise many types, from SyntaxError on
             raise OSError(
-                f"{self.name}: cannot decode image {source}: {error}; hrrl check names every such file, "
-                "and --on_error skip, or hrrl_ext.data.readable, leaves them out"
+                f"{self.name}: cannot decode image {source}: {error}; hrrl data check names every such "
+                "file, and --on_error skip, or hrrl_ext.data.readable, leaves them out"
             ) from error
 
     def subset(self, indices: Ids) -> DecodedImages:
@@ -91,6 +98,9 @@ class ImageFiles(DecodedImages):
 
     def _open(self, source: str) -> Image.Image:
         return read_picture(source)
+
+    def picture(self, row: int, look: Callable[[Image.Image], object]) -> Image.Image:
+        return read_picture(self.sources[row], look)
 
 
 class FolderImages(ImageFiles):

@@ -34,7 +34,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     """
 
     left_out: Sequence[str] = ()
-    """Names of images that are not in the set, as they cannot be read."""
+    """Names of images that are not in the set, as they cannot be read or a list leaves them out."""
 
     def __init__(
         self,

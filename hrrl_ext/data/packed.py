@@ -8,6 +8,7 @@ path in every worker.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any, overload
 
@@ -18,7 +19,8 @@ class PackedTexts(Sequence[str]):
     """A sequence of texts, such as paths, that takes their bytes and 8 more for each."""
 
     def __init__(self, texts: Sequence[str]) -> None:
-        encoded = [os.fsencode(text) for text in texts]
+        how = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()  # as os.fsencode
+        encoded = [text.encode(*how) for text in texts]
         self._end = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
 

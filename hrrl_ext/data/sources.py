@@ -16,6 +16,7 @@ from .folders import FolderImages
 from .ids import Ids
 from .image_sets import Array, ArrayImages, ImageSet
 from .layouts import open_folder
+from .leaving_out import split_leave_out, without
 from .lists import CsvImages, is_list, open_list
 from .products import ProductImages
 from .resize import ImageSize, sides
@@ -43,6 +44,7 @@ _LAYOUTS = (
 )
 _SPLITS = ("train", "val", "test", "all")
 _DIGITS_SEED = 0
+ANY_SIZE = 64  # pixels, of image files that are not resized
 
 
 @overload
@@ -86,6 +88,9 @@ def load_images(
     - "torchvision:CIFAR10" and other names, with root=... the folder that torchvision expects
     - a tuple (images, target), see `ArrayImages`; or an ImageSet, which passes through
 
+    What is written may end with the setting leave_out=FILE, "photos:leave_out=faults.csv" or
+    "meta.csv:label=kind,leave_out=faults.csv": the images that FILE names are left out (`without`).
+
     root also goes with a list: the folder that its names are relative to, where that is not the list's.
     split counts where the source has splits: a folder without split folders, an archive and a list
     without splits, a tuple and an ImageSet hold one set, and give it for every split. image_size makes
@@ -120,6 +125,11 @@ def load_images_for(
     return images.resized(image_size)
 
 
+def open_as_is(source: Source, split: str, root: FilePath | None) -> ImageSet:
+    """`load_images` for whoever looks at whole images: arrays in the size that they have."""
+    return _open(source, split, ANY_SIZE, root)
+
+
 def _open(
     source: Source, split: str, image_size: ImageSize | None, root: FilePath | None
 ) -> ImageSet:
@@ -128,6 +138,9 @@ def _open(
         raise ValueError(f"images: split must be one of {', '.join(_SPLITS)}, got {split!r}")
     if image_size is not None:
         sides(image_size)
+    source, file = split_leave_out(source)
+    if file is not None:
+        return without(_open(source, split, image_size, root), file, split=split)
     if isinstance(source, str) and source.startswith("torchvision:"):
         return open_torchvision(source.removeprefix("torchvision:"), split, image_size, root)
     if root is not None and not takes_root(source):
@@ -162,6 +175,7 @@ def _open_path(path: Path, split: str, image_size: ImageSize | None) -> ImageSet
 
 def takes_root(source: Source) -> bool:
     """Whether root means something for this source."""
+    source, _ = split_leave_out(source)
     of_torchvision = isinstance(source, str) and source.startswith("torchvision:")
     return of_torchvision or is_list(source)
 

@@ -37,8 +37,8 @@ class Table:
         return [row[at] for row in self.rows]
 
 
-def read_table(path: Path) -> Table:
-    """Raises FileNotFoundError, or ValueError naming the line."""
+def read_table(path: Path, *, least: int = 1) -> Table:
+    """Of so many rows at ``least``. Raises FileNotFoundError, or ValueError naming the line."""
     if not regular(path).is_file():
         raise FileNotFoundError(f"{path} does not exist; expected {LAYOUT}")
     header, rows, lines, at = [], [], [], 0
@@ -56,8 +56,8 @@ def read_table(path: Path) -> Table:
         raise ValueError(f"{path}, line {error.line}: {error}; expected {LAYOUT}") from error
     except ValueError as error:
         raise ValueError(f"{path}, line {at}: {error}; expected {LAYOUT}") from error
-    if not rows or (twice := repeated(header)):
-        what = f"column {listed(twice)} comes twice" if rows else "no image is listed"
+    if len(rows) < least or (twice := repeated(header)):
+        what = "no image is listed" if len(rows) < least else f"column {listed(twice)} comes twice"
         raise ValueError(f"{path}: {what}; expected {LAYOUT}")
     return Table(path, header, rows, lines)
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, get_args
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -15,7 +15,9 @@ from ..processes import Processes
 from .folders import DecodedImages
 from .image_sets import ArrayImages, ImageSet
 
+T = TypeVar("T")
 _SHOWN = 3  # images in a message
+_AT_ONCE = 1024  # images that threads are given
 
 OnError: TypeAlias = Literal["raise", "skip"]
 
@@ -42,9 +44,21 @@ def unreadable(
         return []
     processes = processes or Processes()
     mine = processes.part(len(images))
-    with ThreadPoolExecutor(max(1, num_workers)) as threads:
-        found = [u for u in threads.map(lambda row: _tried(images, row), mine) if u is not None]
+    tried = in_threads(lambda row: _tried(images, row), mine, num_workers)
+    found = [u for u in tried if u is not None]
     return [u for part in processes.gather(found) for u in part]
+
+
+def in_threads(work: Callable[[int], T], rows: Sequence[int], num_workers: int) -> Iterator[T]:
+    """``work`` of each row, in order: some at a time, so that a million rows are no million tasks."""
+    with ThreadPoolExecutor(max(1, num_workers)) as threads:
+        for start in range(0, len(rows), _AT_ONCE):
+            yield from threads.map(work, rows[start : start + _AT_ONCE])
+
+
+def name_of(images: ImageSet, row: int) -> str:
+    """Its file, or where it stands."""
+    return str(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"
 
 
 class Reading:
@@ -85,15 +99,15 @@ class Reading:
             raise OSError(f"{images.name}: none of {len(left)} images can be read, such as {told}")
         warnings.warn(f"{images.name}: {count} {why}, such as {told}", stacklevel=3)
         taken = images.subset(rows)
-        taken.left_out = [_name(images, row) for row in left]
+        taken.left_out = [*images.left_out, *(name_of(images, row) for row in left)]
         return taken, rows
 
     def _left(self, images: ImageSet, of: str) -> dict[int, str]:
         """row → its name, and why."""
         if self._before is not None:
-            names = set(self._before.get(of, ()))
+            names = set(self._before.get(of, ())).difference(images.left_out)
             every = range(len(images)) if names else ()
-            return {row: name for row in every if (name := _name(images, row)) in names}
+            return {row: name for row in every if (name := name_of(images, row)) in names}
         if not self._tries:
             return {}
         found = unreadable(images, num_workers=self._num_workers, processes=self._processes)
@@ -120,9 +134,5 @@ def _tried(images: ImageSet, row: int) -> Unreadable | None:
     try:
         images.__getitems__([row])
     except OSError as error:
-        return Unreadable(row, _name(images, row), str(error.__cause__ or error))
+        return Unreadable(row, name_of(images, row), str(error.__cause__ or error))
     return None
-
-
-def _name(images: ImageSet, row: int) -> str:
-    return str(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"

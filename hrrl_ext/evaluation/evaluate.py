@@ -358,7 +358,7 @@ def _warnings(
     """Each by its name in ``EXPLANATIONS``, and in words."""
     if images.left_out:
         names = listed(list(images.left_out))
-        yield "left out", f"{len(images.left_out)} images cannot be read: {names}"
+        yield "left out", f"{len(images.left_out)} images are left out: {names}"
     if is_random:
         yield "random predictions", "two passes over the same images give different logits"
     if by_class:

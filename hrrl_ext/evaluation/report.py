@@ -114,7 +114,8 @@ EXPLANATIONS: Mapping[str, str] = {
         "gap between mean confidence and accuracy alone, and small by lack of data."
     ),
     "left out": (
-        "Images that cannot be read were left out before anything was measured; about names all of them."
+        "Images that cannot be read, or that a list leaves out, were so before anything was measured; "
+        "about names all of them."
     ),
     "by class": (
         "No concepts were given and the data carry none: every class counts as a concept of its own."

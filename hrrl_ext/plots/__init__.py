@@ -6,12 +6,13 @@ accuracy from certificates of linear classifiers, what a search found from its i
 """
 
 from .certified import plot_certified
-from .contact_sheet import plot_contact_sheet, plot_found
+from .contact_sheet import plot_check, plot_contact_sheet, plot_found
 from .gradients import plot_clusters, plot_variances
 from .runs import plot_errors, plot_histories, plot_runs, read_history
 
 __all__ = [
     "plot_certified",
+    "plot_check",
     "plot_clusters",
     "plot_contact_sheet",
     "plot_errors",

@@ -22,6 +22,7 @@ from ..data.files import images_below, tell_left_out
 from ..data.folders import DecodedImages, ImageFiles
 from ..data.image_sets import ImageSet
 from ..data.labelled import as_input
+from ..data.leaving_out import split_leave_out, without
 from ..data.resize import ImageSize
 from ..pretrained import weights_digest
 from ..storage import replacing
@@ -179,6 +180,14 @@ def open_gallery_images(
     root: str | os.PathLike[str] | None = None,
 ) -> Pairs | ImageSet:
     """What `load_pairs` opens; or a folder of image files without any text, which has no captions."""
+    data, file = split_leave_out(data)
+    if file is not None:
+        opened = open_gallery_images(data, split=split, image_size=image_size, root=root)
+        return (
+            opened.without(file)
+            if isinstance(opened, Pairs)
+            else without(opened, file, split=split)
+        )
     folder = Path(data)
     if folder.is_dir() and not any(folder.glob("*_ims.npy")) and not any(folder.rglob("*.txt")):
         files, left = images_below(folder)

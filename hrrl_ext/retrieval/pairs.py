@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._regular import regular
 from ..data.image_sets import ImageSet
+from ..data.leaving_out import split_leave_out, take_without
 from ..data.resize import ImageSize
 from ..data.sources import load_images
 from ..data.unreadable import Reading
@@ -49,7 +50,7 @@ class Pairs:
     """
 
     left_out: Sequence[str] = ()
-    """Names of images that are not among them, as they cannot be read."""
+    """Names of images that are not among them, as they cannot be read or a list leaves them out."""
 
     def __init__(
         self,
@@ -87,8 +88,18 @@ class Pairs:
         if not isinstance(self.images, ImageSet):
             return self, torch.arange(len(self.images))
         images, rows = reading.take(self.images, of)
+        return self._of(images, rows), rows
+
+    def without(self, file: FilePath, *, split: str = "") -> Pairs:
+        """The pairs without the images that a list names (:func:`hrrl_ext.data.without`)."""
+        if not isinstance(self.images, ImageSet):
+            raise ValueError(f"{self.name}: leave_out is of images, and these are features")
+        return self._of(*take_without(self.images, file, split))
+
+    def _of(self, images: ImageSet, rows: Tensor) -> Pairs:
+        """The pairs of some of the images, and of their rows."""
         if images is self.images:
-            return self, rows
+            return self
         place = torch.full((len(self.images),), -1)
         place[rows] = torch.arange(len(rows))
         owner = place[self.owner]
@@ -97,7 +108,7 @@ class Pairs:
         group, names = self.image_group[rows], self.group_names
         left = Pairs(images, captions, owner[kept], group=group, group_names=names, name=self.name)
         left.left_out = images.left_out
-        return left, rows
+        return left
 
     def captions_of(self, image: int) -> list[str]:
         return [self.captions[at] for at in (self.owner == image).nonzero().flatten().tolist()]
@@ -131,6 +142,8 @@ def load_pairs(
       [N, ...] of floats; captions a text for each image, or a list of texts for each
     - Pairs, which pass through
 
+    What is written may end with :leave_out=FILE, as for :func:`hrrl_ext.data.load_images`.
+
     Args:
         split: train, val, test, a name of the file's own, several joined by "+", or all. A source without
             splits is one set, and gives it for every split.
@@ -141,6 +154,10 @@ def load_pairs(
     """
     if isinstance(source, Pairs):
         return source
+    source, file = split_leave_out(source)
+    if file is not None:
+        opened = load_pairs(source, split=split, image_size=image_size, root=root)
+        return opened.without(file, split=split)
     if isinstance(source, tuple):
         return _of_arrays(source, image_size)
     if not isinstance(source, str | os.PathLike):

@@ -19,12 +19,12 @@ from hrrl_ext.cli import command_parser
 from hrrl_ext.clustering import GradientClustering
 from hrrl_ext.clustering.folder import ClusterFolder
 from hrrl_ext.clustering.recorder import read_recording
-from hrrl_ext.data import ArrayImages
+from hrrl_ext.data import ArrayImages, check, read_check
 from hrrl_ext.evaluation import Report, evaluate
 from hrrl_ext.evaluation.page import write_html
 from hrrl_ext.plots.runs import read_history
 from hrrl_ext.retrieval import Words
-from hrrl_ext.storage import write_rows
+from hrrl_ext.storage import write_json, write_rows
 from hrrl_ext.transfer.table import _read as read_trials
 
 LINES: tuple[Damage, ...] = (lines_of_json,) * 10 + TEXT
@@ -73,6 +73,12 @@ def reports(folder: Path) -> Callable[[Random], Attempt]:
         return {name: value[name] for name in names}
 
     return Files({path: JSON}, read, said=said)
+
+
+def checks(folder: Path) -> Callable[[Random], Attempt]:
+    path = folder / "check.json"
+    write_json(path, check(images()).to_dict())
+    return Files({path: JSON}, partial(read_check, path), said=partial(value_of, path))
 
 
 # --- what a run and a clustering left
@@ -239,6 +245,7 @@ def plain(value: Any) -> Any:
 
 FAMILIES: dict[str, Family] = {
     "reports": reports,
+    "checks of images": checks,
     "histories": histories,
     "clusterings": clusterings,
     "vocabularies": vocabularies,

@@ -10,13 +10,15 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from damage import JSON, TEXT, Damage, Files, lines_of_json
 from PIL import Image
 from trial import Attempt, Family
 
-from hrrl_ext.data import load_images
+from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.data.classes import read_classes
 from hrrl_ext.data.concept_files import read_concept_file, read_example_concepts
+from hrrl_ext.data.leaving_out import take_without
 from hrrl_ext.retrieval import load_pairs
 
 LINES: tuple[Damage, ...] = (lines_of_json,) * 10 + TEXT
@@ -212,6 +214,34 @@ def concepts(folder: Path) -> Callable[[Random], Attempt]:
     return lambda chance: chance.choice(files)(chance)
 
 
+# --- lists of images to leave out
+
+
+def left_out(folder: Path) -> Callable[[Random], Attempt]:
+    path, images = (
+        folder / "faults.csv",
+        ArrayImages(torch.zeros(4, 2, 2, dtype=torch.uint8), [0] * 4),
+    )
+    path.write_text(
+        "image,kind,leave_out\nimage 1,damaged,yes\nimage 2,turned,no\nimage 3,deep,yes\n"
+    )
+
+    def said() -> list[int]:
+        header, *cells = rows(decoded(path))
+        if any(len(row) != len(header) for row in cells) or len(set(header)) < len(header):
+            raise ValueError("ragged")
+        listed = set()
+        for row in (dict(zip(header, row, strict=True)) for row in cells):
+            if {"yes": True, "no": False}[row.get("leave_out", "yes")]:
+                listed.add(row["image"])
+        left = [at for at in range(4) if f"image {at}" not in listed]
+        if not left or "image" not in header:
+            raise ValueError("nothing is left, or named")
+        return left
+
+    return Files({path: TEXT}, lambda: take_without(images, path)[1].tolist(), said=said)
+
+
 # --- captions
 
 
@@ -326,5 +356,6 @@ FAMILIES: dict[str, Family] = {
     "tables of images": tables,
     "concepts and classes": concepts,
     "captions": captions,
+    "lists to leave out": left_out,
     "lists of data sets": lists,
 }

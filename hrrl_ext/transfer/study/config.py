@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...data.leaving_out import split_leave_out
 from ...data.resize import ImageSize
 from ...data.shifts import concept_shares
 from ...evaluation.config import evaluation_config
@@ -311,6 +312,9 @@ def located(source: Any, folder: str) -> Any:
     """Files in ``folder``; what has a name of its own, such as digits, stays."""
     if isinstance(source, list | tuple):
         return [located(part, folder) for part in source]
+    source, file = split_leave_out(source)
+    if file is not None:
+        return f"{located(source, folder)}:leave_out={Path(folder) / file}"
     if not isinstance(source, str) or source == "digits" or source.startswith("torchvision:"):
         return source
     return str(Path(folder) / source)
