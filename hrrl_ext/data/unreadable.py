@@ -125,4 +125,4 @@ def _tried(images: ImageSet, row: int) -> Unreadable | None:
 
 
 def _name(images: ImageSet, row: int) -> str:
-    return str(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"
+    return images.told(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"

@@ -313,7 +313,8 @@ def located(source: Any, folder: str) -> Any:
         return [located(part, folder) for part in source]
     if not isinstance(source, str) or source == "digits" or source.startswith("torchvision:"):
         return source
-    return str(Path(folder) / source)
+    kind = next((prefix for prefix in ("hf:", "wds:") if source.startswith(prefix)), "")
+    return kind + str(Path(folder) / source.removeprefix(kind))
 
 
 def _check_list(name: str, values: Any, kind: type) -> None:
