@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from hrrl_ext.data import Batches, FolderImages
-from hrrl_ext.data.folders import DecodedImages
+from hrrl_ext.data.folders import ImageFiles
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -78,13 +78,13 @@ class OneByOne(Dataset[tuple[Tensor, int]]):
         return tensor.to(torch.float32).div(255), self.target[index]
 
 
-def epoch_of_ours(images: DecodedImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def epoch_of_ours(images: ImageFiles, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     concept = torch.zeros(len(images), dtype=torch.int64)
     made = Batches(images, concept, BATCH, shuffle=False, num_workers=workers)
     return ((x, target) for x, target, _ in made.epoch(0))
 
 
-def epoch_of_peer(images: DecodedImages, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+def epoch_of_peer(images: ImageFiles, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
     rows = OneByOne(images.sources, images.target.tolist())
     return iter(DataLoader(rows, batch_size=BATCH, num_workers=workers))
 
@@ -92,7 +92,7 @@ def epoch_of_peer(images: DecodedImages, workers: int) -> Iterator[tuple[Tensor,
 EPOCHS = {"batches": epoch_of_ours, "one by one": epoch_of_peer}
 
 
-def check(images: DecodedImages, epoch: Iterator[tuple[Tensor, Tensor]]) -> None:
+def check(images: ImageFiles, epoch: Iterator[tuple[Tensor, Tensor]]) -> None:
     """Every batch against the direct path: decoded in this process, one image after the other."""
     direct = OneByOne(images.sources, images.target.tolist())
     seen = 0
@@ -119,7 +119,7 @@ def test_input_pipeline(
 ) -> None:
     torch.set_num_threads(1)
     files = FolderImages(tree, image_size=SIDE)
-    make: Callable[[DecodedImages, int], Iterator[tuple[Tensor, Tensor]]] = EPOCHS[provider]
+    make: Callable[[ImageFiles, int], Iterator[tuple[Tensor, Tensor]]] = EPOCHS[provider]
     check(files, make(files, workers))
     images = files.subset(torch.arange(IMAGES) % FILES)
     spent: list[float] = []

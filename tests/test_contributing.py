@@ -132,11 +132,13 @@ CORRUPTION_STEPS: Steps = {
     "docs/corruptions.md": lambda kind: said(rf"^\| `{kind}`", "docs/corruptions.md"),
 }  # fmt: skip
 
-SOURCES = ["archives", "folders", "lists", "torchvision_sets"]
+SOURCES = ["archives", "folders", "hub_sets", "lists", "shards", "torchvision_sets"]
 SOURCE_ROW = {
     "archives": r"^\| .*\.npz",
     "folders": r"^\| a folder",
+    "hub_sets": r"^\| .*hf:",
     "lists": r"^\| .*\.csv",
+    "shards": r"^\| .*wds:",
     "torchvision_sets": r"^\| .*torchvision:",
 }
 SOURCE_STEPS: Steps = {

@@ -134,7 +134,8 @@ def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None
         "--data",
         nargs="+",
         required=True,
-        help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME",
+        help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME, "
+        "hf:FOLDER, wds:SHARDS",
     )
     if concepts:
         parser.add_argument(

@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from .decoding import SUFFIXES, as_rgb, read_picture, require_pillow
 from .files import files_in, folders_in, images_below, is_image, suffixes_of, tell_left_out
 from .ids import Ids
 from .image_sets import ImageSet
-from .packed import packed
+from .packed import Sources, chosen_of, packed
 from .resize import ImageSize, fit_picture, sides
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class DecodedImages(ImageSet):
 
     def __init__(
         self,
-        sources: Sequence[Any],
+        sources: Sources,
         target: Sequence[int],
         *,
         image_size: ImageSize,
@@ -60,6 +60,10 @@ class DecodedImages(ImageSet):
         look(opened)
         return as_rgb(opened)
 
+    def told(self, source: Any) -> str:
+        """What messages, and lists of what is left out, call one element of `sources`."""
+        return str(source)
+
     def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
         rows = self._rows(indices)
         images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
@@ -72,14 +76,14 @@ class DecodedImages(ImageSet):
             return fit_picture(as_rgb(self._open(source)), self.image_shape[1:])
         except Exception as error:  # broken files raise many types, from SyntaxError on
             raise OSError(
-                f"{self.name}: cannot decode image {source}: {error}; hrrl data check names every such "
-                "file, and --on_error skip, or hrrl_ext.data.readable, leaves them out"
+                f"{self.name}: cannot decode image {self.told(source)}: {error}; hrrl data check names "
+                "every such file, and --on_error skip, or hrrl_ext.data.readable, leaves them out"
             ) from error
 
-    def subset(self, indices: Ids) -> DecodedImages:
+    def subset(self, indices: Ids) -> Self:
         rows = self._rows(indices)
         chosen = copy.copy(self)
-        chosen.sources = packed([self.sources[row] for row in rows.tolist()])
+        chosen.sources = chosen_of(self.sources, rows.numpy())
         chosen.target = self.target[rows]
         chosen.columns = self._columns_of(rows)
         return chosen
@@ -95,6 +99,8 @@ class DecodedImages(ImageSet):
 
 class ImageFiles(DecodedImages):
     """Image files; `sources` are their paths."""
+
+    sources: Sequence[str]
 
     def _open(self, source: str) -> Image.Image:
         return read_picture(source)

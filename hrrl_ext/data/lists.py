@@ -24,11 +24,11 @@ from .tables import LAYOUT, TABLES, Table, find_column, read_header, read_table,
 from .wilds import camelyon_files, camelyon_splits, is_camelyon
 
 # What data sets call these columns; compared without case.
-_IMAGE = (
+USUAL_IMAGES = (
     "image", "path", "file", "filename", "file_name", "img_filename", "image_path", "img_path",
 )  # fmt: skip
 _ID = ("id", "image_id", "img_id", "imageid", "id_code", "image_name")  # where there is no other
-_LABEL = ("label", "class", "y", "target", "class_name")
+USUAL_LABELS = ("label", "class", "y", "target", "class_name")
 _SPLIT = ("split",)
 _SUFFIXES = (*TABLES, ".txt")
 _OPTIONS = {"image": "image_column", "label": "label_column", "split": "split_column"}
@@ -131,27 +131,27 @@ def metadata_of(folder: Path) -> Path | None:
     """The metadata of Hugging Face's or WILDS' in a folder, where it has images and classes."""
     for path in (folder / f"metadata{suffix}" for suffix in TABLES):
         header = read_header(path)
-        has_image = usual_columns(header, _IMAGE)
-        if is_camelyon(header) or (has_image and usual_columns(header, _LABEL)):
+        has_image = usual_columns(header, USUAL_IMAGES)
+        if is_camelyon(header) or (has_image and usual_columns(header, USUAL_LABELS)):
             return path
     return None
 
 
 def _files(table: Table, column: str | None) -> tuple[str | None, list[str]]:
     """The column of the names, and the names."""
-    if column is None and not usual_columns(table.header, _IMAGE):
+    if column is None and not usual_columns(table.header, USUAL_IMAGES):
         if is_camelyon(table.header):
             return None, camelyon_files(table)
         if len(ids := usual_columns(table.header, _ID)) == 1:
             column = ids[0]
-    column = find_column(table.header, column, _IMAGE, f"{table.path}: image")
+    column = find_column(table.header, column, USUAL_IMAGES, f"{table.path}: image")
     return column, table.column(column)
 
 
 def _label_column(header: list[str], name: str | None, path: Path) -> str:
-    if name is None and is_camelyon(header) and not usual_columns(header, _LABEL):
+    if name is None and is_camelyon(header) and not usual_columns(header, USUAL_LABELS):
         return "tumor"
-    return find_column(header, name, _LABEL, f"{path}: label")
+    return find_column(header, name, USUAL_LABELS, f"{path}: label")
 
 
 def _splits(table: Table, column: str | None, files: Sequence[str]) -> list[str] | None:

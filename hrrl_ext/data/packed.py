@@ -10,9 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, TypeAlias, overload
 
 import numpy as np
+
+Sources: TypeAlias = "Sequence[Any] | np.ndarray"
+"""Where each image comes from: paths, or the numbers of rows."""
 
 
 class PackedTexts(Sequence[str]):
@@ -41,8 +44,17 @@ class PackedTexts(Sequence[str]):
         return os.fsdecode(self._bytes[start : self._end[place]].tobytes())
 
 
-def packed(sources: Sequence[Any]) -> Sequence[Any]:
+def packed(sources: Sources) -> Sources:
     """Texts packed, anything else as it is."""
-    if isinstance(sources, PackedTexts) or not all(isinstance(source, str) for source in sources):
+    if isinstance(sources, PackedTexts | np.ndarray):
+        return sources
+    if not all(isinstance(source, str) for source in sources):
         return sources
     return PackedTexts(sources)
+
+
+def chosen_of(sources: Sources, rows: np.ndarray) -> Sources:
+    """Those of these rows: packed, or an array, as the whole is."""
+    if isinstance(sources, np.ndarray):
+        return sources[rows]
+    return packed([sources[row] for row in rows.tolist()])

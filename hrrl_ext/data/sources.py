@@ -6,13 +6,15 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, TypeGuard, overload
 
 import numpy as np
 from torch import Tensor
 
 from .archives import open_archives
 from .folders import FolderImages
+from .hub_sets import PREFIX as HUGGING_FACE
+from .hub_sets import open_hugging_face
 from .ids import Ids
 from .image_sets import Array, ArrayImages, ImageSet
 from .layouts import open_folder
@@ -20,6 +22,8 @@ from .leaving_out import split_leave_out, without
 from .lists import CsvImages, is_list, open_list
 from .products import ProductImages
 from .resize import ImageSize, sides
+from .shards import PREFIX as SHARDS
+from .shards import open_shards
 from .torchvision_sets import open_torchvision
 
 __all__ = [
@@ -40,7 +44,8 @@ _LAYOUTS = (
     '"digits"; a NumPy archive (.npz) with image and label, or a list of its parts; a folder '
     "root/class/image.png or root/{train,val,test}/class/image.png; "
     "a metadata .csv with columns of images and classes; a .txt list of Stanford Online Products; "
-    '"torchvision:NAME" with root=...; a tuple (images, target); or an ImageSet'
+    '"torchvision:NAME" with root=...; "hf:FOLDER", a data set of Hugging Face\'s that is saved on disk; '
+    '"wds:train-{000..127}.tar", shards of WebDataset\'s; a tuple (images, target); or an ImageSet'
 )
 _SPLITS = ("train", "val", "test", "all")
 _DIGITS_SEED = 0
@@ -86,12 +91,15 @@ def load_images(
       "meta.csv:image=FILE,label=CLASS,split=SPLIT", see `CsvImages`
     - Ebay_train.txt, Ebay_test.txt of Stanford Online Products, see `ProductImages`
     - "torchvision:CIFAR10" and other names, with root=... the folder that torchvision expects
+    - "hf:FOLDER", what `datasets` of Hugging Face's has saved there (Arrow), or Parquet files as its hub
+      has them, see `open_hugging_face`
+    - "wds:train-{000..127}.tar", shards of WebDataset's, see `ShardImages`; or a list of such
     - a tuple (images, target), see `ArrayImages`; or an ImageSet, which passes through
 
     What is written may end with the setting leave_out=FILE, "photos:leave_out=faults.csv" or
     "meta.csv:label=kind,leave_out=faults.csv": the images that FILE names are left out (`without`).
 
-    root also goes with a list: the folder that its names are relative to, where that is not the list's.
+    root also goes with a list, and with "hf:": the folder that its names are relative to, if another one.
     split counts where the source has splits: a folder without split folders, an archive and a list
     without splits, a tuple and an ImageSet hold one set, and give it for every split. image_size makes
     square images of that side (shorter side resized, bilinear and antialiased, then centre cropped), or
@@ -143,9 +151,12 @@ def _open(
         return without(_open(source, split, image_size, root), file, split=split)
     if isinstance(source, str) and source.startswith("torchvision:"):
         return open_torchvision(source.removeprefix("torchvision:"), split, image_size, root)
+    if isinstance(source, str) and source.startswith(HUGGING_FACE):
+        return open_hugging_face(source, split, _required(image_size, source), root)
     if root is not None and not takes_root(source):
         raise ValueError(
-            f'images: root goes with "torchvision:NAME", a .csv or a .txt list, got root={root!r}'
+            'images: root goes with "torchvision:NAME", "hf:FOLDER", a .csv or a .txt list, got '
+            f"root={root!r}"
         )
     if isinstance(source, ImageSet):
         return source
@@ -153,6 +164,8 @@ def _open(
         return _digits(split)
     if isinstance(source, (str, os.PathLike)) and is_list(source):
         return open_list(source, split, _required(image_size, source), root)
+    if _of_shards(source):
+        return open_shards(source, _required(image_size, "the shards"))
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), split, image_size)
     if isinstance(source, (list, tuple)):
@@ -168,6 +181,10 @@ def _open_path(path: Path, split: str, image_size: ImageSize | None) -> ImageSet
         return open_folder(path, split, _required(image_size, path))
     if not path.exists():
         raise FileNotFoundError(f"images: {str(path)!r} does not exist; give {_LAYOUTS}")
+    if path.suffix.lower() == ".tar":
+        raise ValueError(
+            f'images: {path} is a tar file; "wds:{path}" reads it as a shard of WebDataset\'s'
+        )
     if path.suffix.lower() != ".npz":
         raise ValueError(f"images: {path} is no .npz archive; give {_LAYOUTS}")
     return open_archives([path], split)
@@ -176,8 +193,14 @@ def _open_path(path: Path, split: str, image_size: ImageSize | None) -> ImageSet
 def takes_root(source: Source) -> bool:
     """Whether root means something for this source."""
     source, _ = split_leave_out(source)
-    of_torchvision = isinstance(source, str) and source.startswith("torchvision:")
-    return of_torchvision or is_list(source)
+    with_root = isinstance(source, str) and source.startswith(("torchvision:", HUGGING_FACE))
+    return with_root or is_list(source)
+
+
+def _of_shards(source: Source) -> TypeGuard[str | list[str]]:
+    """Whether these are shards; of a pattern with braces a shell makes a list of them."""
+    parts = source if isinstance(source, list) else [source]
+    return bool(parts) and all(isinstance(p, str) and p.startswith(SHARDS) for p in parts)
 
 
 def _required(image_size: ImageSize | None, source: FilePath) -> ImageSize:

@@ -137,10 +137,10 @@ def _json_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield 0, header
             if set(row) != set(header):
                 raise _Line(number, f"keys {listed(list(row))}, the first has {listed(header)}")
-            yield number, [_cell(row[name]) for name in header]
+            yield number, [cell_text(row[name]) for name in header]
 
 
-def _cell(value: Any) -> str:
+def cell_text(value: Any) -> str:
     if isinstance(value, str):
         return value.strip()
     return "" if value is None else json.dumps(value)

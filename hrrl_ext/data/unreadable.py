@@ -58,7 +58,7 @@ def in_threads(work: Callable[[int], T], rows: Sequence[int], num_workers: int) 
 
 def name_of(images: ImageSet, row: int) -> str:
     """Its file, or where it stands."""
-    return str(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"
+    return images.told(images.sources[row]) if isinstance(images, DecodedImages) else f"image {row}"
 
 
 class Reading:

@@ -317,7 +317,8 @@ def located(source: Any, folder: str) -> Any:
         return f"{located(source, folder)}:leave_out={Path(folder) / file}"
     if not isinstance(source, str) or source == "digits" or source.startswith("torchvision:"):
         return source
-    return str(Path(folder) / source)
+    kind = next((prefix for prefix in ("hf:", "wds:") if source.startswith(prefix)), "")
+    return kind + str(Path(folder) / source.removeprefix(kind))
 
 
 def _check_list(name: str, values: Any, kind: type) -> None:
