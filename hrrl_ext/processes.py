@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
@@ -176,6 +177,8 @@ def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():
         _board, rank, size = next(rendezvous("env://"))
+        if rank == 0:
+            _board.delete_key(_FAILED)  # of a start before: torchrun keeps it when it starts again
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_board, rank=rank, world_size=size)
         _on_hosts()  # while all are there
@@ -240,7 +243,11 @@ def _said_first(processes: Processes, error: Exception) -> str | None:
 def _on_hosts() -> Any:
     """All processes, connected by their hosts, without a limit of time: some wait while others work, be
     it for hours. One that ends is noticed at once, as its connections close."""
-    return dist.new_group(backend="gloo", timeout=_NO_LIMIT)
+    group = dist.new_group(backend="gloo")
+    _set_pg_timeout(
+        _NO_LIMIT, group
+    )  # not before, since it would be that of finding each other, too
+    return group
 
 
 def choose_device(name: str) -> torch.device:

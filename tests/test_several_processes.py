@@ -3,12 +3,11 @@ fails, saying what it says."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -179,24 +178,29 @@ def test_all_end_with_the_first_that_fails(here: Path, tmp_path: Path, rank: int
 def on_two(body: Callable[[Callable[[], None]], None], folder: Path) -> tuple[list[int], list[str]]:
     """Two processes, forked from this one and connected as by torchrun, which keeps their store: the status
     of each, and what it said. ``body`` is given what to call before they connect, each time."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    stores = [
+        dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(9)
+    ]
     connected = {
-        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     pids, files = [], [folder / f"said-{rank}.txt" for rank in range(2)]
     for rank, file in enumerate(files):
         pids.append(os.fork())
         if pids[-1] == 0:
-            _be_one_of_two(body, connected | {"RANK": str(rank)}, file)
+            ports = iter([str(store.port) for store in stores])
+            _be_one_of_two(body, connected | {"RANK": str(rank)}, ports, file)
     statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
     return statuses, [file.read_text() for file in files]
 
 
 def _be_one_of_two(
-    body: Callable[[Callable[[], None]], None], connected: dict[str, str], file: Path
+    body: Callable[[Callable[[], None]], None],
+    connected: dict[str, str],
+    ports: Iterator[str],
+    file: Path,
 ) -> None:
-    status, starts = 99, itertools.count()
+    status = 99
     try:
         torch.set_num_threads(1)
         said = os.open(file, os.O_CREAT | os.O_WRONLY)
@@ -204,7 +208,7 @@ def _be_one_of_two(
         os.dup2(said, 2)
         sys.stdout, sys.stderr = (os.fdopen(os.dup(said), "w", buffering=1) for _ in range(2))
         os.environ.update(connected)
-        body(lambda: os.environ.update(TORCHELASTIC_RESTART_COUNT=str(next(starts))))
+        body(lambda: os.environ.update(MASTER_PORT=next(ports)))
         status = 0
     except SystemExit as end:
         status = int(end.code or 0)
