@@ -2,8 +2,10 @@
 
     python bench/processes.py --processes 1 2 4 --out runs/processes.json
 
-t(p) = a + ⌈b/p⌉ w + ⌈b/p⌉ m(p): b batches of w seconds; m(p), what a round of putting together takes, measured without any work;
-a, what is left of the time of one process. The machine should be idle, and have a core for each process.
+    t(p) = a + ⌈b/p⌉ (w + m(p))
+
+b batches of w seconds; m(p), what a round of putting together takes, measured without any work; a, what
+is left of the time of one process. The machine should be idle, and have a core for each process.
 """
 
 from __future__ import annotations

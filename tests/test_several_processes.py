@@ -8,6 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from retrieval_cases import pairs, trainer
 from safetensors.torch import load_file
 
 from hrrl_ext import load_model
@@ -24,6 +26,7 @@ from hrrl_ext.evaluation.attacks import evaluate_attack, max_epsilon
 from hrrl_ext.models import build_model
 from hrrl_ext.pretrained import from_pretrained, save_pretrained
 from hrrl_ext.processes import joined
+from hrrl_ext.retrieval import JointEmbedding, embed
 
 pytest.importorskip("jsonargparse")
 from hrrl_ext.cli import main
@@ -55,6 +58,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     label[:2] = label[:2].flip(0)
     np.savez(folder / "images.npz", image=image, label=label, class_names=np.array(names))
     return folder
+
+
+@cache
+def joint() -> JointEmbedding:
+    """Made before there are several processes, which its trainer would join."""
+    return trainer(pairs(7)).model
 
 
 def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
@@ -99,7 +108,11 @@ def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
         curve = max_epsilon(
             from_pretrained(model), x.float() / 255, target, eps=[0.03, 0.05], steps=3, **given
         )
-        found = {"survived": attacked.survived, "adversarial": attacked.adversarial}
+        gallery = embed(joint(), pairs(7), batch_size=2, processes=processes)
+        found = {
+            "survived": attacked.survived, "adversarial": attacked.adversarial,
+            "image": gallery.image, "caption": gallery.caption,
+        }  # fmt: skip
         torch.save(
             found | {"curve": torch.tensor(curve.accuracy)}, out / f"rank-{processes.rank}.pt"
         )

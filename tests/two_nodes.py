@@ -39,7 +39,7 @@ TRAINING = [
     ),
     *("--progress", "plain", "--checkpoint_every", "5"),
 ]
-PATIENCE = 300  # seconds, for the slowest host
+PATIENCE = 600  # seconds, for the slowest host
 
 
 def main() -> int:
@@ -84,6 +84,9 @@ def namespaces() -> Iterator[list[str]]:
         yield names
     finally:
         for name in names:
+            found = subprocess.run(["ip", "netns", "pids", name], check=False, capture_output=True)
+            for pid in map(int, found.stdout.split()):  # where something went wrong
+                os.kill(pid, signal.SIGKILL)
             subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
 
 
@@ -99,10 +102,14 @@ def start(names: list[str], out: Path, *more: str) -> list[subprocess.Popen[byte
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
     }  # fmt: skip
     nodes = []
-    for name, address in zip(names, ADDRESS, strict=True):
+    for node, (name, address) in enumerate(zip(names, ADDRESS, strict=True)):
         launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
         launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{ADDRESS[0]}:{PORT}"]
         launcher += ["--rdzv-id", out.name + "".join(more), "--local-addr", address]
+        launcher += [
+            "--rdzv-conf",
+            f"is_host={int(node == 0)}",
+        ]  # without names of hosts to tell by
         command = ["ip", "netns", "exec", name, sys.executable, *launcher]
         command += ["-m", "hrrl_ext", "train", *TRAINING, "--out", str(out), *more]
         nodes.append(subprocess.Popen(command, env=environment, start_new_session=True))
