@@ -20,7 +20,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 HEADERS    := $(VENV)/headers/torch-2.10 $(VENV)/headers/torch-2.11
 SETUPTOOLS := $(VENV)/setuptools-oldest
 
-.PHONY: demo test test-fast test-abi test-models test-hostile build-time check types format hooks bench site info clean
+.PHONY: demo test test-fast test-abi test-models test-hostile test-nodes build-time check types format hooks bench site info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
@@ -35,6 +35,10 @@ test-fast: $(VENV)/.built
 # Damaged inputs by the thousand, a slice of which is among the tests.
 test-hostile: $(VENV)/.built
 	$(BIN)/python tests/hostile --trials 10000
+
+# Two machines, as two network namespaces: needs root and iproute2.
+test-nodes: $(VENV)/.built
+	$(BIN)/python tests/two_nodes.py
 
 # The library built here, under the oldest torch that is supported and the newest one. They take several GB.
 test-abi: $(VENV)/.built $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
 
 _SETTLING_SECONDS = 0.2
+_NO_LIMIT = timedelta(days=365)
+_FAILED = "hrrl_ext/failed"  # what the process that failed first says, on the board
+
+
+class ProcessFailedError(RuntimeError):
+    """Another process failed first; the message says which, and what it said."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +45,26 @@ class Processes:
     def part(self, count: int) -> range:
         """The part of ``count`` neighbouring things that is this process's; sizes differ by one."""
         return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+
+    def turns(self, things: Iterable[T]) -> Iterator[T]:
+        """Those of ``things`` that are this process's where all take one in turn."""
+        return islice(things, self.rank, None, self.size)
+
+    def in_order(self, mine: Iterable[T]) -> Iterator[T]:
+        """What every process makes of its :meth:`turns`, in the order of the things: the same in each.
+
+        Round by round: at any time there is one of each process. Whoever is done waits for the others
+        for as long as they work; where one ends or fails, this one does. None is nothing.
+        """
+        if self.size == 1:
+            yield from mine
+            return
+        own = iter(mine)
+        while True:
+            found = self.gather(next(own, None))
+            yield from (one for one in found if one is not None)
+            if any(one is None for one in found):
+                return
 
     def sum(self, value: Tensor) -> Tensor:
         """Adds ``value`` up over all processes, in place: the same bits in each of them."""
@@ -60,11 +94,18 @@ class Processes:
             t.copy_(part.view_as(t))
 
     def gather(self, value: Any) -> list[Any]:
-        """``value`` of every process, by rank."""
+        """``value`` of every process, by rank: all wait for each other, for as long as it takes, and
+        no device is waited for."""
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        dist.all_gather_object(values, value)
+        try:
+            dist.all_gather_object(values, value, group=_on_hosts())
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"another process ended while process {self.rank} waited for it; what it said, or who "
+                f"stopped it, tells why ({error})"
+            ) from error
         return values
 
     def first_of(self, text: str | None) -> str | None:
@@ -126,15 +167,44 @@ def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
     They are connected by NCCL on CUDA, where "auto" and "cuda" are a GPU each, and by gloo on the
     CPU. Without torchrun there is one.
     """
+    global _board
     chosen = choose_device(device)
-    if not dist.is_initialized():
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-            return Processes(), chosen
-        if chosen.type == "cuda" and ":" not in device:
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(chosen)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    several = dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and chosen.type == "cuda" and ":" not in device:
+        chosen = torch.device(
+            "cuda", int(os.environ.get("LOCAL_RANK", torch.cuda.current_device()))
+        )
+        torch.cuda.set_device(chosen)
+    if several and not dist.is_initialized():
+        _board, rank, size = next(rendezvous("env://"))
+        if rank == 0:
+            _board.delete_key(_FAILED)  # of a start before: torchrun keeps it when it starts again
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=_board, rank=rank, world_size=size)
+        _on_hosts()  # while all are there
     return current_processes(), chosen
+
+
+@contextmanager
+def joined(device: str = "auto") -> Iterator[tuple[Processes, torch.device]]:
+    """:func:`start_processes`, for all of a program: its processes end together.
+
+    At its end each waits for the others, for as long as they work. Where one raises, it leaves what it
+    says on a board and ends; the others lose their connection to it wherever they next wait, and raise
+    :class:`ProcessFailedError` with what it said, in the place of an error about connections or time.
+    """
+    processes, chosen = start_processes(device)
+    try:
+        yield processes, chosen
+        processes.gather(None)
+    except Exception as error:
+        if processes.size > 1:
+            said = _said_first(processes, error)
+            processes.let_go()
+            if said is not None:
+                raise ProcessFailedError(said) from error
+        raise
+    stop_processes()
 
 
 def current_processes() -> Processes:
@@ -146,16 +216,38 @@ def current_processes() -> Processes:
 
 def stop_processes() -> None:
     """Disconnects what :func:`start_processes` connected; the last thing that a script should do."""
+    global _board
     if dist.is_initialized():
         current_processes().settle()
         _on_hosts.cache_clear()
         dist.destroy_process_group()
+        _board = None
+
+
+_board: Any = None
+"""The store by which the processes found each other. torchrun keeps it, so it outlives each of them."""
+
+
+def _said_first(processes: Processes, error: Exception) -> str | None:
+    """What another process said that failed before this one; None where this one is the first."""
+    mine = f"process {processes.rank} of {processes.size}, on {socket.gethostname()}: {error}"
+    mine = mine.encode(errors="backslashreplace").decode()  # names of files need not be valid
+    try:
+        said = mine if _board is None else _board.compare_set(_FAILED, "", mine).decode()
+    except RuntimeError:  # gone with the process that kept it
+        return None
+    return None if said == mine else said
 
 
 @cache
 def _on_hosts() -> Any:
-    """All processes, connected by their hosts."""
-    return dist.group.WORLD if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    """All processes, connected by their hosts, without a limit of time: some wait while others work, be
+    it for hours. One that ends is noticed at once, as its connections close."""
+    group = dist.new_group(backend="gloo")
+    _set_pg_timeout(
+        _NO_LIMIT, group
+    )  # not before, since it would be that of finding each other, too
+    return group
 
 
 def choose_device(name: str) -> torch.device:

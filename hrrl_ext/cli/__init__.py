@@ -8,12 +8,13 @@ where nobody reads what a command prints. One that writes a folder goes on witho
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jsonargparse
 
@@ -37,6 +38,9 @@ from . import (
 from .options import GOES_ON
 from .parser import CommandParser, wrong_usage
 
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
 _COMMANDS = (
     training.COMMANDS
     | tuning.COMMANDS
@@ -53,10 +57,22 @@ _COMMANDS = (
 )
 
 
+# Under torchrun: what processes share, what the first does while the others wait, as it is not worth
+# sharing; and else a process that is started alone.
+_SHARED = (
+    *("train", "pretrain", "train-retrieval", "finetune", "extract", "evaluate"),
+    *("cluster", "variance", "embed", "tune"),  # which has its own word on it
+)
+_OF_THE_FIRST = ("probe", "evaluate-retrieval")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     with standard_streams() as out, second_ends():
         out.ends = True
-        return _run(argv, out)
+        status = _run(argv, out)
+    if status == 1 and _processes() > 1:
+        os._exit(1)  # an end in good order would wait for what is under way with the others
+    return status
 
 
 def _run(argv: Sequence[str] | None, out: StandardOutput) -> int:
@@ -81,7 +97,7 @@ def _run(argv: Sequence[str] | None, out: StandardOutput) -> int:
     out.ends = _COMMANDS[command][1] not in GOES_ON
     warnings.showwarning = _one_line_warning
     try:
-        _COMMANDS[command][1](args)
+        _on_all_processes(command, args)
     except KeyboardInterrupt:
         print(f"hrrl {command}: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -96,9 +112,45 @@ def _run(argv: Sequence[str] | None, out: StandardOutput) -> int:
     ) as error:
         if given.debug:
             raise
-        print(f"hrrl {command}: error: {_one_line(error)}", file=sys.stderr)
+        if not _said_elsewhere(error):
+            print(f"hrrl {command}: error: {_whose()}{_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def _on_all_processes(command: str, args: Namespace) -> None:
+    """That torchrun has started, or on the one that there is."""
+    run = _COMMANDS[command][1]
+    if _processes() == 1:
+        run(args)
+        return
+    if command not in (*_SHARED, *_OF_THE_FIRST):
+        raise ValueError(f"{command} is work of one process; start it without torchrun")
+    from ..processes import joined
+
+    with joined(getattr(args, "device", "cpu")) as (processes, _):
+        if not processes.main:
+            warnings.simplefilter("ignore")
+        if processes.main or command in _SHARED:
+            run(args)
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _whose() -> str:
+    """Which process an error is of, where there are several."""
+    return f"process {os.environ.get('RANK')} of {_processes()}: " if _processes() > 1 else ""
+
+
+def _said_elsewhere(error: BaseException) -> bool:
+    """Whether the process that it is of says it."""
+    if _processes() == 1:
+        return False
+    from ..processes import ProcessFailedError
+
+    return isinstance(error, ProcessFailedError)
 
 
 class _Program(argparse.ArgumentParser):

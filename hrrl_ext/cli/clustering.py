@@ -56,7 +56,7 @@ def _cluster(args: Namespace) -> None:
     from ..data.resize import size_of
     from ..data.unreadable import left_out
     from ..pretrained import weights_digest
-    from ..processes import start_processes, stop_processes
+    from ..processes import start_processes
 
     if args.rounds < 1:
         raise ValueError(f"rounds must be at least 1, got {args.rounds}")
@@ -107,7 +107,6 @@ def _cluster(args: Namespace) -> None:
         print(cluster_table(cluster_rows(clustering, images.target, images.classes)))
         tell_left_out(images)
         print(f"saved {folder.path}; as concepts: hrrl train --concepts {folder.concepts} ...")
-    stop_processes()
 
 
 def _clusters(args: Namespace) -> Path:
@@ -143,13 +142,13 @@ def _variance(args: Namespace) -> None:
     from ..data.classes import require_same_classes
     from ..data.unreadable import left_out
     from ..pretrained import read_config
-    from ..processes import choose_device
+    from ..processes import start_processes
     from ..storage import write_json
     from ..training.run_folder import open_model
 
     if args.out is not None and Path(args.out).exists():
         raise FileExistsError(f"{args.out} exists; choose another out")
-    device = choose_device(args.device)
+    processes, device = start_processes(args.device)
     model, images = model_and_images(args)
     model.to(device)
     assignment, parameters, batch_size = None, None, 128
@@ -165,7 +164,9 @@ def _variance(args: Namespace) -> None:
         known = read_config(Path(args.snapshot), "classes")["classes"]
         require_same_classes(images.classes, known, of=args.model, data=args.snapshot)
         earlier = open_model(args.snapshot).to(device)
-        snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot()
+        snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot(
+            processes=processes
+        )
     measured = gradient_variance(
         model,
         images,
@@ -177,7 +178,10 @@ def _variance(args: Namespace) -> None:
         parameters=parameters,
         form=args.form,
         seed=args.seed,
+        processes=processes,
     )
+    if not processes.main:
+        return
     print(measured)
     tell_left_out(images)
     if args.out is not None:

@@ -77,10 +77,10 @@ def _evaluate(args: Namespace) -> None:
     from ..data import load_images
     from ..data.resize import size_of
     from ..evaluation import evaluate, write_html
-    from ..processes import choose_device
+    from ..processes import start_processes
 
     models = _models(args)
-    device, out = choose_device(args.device), Path(args.out)
+    (processes, device), out = start_processes(args.device), Path(args.out)
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
     if settings.get("attacks") == ["none"]:
         settings["attacks"] = ()
@@ -107,12 +107,16 @@ def _evaluate(args: Namespace) -> None:
             out=out / name,
             resume=args.resume,
             progress=progress,
+            processes=processes,
             seed=args.seed,
             batch_size=args.batch_size,
             **settings,
         )
-        print(f"{report}\n", flush=True)
         reports.append(report)
+        if processes.main:
+            print(f"{report}\n", flush=True)
+    if not processes.main:
+        return
     write_html(reports, out / "report.html")
     print(f"saved {out / 'report.html'}, and a report.json of each model")
     tell_left_out(images)
@@ -153,6 +157,7 @@ def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet, list[s
     """The model, the images in its size, and the names of its classes in the order of its logits."""
     from ..data.resize import size_of
     from ..pretrained import from_weights
+    from ..processes import current_processes
     from ..training.run_folder import open_model
 
     images = images_for(None if entry.is_weights else entry.path, args)
@@ -168,7 +173,7 @@ def _opened(entry: _Entry, args: Namespace) -> tuple[nn.Module, ImageSet, list[s
         num_classes=len(classes),
         part=args.part,
     )
-    if known is None:
+    if known is None and current_processes().main:
         print(
             f"{entry.path}: weights alone name no classes; they are taken in the order of the data, "
             f"{listed(classes)}; --classes FILE gives another",

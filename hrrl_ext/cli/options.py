@@ -89,13 +89,14 @@ def model_and_images(args: Namespace) -> tuple[nn.Module, ImageSet]:
 
 def images_for(folder: str | Path | None, args: Namespace) -> ImageSet:
     """Those of --data in the size that is asked for, else in that of the model in ``folder``; without
-    what --on_error leaves out."""
+    what --on_error leaves out, for which processes share the trials."""
     from ..data import load_images
     from ..data.sources import load_images_for
     from ..data.unreadable import Reading
     from ..pretrained import read_config
+    from ..processes import current_processes
 
-    of, reading = source(args.data), Reading(args.on_error)
+    of, reading = source(args.data), Reading(args.on_error, processes=current_processes())
     size = None if folder is None else read_config(Path(folder)).get("image_size")
     if args.image_size is None and size is not None:
         images = load_images_for(of, size, str(folder), split=args.split, root=args.root)
@@ -172,7 +173,7 @@ def run_arguments(parser: CommandParser) -> None:
 
 def finish_run(result: TrainingResult) -> None:
     """Its pictures, where there is something to draw and to draw with, and where it is."""
-    from ..processes import current_processes, stop_processes
+    from ..processes import current_processes
     from ..training.run_folder import RunFolder
 
     if current_processes().main and result.out is not None:
@@ -183,7 +184,6 @@ def finish_run(result: TrainingResult) -> None:
         print(f"saved {result.out}", flush=True)
         if (why := getattr(sys.stdout, "failed", None)) is not None:
             RunFolder(result.out).note(f"standard output failed ({why})")
-    stop_processes()
 
 
 def weights_arguments(parser: CommandParser) -> None:

@@ -49,11 +49,15 @@ def _embed_arguments(parser: CommandParser) -> None:
 
 def _embed(args: Namespace) -> None:
     """Embed images, and their captions, by a trained model, to be searched or measured."""
+    from ..processes import start_processes
     from ..retrieval.gallery import check_npz
 
     if check_npz(args.out).exists():  # before the work
         raise FileExistsError(f"{args.out} exists; choose another out")
+    processes, _ = start_processes(args.device)
     gallery = _embedded(_opened(args), args.data, args)
+    if not processes.main:
+        return
     gallery.save(args.out)
     print(
         f"saved {args.out}: {len(gallery.image)} images and {len(gallery.caption)} captions, "
@@ -178,10 +182,10 @@ def _export(args: Namespace) -> None:
 
 
 def _opened(args: Namespace) -> JointEmbedding:
-    from ..processes import choose_device
+    from ..processes import start_processes
     from ..retrieval import load_joint_embedding
 
-    return load_joint_embedding(args.model, which=args.which).to(choose_device(args.device))
+    return load_joint_embedding(args.model, which=args.which).to(start_processes(args.device)[1])
 
 
 def _image_size(model: JointEmbedding, args: Namespace) -> Any:
@@ -189,6 +193,7 @@ def _image_size(model: JointEmbedding, args: Namespace) -> Any:
 
 
 def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
+    from ..processes import current_processes
     from ..retrieval import Pairs, embed, open_gallery_images
     from ..retrieval.pairs import EMOJI
     from ..training.progress import Progress
@@ -201,12 +206,14 @@ def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
     }
     data_set = open_gallery_images(**source)
     rows = len(data_set) + (len(data_set.images) if isinstance(data_set, Pairs) else 0)
-    with Progress(args.progress, rows) as progress:
+    processes = current_processes()
+    with Progress(args.progress if processes.main else "off", rows) as progress:
         return embed(
             model,
             data_set,
             batch_size=args.batch_size,
             source=source,
+            processes=processes,
             progress=lambda done, of: progress.step(done, f"row {done} of {of}", "embedding"),
         )
 

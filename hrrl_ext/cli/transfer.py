@@ -55,22 +55,26 @@ def _extract_arguments(parser: CommandParser) -> None:
 def _extract(args: Namespace) -> None:
     """Save the features of images: the input of a trained model's last layer, or any layer's output."""
     from ..data.resize import size_of
-    from ..processes import choose_device
+    from ..processes import start_processes
     from ..training.run_folder import open_model
     from ..transfer import stream_features
 
+    processes, device = start_processes(args.device)
     of_folder = is_folder(args.model, args)
     images = images_for(args.model if of_folder else None, args)
     size = size_of(images.image_shape)
     model = open_model(args.model) if of_folder else weights_model(args, size)
     rows, columns = stream_features(
         args.out,
-        model.to(choose_device(args.device)),
+        model.to(device),
         images,
         layer=args.layer,
         pool=args.pool,
         batch_size=args.batch_size,
+        processes=processes,
     )
+    if not processes.main:
+        return
     print(f"saved {args.out}: {rows} features of {columns} numbers")
     tell_left_out(images)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..data.ids import Ids
+from ..processes import Processes
 from ..spec import nearest
 from .examples import Data, ExampleLoss, Examples, check_losses, cross_entropy
 from .sampler import StratifiedSampler
@@ -100,19 +101,36 @@ class MeanGradient:
             raise ValueError(self._not_finite(index, example_loss, grads))
         return flat
 
-    def full(self, chunk: int, *, state: Mapping[str, Tensor] | None = None) -> Tensor:
-        """[P] float64: the mean gradient over all examples, ``chunk`` of them at a time."""
+    def full(
+        self,
+        chunk: int,
+        *,
+        state: Mapping[str, Tensor] | None = None,
+        processes: Processes = Processes(),  # noqa: B008  (frozen)
+    ) -> Tensor:
+        """[P] float64: the mean gradient over all examples, ``chunk`` of them at a time; ``processes``
+        take one in turn, and add up to the rounding of float64."""
         total = torch.zeros(
             self.num_parameters, dtype=torch.float64, device=_weight(self.model).device
         )
-        for index in torch.arange(self.num_examples).split(chunk):
+        for index in processes.turns(torch.arange(self.num_examples).split(chunk)):
             total += self(index, state=state) * len(index)  # a smaller last chunk counts for less
-        return total / self.num_examples
+        return processes.sum(total) / self.num_examples
 
-    def snapshot(self, chunk: int = 128) -> Snapshot:
+    def snapshot(
+        self,
+        chunk: int = 128,
+        *,
+        processes: Processes = Processes(),  # noqa: B008  (frozen)
+    ) -> Snapshot:
         """The model as it is now, for :class:`SVRG`: one pass over the data, copies of the weights."""
         state = {name: t.detach().clone() for name, t in _state(self.model).items()}
-        return Snapshot(state, self.full(chunk, state=state), self.parameters, self.num_examples)
+        return Snapshot(
+            state,
+            self.full(chunk, state=state, processes=processes),
+            self.parameters,
+            self.num_examples,
+        )
 
     def _not_finite(self, index: Tensor, example_loss: Tensor, grads: Sequence[Tensor]) -> str:
         bad = example_loss.detach().isfinite().logical_not().nonzero().flatten().tolist()

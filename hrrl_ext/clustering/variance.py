@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .._streams import random_stream
 from .._tables import aligned
 from ..data.ids import Ids
+from ..processes import Processes
 from ..spec import nearest
 from .estimators import (
     SVRG,
@@ -97,6 +99,7 @@ def gradient_variance(
     form: Form = "corrected",
     replacement: bool = False,
     seed: int = 0,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> VarianceTable:
     """The variance of several estimators of the mean gradient, all at the model as it is.
 
@@ -136,6 +139,8 @@ def gradient_variance(
             training (GC: unless it takes more of a cluster than there are); then SG-2B has
             (N - 2B)/(2 (N - B)) of the variance of SG-B, 1/2 for large N.
         seed: each estimator draws from a stream of its own, whatever the others are.
+        processes: those that estimate in turn, and call this alike; each has the whole table, to the
+            bit but for SVRG, whose full gradient has the rounding of a sum in another order.
 
     Time: n times the gradients of the table, for "paper" twice that. Memory: a few vectors [P] float64
     at a time, whatever n. Deterministic where the model is.
@@ -178,8 +183,20 @@ def gradient_variance(
     # All are made before the first is measured: what is missing is said at once.
     made = {name: estimator(name) for name in estimators}
     return VarianceTable(
-        {name: variance_of(e.draw, num_batches, form=form) for name, e in made.items()}
+        {
+            name: variance_of(_shared_draws(e, processes), num_batches, form=form)
+            for name, e in made.items()
+        }
     )
+
+
+def _shared_draws(estimator: GradientEstimator, processes: Processes) -> Callable[[], Tensor]:
+    """Its draws: each process draws the examples of all, and ``processes`` estimate in turn."""
+    if processes.size == 1:
+        return estimator.draw
+    indices = (estimator.indices() for _ in count())
+    estimates = (estimator.estimate(index).cpu() for index in processes.turns(indices))
+    return processes.in_order(estimates).__next__
 
 
 def variance_of(

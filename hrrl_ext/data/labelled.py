@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._pixels import PixelCheck
+from ..processes import Processes
 from .image_sets import as_float
 
 _ACCEPTED = (
@@ -17,13 +18,19 @@ _ACCEPTED = (
 )
 
 
-def labelled_batches(data: Any, batch_size: int, where: str) -> Iterator[tuple[Tensor, Tensor]]:
+def labelled_batches(
+    data: Any,
+    batch_size: int,
+    where: str,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Images [B, 3, H, W], uint8 or floating point, and labels [B] int64; no batch is empty.
 
     data   an image set (`__len__`, and `__getitems__(indices)` giving images [B, 3, H, W] and labels
            [B]), a tuple (images [N, 3, H, W], labels [N]) of tensors, or an iterable of batches
            (images, labels, ...) such as a DataLoader, whose own batch size then holds
     where  who asks, at the head of a message
+    processes  those that take a batch in turn: each is given its own
 
     In the order of the data, each example once. Raises ValueError for data without an example and for
     shapes that do not belong together, TypeError for other data.
@@ -31,12 +38,12 @@ def labelled_batches(data: Any, batch_size: int, where: str) -> Iterator[tuple[T
     if batch_size < 1:
         raise ValueError(f"{where}: batch_size must be at least 1, got {batch_size}")
     rows = 0
-    for batch in _batches(data, batch_size, where):
+    for batch in _batches(data, batch_size, where, processes):
         images, labels = _checked(batch, where)
         rows += len(images)
         if len(images):
             yield images, labels
-    if rows == 0:
+    if rows == 0 and processes.main:  # others may be more than there are batches
         raise ValueError(f"{where}: data has no examples; check its path and split")
 
 
@@ -46,7 +53,7 @@ def as_input(images: Tensor, device: torch.device, dtype: torch.dtype, check: Pi
     return as_float(check(images)).to(dtype)
 
 
-def _batches(data: Any, batch_size: int, where: str) -> Iterator[Any]:
+def _batches(data: Any, batch_size: int, where: str, processes: Processes) -> Iterator[Any]:
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(x, Tensor) for x in data):
         images, labels = data
         if images.shape[:1] != labels.shape:
@@ -54,9 +61,10 @@ def _batches(data: Any, batch_size: int, where: str) -> Iterator[Any]:
                 f"{where}: labels must be [N] for images [N, ...], "
                 f"got {list(labels.shape)} for {list(images.shape)}"
             )
-        yield from zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        whole = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+        yield from processes.turns(whole)
     elif hasattr(data, "__getitems__") and hasattr(data, "__len__"):
-        for start in range(0, len(data), batch_size):
+        for start in processes.turns(range(0, len(data), batch_size)):
             yield data.__getitems__(list(range(start, min(start + batch_size, len(data)))))
     else:
         try:
@@ -65,7 +73,7 @@ def _batches(data: Any, batch_size: int, where: str) -> Iterator[Any]:
             raise TypeError(
                 f"{where}: data must be {_ACCEPTED}; got {type(data).__name__}"
             ) from None
-        yield from batches
+        yield from processes.turns(batches)
 
 
 def _checked(batch: Any, where: str) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from ..data.labelled import as_input
 from ..data.resize import size_of
 from ..data.unreadable import left_out
 from ..pretrained import weights_digest
+from ..processes import Processes
 from ..spec import listed, nearest
 from .config import EvaluationConfig, evaluation_config
 from .corruptions import SEVERITIES
@@ -53,6 +54,7 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Callable[[str], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
     **settings: Any,
 ) -> Report:
     """Accuracy by concept, the perturbation curve, calibration, corruptions and attacks of a model.
@@ -73,6 +75,9 @@ def evaluate(
         out: folder that keeps each part as soon as it is measured, and report.json. With ``resume`` an
             evaluation that was interrupted goes on there, also with further attacks or corruptions.
         progress: is told, in a line, of every part that is done.
+        processes: those that share every part, batch by batch in turn, and call this alike
+            (:func:`hrrl_ext.processes.joined`). Each returns the report of one process, to the bit; the
+            first reads and writes ``out``, and tells progress.
 
     The same settings, device and threads give the same numbers. Raises, before anything is measured,
     ValueError for a model that gives probabilities or has other classes than the data, for images
@@ -109,7 +114,7 @@ def evaluate(
         "corruptions_of": "hrrl_ext" if corruption_folder is None else str(corruption_folder),
         "seed": config.seed,
     }
-    folder = EvaluationFolder(out)
+    folder = EvaluationFolder(out, processes)
     begun_with = {
         "steps": steps,
         "concepts": names,
@@ -117,10 +122,12 @@ def evaluate(
         "train_count": None if train_count is None else train_count.tolist(),
     }
     groups = _Groups(concept, names, train_count)
-    measures = _measures(model, images, attacked, groups, steps, severities, kinds, config)
+    measures = _measures(
+        model, images, attacked, groups, steps, severities, kinds, config, processes
+    )
     with folder.held():
         folder.begin(description | begun_with, resume=resume)
-        parts = folder.parts(measures, progress)
+        parts = folder.parts(measures, progress if processes.main else None)
         seconds = sum(part["seconds"] for part in parts.values())
         device = str(next((p.device for p in model.parameters()), "cpu"))
         attacks = [parts[f"attack {spec}"] for spec in config.attacks]
@@ -166,26 +173,28 @@ def _measures(
     severities: Callable[[str], list[ImageSet]],
     kinds: list[str],
     config: EvaluationConfig,
+    processes: Processes,
 ) -> dict[str, Callable[[], Part]]:
     """Every part by its name, in the order in which they are measured."""
-    predictions = cache(partial(predict, model, images, batch_size=config.batch_size))
+    shared: dict[str, Any] = {"batch_size": config.batch_size, "processes": processes}
+    predictions = cache(partial(predict, model, images, **shared))
     x_target = cache(partial(_tensors, model, attacked))
-    quick, size, seed = config.quick_attacks, config.batch_size, config.seed
+    quick, seed = config.quick_attacks, config.seed
 
     def attack(spec: str) -> Part:
-        options: dict[str, Any] = {"quick": quick, "batch_size": size, "seed": seed}
+        options = shared | {"quick": quick, "seed": seed}
         return attack_part(model, *x_target(), spec, images.classes, **options)
 
     def corruption(kind: str) -> Part:
-        return corruption_part(model, kind, severities(kind), batch_size=size)
+        return corruption_part(model, kind, severities(kind), **shared)
 
     def radius(norm: str) -> Part:
-        return max_epsilon_part(model, *x_target(), norm)
+        return max_epsilon_part(model, *x_target(), norm, processes=processes)
 
     return {
         "accuracy": lambda: accuracy_part(predictions(), *groups),
         "perturbation curve": lambda: curve_part(
-            perturbation_curve(model, images, steps, batch_size=size)
+            perturbation_curve(model, images, steps, **shared)
         ),
         "calibration": lambda: calibration_part(predictions(), seed),
         **{f"corruption {kind}": partial(corruption, kind) for kind in kinds},

@@ -15,17 +15,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..processes import Processes
 from ..storage import WorkFolder, read_json, write_json
 from .parts import Part
 from .schema import of_part
 
 
 class EvaluationFolder:
-    """Measures a part, or reads what an earlier start has measured; ``path`` None keeps nothing."""
+    """Measures a part, or reads what an earlier start has measured; ``path`` None keeps nothing.
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self.path = None if path is None else Path(path)
-        self._work = None if path is None else WorkFolder(path, "an evaluation", "evaluation.json")
+    Of several processes the first alone has the folder, and what it reads there is so for all.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None,
+        processes: Processes = Processes(),  # noqa: B008  (frozen)
+    ) -> None:
+        self.path = Path(path) if path is not None and processes.main else None
+        self._processes = processes
+        self._work = None
+        if self.path is not None:
+            self._work = WorkFolder(self.path, "an evaluation", "evaluation.json")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -60,8 +71,9 @@ class EvaluationFolder:
     def _part(self, name: str, measure: Callable[[], Part]) -> Part:
         """With the seconds that it took."""
         file = None if self.path is None else self.path / "parts" / f"{_file_name(name)}.json"
-        if file is not None and file.exists():
-            return read_json(file, of_part(name))
+        known = read_json(file, of_part(name)) if file is not None and file.exists() else None
+        if (known := self._processes.gather(known)[0]) is not None:
+            return known
         started = time.monotonic()
         part = measure()
         part["seconds"] = round(time.monotonic() - started, 2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageSet
+from ..processes import Processes
 from .accuracy import Accuracy, wilson_interval
 from .calibration import (
     LIMITS,
@@ -136,10 +137,16 @@ def _halves(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def corruption_part(
-    model: nn.Module, kind: str, severities: Sequence[ImageSet], *, batch_size: int
+    model: nn.Module,
+    kind: str,
+    severities: Sequence[ImageSet],
+    *,
+    batch_size: int,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Part:
     """One kind at every severity; the calibration error is that of all severities together."""
-    found = [predict(model, images, batch_size=batch_size) for images in severities]
+    options: dict[str, Any] = {"batch_size": batch_size, "processes": processes}
+    found = [predict(model, images, **options) for images in severities]
     together = Predictions(*(torch.cat(x) for x in zip(*found, strict=True)))
     return {
         "kind": kind,
@@ -179,12 +186,20 @@ def attack_part(
     }
 
 
-def max_epsilon_part(model: nn.Module, x: Tensor, target: Tensor, norm: str) -> Part:
+def max_epsilon_part(
+    model: nn.Module,
+    x: Tensor,
+    target: Tensor,
+    norm: str,
+    *,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
+) -> Part:
     """The grid is the thesis's, of a change per pixel: ε √d as a norm of the whole image, ε d in l1."""
     from .attacks import EPS_GRID, max_epsilon
 
     size = {"l2": math.sqrt(x[0].numel()), "l1": x[0].numel()}.get(norm, 1)
-    found = max_epsilon(model, x, target, norm=norm, eps=[size * eps for eps in EPS_GRID])
+    eps = [size * eps for eps in EPS_GRID]
+    found = max_epsilon(model, x, target, norm=norm, eps=eps, processes=processes)
     curve = zip(found.eps, found.accuracy, strict=True)
     return {
         "norm": norm,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 from ..layers import logits_of
 from ..perturbation import ExamplePerturbation
+from ..processes import Processes
 from .predictions import checked_logits
 
 _PIXEL_RMS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of 255
@@ -50,6 +51,7 @@ def perturbation_curve(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> PerturbationCurve:
     """Accuracy on x̃ = x + step · ∇_x ℓ / ‖∇_x ℓ‖_F, for a list of steps (paper, Figure 4).
 
@@ -59,7 +61,7 @@ def perturbation_curve(
     finite) stays as it is. A negative step walks down the loss.
 
     steps   finite numbers; None: :func:`default_steps` of the first batch's images
-    data, batch_size, device    as in :func:`hrrl_ext.evaluation.predict`
+    data, batch_size, device, processes    as in :func:`hrrl_ext.evaluation.predict`
 
     One forward and one backward pass to the input, then a forward pass per step. The model is borrowed:
     no parameter's .grad, flag or buffer changes. Raises ValueError as predict does, and for steps.
@@ -67,16 +69,25 @@ def perturbation_curve(
     if steps is not None and not (len(steps) and all(map(math.isfinite, steps))):
         raise ValueError(f"perturbation_curve: steps must be finite numbers, got {list(steps)}")
     where, direction = "perturbation_curve", ExamplePerturbation(0.0)
-    correct: list[Tensor] = []  # of each batch, [S]
-    count, check = 0, PixelCheck(model, where)
-    with borrowed(model, device) as (there, dtype):
-        for images, labels in labelled_batches(data, batch_size, where):
-            if steps is None:
-                steps = default_steps(images.shape[1:])
+    check = PixelCheck(model, where)
+
+    def measured(
+        there: torch.device, dtype: torch.dtype
+    ) -> Iterator[tuple[list[float], Tensor, int]]:
+        """Of each batch the steps, how many are right at each [S], and how many there are."""
+        nonlocal steps
+        row = processes.rank * batch_size
+        for images, labels in labelled_batches(data, batch_size, where, processes):
+            steps = list(default_steps(images.shape[1:]) if steps is None else steps)
             x, target = as_input(images, there, dtype, check), labels.to(there, torch.int64)
-            clean = checked_logits(model(x), target, count, where)
+            clean = checked_logits(model(x), target, row, where)
             grad = direction.input_gradient(model, x, target)
             moved = (logits_of(model(ops.perturb(x, grad, s)[0])) if s else clean for s in steps)
-            correct.append(torch.stack([(y.argmax(1) == target).sum() for y in moved]))
-            count += len(target)
-    return PerturbationCurve(list(steps or ()), torch.stack(correct).sum(0).tolist(), count)
+            correct = torch.stack([(y.argmax(1) == target).sum() for y in moved])
+            yield steps, correct.cpu(), len(target)
+            row += len(target) + (processes.size - 1) * batch_size
+
+    with borrowed(model, device) as on:
+        found = list(processes.in_order(measured(*on)))
+    lengths, correct, count = zip(*found, strict=True)
+    return PerturbationCurve(lengths[0], torch.stack(correct).sum(0).tolist(), sum(count))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from .._modes import borrowed
 from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 from ..layers import logits_of
+from ..processes import Processes
 
 
 class Predictions(NamedTuple):
@@ -36,6 +38,7 @@ def predict(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Predictions:
     """The logits of every example, in the order of the data; no gradient.
 
@@ -43,6 +46,7 @@ def predict(
                 batches (images, labels, ...), as :func:`hrrl_ext.extract_features` takes them. uint8
                 images become float / 255; float images are taken as they are, in [0, 1]
     device      where the model runs; None: where its parameters are
+    processes   those that take a batch in turn; each has all predictions, to the bits of one process
 
     The model is borrowed: eval mode, and as it was afterwards. Nothing random is drawn: the same batch
     size, device and threads give the same bits.
@@ -51,17 +55,19 @@ def predict(
     [B, C] or not finite (-inf is a class that is masked, and never predicted), for images outside [0, 1]
     of a model that normalises; TypeError for other data.
     """
-    logits: list[Tensor] = []
-    labels: list[Tensor] = []
-    rows = 0
     check = PixelCheck(model, "predict")
-    with borrowed(model, device) as (there, dtype):
-        for images, target in labelled_batches(data, batch_size, "predict"):
+
+    def predicted(there: torch.device, dtype: torch.dtype) -> Iterator[Predictions]:
+        row = processes.rank * batch_size
+        for images, target in labelled_batches(data, batch_size, "predict", processes):
             out = model(as_input(images, there, dtype, check))
-            logits.append(checked_logits(out, target, rows, "predict").to("cpu", torch.float32))
-            labels.append(target.to("cpu", torch.int64, copy=True))
-            rows += len(images)
-    return Predictions(torch.cat(logits), torch.cat(labels))
+            logits = checked_logits(out, target, row, "predict").to("cpu", torch.float32)
+            yield Predictions(logits, target.to("cpu", torch.int64, copy=True))
+            row += len(images) + (processes.size - 1) * batch_size
+
+    with borrowed(model, device) as where:
+        parts = list(processes.in_order(predicted(*where)))
+    return Predictions(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def checked_logits(output: Any, target: Tensor, first_row: int, where: str) -> Tensor:

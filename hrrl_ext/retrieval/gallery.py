@@ -25,6 +25,7 @@ from ..data.labelled import as_input
 from ..data.leaving_out import split_leave_out, without
 from ..data.resize import ImageSize
 from ..pretrained import weights_digest
+from ..processes import Processes
 from ..storage import replacing
 from .embeddings import load_embeddings
 from .index import Found, Index
@@ -213,11 +214,13 @@ def embed(
     device: torch.device | str | None = None,
     source: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Gallery:
     """The gallery of images, and of their captions where ``data`` has any.
 
     The model is borrowed: eval mode, no gradients, on ``device``. Captions go through in the order of
     their lengths, so that little is padded. ``progress`` is told how many rows of how many are done.
+    ``processes`` take a batch in turn, and each has the whole gallery, to the bits of one process.
     """
     if batch_size < 1:
         raise ValueError(f"embed: batch_size must be at least 1, got {batch_size}")
@@ -226,19 +229,28 @@ def embed(
     if captions and model.words is None:
         raise ValueError("embed: the model has no words to make tokens of captions with")
     total, done = len(images) + len(captions), 0
-    image, caption = [], torch.zeros(len(captions), model.dim)
     order = sorted(range(len(captions)), key=lambda row: len(captions[row]))
     with borrowed(model, device) as (there, dtype):
-        for rows in _parts(range(len(images)), batch_size):
-            image.append(_embed_images(model, images, rows, there, dtype).cpu())
-            done += len(rows)
-            if progress is not None:
-                progress(done, total)
-        for rows in _parts(order, batch_size):
-            caption[rows] = model.encode_captions([captions[row] for row in rows]).float().cpu()
-            done += len(rows)
-            if progress is not None:
-                progress(done, total)
+        image_batches = (
+            _embed_images(model, images, rows, there, dtype).cpu()
+            for rows in processes.turns(_parts(range(len(images)), batch_size))
+        )
+        caption_batches = (
+            model.encode_captions([captions[row] for row in rows]).float().cpu()
+            for rows in processes.turns(_parts(order, batch_size))
+        )
+        found: tuple[list[Tensor], list[Tensor]] = [], []
+        for batches, embedded in zip((image_batches, caption_batches), found, strict=True):
+            for batch in processes.in_order(batches):
+                embedded.append(batch)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, total)
+    image, sorted_caption = (
+        torch.cat(embedded) if embedded else torch.zeros(0, model.dim) for embedded in found
+    )
+    caption = torch.zeros(len(captions), model.dim)
+    caption[order] = sorted_caption
     groups: dict[str, Any] = {}
     if isinstance(data, Pairs):
         groups = {
@@ -247,7 +259,7 @@ def embed(
             "owner": data.owner,
         }
     return Gallery(
-        torch.cat(image) if image else torch.zeros(0, model.dim),
+        image,
         caption,
         model.compared,
         names=[str(name) for name in images.sources] if isinstance(images, DecodedImages) else (),

@@ -27,6 +27,7 @@ from ..layers import (
     find_layer,
     the_classifier,
 )
+from ..processes import Processes
 from .feature_files import (
     Features,
     check_suffix,
@@ -95,19 +96,27 @@ def stream_features(
     pool: bool = True,
     batch_size: int = 256,
     device: torch.device | str | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> tuple[int, int]:
     """Writes what `extract_features` gives to a file, batch by batch, and returns (N, D).
 
     For features that do not fit into memory: of them one batch is there at a time (and 8 bytes per
     label). The names of an image set's classes stand beside them, for `load_classes`. path ends in
     .safetensors or .npz; `load_features` reads both. While it is written, the folder needs room for the
-    features twice; an error leaves what was there before.
+    features twice; an error leaves what was there before. processes take a batch in turn; the first
+    writes all of them, in order: the file of one process, to the bit.
     """
     check_suffix(path)
     classes = data.classes if isinstance(data, ImageSet) else None
-    features = _feature_batches(model, data, classifier, layer, pool, batch_size, device)
-    with closing(features) as batches:  # whatever happens to the file, the model is given back
-        return write_batches(path, batches, classes)
+    features = _feature_batches(model, data, classifier, layer, pool, batch_size, device, processes)
+    with closing(features):  # whatever happens to the file, the model is given back
+        batches, written = processes.in_order(features), (0, 0)
+        if processes.main:
+            written = write_batches(path, batches, classes)
+        for _ in batches:  # of the others
+            pass
+    shape: tuple[int, int] = processes.gather(written)[0]
+    return shape
 
 
 def _feature_batches(
@@ -118,6 +127,7 @@ def _feature_batches(
     pool: bool,
     batch_size: int,
     device: torch.device | str | None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> Generator[Features]:
     if batch_size < 1:
         raise ValueError(f"extract_features: batch_size must be at least 1, got {batch_size}")
@@ -131,12 +141,12 @@ def _feature_batches(
             f"extract_features: {name} of the model holds NaN or infinite values; take weights of before "
             "training went wrong"
         )
-    rows, check = 0, PixelCheck(model, "extract_features")
+    row, check = processes.rank * batch_size, PixelCheck(model, "extract_features")
     with borrowed(model, device) as (there, dtype), ExitStack() as hooks:
         features: list[Tensor] | None = None
         if classifier is not None or layer is not None:
             features = hooks.enter_context(_features_of(model, classifier, layer, pool))
-        for images, target in labelled_batches(data, batch_size, "extract_features"):
+        for images, target in labelled_batches(data, batch_size, "extract_features", processes):
             x = as_input(images, there, dtype, check)
             if features is None:
                 found = find_classifiers(model, x[:2])
@@ -147,9 +157,9 @@ def _feature_batches(
             features.clear()
             model(x)
             rows_of_batch = _feature_rows(
-                features, len(images), rows, "classifier" if layer is None else "layer"
+                features, len(images), row, "classifier" if layer is None else "layer"
             )
-            rows += len(images)
+            row += len(images) + (processes.size - 1) * batch_size
             yield Features(rows_of_batch, target.to("cpu", torch.int64, copy=True))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...norms import Norm
+from ...processes import Processes
 from .apgd import apgd
 from .losses import Loss
 from .victim import attackable, borrowed
@@ -53,6 +54,7 @@ def max_epsilon(
     steps: int = 20,
     batch_size: int = 256,
     progress: Callable[[str], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> EpsilonCurve:
     """The largest radius at which accuracy is at most ``cost`` (absolute) below the clean one.
 
@@ -60,6 +62,8 @@ def max_epsilon(
     classes), ``steps`` iterations each, no restart. Radii are taken in ascending order, each on the
     points that are left and from where the smaller radius ended; balls are nested, so a point that is
     lost stays lost and the curve never rises. Deterministic where the model is: nothing is drawn.
+
+    processes take a batch of the points in turn, and each has the result.
 
     x, target and errors are those of `pgd`; ValueError also without points, radii or steps.
     """
@@ -72,18 +76,25 @@ def max_epsilon(
     for radius in radii:
         ball = attackable("max_epsilon", x, target, radius, norm)
     with borrowed("max_epsilon", model, x.device) as victim:
-        logits = victim.all_logits(x, target, batch_size)
+        logits = victim.all_logits(x, target, batch_size, processes)
         standing = logits.argmax(1) == target
         losses: tuple[Loss, ...] = ("ce", "dlr") if logits.shape[1] >= 3 else ("ce",)
         clean, accuracy, z = standing.double().mean().item(), [], ball.x.clone()
         for radius in radii:
             for loss in losses:
-                for r in standing.nonzero().flatten().split(batch_size):
-                    z[r] = apgd(
+                batches = standing.nonzero().flatten().split(batch_size)
+                attacked = (
+                    apgd(
                         model, ball.x[r], target[r], radius,
                         norm=ball.norm, steps=steps, loss=loss, start=z[r],
-                    )  # fmt: skip
-                    standing[r] = ~victim.fooled(z[r], target[r])
+                    ).cpu()
+                    for r in processes.turns(batches)
+                )  # fmt: skip
+                for r, moved in zip(batches, processes.in_order(attacked), strict=True):
+                    z[r] = moved.to(z)
+                fooled = (victim.fooled(z[r], target[r]).cpu() for r in processes.turns(batches))
+                for r, lost in zip(batches, processes.in_order(fooled), strict=True):
+                    standing[r] = ~lost.to(standing)
             accuracy.append(standing.double().mean().item())
             if progress is not None:
                 progress(f"{ball.norm.name}  eps {radius:.5g}  accuracy {100 * accuracy[-1]:.1f} %")

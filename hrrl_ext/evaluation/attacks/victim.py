@@ -15,6 +15,7 @@ from ..._modes import in_mode
 from ..._pixels import in_range, warn_unnormalised
 from ...layers import logits_of
 from ...norms import Ball, Norm
+from ...processes import Processes
 from ..predictions import usable_logits
 from .fourier import FourierLinf
 from .losses import CLASSES_NEEDED, Loss, attack_loss
@@ -45,10 +46,13 @@ class Victim:
         with torch.no_grad():
             return self._forward(z, target)
 
-    def all_logits(self, x: Tensor, target: Tensor, batch_size: int) -> Tensor:
+    def all_logits(
+        self, x: Tensor, target: Tensor, batch_size: int, processes: Processes
+    ) -> Tensor:
         """Those of many images, batch by batch, and their values checked in all of them."""
-        batches = zip(x.split(batch_size), target.split(batch_size), strict=True)
-        logits = torch.cat([self.logits(*batch) for batch in batches])
+        batches = processes.turns(zip(x.split(batch_size), target.split(batch_size), strict=True))
+        found = processes.in_order(self.logits(*batch).cpu() for batch in batches)
+        logits = torch.cat(list(found)).to(x.device)
         self._check_values(logits, target)
         return logits
 

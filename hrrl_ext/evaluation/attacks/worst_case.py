@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...norms import Ball
+from ...processes import Processes
 from . import checks
 from .apgd import apgd
 from .gradient import fgsm, pgd
@@ -37,6 +38,7 @@ def evaluate_attack(
     batch_size: int = 256,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
+    processes: Processes = Processes(),  # noqa: B008  (frozen)
 ) -> AttackResult:
     """How many points stay right whatever is tried within a radius; and signs that it flatters.
 
@@ -46,6 +48,7 @@ def evaluate_attack(
     quick       fewer steps: an estimate from above, for a look during development
     seed        of the random starts and of Square; those of a point depend on its row alone
     progress    called with a line after each method
+    processes   those that take a batch of what is left in turn, method by method; each has the result
 
     The methods, each on the points that those before it left, are PGD, which takes most of the weak
     ones; APGD on the cross entropy, from x; APGD on DLR, from a random start; APGD on the targeted
@@ -66,9 +69,10 @@ def evaluate_attack(
     if len(x) == 0:
         raise ValueError("evaluate_attack: there are no points; check the data set and its split")
     adversarial = x.detach().clone()
+    attacked_by = torch.zeros_like(target)  # which process has what came of each point
     method_accuracy: dict[str, MethodAccuracy] = {}
     with borrowed("evaluate_attack", model, x.device) as victim:
-        logits = victim.all_logits(x, target, batch_size)
+        logits = victim.all_logits(x, target, batch_size, processes)
         check_loss("evaluate_attack", "margin", logits.shape[1])
         clean = logits.argmax(1) == target
         survived = clean.clone()
@@ -82,9 +86,16 @@ def evaluate_attack(
             left = survived.nonzero().flatten()
             if threat.eps == 0 or len(left) == 0:
                 break
-            for r in left.split(batch_size):
-                adversarial[r] = z = method(ball.x[r], target[r], r)
-                survived[r] = ~(victim.fooled(z, target[r]) & _allowed(ball[r], z))
+            batches = left.split(batch_size)
+            for r in processes.turns(batches):
+                adversarial[r] = method(ball.x[r], target[r], r)
+            broken = (
+                (victim.fooled(z, target[r]) & _allowed(ball[r], z)).cpu()
+                for r in processes.turns(batches)
+                for z in [adversarial[r]]
+            )
+            survived[left] = ~torch.cat(list(processes.in_order(broken))).to(left.device)
+            attacked_by[left] = torch.arange(len(left)).to(left) // batch_size % processes.size
             standing = int(survived.sum())
             method_accuracy[name] = MethodAccuracy(standing / len(left), len(left))
             if progress is not None:
@@ -96,6 +107,10 @@ def evaluate_attack(
             warnings += checks.after_attack(
                 victim, ball, target, clean, survived, method_accuracy, _APGD_STEPS[not quick]
             )
+    if processes.size > 1:
+        mine = adversarial[attacked_by == processes.rank].cpu()
+        for rank, found in enumerate(processes.gather(mine)):
+            adversarial[attacked_by == rank] = found.to(adversarial)
     return AttackResult(
         threat.spec,
         threat.norm,
