@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import durations
+import pytest
 
 
 def test_phases_add_up_to_files_and_files_to_folders() -> None:
@@ -39,3 +42,11 @@ def test_only_the_slowest_files_are_listed() -> None:
     listed = list(durations.lines(spent))
     after = listed[listed.index("the 15 slowest files") + 1 :]
     assert [line.split("/")[-1] for line in after] == [f"test_{n}.py" for n in range(39, 24, -1)]
+
+
+def test_what_is_slow_as_a_whole_is_there(request: pytest.FixtureRequest) -> None:
+    """A file of another name would be fast again, and nothing would say so."""
+    tests = Path(__file__).parent
+    conftest = request.config.pluginmanager.get_plugin(str(tests / "conftest.py"))
+    listed = conftest.TRAINS | conftest.SLOW
+    assert {name for name in listed if not (tests / name).exists()} == set()
