@@ -93,21 +93,21 @@ class Told:
             if isinstance(logger, str):
                 assert self._folder is not None  # check_loggers
                 logger = NAMED[logger](self._folder, self._first_step)
-            if self._went_well(logger, lambda one=logger: one.start(self._config)):
+            if self._went_well(logger, logger.start, self._config):
                 self._open.append(logger)
         return self
 
     def log(self, row: Row) -> None:
         for logger in self._open:
-            self._went_well(logger, lambda one=logger: one.log(row, row["epoch"]))
+            self._went_well(logger, logger.log, row, row["epoch"])
 
     def __exit__(self, *_: object) -> None:
         for logger in self._open:
             self._went_well(logger, logger.close)
 
-    def _went_well(self, logger: RunLogger, do: Callable[[], None]) -> bool:
+    def _went_well(self, logger: RunLogger, do: Callable[..., None], *arguments: Any) -> bool:
         try:
-            do()
+            do(*arguments)
         except Exception as error:
             if not any(logger is one for one in self._failed):
                 self._failed.append(logger)
