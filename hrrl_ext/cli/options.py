@@ -169,6 +169,9 @@ def run_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--tensorboard", action="store_true", help="write to --out/tensorboard as well"
     )
+    parser.add_argument(
+        "--loggers", nargs="+", default=[], help="tensorboard, mlflow and wandb are told as well"
+    )
 
 
 def finish_run(result: TrainingResult) -> None:

@@ -19,6 +19,7 @@ from ..processes import start_processes
 from ..training import Loop
 from ..training.config import parted
 from ..training.face import Trainer
+from ..training.loggers import Loggers, asked_for
 from ..training.opening import (
     as_begun,
     begin_from,
@@ -74,7 +75,9 @@ class URRLTrainer(Trainer):
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept; 0 keeps none.
         on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`.
         progress: "auto", "bar", "plain" or "off".
-        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        tensorboard: short for loggers=["tensorboard"].
+        loggers: what is told each epoch's numbers too: "tensorboard", "mlflow", "wandb", or any
+            :class:`hrrl_ext.training.RunLogger`.
         after_step: called with the trainer and the number of steps done, after each of them and before a
             checkpoint of it, in every process.
         model_name: what :func:`hrrl_ext.models.build_model` calls ``model``, where that is a module.
@@ -116,6 +119,7 @@ class URRLTrainer(Trainer):
         on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
+        loggers: Loggers = (),
         after_step: Callable[[URRLTrainer, int], object] | None = None,
         model_name: str | None = None,
         **config: Any,
@@ -126,7 +130,8 @@ class URRLTrainer(Trainer):
         _check_groups(method, training)
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard, processes)
+        loggers = asked_for(loggers, tensorboard)
+        run = open_run(out, resume, loggers, processes)
         reading = open_reading(on_error, run if resume else None, num_workers, processes)
 
         def open_images(source: Source, split: str, of: str) -> ImageSet:
@@ -174,7 +179,7 @@ class URRLTrainer(Trainer):
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             progress=progress,
-            tensorboard=tensorboard,
+            loggers=loggers,
             after_step=self._after_step,
             freeze=method.freeze,
         )

@@ -23,6 +23,7 @@ from ..pretrained import load_weights
 from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
+from ..training.loggers import Loggers, asked_for
 from ..training.opening import check_init, open_reading, open_run
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
@@ -78,7 +79,9 @@ class RetrievalTrainer(Trainer):
         on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`;
             their captions stay out with them.
         progress: "auto", "bar", "plain" or "off".
-        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        tensorboard: short for loggers=["tensorboard"].
+        loggers: what is told each epoch's numbers too: "tensorboard", "mlflow", "wandb", or any
+            :class:`hrrl_ext.training.RunLogger`.
         after_step: called with the trainer and the number of steps done, after each of them and before a
             checkpoint of it, in every process.
         **config: the fields of :class:`RetrievalConfig` (loss, margin, dim, freeze, ...) and of
@@ -116,6 +119,7 @@ class RetrievalTrainer(Trainer):
         on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
+        loggers: Loggers = (),
         after_step: Callable[[RetrievalTrainer, int], object] | None = None,
         **config: Any,
     ) -> None:
@@ -124,7 +128,8 @@ class RetrievalTrainer(Trainer):
         training, method = configs(preset, config, "RetrievalTrainer")
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard, processes)
+        loggers = asked_for(loggers, tensorboard)
+        run = open_run(out, resume, loggers, processes)
         check_init(init, init_part, resume)
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
@@ -176,7 +181,7 @@ class RetrievalTrainer(Trainer):
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             progress=progress,
-            tensorboard=tensorboard,
+            loggers=loggers,
             after_step=self._after_step,
         )
 

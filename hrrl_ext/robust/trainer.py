@@ -19,6 +19,7 @@ from ..processes import start_processes
 from ..training import Loop, TrainingConfig
 from ..training.face import Trainer
 from ..training.freezing import freeze
+from ..training.loggers import Loggers, asked_for
 from ..training.opening import (
     as_begun,
     begin_from,
@@ -76,7 +77,9 @@ class HRRLTrainer(Trainer):
             in config.json. Where the run goes on the same are left out.
         progress: "auto" (a bar on a terminal, else a line per epoch and one every half a minute
             within a long one), "bar", "plain" or "off".
-        tensorboard: write each epoch's numbers for TensorBoard too, in ``out``/tensorboard.
+        tensorboard: short for loggers=["tensorboard"].
+        loggers: what is told each epoch's numbers too: "tensorboard", "mlflow", "wandb", or any
+            :class:`hrrl_ext.training.RunLogger`.
         after_step: called with the trainer and the number of steps done, after each of them and before
             a checkpoint of it, in every process; to look at the model, such as
             :class:`hrrl_ext.clustering.VarianceRecorder` does. It can also be set later, and is not
@@ -127,6 +130,7 @@ class HRRLTrainer(Trainer):
         on_error: OnError = "raise",
         progress: ProgressStyle = "auto",
         tensorboard: bool = False,
+        loggers: Loggers = (),
         after_step: Callable[[HRRLTrainer, int], object] | None = None,
         penalty: Callable[[nn.Module], nn.Module] | None = None,
         levels: Levels = "given",
@@ -138,7 +142,8 @@ class HRRLTrainer(Trainer):
         training, method = TrainingConfig(**of_loop), HRRLConfig(**of_method)
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        run = open_run(out, resume, tensorboard, processes)
+        loggers = asked_for(loggers, tensorboard)
+        run = open_run(out, resume, loggers, processes)
         sets = open_sets(
             data,
             concepts,
@@ -184,7 +189,7 @@ class HRRLTrainer(Trainer):
             checkpoint_every=checkpoint_every,
             max_minutes=max_minutes,
             progress=progress,
-            tensorboard=tensorboard,
+            loggers=loggers,
             after_step=self._after_step,
             freeze=method.freeze,
         )

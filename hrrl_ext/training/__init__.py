@@ -5,11 +5,13 @@
 :class:`Recipe`           what the loop asks of a method: its step, and what an epoch reports
 :class:`Move`             from a loss to new weights: precision, parts, processes, optimiser
 :class:`TrainingConfig`   how long, and by which optimiser
+:class:`RunLogger`        what is told of a run: MLflow, W&B, or an object of one's own
 ========================= =================================================================
 """
 
 from .checkpoint import CheckpointError
 from .config import TrainingConfig
+from .loggers import RunLogger
 from .loop import Loop, TrainingResult
 from .move import Move
 from .recipe import Recipe
@@ -21,6 +23,7 @@ __all__ = [
     "Move",
     "Recipe",
     "RunFolder",
+    "RunLogger",
     "TrainingConfig",
     "TrainingResult",
     "load_model",

@@ -17,11 +17,11 @@ from .._state_dicts import not_finite
 from ..processes import Processes
 from .config import TrainingConfig
 from .freezing import freeze as freeze_layers
+from .loggers import Loggers, Told, check_loggers
 from .move import Move, require_pairs
 from .progress import Clock, Progress, ProgressStyle
 from .recipe import Recipe, Row
 from .run_folder import RunFolder
-from .scalars import Scalars
 from .schedule import Schedule, default_milestones, in_steps, is_in_steps
 from .stopping import Stopping, read_together
 
@@ -59,7 +59,7 @@ class Loop:
         checkpoint_every: save every so many steps, besides at the end of each epoch.
         max_minutes: stop after so long, saved so that it can be resumed.
         progress: "auto", "bar", "plain" or "off".
-        tensorboard: write each epoch's numbers to the run's folder ``tensorboard`` too.
+        loggers: what is told of each epoch: "tensorboard", "mlflow", "wandb", or a :class:`RunLogger`.
         after_step: called with the number of steps done, after each and before a checkpoint of it.
         freeze: what of the network is not trained, by names and patterns (training/freezing.py).
     """
@@ -76,7 +76,7 @@ class Loop:
         checkpoint_every: int | None = None,
         max_minutes: float | None = None,
         progress: ProgressStyle = "auto",
-        tensorboard: bool = False,
+        loggers: Loggers = (),
         after_step: Callable[[int], object] | None = None,
         freeze: Sequence[str] | None = None,
     ) -> None:
@@ -90,9 +90,8 @@ class Loop:
         self.processes, self.device = processes, device
         self.run, self.checkpoint_every, self.max_minutes = run, checkpoint_every, max_minutes
         self.progress: ProgressStyle = progress if processes.main else "off"
-        self.tensorboard = None
-        if run is not None and tensorboard and processes.main:
-            self.tensorboard = run.path / "tensorboard"
+        check_loggers(loggers, None if run is None else run.path)
+        self.loggers = loggers if processes.main else ()
         self.after_step = after_step
         self._held = freeze_layers(self._network(recipe.model), freeze)
         self.move = Move(recipe.model, config, processes, device)
@@ -128,14 +127,14 @@ class Loop:
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
-            Scalars(self.tensorboard, len(self.history) * self.per_epoch + 1) as scalars,
+            self._told() as told,
         ):
             while not self.over and (until is None or len(self.history) < until):
                 if stopping.asked(everywhere=True) or not self._epoch(progress, stopping):
                     stopping.leave(self._saved)
                     break
                 self._write_epoch()
-                scalars.add(self.history[-1])
+                told.log(self.history[-1])
                 self._save()
                 progress.line(self._line(self.history[-1]))
                 if progress.failed is not None and self.run is not None:
@@ -146,6 +145,11 @@ class Loop:
         out = None if self.run is None else self.run.path
         average = None if self.move.average is None else self._network(self.move.average.module)
         return TrainingResult(self._network(self.recipe.model), self.history, out, average)
+
+    def _told(self) -> Told:
+        folder = None if self.run is None else self.run.path
+        first = len(self.history) * self.per_epoch + 1
+        return Told(self.loggers, folder, first, self.description())
 
     def _network(self, model: nn.Module) -> nn.Module:
         """What the run is for, of the recipe's model or an average of it."""

@@ -21,22 +21,19 @@ from ..layers import logits_of
 from ..models import build_model, takes_channels
 from ..pretrained import classes_of, load_weights
 from ..processes import Processes
+from .loggers import Loggers, check_loggers
 from .run_folder import RunFolder
-from .scalars import require_tensorboard
 
 
 def open_run(
-    out: str | os.PathLike[str] | None, resume: bool, tensorboard: bool, processes: Processes
+    out: str | os.PathLike[str] | None, resume: bool, loggers: Loggers, processes: Processes
 ) -> RunFolder | None:
     """The folder of a run that begins, or is continued, for these processes alone; None saves nothing."""
+    check_loggers(loggers, out)
     if out is None:
         if resume:
             raise ValueError("resume=True needs out, the folder of the run to continue")
-        if tensorboard:
-            raise ValueError("tensorboard=True needs out, the folder that it writes to")
         return None
-    if tensorboard:
-        require_tensorboard()
     run = RunFolder(out)
     run.take_for(processes)
     if not resume:

@@ -7,6 +7,7 @@ evaluations.jsonl                 one row per evaluation within epochs, where th
 train.log                         the same in plain lines, and what went wrong beside them
 results.json                      when it is through: last and best epoch, and what the recipe adds
 tensorboard/                      events, if asked for
+mlflow.json, wandb.json, wandb/   which run of a tracker is this one, and its files, if asked for
 plots/                            of hrrl train
 checkpoints/step-00000240/        the newest two (checkpoint.py)
 best/                             config.json and model.safetensors of the best epoch, and digests

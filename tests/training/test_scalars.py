@@ -10,7 +10,8 @@ import pytest
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
-from hrrl_ext.training.scalars import Scalars
+from hrrl_ext.training.loggers import Told
+from hrrl_ext.training.scalars import TensorBoard
 
 DIGITS = load_images("digits", split="train").subset(range(64))
 SMALL: dict[str, Any] = {
@@ -46,22 +47,23 @@ def test_a_run_in_tensorboard(tmp_path: Path) -> None:
 def test_an_epoch_that_is_done_again_is_there_once(tmp_path: Path) -> None:
     """Killed after the second row was written and before its checkpoint was."""
     pytest.importorskip("tensorboard")
-    with Scalars(tmp_path, 1) as scalars:
-        scalars.add({"epoch": 1, "step": 5, "loss": 2.0})
-        scalars.add({"epoch": 2, "step": 10, "loss": 1.0})
-    with Scalars(tmp_path, 6) as scalars:
-        scalars.add({"epoch": 2, "step": 10, "loss": 1.5})
-    assert read(tmp_path)["loss"] == [(5, 2.0), (10, 1.5)]
+    for first_step, losses in ((1, {1: 2.0, 2: 1.0}), (6, {2: 1.5})):
+        writer = TensorBoard(tmp_path, first_step)
+        writer.start({})
+        for epoch, loss in losses.items():
+            writer.log({"epoch": epoch, "step": 5 * epoch, "loss": loss}, epoch)
+        writer.close()
+    assert read(tmp_path / "tensorboard")["loss"] == [(5, 2.0), (10, 1.5)]
 
 
 def test_nothing_is_written_or_imported_unless_asked(tmp_path: Path) -> None:
-    with Scalars(None, 1) as scalars:
-        scalars.add({"epoch": 1, "step": 5, "loss": 2.0})
+    with Told((), tmp_path, 1, {}) as told:
+        told.log({"epoch": 1, "step": 5, "loss": 2.0})
     assert list(tmp_path.iterdir()) == []
 
 
 def test_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="tensorboard=True needs out"):
+    with pytest.raises(ValueError, match="'tensorboard' needs out"):
         HRRLTrainer(**SMALL)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
