@@ -168,7 +168,7 @@ def test_all_end_with_the_first_that_fails(here: Path, tmp_path: Path, rank: int
                 raise OSError("cannot decode\n cat.png")
             return whole(self, rows)
 
-        ArrayImages.__getitems__ = damaged  # type: ignore[method-assign]
+        ArrayImages.__getitems__ = damaged  # type: ignore[method-assign, assignment]
         joining()
         out = tmp_path / "features.npz"
         command = [
