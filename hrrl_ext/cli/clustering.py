@@ -164,9 +164,8 @@ def _variance(args: Namespace) -> None:
         known = read_config(Path(args.snapshot), "classes")["classes"]
         require_same_classes(images.classes, known, of=args.model, data=args.snapshot)
         earlier = open_model(args.snapshot).to(device)
-        snapshot = MeanGradient(earlier, images, parameters=parameters).snapshot(
-            processes=processes
-        )
+        of_earlier = MeanGradient(earlier, images, parameters=parameters)
+        snapshot = of_earlier.snapshot(processes=processes)
     measured = gradient_variance(
         model,
         images,

@@ -143,8 +143,7 @@ class RetrievalTrainer(Trainer):
         self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
             load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
-        words = self.model.words
-        assert words is not None
+        assert (words := self.model.words) is not None
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -115,6 +115,7 @@ class Loop:
             return self._fit(until)
 
     def _fit(self, until: int | None) -> TrainingResult:
+        out = None if self.run is None else self.run.path
         shown = Progress(self.progress, self.steps, done=self.step)  # which may refuse to
         if self.run is not None and self.processes.main:
             if not self._begun:
@@ -127,7 +128,9 @@ class Loop:
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
-            self._told() as told,
+            Told(
+                self.loggers, out, self.per_epoch * len(self.history) + 1, self.description()
+            ) as told,
         ):
             while not self.over and (until is None or len(self.history) < until):
                 if stopping.asked(everywhere=True) or not self._epoch(progress, stopping):
@@ -142,14 +145,8 @@ class Loop:
         if self.run is not None and self.processes.main and self.over:
             self.run.write_results(self._results())
         self.processes.settle()
-        out = None if self.run is None else self.run.path
         average = None if self.move.average is None else self._network(self.move.average.module)
         return TrainingResult(self._network(self.recipe.model), self.history, out, average)
-
-    def _told(self) -> Told:
-        folder = None if self.run is None else self.run.path
-        first = len(self.history) * self.per_epoch + 1
-        return Told(self.loggers, folder, first, self.description())
 
     def _network(self, model: nn.Module) -> nn.Module:
         """What the run is for, of the recipe's model or an average of it."""
