@@ -128,8 +128,7 @@ class RetrievalTrainer(Trainer):
         training, method = configs(preset, config, "RetrievalTrainer")
         self.after_step = after_step
         processes, device_ = start_processes(device)
-        loggers = asked_for(loggers, tensorboard)
-        run = open_run(out, resume, loggers, processes)
+        run = open_run(out, resume, loggers := asked_for(loggers, tensorboard), processes)
         check_init(init, init_part, resume)
         if training.patience is not None and validation is None:
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
@@ -143,7 +142,8 @@ class RetrievalTrainer(Trainer):
         self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
             load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
-        assert (words := self.model.words) is not None
+        words = self.model.words
+        assert words is not None
         self.model.to(device_)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -125,12 +125,11 @@ class Loop:
             self.run.begin(self.description(), str(self.device), self.processes.size, network)
             if self.history:
                 self.run.mend(self.history, list(map(self._line, self.history)))
+        first = len(self.history) * self.per_epoch + 1
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
-            Told(
-                self.loggers, out, self.per_epoch * len(self.history) + 1, self.description()
-            ) as told,
+            Told(self.loggers, out, first, self.description()) as told,
         ):
             while not self.over and (until is None or len(self.history) < until):
                 if stopping.asked(everywhere=True) or not self._epoch(progress, stopping):
