@@ -514,12 +514,12 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "clusters by the device alone, perturb": (
         DEVICE_P,
         "compiled >= architecture",
-        "compiled >= 0",
+        "compiled >= 0 * architecture",
     ),
     "clusters by the device alone, simplex": (
         DEVICE_S,
         "compiled >= architecture",
-        "compiled >= 0",
+        "compiled >= 0 * architecture",
     ),
     "what another device answered": (
         *(DEVICE_S, "kept_[static_cast<size_t>(device)]", "kept_[0 * static_cast<size_t>(device)]"),

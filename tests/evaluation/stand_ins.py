@@ -69,7 +69,7 @@ def find_norm(norm: str) -> str:
 
 def evaluate_attack(
     model: nn.Module, x: Tensor, target: Tensor, spec: str, *, quick: bool = False,
-    batch_size: int = 256, seed: int = 0, progress: Any = None,
+    batch_size: int = 256, seed: int = 0, progress: Any = None, processes: Any = None,
 ) -> AttackResult:  # fmt: skip
     """One step of the sign of the gradient, whatever the norm."""
     CALLS.append(spec)
@@ -108,6 +108,7 @@ def max_epsilon(
     *,
     norm: str = "linf",
     eps: Sequence[float] = EPS_GRID,
+    processes: Any = None,
 ) -> EpsilonCurve:
     CALLS.append(f"max {norm}")
     return EpsilonCurve(norm, eps[1], 0.01, tuple(eps), (0.9, 0.895, 0.5))
