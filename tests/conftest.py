@@ -26,7 +26,7 @@ TRAINS = {
     ),
     *("cuda/test_emulated_simplex.py", "data/test_unreadable.py"),
     *("evaluation/test_commands.py", "evaluation/test_html.py", "evaluation/test_neighbours.py"),
-    *("linear/test_linear_networks.py", "linear/test_max_margin.py"),
+    *("linear/test_linear_networks.py", "linear/test_max_margin.py", "ops/test_registration.py"),
     *("retrieval/test_pair_queue.py", "retrieval/test_players.py"),
     *("retrieval/test_retrieval_training.py", "retrieval/test_train_command.py"),
     *("robust/test_chi_square.py", "robust/test_consistency.py", "robust/test_levels.py"),
@@ -34,6 +34,7 @@ TRAINS = {
     *("test_channels.py", "test_cli.py", "test_cli_loop.py", "test_cli_transfer.py"),
     *("test_hidden_groups.py", "test_image_sizes.py", "test_known_classes.py", "test_outputs.py"),
     *("training/test_discovered.py", "training/test_freezing.py", "training/test_trackers.py"),
+    "training/test_no_waiting.py",
     *("training/test_trainer.py", "transfer/test_finetuning.py", "transfer/test_study.py"),
     *("transfer/test_sgd_probe.py", "transfer/test_tuning.py"),
 }
