@@ -118,6 +118,16 @@ def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
         )
 
 
+@pytest.fixture
+def _one_thread() -> Iterator[None]:
+    """As each of the two has it: with other threads sums have another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_two_processes_have_the_results_of_one(here: Path, tmp_path: Path) -> None:
     """To the bit, since batches are whole and rows are put together in order; but where gradients of
     parts are summed: the rounding of float64 for clusters and SVRG, of float32 for a training."""
