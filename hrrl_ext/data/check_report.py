@@ -41,6 +41,17 @@ class Part(NamedTuple):
     """why training does not open it, or nothing"""
 
 
+def first_places(parts: Sequence[Part]) -> np.ndarray:
+    """Where the images of each part begin among all, and where they end."""
+    return np.cumsum([0, *(len(part.images) for part in parts)])
+
+
+def part_at(parts: Sequence[Part], first: np.ndarray, place: int) -> tuple[Part, int]:
+    """Of a place among all images the part, and the row in it."""
+    number = int(np.searchsorted(first, place, side="right")) - 1
+    return parts[number], place - int(first[number])
+
+
 @dataclass(frozen=True)
 class Finding:
     """One thing that was found of an image, or of a class."""
@@ -116,11 +127,10 @@ class CheckReport:
 
     @cached_property
     def _first(self) -> np.ndarray:
-        return np.cumsum([0, *(len(part.images) for part in self.parts)])
+        return first_places(self.parts)
 
     def _at(self, place: int) -> tuple[Part, int]:
-        number = int(np.searchsorted(self._first, place, side="right")) - 1
-        return self.parts[number], place - int(self._first[number])
+        return part_at(self.parts, self._first, place)
 
     def _finding(self, kind: str, place: int) -> Finding:
         part, row = self._at(place)
@@ -169,16 +179,11 @@ class CheckReport:
         path = Path(file)
         if path.suffix.lower() not in (".csv", ".jsonl"):
             raise ValueError(f"check: a list is a .csv or a .jsonl, got {os.fspath(file)!r}")
-        rows = (
-            dict(
-                zip(
-                    _COLUMNS,
-                    (f.image, f.class_name, f.part, f.kind, "yes" if f.leave_out else "no", f.why),
-                    strict=True,
-                )
-            )
+        entries = (
+            (f.image, f.class_name, f.part, f.kind, "yes" if f.leave_out else "no", f.why)
             for f in self.findings()
         )
+        rows = (dict(zip(_COLUMNS, entry, strict=True)) for entry in entries)
         if path.suffix.lower() == ".csv":
             write_csv(path, _COLUMNS, rows)
         else:

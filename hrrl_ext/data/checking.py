@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .check_report import CheckReport, Part
+from .check_report import CheckReport, Part, first_places, part_at
 from .columns import sorted_names
 from .folders import DecodedImages, FolderImages, class_folders
 from .image_sets import ArrayImages, ImageSet
@@ -255,13 +255,13 @@ def _others(rows: Sequence[int], of: Sequence[int]) -> list[int]:
 
 def _find_case(parts: Sequence[Part], looked: np.ndarray) -> dict[int, int]:
     """Marks files whose names a system without case takes for one; for each another."""
-    first = np.cumsum([0, *(len(part.images) for part in parts)])
+    first = first_places(parts)
     found: dict[int, int] = {}
     for rows in _groups(looked["name"][:, None], looked["name"] != 0):
         names: dict[str, dict[str, int]] = {}
         for row in rows:  # by their letters, as a digest of 64 bits may be shared by chance
-            at = int(np.searchsorted(first, row, side="right")) - 1
-            name = name_of(parts[at].images, row - first[at])
+            part, at = part_at(parts, first, row)
+            name = name_of(part.images, at)
             names.setdefault(name.casefold(), {}).setdefault(name, row)
         for alike in names.values():
             if len(alike) > 1:
