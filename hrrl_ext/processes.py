@@ -32,7 +32,7 @@ class ProcessFailedError(RuntimeError):
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this is. ``Processes()`` is the only one, and costs nothing."""
+    """Which of how many processes this is; where it is the only one it costs nothing."""
 
     rank: int = 0
     size: int = 1
@@ -161,6 +161,10 @@ class _Whole(torch.autograd.Function):
         return summed[ctx.part.start : ctx.part.stop], None, None
 
 
+ALONE = Processes()
+"""The only one."""
+
+
 def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
     """The processes that torchrun has started, and the device of this one.
 
@@ -210,7 +214,7 @@ def joined(device: str = "auto") -> Iterator[tuple[Processes, torch.device]]:
 def current_processes() -> Processes:
     """Those that are connected."""
     if not dist.is_initialized():
-        return Processes()
+        return ALONE
     return Processes(dist.get_rank(), dist.get_world_size())
 
 

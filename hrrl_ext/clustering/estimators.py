@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .._modes import evaluating
 from ..data.ids import Ids
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from ..spec import nearest
 from .examples import Data, ExampleLoss, Examples, check_losses, cross_entropy
 from .sampler import StratifiedSampler
@@ -106,7 +106,7 @@ class MeanGradient:
         chunk: int,
         *,
         state: Mapping[str, Tensor] | None = None,
-        processes: Processes = Processes(),  # noqa: B008  (frozen)
+        processes: Processes = ALONE,
     ) -> Tensor:
         """[P] float64: the mean gradient over all examples, ``chunk`` of them at a time; ``processes``
         take one in turn, and add up to the rounding of float64."""
@@ -121,7 +121,7 @@ class MeanGradient:
         self,
         chunk: int = 128,
         *,
-        processes: Processes = Processes(),  # noqa: B008  (frozen)
+        processes: Processes = ALONE,
     ) -> Snapshot:
         """The model as it is now, for :class:`SVRG`: one pass over the data, copies of the weights."""
         state = {name: t.detach().clone() for name, t in _state(self.model).items()}

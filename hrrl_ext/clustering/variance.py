@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._streams import random_stream
 from .._tables import aligned
 from ..data.ids import Ids
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from ..spec import nearest
 from .estimators import (
     SVRG,
@@ -99,7 +99,7 @@ def gradient_variance(
     form: Form = "corrected",
     replacement: bool = False,
     seed: int = 0,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> VarianceTable:
     """The variance of several estimators of the mean gradient, all at the model as it is.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._streams import Draws, random_stream
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .augmix import AugMix
 from .fetching import Fetcher
 from .ids import checked_ids
@@ -143,7 +143,7 @@ class Batches:
         device: str | torch.device = "cpu",
         num_workers: int = 0,
         keep_gib: float = 0.0,
-        processes: Processes = Processes(),  # noqa: B008  (frozen)
+        processes: Processes = ALONE,
         views: bool = False,
         sampling: Sampling = "uniform",
         balance: float = 1.0,

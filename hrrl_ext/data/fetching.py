@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .image_sets import ImageSet
 from .memory import KeptImages, keep
 
@@ -30,7 +30,7 @@ class Fetcher:
         device: torch.device,
         num_workers: int = 0,
         keep_gib: float = 0.0,
-        processes: Processes = Processes(),  # noqa: B008  (frozen)
+        processes: Processes = ALONE,
     ) -> None:
         if num_workers < 0:
             raise ValueError(f"Batches: num_workers must be at least 0, got {num_workers}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .._pixels import PixelCheck
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .image_sets import as_float
 
 _ACCEPTED = (
@@ -22,9 +22,10 @@ def labelled_batches(
     data: Any,
     batch_size: int,
     where: str,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images [B, 3, H, W], uint8 or floating point, and labels [B] int64; no batch is empty.
+    processes: Processes = ALONE,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Of each batch the row of its first example, images [B, 3, H, W], uint8 or floating point, and
+    labels [B] int64; no batch is empty.
 
     data   an image set (`__len__`, and `__getitems__(indices)` giving images [B, 3, H, W] and labels
            [B]), a tuple (images [N, 3, H, W], labels [N]) of tensors, or an iterable of batches
@@ -37,13 +38,13 @@ def labelled_batches(
     """
     if batch_size < 1:
         raise ValueError(f"{where}: batch_size must be at least 1, got {batch_size}")
-    rows = 0
+    first = row = processes.rank * batch_size
     for batch in _batches(data, batch_size, where, processes):
         images, labels = _checked(batch, where)
-        rows += len(images)
         if len(images):
-            yield images, labels
-    if rows == 0 and processes.main:  # others may be more than there are batches
+            yield row, images, labels
+            row += len(images) + (processes.size - 1) * batch_size
+    if row == first and processes.main:  # others may be more than there are batches
         raise ValueError(f"{where}: data has no examples; check its path and split")
 
 

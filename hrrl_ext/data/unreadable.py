@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, TypeVar, get_args
 import torch
 from torch import Tensor
 
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .folders import DecodedImages
 from .image_sets import ArrayImages, ImageSet
 
@@ -42,7 +42,7 @@ def unreadable(
     """
     if isinstance(images, ArrayImages):
         return []
-    processes = processes or Processes()
+    processes = processes or ALONE
     mine = processes.part(len(images))
     tried = in_threads(lambda row: _tried(images, row), mine, num_workers)
     found = [u for u in tried if u is not None]

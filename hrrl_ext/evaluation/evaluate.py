@@ -19,7 +19,7 @@ from ..data.labelled import as_input
 from ..data.resize import size_of
 from ..data.unreadable import left_out
 from ..pretrained import weights_digest
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from ..spec import listed, nearest
 from .config import EvaluationConfig, evaluation_config
 from .corruptions import SEVERITIES
@@ -54,7 +54,7 @@ def evaluate(
     out: str | os.PathLike[str] | None = None,
     resume: bool = False,
     progress: Callable[[str], None] | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
     **settings: Any,
 ) -> Report:
     """Accuracy by concept, the perturbation curve, calibration, corruptions and attacks of a model.

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from ..storage import WorkFolder, read_json, write_json
 from .parts import Part
 from .schema import of_part
@@ -30,7 +30,7 @@ class EvaluationFolder:
     def __init__(
         self,
         path: str | os.PathLike[str] | None,
-        processes: Processes = Processes(),  # noqa: B008  (frozen)
+        processes: Processes = ALONE,
     ) -> None:
         self.path = Path(path) if path is not None and processes.main else None
         self._processes = processes

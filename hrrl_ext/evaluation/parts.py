@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import ImageSet
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .accuracy import Accuracy, wilson_interval
 from .calibration import (
     LIMITS,
@@ -142,7 +142,7 @@ def corruption_part(
     severities: Sequence[ImageSet],
     *,
     batch_size: int,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> Part:
     """One kind at every severity; the calibration error is that of all severities together."""
     options: dict[str, Any] = {"batch_size": batch_size, "processes": processes}
@@ -192,7 +192,7 @@ def max_epsilon_part(
     target: Tensor,
     norm: str,
     *,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> Part:
     """The grid is the thesis's, of a change per pixel: ε √d as a norm of the whole image, ε d in l1."""
     from .attacks import EPS_GRID, max_epsilon

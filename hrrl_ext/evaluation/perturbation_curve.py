@@ -16,7 +16,7 @@ from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 from ..layers import logits_of
 from ..perturbation import ExamplePerturbation
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .predictions import checked_logits
 
 _PIXEL_RMS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of 255
@@ -51,7 +51,7 @@ def perturbation_curve(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> PerturbationCurve:
     """Accuracy on x̃ = x + step · ∇_x ℓ / ‖∇_x ℓ‖_F, for a list of steps (paper, Figure 4).
 
@@ -76,8 +76,7 @@ def perturbation_curve(
     ) -> Iterator[tuple[list[float], Tensor, int]]:
         """Of each batch the steps, how many are right at each [S], and how many there are."""
         nonlocal steps
-        row = processes.rank * batch_size
-        for images, labels in labelled_batches(data, batch_size, where, processes):
+        for row, images, labels in labelled_batches(data, batch_size, where, processes):
             steps = list(default_steps(images.shape[1:]) if steps is None else steps)
             x, target = as_input(images, there, dtype, check), labels.to(there, torch.int64)
             clean = checked_logits(model(x), target, row, where)
@@ -85,7 +84,6 @@ def perturbation_curve(
             moved = (logits_of(model(ops.perturb(x, grad, s)[0])) if s else clean for s in steps)
             correct = torch.stack([(y.argmax(1) == target).sum() for y in moved])
             yield steps, correct.cpu(), len(target)
-            row += len(target) + (processes.size - 1) * batch_size
 
     with borrowed(model, device) as on:
         found = list(processes.in_order(measured(*on)))

@@ -12,7 +12,7 @@ from .._modes import borrowed
 from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 from ..layers import logits_of
-from ..processes import Processes
+from ..processes import ALONE, Processes
 
 
 class Predictions(NamedTuple):
@@ -38,7 +38,7 @@ def predict(
     *,
     batch_size: int = 256,
     device: torch.device | str | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> Predictions:
     """The logits of every example, in the order of the data; no gradient.
 
@@ -58,12 +58,10 @@ def predict(
     check = PixelCheck(model, "predict")
 
     def predicted(there: torch.device, dtype: torch.dtype) -> Iterator[Predictions]:
-        row = processes.rank * batch_size
-        for images, target in labelled_batches(data, batch_size, "predict", processes):
+        for row, images, target in labelled_batches(data, batch_size, "predict", processes):
             out = model(as_input(images, there, dtype, check))
             logits = checked_logits(out, target, row, "predict").to("cpu", torch.float32)
             yield Predictions(logits, target.to("cpu", torch.int64, copy=True))
-            row += len(images) + (processes.size - 1) * batch_size
 
     with borrowed(model, device) as where:
         parts = list(processes.in_order(predicted(*where)))

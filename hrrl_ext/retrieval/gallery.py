@@ -25,7 +25,7 @@ from ..data.labelled import as_input
 from ..data.leaving_out import split_leave_out, without
 from ..data.resize import ImageSize
 from ..pretrained import weights_digest
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from ..storage import replacing
 from .embeddings import load_embeddings
 from .index import Found, Index
@@ -214,7 +214,7 @@ def embed(
     device: torch.device | str | None = None,
     source: dict[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> Gallery:
     """The gallery of images, and of their captions where ``data`` has any.
 
@@ -262,7 +262,7 @@ def embed(
         image,
         caption,
         model.compared,
-        names=[str(name) for name in images.sources] if isinstance(images, DecodedImages) else (),
+        names=list(map(images.told, images.sources)) if isinstance(images, DecodedImages) else (),
         captions=captions,
         weights=weights_digest(model),
         source=source or {},

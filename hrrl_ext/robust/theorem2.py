@@ -15,7 +15,7 @@ from ..perturbation import (
     ExamplePerturbation,
     frozen_statistics,
 )
-from ..processes import Processes
+from ..processes import ALONE, Processes
 
 _EVERY = (
     32  # steps from one estimate to the next: one more gradient pass, 2/5 of a step, costs 1.3 %
@@ -78,7 +78,7 @@ class Theorem2Perturbation(ExamplePerturbation):
             loss=loss,
         )
         self.multiple = float(multiple)
-        self.processes = Processes() if processes is None else processes
+        self.processes = processes or ALONE
         self.register_buffer("l_x", torch.tensor(math.nan, dtype=torch.float64))
         self.register_buffer("_sums", torch.zeros(2, dtype=torch.float64), persistent=False)
         self.set_extra_state(0)

@@ -27,7 +27,7 @@ from ..layers import (
     find_layer,
     the_classifier,
 )
-from ..processes import Processes
+from ..processes import ALONE, Processes
 from .feature_files import (
     Features,
     check_suffix,
@@ -96,7 +96,7 @@ def stream_features(
     pool: bool = True,
     batch_size: int = 256,
     device: torch.device | str | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> tuple[int, int]:
     """Writes what `extract_features` gives to a file, batch by batch, and returns (N, D).
 
@@ -127,7 +127,7 @@ def _feature_batches(
     pool: bool,
     batch_size: int,
     device: torch.device | str | None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> Generator[Features]:
     if batch_size < 1:
         raise ValueError(f"extract_features: batch_size must be at least 1, got {batch_size}")
@@ -141,12 +141,14 @@ def _feature_batches(
             f"extract_features: {name} of the model holds NaN or infinite values; take weights of before "
             "training went wrong"
         )
-    row, check = processes.rank * batch_size, PixelCheck(model, "extract_features")
+    check = PixelCheck(model, "extract_features")
     with borrowed(model, device) as (there, dtype), ExitStack() as hooks:
         features: list[Tensor] | None = None
         if classifier is not None or layer is not None:
             features = hooks.enter_context(_features_of(model, classifier, layer, pool))
-        for images, target in labelled_batches(data, batch_size, "extract_features", processes):
+        for row, images, target in labelled_batches(
+            data, batch_size, "extract_features", processes
+        ):
             x = as_input(images, there, dtype, check)
             if features is None:
                 found = find_classifiers(model, x[:2])
@@ -159,7 +161,6 @@ def _feature_batches(
             rows_of_batch = _feature_rows(
                 features, len(images), row, "classifier" if layer is None else "layer"
             )
-            row += len(images) + (processes.size - 1) * batch_size
             yield Features(rows_of_batch, target.to("cpu", torch.int64, copy=True))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ...norms import Norm
-from ...processes import Processes
+from ...processes import ALONE, Processes
 from .apgd import apgd
 from .losses import Loss
 from .victim import attackable, borrowed
@@ -54,7 +54,7 @@ def max_epsilon(
     steps: int = 20,
     batch_size: int = 256,
     progress: Callable[[str], None] | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> EpsilonCurve:
     """The largest radius at which accuracy is at most ``cost`` (absolute) below the clean one.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...norms import Ball
-from ...processes import Processes
+from ...processes import ALONE, Processes
 from . import checks
 from .apgd import apgd
 from .gradient import fgsm, pgd
@@ -38,7 +38,7 @@ def evaluate_attack(
     batch_size: int = 256,
     seed: int = 0,
     progress: Callable[[str], None] | None = None,
-    processes: Processes = Processes(),  # noqa: B008  (frozen)
+    processes: Processes = ALONE,
 ) -> AttackResult:
     """How many points stay right whatever is tried within a radius; and signs that it flatters.
 
