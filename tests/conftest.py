@@ -26,7 +26,7 @@ TRAINS = {
     ),
     *("cuda/test_emulated_simplex.py", "data/test_unreadable.py"),
     *("evaluation/test_commands.py", "evaluation/test_html.py", "evaluation/test_neighbours.py"),
-    *("linear/test_linear_networks.py", "linear/test_max_margin.py", "ops/test_registration.py"),
+    *("linear/test_linear_networks.py", "linear/test_max_margin.py"),
     *("retrieval/test_pair_queue.py", "retrieval/test_players.py"),
     *("retrieval/test_retrieval_training.py", "retrieval/test_train_command.py"),
     *("robust/test_chi_square.py", "robust/test_consistency.py", "robust/test_levels.py"),

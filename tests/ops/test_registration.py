@@ -147,6 +147,7 @@ GRID: dict[str, tuple[list[tuple[int, ...]], Callable[[Tensor], list[tuple[Any, 
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", cases.FLOATS, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", GRID)
