@@ -106,9 +106,9 @@ def _rows_of_files(images: ImageFiles, paths: set[str]) -> set[int]:
 
 
 def _read(path: Path) -> Sequence[_Listed]:
+    if not regular(path).is_file():
+        raise FileNotFoundError(f"leave_out: {path} does not exist; expected {_FORM}")
     if path.suffix.lower() not in TABLES:
-        if not regular(path).is_file():
-            raise FileNotFoundError(f"leave_out: {path} does not exist; expected {_FORM}")
         lines = (line.strip() for line in read_text(path).splitlines())
         return [_Listed(_as_written(line), "") for line in lines if line]
     table = read_table(path, least=0)  # nothing was found, and JSON lines have no header then

@@ -165,7 +165,8 @@ def _open(
     if isinstance(source, (str, os.PathLike)) and is_list(source):
         return open_list(source, split, _required(image_size, source), root)
     if _of_shards(source):
-        return open_shards(source, _required(image_size, "the shards"))
+        first = source if isinstance(source, str) else source[0]
+        return open_shards(source, _required(image_size, first))
     if isinstance(source, (str, os.PathLike)):
         return _open_path(Path(source), split, image_size)
     if isinstance(source, (list, tuple)):
