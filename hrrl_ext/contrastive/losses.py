@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .._products import inner_products
+
 # Logits at once: on the CPU they stay in the cache, on a GPU in its L2, where few launches count.
-_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
+_AT_ONCE = {"cpu": 3 * 2**15, "cuda": 2**22}
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
@@ -78,17 +80,16 @@ def _attend(
     """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; their maximum m [B]; and, if asked for, the sum
     Σ_j e^{l_j - m} n_j [B, D]."""
     columns = max(1, _AT_ONCE.get(q.device.type, _AT_ONCE["cuda"]) // max(1, len(q)))
-    room = q.new_empty(len(q) * min(columns, len(negatives)))
     shift, total = q.new_full((len(q), 1), -math.inf), q.new_zeros(len(q), 1)
     weighted = torch.zeros_like(q) if with_sum else None
     for piece in negatives.split(columns) if len(negatives) else ():
-        logits = room[: len(q) * len(piece)].view(len(q), len(piece))
-        torch.addmm(logits, q, piece.T, beta=0, alpha=1 / temperature, out=logits)
-        higher = torch.maximum(shift, logits.amax(1, keepdim=True))
+        logits = inner_products(q, piece)
+        higher = torch.maximum(shift, logits.amax(1, keepdim=True) / temperature)
         fade = (shift - higher).exp_()
-        logits.sub_(higher).exp_()
+        torch.add(-higher, logits, alpha=1 / temperature, out=logits).exp_()
         total.mul_(fade).add_(logits.sum(1, keepdim=True))
         if weighted is not None:
-            weighted.mul_(fade).addmm_(logits, piece)
+            weighted.mul_(fade).add_(inner_products(logits, piece.T))
         shift = higher
+        del logits  # before the next are made
     return (shift + total.log()).view(-1), shift.view(-1), weighted

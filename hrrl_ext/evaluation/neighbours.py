@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._arrays import is_positive, to_numpy, unit_rows
 from .._precision import full_float32
+from .._products import inner_products
 
 _CHUNK = 2**24  # similarities in memory at once
 
@@ -71,7 +72,7 @@ class KNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
 
     def _shares(self, queries: Tensor) -> Tensor:
         with full_float32(queries.device):
-            similarity = queries @ self._features.T
+            similarity = inner_products(queries, self._features)
         near = _most_similar(similarity, int(self.k))
         s = similarity.gather(1, near).double()
         vote = ((s - s.amax(1, keepdim=True)) / self.temperature).exp()  # in (0, 1], whatever T

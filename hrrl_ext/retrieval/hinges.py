@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .._precision import full_float32
+from .._products import inner_products
 from ..ops import (
     Similarity,
     hardest_negatives,
@@ -92,14 +93,13 @@ class SumHinge(torch.autograd.Function):
                 of_tile = below[rows], below, *weights, image_group[rows], caption_group
                 if similarity == "cosine":
                     hinges = hinge_coefficients(image[rows], caption, *of_tile)
-                    torch.mm(hinges.coefficient, caption, out=to_image[rows])
-                    first = rows.start == 0  # what is there is not read then
-                    to_caption.addmm_(hinges.coefficient.T, image[rows], beta=0 if first else 1)
+                    to_image[rows] = inner_products(hinges.coefficient, caption.T)
+                    of_captions = inner_products(hinges.coefficient.T, image[rows].T)
                 else:
                     scores, back = all_scores(image[rows], caption, similarity)
                     hinges = reference.hinges_of(scores, *of_tile)
                     to_image[rows], of_captions = back(hinges.coefficient)
-                    to_caption = of_captions if rows.start == 0 else to_caption + of_captions
+                to_caption = of_captions if rows.start == 0 else to_caption.add_(of_captions)
                 loss += hinges.loss
                 of_pair[rows] -= hinges.of_image
                 of_pair -= hinges.of_caption

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .._arrays import unit_rows
 from .._precision import full_float32
+from .._products import inner_products
 from ..spec import not_known
 
 SIMILARITIES = ("cosine", "dot", "order")
@@ -133,7 +134,7 @@ def scores(image: Tensor, caption: Tensor, similarity: str) -> Tensor:
     """[N, M] of :func:`embedded` rows: f·g, or -‖max(0, g - f)‖ for "order" (Vendrov et al., 2016)."""
     if similarity != "order":
         with full_float32(image.device):
-            return image @ caption.T
+            return inner_products(image, caption)
     out = image.new_empty(len(image), len(caption))
     at_once = max(1, _PIECE // max(1, caption.numel()))
     for rows, f in zip(out.split(at_once), image.split(at_once), strict=True):

@@ -1,0 +1,92 @@
+"""Inner products by either way, against float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hrrl_ext import _products
+from hrrl_ext._products import inner_products
+
+needs_onednn = pytest.mark.skipif(
+    not _products._onednn_answers(), reason="this torch has no oneDNN to call"
+)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What oneDNN was asked for, as on the machines that it is faster on."""
+    asked: list[Tensor] = []
+    of_onednn = _products._of_onednn
+
+    def asks(x: Tensor, y: Tensor) -> Tensor:
+        asked.append(x)
+        return of_onednn(x, y)
+
+    monkeypatch.setattr(_products, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(_products, "_of_onednn", asks)
+    return asked
+
+
+def factors(n: int, m: int, d: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(0)
+    return torch.randn(n, d, generator=g, dtype=dtype), torch.randn(m, d, generator=g, dtype=dtype)
+
+
+@needs_onednn
+@pytest.mark.parametrize("turned", [(), (0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(257, 131, 127), (512, 64, 128), (1, 2**11, 2**11)], ids=str)
+def test_onednn_agrees_with_float64(
+    calls: list[Tensor], shape: tuple[int, int, int], turned: tuple[int, ...]
+) -> None:
+    pair = [t.T.contiguous().T if i in turned else t for i, t in enumerate(factors(*shape))]
+    x, y = pair
+    out = inner_products(x, y)
+    assert len(calls) == 1 and out.is_contiguous()
+    exact = x.double() @ y.double().T
+    # A sum of D products errs by at most D u Σ|x_k y_k|, in any order; about √D u of it by chance.
+    bound = math.sqrt(shape[2]) * 2**-23 * (x.abs().double() @ y.abs().double().T)
+    assert ((out - exact).abs() <= bound).all()
+    assert torch.equal(out, inner_products(x, y)), "the same bits each time"
+
+
+@needs_onednn
+def test_what_is_no_number_stays_in_its_row(calls: list[Tensor]) -> None:
+    x, y = factors(512, 64, 128)
+    x[3, 5], x[7, 0] = torch.nan, torch.inf
+    out = inner_products(x, y)
+    assert calls and out[3].isnan().all() and not out[7].isfinite().any()
+    assert out.isfinite().all(1).sum() == 510
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "d"), [(0, 3, 4), (3, 0, 4), (3, 4, 0), (1, 1, 1), (64, 64, 64)]
+)
+def test_few_products_are_torchs(calls: list[Tensor], n: int, m: int, d: int) -> None:
+    x, y = factors(n, m, d)
+    assert torch.equal(inner_products(x, y), x @ y.T) and not calls
+
+
+def test_other_dtypes_and_gradients_are_torchs(calls: list[Tensor]) -> None:
+    for dtype in (torch.float64, torch.bfloat16):
+        x, y = factors(512, 64, 128, dtype)
+        assert torch.equal(inner_products(x, y), x @ y.T)
+    x, y = factors(512, 64, 128)
+    x.requires_grad_()
+    (grad,) = torch.autograd.grad(inner_products(x, y).sum(), x)
+    torch.testing.assert_close(grad, y.sum(0).expand_as(x))
+    assert not calls
+
+
+@pytest.mark.parametrize("missing", [AttributeError, RuntimeError, TypeError])
+def test_a_torch_without_it_is_told_at_once(
+    monkeypatch: pytest.MonkeyPatch, missing: type[Exception]
+) -> None:
+    def refuses(x: Tensor, y: Tensor) -> Tensor:
+        raise missing("no such operator")
+
+    monkeypatch.setattr(_products, "_of_onednn", refuses)
+    assert not _products._onednn_answers()
