@@ -81,6 +81,12 @@ def bars(facts: dict[str, Any]) -> list[Bar]:
             return _ratios(liger=4, eager=1, compile=1, entmax=1)
         case "project_simplex_backward" if 3 * math.prod(shape) * size >= LARGE:
             return _ratios(copy=0.8, eager=3, compile=1.2, entmax=3)
+        case "hardest_negatives":
+            return _ratios(gather=1, compile=1)
+        case "info_nce":
+            return _ratios(eager=5, compile=2)
+        case "mix_chains":  # a million images of 32 pixels a second, 30,000 of 224
+            return [Bar("", "device", shape[0] / (1 if shape[-1] <= 32 else 0.03))]
         case "rank1_assign":
             return _assignment_bars(facts["kind"], clusters=shape[-1])
     return _ratios(eager=1, compile=1)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from comparisons import Call, Comparison, Compiler, agree, generator, plain
+from shapes import Negatives
 from torch import Tensor, nn
 
 from hrrl_ext import URRLTrainer
@@ -26,20 +27,6 @@ from hrrl_ext.models import resnet18
 
 TEMPERATURE = 0.2
 AGREEMENT = 1e-6
-
-
-@dataclass(frozen=True)
-class Negatives:
-    batch: int
-    keys: int
-    size: int = 128
-
-    def __str__(self) -> str:
-        return f"B{self.batch}-K{self.keys}-D{self.size}"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"shape": (self.batch, self.keys, self.size), "dtype": "fp32"}
 
 
 def eager_info_nce(query: Tensor, key: Tensor, queue: Tensor) -> Tensor:

@@ -231,6 +231,22 @@ class Embeddings:
         return {"shape": (self.batch, self.size), "dtype": "fp32", "kind": self.similarity}
 
 
+@dataclass(frozen=True)
+class Negatives:
+    """Queries against a queue of keys."""
+
+    batch: int
+    keys: int
+    size: int = 128
+
+    def __str__(self) -> str:
+        return f"B{self.batch}-K{self.keys}-D{self.size}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"shape": (self.batch, self.keys, self.size), "dtype": "fp32"}
+
+
 Shape = (
     Images
     | Mixtures
@@ -239,6 +255,7 @@ Shape = (
     | Vector
     | Game
     | Rows
+    | Negatives
     | Products
     | Centres
     | Perceptron

@@ -12,12 +12,12 @@ import memory
 import pytest
 from contrastive_comparisons import (
     PRETRAINING_STEPS,
-    Negatives,
     PretrainingCase,
     negatives,
 )
 from measurement import Measurement
 from places import Place
+from shapes import Negatives
 from test_ops import product
 from torch import Tensor
 

@@ -78,9 +78,10 @@ BOUNDS = [
     Bound(r"chi_square_response_kernel", 64, 2790, 1420, 430, 8),
     Bound(r"rank1_dot_kernel<float, 4, LaneTeam<32>", 40, 420, 190, 100, 16),
     Bound(r"rank1_argmin_kernel<LaneTeam<32>", 40, 760, 190, 155, 8),
-    Bound(r"hardest_kernel<float, false>", 120, 2150, 1720, 205, 8),
-    Bound(r"hinge_kernel<float>", 64, 3950, 610, 430, 8),
-    Bound(r"pair_kernel<float, false>", 32, 760, 590, 15, 8),
+    Bound(r"hardest_kernel<float, false>", 104, 2600, 2180, 10, 8),
+    Bound(r"hardest_kernel<float, true>", 120, 3680, 3260, 10, 8),
+    Bound(r"hinge_kernel<float>", 96, 4180, 775, 465, 8),
+    Bound(r"pair_kernel<float, false>", 36, 1080, 740, 10, 8),
     Bound(r"mix_chains_kernel<unsigned char>", 80, 4370, 3840, 235, 8),
     Bound(r"perturb_stored_kernel<float>", 32, 1300, 400, 75, 8),
 ]

@@ -38,6 +38,7 @@ class Kernel:
     shared: int  # bytes that are static
     instructions: int
     loop: int  # of them in the longest loop
+    inner: int  # in the longest that has no loop within
     doubles: int  # of them in double, or between double and another type
     loads: dict[int, int]  # of global memory, by their bytes
 
@@ -104,18 +105,25 @@ def kernels_of(folder: Path, cubin: Path, pattern: str) -> list[Kernel]:
     return found
 
 
-def count(lines: list[str]) -> tuple[int, int, int, dict[int, int]]:
-    """The last four of Kernel. Padding is no instruction, and the branch to itself before it no loop."""
+def count(lines: list[str]) -> tuple[int, int, int, int, dict[int, int]]:
+    """The last five of Kernel. Padding is no instruction, and the branch to itself before it no loop."""
     listed = [(int(m[1], 16), m[2], m[3]) for m in map(INSTRUCTION.match, lines) if m]
     listed = [entry for entry in listed if entry[1] != "NOP"]
-    loop = 0
+    loops = set()
     for address, name, operands in listed:
         target = re.search(r"0x([0-9a-f]+)", operands) if name.startswith("BRA") else None
         if target and (begin := int(target[1], 16)) < address:
-            loop = max(loop, sum(begin <= at <= address for at, *_ in listed))
+            loops.add((begin, address))
+    sizes = {(begin, end): sum(begin <= at <= end for at, *_ in listed) for begin, end in loops}
+    inner = [
+        size
+        for (begin, end), size in sizes.items()
+        if not any((begin, end) != (b, e) and begin <= b and e <= end for b, e in loops)
+    ]
     loads = Counter(BYTES[m[1]] for _, name, _ in listed if (m := LOAD.match(name)))
     doubles = sum(bool(DOUBLE.match(name)) for _, name, _ in listed)
-    return len(listed), loop, doubles, dict(sorted(loads.items()))
+    longest = max(sizes.values(), default=0), max(inner, default=0)
+    return len(listed), *longest, doubles, dict(sorted(loads.items()))
 
 
 def main() -> None:
@@ -124,12 +132,12 @@ def main() -> None:
     parser.add_argument("--library", type=Path, default=LIBRARY, help="or a .cubin")
     parser.add_argument("--architecture", default="sm_90")
     args = parser.parse_args()
-    print("registers  spilled  shared  instructions  loop  doubles  loads by bytes")
+    print("registers  spilled  shared  instructions  loop  inner  doubles  loads by bytes")
     for k in kernels(args.pattern, args.library, args.architecture):
         loads = ", ".join(f"{n} x {size}" for size, n in k.loads.items())
         print(
             f"{k.registers:9}  {k.spilled:7}  {k.shared:6}  {k.instructions:12}  {k.loop:4}  "
-            f"{k.doubles:7}  {loads or '-'}\n    {k.name}"
+            f"{k.inner:5}  {k.doubles:7}  {loads or '-'}\n    {k.name}"
         )
 
 

@@ -12,6 +12,7 @@ from shapes import (
     Layer3x3,
     Logits,
     Mixtures,
+    Negatives,
     Perceptron,
     Products,
     Rows,
@@ -82,6 +83,7 @@ CALL_A: dict[str, list[Measured]] = {
         *_each("pair_gradients", [Embeddings(4096, 1024)], "ours", "eager"),
         *_each("hardest_negatives", [Embeddings(4096, 1024), Embeddings(128, 1024, "order")],
                "ours", "gather"),
+        *_each("info_nce", [Negatives(256, 65_536)], "ours", "eager", "attention"),
     ],
 }  # fmt: skip
 """Ours, a copy, eager and what needs no package of its own."""
@@ -130,6 +132,7 @@ _DRY: dict[str, list[Shape]] = {
     "hardest_negatives": [Embeddings(8, 6), Embeddings(8, 6, "order")],
     "hinge_coefficients": [Embeddings(8, 6)],
     "pair_gradients": [Embeddings(8, 6)],
+    "info_nce": [Negatives(8, 40, 6)],
 }
 
 HOT: list[tuple[str, Shape]] = [

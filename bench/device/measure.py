@@ -9,6 +9,7 @@ from typing import Any
 
 import augmix_comparisons
 import comparisons
+import contrastive_comparisons
 import rank1_comparisons
 import retrieval_comparisons
 import stored_comparisons
@@ -39,6 +40,7 @@ COMPARISONS: dict[str, Callable[..., Comparison]] = {
     "hinge_coefficients": retrieval_comparisons.hinge_coefficients,
     "pair_gradients": retrieval_comparisons.pair_gradients,
     "rank1_assign": rank1_comparisons.assignment,
+    "info_nce": contrastive_comparisons.negatives,
 }
 SAMPLES, DRY_SAMPLES = 60, 3
 _WITH_MEMORY = ("ours", "explicit")

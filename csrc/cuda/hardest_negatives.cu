@@ -13,18 +13,22 @@ constexpr int64_t kHardestRanges = 32;
 constexpr int kMergeBlock = 256;
 
 // The highest score and whose it is: the lowest of equal ones, and a NaN for good. -Inf is nobody's.
+template <class acc_t, class index_t>
 struct Candidate {
-  double score;
-  int64_t index;
-  __device__ void offer(double value, int64_t whose) {
-    const bool first = value == score && value > -HUGE_VAL && whose < index;
+  acc_t score;
+  index_t index;
+  __device__ void offer(acc_t value, index_t whose) {
+    const bool first = value == score && value > static_cast<acc_t>(-HUGE_VAL) && whose < index;
     if (!(value > score || first || value != value)) return;  // nothing is above a NaN
     score = value;
     index = whose;
   }
 };
 
-__device__ inline Candidate nobody() { return {-HUGE_VAL, -1}; }
+template <class acc_t, class index_t>
+__device__ Candidate<acc_t, index_t> nobody() {
+  return {static_cast<acc_t>(-HUGE_VAL), -1};
+}
 
 static int64_t ranges_of(int64_t count) {
   const int64_t tiles = ceil_div(count, kScoreTile);
@@ -36,21 +40,28 @@ __device__ inline int64_t first_tile(int64_t count, int64_t range, int64_t range
   return (count + kScoreTile - 1) / kScoreTile * range / ranges;
 }
 
+// Of every thread along the other side of the tile, by places in it; a row more, so that threads write to other banks.
+template <class acc_t>
+using TileCandidates = Candidate<acc_t, int>[kScoreAcross][kScoreTile + 1];
+
 template <class acc_t>
 struct HardestShared {
   ScoreShared<acc_t> scores;
-  Candidate candidates[kScoreSide][kScoreTile];
+  TileCandidates<acc_t> candidates;
 };
 
 // The candidates of all threads for the tile's rows or columns, merged into those of the range in global memory.
-__device__ inline void merge_tile(const Candidate (&candidates)[kScoreSide][kScoreTile], double* score, int64_t* index,
-                                  int64_t first, int64_t count) {
+template <class acc_t>
+__device__ void merge_tile(const TileCandidates<acc_t>& candidates, double* score, int64_t* index, int64_t first,
+                           int64_t count, int64_t others, int sides) {
   __syncthreads();
   const int64_t at = first + threadIdx.x;
   if (threadIdx.x < kScoreTile && at < count) {
-    Candidate best{score[at], index[at]};
-    for (int side = 0; side < kScoreSide; ++side)
-      best.offer(candidates[side][threadIdx.x].score, candidates[side][threadIdx.x].index);
+    auto of_tile = nobody<acc_t, int>();
+    for (int side = 0; side < sides; ++side)
+      of_tile.offer(candidates[side][threadIdx.x].score, candidates[side][threadIdx.x].index);
+    Candidate<double, int64_t> best{score[at], index[at]};
+    best.offer(of_tile.score, others + of_tile.index);
     score[at] = best.score;
     index[at] = best.index;
   }
@@ -84,37 +95,37 @@ __global__ void __launch_bounds__(kScoreBlock)
   clear(of_caption, whose_caption, j_begin, j_end, a.captions);
   __syncthreads();
 
-  const int row = static_cast<int>(threadIdx.x) / kScoreSide, column = static_cast<int>(threadIdx.x) % kScoreSide;
+  const int row = score_row(), column = score_column();
   for (int64_t i_tile = i_begin; i_tile < i_end; ++i_tile)
     for (int64_t j_tile = j_begin; j_tile < j_end; ++j_tile) {
       const int64_t i = i_tile * kScoreTile, j = j_tile * kScoreTile;
-      acc_t total[kScoreThread][kScoreThread];
+      acc_t total[kScoreRows][kScoreColumns];
       score_tile<kOrder>(shared.scores, image, caption, i, a.images, j, a.captions, a.size, total);
     // What is no pair, or one of the same group, is nobody's.
 #pragma unroll
-      for (int r = 0; r < kScoreThread; ++r)
+      for (int r = 0; r < kScoreRows; ++r)
 #pragma unroll
-        for (int c = 0; c < kScoreThread; ++c) {
-          const int64_t at_i = i + row + r * kScoreSide, at_j = j + column + c * kScoreSide;
+        for (int c = 0; c < kScoreColumns; ++c) {
+          const int64_t at_i = i + row + r, at_j = j + column + c;
           if (at_i >= a.images || at_j >= a.captions || a.image_group[at_i] == a.caption_group[at_j])
             total[r][c] = static_cast<acc_t>(-HUGE_VAL);
         }
 #pragma unroll
-      for (int r = 0; r < kScoreThread; ++r) {
-        Candidate best = nobody();
+      for (int r = 0; r < kScoreRows; ++r) {
+        auto best = nobody<acc_t, int>();
 #pragma unroll
-        for (int c = 0; c < kScoreThread; ++c) best.offer(total[r][c], j + column + c * kScoreSide);
-        shared.candidates[column][row + r * kScoreSide] = best;
+        for (int c = 0; c < kScoreColumns; ++c) best.offer(total[r][c], column + c);
+        shared.candidates[column / kScoreColumns][row + r] = best;
       }
-      merge_tile(shared.candidates, of_image, whose_image, i, a.images);
+      merge_tile<acc_t>(shared.candidates, of_image, whose_image, i, a.images, j, kScoreAcross);
 #pragma unroll
-      for (int c = 0; c < kScoreThread; ++c) {
-        Candidate best = nobody();
+      for (int c = 0; c < kScoreColumns; ++c) {
+        auto best = nobody<acc_t, int>();
 #pragma unroll
-        for (int r = 0; r < kScoreThread; ++r) best.offer(total[r][c], i + row + r * kScoreSide);
-        shared.candidates[row][column + c * kScoreSide] = best;
+        for (int r = 0; r < kScoreRows; ++r) best.offer(total[r][c], row + r);
+        shared.candidates[row / kScoreRows][column + c] = best;
       }
-      merge_tile(shared.candidates, of_caption, whose_caption, j, a.captions);
+      merge_tile<acc_t>(shared.candidates, of_caption, whose_caption, j, a.captions, i, kScoreDown);
     }
 }
 
@@ -126,7 +137,7 @@ __global__ void __launch_bounds__(kMergeBlock)
   const bool of_image = at < a.images;
   const int64_t ranges = of_image ? column_ranges : row_ranges, count = of_image ? a.images : a.captions;
   const int64_t place = of_image ? at : at - a.images, first = of_image ? place : column_ranges * a.images + place;
-  Candidate best = nobody();
+  auto best = nobody<double, int64_t>();
   for (int64_t range = 0; range < ranges; ++range)
     best.offer(a.scores[first + range * count], a.indices[first + range * count]);
   store(of_image ? a.caption_score : a.image_score, place, a.order ? -sqrt(-best.score) : best.score);

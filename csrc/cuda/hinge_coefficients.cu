@@ -28,51 +28,72 @@ __device__ acc_t above_zero(acc_t v) {
 template <class acc_t>
 struct HingeShared {
   ScoreShared<acc_t> scores;
-  double of_image[kScoreSide][kScoreTile], of_caption[kScoreSide][kScoreTile];
+  double of_image[kScoreAcross][kScoreTile], of_caption[kScoreDown][kScoreTile];
 };
+
+// Of an image or a caption
+template <class acc_t>
+struct HingeRow {
+  bool there;
+  int64_t group;
+  acc_t below;
+  double weight;
+};
+
+template <class acc_t>
+__device__ HingeRow<acc_t> hinge_row(const int64_t* groups, Reals below, Reals weight, int64_t at, int64_t count) {
+  if (at >= count) return {};
+  return {true, groups[at], static_cast<acc_t>(load(below, at)), load(weight, at)};
+}
 
 template <class scalar_t>
 __global__ void __launch_bounds__(kScoreBlock) hinge_kernel(const HingeParams a, const HingeTiles tiles) {
   using acc_t = acc_type<scalar_t>;
   __shared__ HingeShared<acc_t> shared;
   const int64_t i = blockIdx.x / tiles.columns * kScoreTile, j = blockIdx.x % tiles.columns * kScoreTile;
-  acc_t score[kScoreThread][kScoreThread];
+  acc_t score[kScoreRows][kScoreColumns];
   score_tile<false>(shared.scores, static_cast<const scalar_t*>(a.image), static_cast<const scalar_t*>(a.caption), i,
                     a.images, j, a.captions, a.size, score);
-  const int row = static_cast<int>(threadIdx.x) / kScoreSide, column = static_cast<int>(threadIdx.x) % kScoreSide;
-  double loss = 0, of_image[kScoreThread] = {}, of_caption[kScoreThread] = {};
+  const int row = score_row(), column = score_column();
+  HingeRow<acc_t> captions[kScoreColumns];
 #pragma unroll
-  for (int r = 0; r < kScoreThread; ++r)
+  for (int c = 0; c < kScoreColumns; ++c)
+    captions[c] = hinge_row<acc_t>(a.caption_group, a.caption_below, a.caption_weight, j + column + c, a.captions);
+  double loss = 0, of_caption[kScoreColumns] = {};
 #pragma unroll
-    for (int c = 0; c < kScoreThread; ++c) {
-      const int64_t at_i = i + row + r * kScoreSide, at_j = j + column + c * kScoreSide;
-      if (at_i >= a.images || at_j >= a.captions) continue;
+  for (int r = 0; r < kScoreRows; ++r) {
+    const int64_t at_i = i + row + r;
+    const auto image = hinge_row<acc_t>(a.image_group, a.image_below, a.image_weight, at_i, a.images);
+    double of_image = 0;
+#pragma unroll
+    for (int c = 0; c < kScoreColumns; ++c) {
+      const HingeRow<acc_t>& caption = captions[c];
+      if (!image.there || !caption.there) continue;
       double coefficient = 0;
-      if (a.image_group[at_i] != a.caption_group[at_j]) {
-        const acc_t of_pair = score[r][c] + static_cast<acc_t>(load(a.image_below, at_i)),
-                    of_other = score[r][c] + static_cast<acc_t>(load(a.caption_below, at_j));
-        const double v = load(a.caption_weight, at_j), u = load(a.image_weight, at_i);
-        const double of_row = of_pair > 0 ? v : 0, of_column = of_other > 0 ? u : 0;
-        loss += above_zero(of_pair) * v + above_zero(of_other) * u;
-        of_image[r] += of_row;
+      if (image.group != caption.group) {
+        const acc_t of_pair = score[r][c] + image.below, of_other = score[r][c] + caption.below;
+        const double of_row = of_pair > 0 ? caption.weight : 0, of_column = of_other > 0 ? image.weight : 0;
+        loss += above_zero(of_pair) * caption.weight + above_zero(of_other) * image.weight;
+        of_image += of_row;
         of_caption[c] += of_column;
         coefficient = of_row + of_column;
       }
-      store(a.coefficient, at_i * a.captions + at_j, coefficient);
+      store(a.coefficient, at_i * a.captions + j + column + c, coefficient);
     }
-#pragma unroll
-  for (int r = 0; r < kScoreThread; ++r) {
-    shared.of_image[column][row + r * kScoreSide] = of_image[r];
-    shared.of_caption[row][column + r * kScoreSide] = of_caption[r];
+    shared.of_image[column / kScoreColumns][row + r] = of_image;
   }
+#pragma unroll
+  for (int c = 0; c < kScoreColumns; ++c) shared.of_caption[row / kScoreRows][column + c] = of_caption[c];
   loss = BlockOf<kScoreBlock>::reduce(loss, Sum{});  // with barriers: the sums of all threads are there
   if (threadIdx.x == 0) tiles.loss[blockIdx.x] = loss;
-  const bool images = threadIdx.x < kScoreTile;
+  const bool of_images = threadIdx.x < kScoreTile;
   const int at = static_cast<int>(threadIdx.x) % kScoreTile;
-  if (threadIdx.x >= 2 * kScoreTile || (images ? i + at >= a.images : j + at >= a.captions)) return;
+  static_assert(kScoreBlock == 2 * kScoreTile, "a thread for every row and every column");
+  if (of_images ? i + at >= a.images : j + at >= a.captions) return;
   double total = 0;
-  for (int side = 0; side < kScoreSide; ++side) total += (images ? shared.of_image : shared.of_caption)[side][at];
-  if (images)
+  for (int side = 0; side < (of_images ? kScoreAcross : kScoreDown); ++side)
+    total += of_images ? shared.of_image[side][at] : shared.of_caption[side][at];
+  if (of_images)
     tiles.of_image[j / kScoreTile * a.images + i + at] = total;
   else
     tiles.of_caption[i / kScoreTile * a.captions + j + at] = total;

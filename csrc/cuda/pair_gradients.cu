@@ -1,6 +1,7 @@
-// pair_gradients: a block for every row of either gradient, which goes through the pairs and adds those that name it,
-// in their order. No two threads write to one place, and nothing is sorted. For "order" a first launch has the
-// distances.
+// pair_gradients: a block for every row, or for some, of either gradient, which goes through the pairs and adds those
+// that name one, in their order. No two threads write to one place, and nothing is sorted. For "order" a first launch
+// has the distances.
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/kernel_launch.cuh"
@@ -10,6 +11,8 @@
 namespace hrrl::cuda {
 
 constexpr int kPairBlock = 128, kPairWarps = kPairBlock / kWarpSize;
+constexpr int kPairsAtOnce = 512;
+constexpr int64_t kPairBlocks = 1024;
 
 struct BitOr {
   __device__ unsigned operator()(unsigned a, unsigned b) const { return a | b; }
@@ -44,35 +47,43 @@ __global__ void __launch_bounds__(kPairBlock) pair_scale_kernel(const PairParams
 }
 
 template <class scalar_t, bool kOrder>
-__global__ void __launch_bounds__(kPairBlock) pair_kernel(const PairParams a) {
+__global__ void __launch_bounds__(kPairBlock) pair_kernel(const PairParams a, int64_t rows_of_block) {
   using acc_t = acc_type<scalar_t>;
-  __shared__ unsigned named[kPairWarps];
-  const bool of_image = blockIdx.x < a.images;
-  const int64_t own = of_image ? blockIdx.x : blockIdx.x - a.images, others = of_image ? a.captions : a.images;
+  __shared__ unsigned named[kPairsAtOnce / kWarpSize];
+  const int64_t blocks_of_images = (a.images + rows_of_block - 1) / rows_of_block;
+  const bool of_image = blockIdx.x < blocks_of_images;
+  const int64_t count = of_image ? a.images : a.captions, others = of_image ? a.captions : a.images;
+  const int64_t begin = (of_image ? blockIdx.x : blockIdx.x - blocks_of_images) * rows_of_block;
+  const int64_t end = begin + rows_of_block < count ? begin + rows_of_block : count;
   const int64_t *index = of_image ? a.row : a.column, *other_index = of_image ? a.column : a.row;
-  const auto *rows = static_cast<const scalar_t*>(of_image ? a.image : a.caption) + own * a.size,
+  const auto *rows = static_cast<const scalar_t*>(of_image ? a.image : a.caption),
              *other_rows = static_cast<const scalar_t*>(of_image ? a.caption : a.image);
-  auto* grad = static_cast<acc_t*>((of_image ? a.grad_image : a.grad_caption).data) + own * a.size;
+  auto* grad = static_cast<acc_t*>((of_image ? a.grad_image : a.grad_caption).data);
   const auto scale_of = [&](int64_t n) { return kOrder ? a.scale[n] : load(a.weight, n); };
-  for (int64_t k = threadIdx.x; k < a.size; k += kPairBlock) grad[k] = 0;
-  for (int64_t first = 0; first < a.pairs; first += kPairBlock) {
-    const int64_t mine = first + threadIdx.x;
-    const bool names = mine < a.pairs && index[mine] == own && other_index[mine] >= 0 && scale_of(mine) != 0;
-    const unsigned lane = threadIdx.x % kWarpSize;
-    const unsigned warp = LaneTeam<kWarpSize>::reduce(names ? 1u << lane : 0u, BitOr{});
+  for (int64_t k = begin * a.size + threadIdx.x; k < end * a.size; k += kPairBlock) grad[k] = 0;
+  for (int64_t first = 0; first < a.pairs; first += kPairsAtOnce) {
     __syncthreads();  // everybody has read what is there
-    if (lane == 0) named[threadIdx.x / kWarpSize] = warp;
+#pragma unroll
+    for (int part = 0; part < kPairsAtOnce; part += kPairBlock) {
+      const int place = part + static_cast<int>(threadIdx.x), lane = place % kWarpSize;
+      const int64_t n = first + place;
+      const bool names = n < a.pairs && index[n] >= begin && index[n] < end;
+      const unsigned warp = LaneTeam<kWarpSize>::reduce(names ? 1u << lane : 0u, BitOr{});
+      if (lane == 0) named[place / kWarpSize] = warp;
+    }
     __syncthreads();  // all of it is there
-    for (int w = 0; w < kPairWarps; ++w)
-      for (int bit = 0; bit < kWarpSize && named[w] != 0; ++bit) {
-        if ((named[w] >> bit & 1) == 0) continue;
-        const int64_t n = first + w * kWarpSize + bit, other = other_index[n];
+    for (int word = 0; word < kPairsAtOnce / kWarpSize; ++word)
+      for (int bit = 0; bit < kWarpSize && named[word] != 0; ++bit) {
+        if ((named[word] >> bit & 1) == 0) continue;
+        const int64_t n = first + word * kWarpSize + bit, own = index[n] * a.size, other = other_index[n];
+        if (other < 0 || scale_of(n) == 0) continue;
         const auto scale = static_cast<acc_t>(other < others ? scale_of(n) : NAN);
-        const scalar_t* from = other < others ? other_rows + other * a.size : rows;
+        const scalar_t* from = other < others ? other_rows + other * a.size : rows + own;
         for (int64_t k = threadIdx.x; k < a.size; k += kPairBlock) {
           acc_t value = to_acc(from[k]);
-          if constexpr (kOrder) value = of_image ? beyond(value, to_acc(rows[k])) : -beyond(to_acc(rows[k]), value);
-          grad[k] += scale * value;
+          if constexpr (kOrder)
+            value = of_image ? beyond(value, to_acc(rows[own + k])) : -beyond(to_acc(rows[own + k]), value);
+          grad[own + k] += scale * value;
         }
       }
   }
@@ -81,10 +92,12 @@ __global__ void __launch_bounds__(kPairBlock) pair_kernel(const PairParams a) {
 void launch_pair_gradients(Dtype dtype, const PairParams& p, CUstream_st* stream) {
   dispatch(dtype, [&](auto type) {
     using scalar_t = typename decltype(type)::type;
-    const LaunchShape rows{p.images + p.captions, kPairBlock};
-    if (!p.order) return launch_kernel<pair_kernel<scalar_t, false>>(rows, stream, p);
+    // Every block goes through all pairs: no more of them than keep a device busy.
+    const int64_t rows = std::max<int64_t>(1, (p.images + p.captions) / kPairBlocks);
+    const LaunchShape shape{ceil_div(p.images, rows) + ceil_div(p.captions, rows), kPairBlock};
+    if (!p.order) return launch_kernel<pair_kernel<scalar_t, false>>(shape, stream, p, rows);
     if (p.pairs > 0) launch_kernel<pair_scale_kernel<scalar_t>>({ceil_div(p.pairs, kPairWarps), kPairBlock}, stream, p);
-    launch_kernel<pair_kernel<scalar_t, true>>(rows, stream, p);
+    launch_kernel<pair_kernel<scalar_t, true>>(shape, stream, p, rows);
   });
 }
 

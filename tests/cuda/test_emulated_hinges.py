@@ -15,7 +15,10 @@ from hrrl_ext.ops import Similarity
 # A tile is 64 by 64, 16 deep.
 HINGES = [(0, 0, 3), (1, 1, 1), (3, 5, 0), (0, 4, 2), (63, 64, 16), (65, 130, 17), (129, 1, 15)]
 # A block is 128 pairs, or entries, and a warp 32.
-PAIRS = [(1, 1, 1, 1), (3, 2, 0, 5), (2, 3, 5, 0), (0, 4, 3, 3), (7, 5, 129, 127), (3, 2, 33, 129)]
+PAIRS = [
+    *((1, 1, 1, 1), (3, 2, 0, 5), (2, 3, 5, 0), (0, 4, 3, 3), (7, 5, 129, 127), (3, 2, 33, 600)),
+    (2100, 40, 3, 700),  # several rows to a block
+]
 
 
 @pytest.mark.parametrize("shape", HINGES, ids=str)

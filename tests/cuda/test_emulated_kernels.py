@@ -276,7 +276,7 @@ def check_hinge_coefficients(emulation: Emulation) -> None:
 
 def check_pair_gradients(emulation: Emulation) -> None:
     for similarity in SIMILARITIES:
-        case = PairCase(3, 2, 131, 260, similarity)
+        case = PairCase(3, 2, 131, 600, similarity)
         case.check(emulation.pair_gradients(*case.arguments(), similarity == "order"))  # type: ignore[call-arg]
     image, caption, row, column, weight = PairCase(3, 2, 5, 2).arguments()
     row[:], column[:], weight[:] = torch.tensor([0, 7]), 1, 1.0
@@ -394,12 +394,12 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     ),
     "rows that are not there": (HARDEST, "at_i >= a.images || ", ""),
     "columns that are not there": (HARDEST, "at_j >= a.captions || ", ""),
-    "entries that are not there": (SCORES, " && k + depth < size", ""),
+    "entries that are not there": (SCORES, " && left_ > 0 ? to", " ? to"),
     "a tile that is written too early": (
-        *(SCORES, "        }\n    }\n    __syncthreads();", "        }\n    }"),
+        *(SCORES, "__syncthreads();  // they are free", "// they are free"),
     ),
     "a tile that is read too early": (
-        *(SCORES, "captions, k, size);\n    __syncthreads();", "captions, k, size);"),
+        *(SCORES, "__syncthreads();  // all of them", "// all of them"),
     ),
     "candidates that are read too early": (
         HARDEST,
@@ -414,14 +414,12 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "ranges that are not cleared": (HARDEST, "clear(of_caption", "if (false) clear(of_caption"),
     "the root of the distance": (HARDEST, "a.order ? -sqrt", "false ? -sqrt"),
     "a square with a sign": (SCORES, "if (!(beyond <= 0)) ", ""),
-    "hinges within a group": (
-        *(HINGES, "if (a.image_group[at_i] != a.caption_group[at_j]) {", "{"),
-    ),
-    "hinges that are not there": (HINGES, " || at_j >= a.captions) continue", ") continue"),
-    "a hinge of exactly 0": (HINGES, "of_pair > 0 ? v", "of_pair >= 0 ? v"),
+    "hinges within a group": (*(HINGES, "if (image.group != caption.group) {", "{"),),
+    "hinges that are not there": (HINGES, " || !caption.there) continue", ") continue"),
+    "a hinge of exactly 0": (HINGES, "of_pair > 0 ? c", "of_pair >= 0 ? c"),
     "a NaN that has no hinge": (HINGES, "v <= 0 ? 0 : v", "v > 0 ? v : 0"),
-    "a tile's last row of sums": (HINGES, "side < kScoreSide", "side + 1 < kScoreSide"),
-    "pairs that are none": (PAIRS, " && other_index[mine] >= 0", ""),
+    "a tile's last row of sums": (HINGES, "side < (of_images", "side + 1 < (of_images"),
+    "pairs that are none": (PAIRS, "other < 0 || ", ""),
     "pairs that are read too early": (PAIRS, "__syncthreads();  // all of it", "// all of it"),
     "pairs that are written too early": (PAIRS, "__syncthreads();  // everybody", "// everybody"),
     "an index that is too large": (PAIRS, "other < others ? scale_of(n) : NAN", "scale_of(n)"),
