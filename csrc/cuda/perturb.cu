@@ -14,10 +14,12 @@
 
 namespace hrrl::cuda {
 
-constexpr int kInFlight = 4;      // packs that a thread loads before it uses the first; of x and g together
 constexpr int kWarpsBlock = 256;  // threads of a block whose warps take a row each
 constexpr int kRowBlock = 512;    // the most that take a row together, in registers
 constexpr int kSliceBlock = 512;  // threads that take a slice
+// Packs that a thread loads before it uses the first, of x and g together: 64 bytes, of single entries up to 16.
+template <class Vec>
+constexpr int kInFlight = sizeof(Vec) >= kPackBytes / 4 ? 64 / static_cast<int>(sizeof(Vec)) : 16;
 // Such blocks on a multiprocessor at once. Three leave a thread 40 registers: enough for float alone.
 template <class scalar_t>
 constexpr int kSlicesAtOnce = std::is_same_v<scalar_t, float> ? 3 : 2;
@@ -74,32 +76,34 @@ __device__ void move(Pack<scalar_t, kVec>& x, const Pack<scalar_t, kVec>& g, F f
 }
 
 // The packs of x that a thread moves first, which it asks for before it waits for the norm, and then the next ones.
-constexpr int kAhead = kInFlight / 2;
 template <class Vec>
-__device__ void load_packs(Vec (&to)[kAhead], const Vec* from, int64_t begin, int64_t end) {
+constexpr int kAhead = kInFlight<Vec> / 2;
+template <class Vec>
+__device__ void load_packs(Vec (&to)[kAhead<Vec>], const Vec* from, int64_t begin, int64_t end) {
 #pragma unroll
-  for (int u = 0; u < kAhead; ++u)
+  for (int u = 0; u < kAhead<Vec>; ++u)
     if (begin + u * kSliceBlock < end) to[u] = from[begin + u * kSliceBlock];
 }
 
 // out = x + step over [0, end) packs, by the block. g may be in shared memory; x_in has the first packs of x.
 template <class Vec, class AnyStep>
-__device__ void take_step(const AnyStep& step, const Vec* x, Vec (&x_in)[kAhead], const Vec* g, Vec* out, int64_t end) {
+__device__ void take_step(const AnyStep& step, const Vec* x, Vec (&x_in)[kAhead<Vec>], const Vec* g, Vec* out,
+                          int64_t end) {
   if (!step.moves) {  // to the bit, NaNs included
     for (int64_t i = threadIdx.x; i < end; i += kSliceBlock) out[i] = x[i];
     return;
   }
   step.visit([&](auto f) {
-    for (int64_t i = threadIdx.x; i < end; i += kAhead * kSliceBlock) {
-      Vec g_in[kAhead];
+    for (int64_t i = threadIdx.x; i < end; i += kAhead<Vec> * kSliceBlock) {
+      Vec g_in[kAhead<Vec>];
       load_packs(g_in, g, i, end);
 #pragma unroll
-      for (int u = 0; u < kAhead; ++u)
+      for (int u = 0; u < kAhead<Vec>; ++u)
         if (i + u * kSliceBlock < end) {
           move(x_in[u], g_in[u], f);
           out[i + u * kSliceBlock] = x_in[u];
         }
-      load_packs(x_in, x, i + kAhead * kSliceBlock, end);
+      load_packs(x_in, x, i + kAhead<Vec> * kSliceBlock, end);
     }
   });
 }
@@ -128,27 +132,27 @@ __global__ void __launch_bounds__(kBlock) perturb_kernel(const PerturbParams p) 
   auto* out = static_cast<Vec*>(p.out) + first;
   const int rank = Team::rank(), size = Team::size(), end = static_cast<int>(packs);
 
-  Vec x_in[kInFlight], g_in[kInFlight];
+  Vec x_in[kInFlight<Vec>], g_in[kInFlight<Vec>];
 #pragma unroll
-  for (int u = 0; u < kInFlight; ++u)
+  for (int u = 0; u < kInFlight<Vec>; ++u)
     if (rank + u * size < end) {
       g_in[u] = g[rank + u * size];
       x_in[u] = x[rank + u * size];
     }
   TotalOf<scalar_t> total{};
 #pragma unroll
-  for (int u = 0; u < kInFlight; ++u)
+  for (int u = 0; u < kInFlight<Vec>; ++u)
     if (rank + u * size < end) add_squares(total, g_in[u]);
   const Step<scalar_t> step(Team::reduce(total, Sum{}), tau_of(p, row));
   if (rank == 0) store_norm<scalar_t>(p, row, step.norm);
   if (step.moves)
     step.visit([&](auto f) {
 #pragma unroll
-      for (int u = 0; u < kInFlight; ++u)
+      for (int u = 0; u < kInFlight<Vec>; ++u)
         if (rank + u * size < end) move(x_in[u], g_in[u], f);
     });
 #pragma unroll
-  for (int u = 0; u < kInFlight; ++u)
+  for (int u = 0; u < kInFlight<Vec>; ++u)
     if (rank + u * size < end) out[rank + u * size] = x_in[u];
 }
 
@@ -179,15 +183,15 @@ __global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
   const Slice<kVec> s(p.size, split);
   const auto* g = static_cast<const Vec*>(p.grad) + s.first;
 
-  Vec g_in[kInFlight];
+  Vec g_in[kInFlight<Vec>];
   Total total{};
   const auto load = [&](int u, int64_t i) { g_in[u] = g[i]; };
-  each_pack<kInFlight>(threadIdx.x, kSliceBlock, s.packs, load, [&](int u, int64_t i) {
+  each_pack<kInFlight<Vec>>(threadIdx.x, kSliceBlock, s.packs, load, [&](int u, int64_t i) {
     kept[i] = g_in[u];
     add_squares(total, g_in[u]);
   });
   const auto* x = static_cast<const Vec*>(p.x) + s.first;
-  Vec x_in[kAhead];
+  Vec x_in[kAhead<Vec>];
   load_packs(x_in, x, threadIdx.x, s.packs);
   total = BlockTeam::reduce(total, Sum{});
   if (split.slices > 1) {
@@ -207,11 +211,13 @@ template <class scalar_t, int kVec>
 __global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
     sum_slices_kernel(const PerturbParams p, const RowSplit split) {
   const Slice<kVec> s(p.size, split);
-  const auto* g = static_cast<const Pack<scalar_t, kVec>*>(p.grad) + s.first;
-  Pack<scalar_t, kVec> g_in[kInFlight];
+  using Vec = Pack<scalar_t, kVec>;
+  const auto* g = static_cast<const Vec*>(p.grad) + s.first;
+  Vec g_in[kInFlight<Vec>];
   TotalOf<scalar_t> total{};
   const auto load = [&](int u, int64_t i) { g_in[u] = g[i]; };
-  each_pack<kInFlight>(threadIdx.x, kSliceBlock, s.packs, load, [&](int u, int64_t) { add_squares(total, g_in[u]); });
+  each_pack<kInFlight<Vec>>(threadIdx.x, kSliceBlock, s.packs, load,
+                            [&](int u, int64_t) { add_squares(total, g_in[u]); });
   total = BlockTeam::reduce(total, Sum{});
   if (threadIdx.x == 0) static_cast<TotalOf<scalar_t>*>(p.workspace)[blockIdx.x] = total;
 }
@@ -223,7 +229,7 @@ __global__ void __launch_bounds__(kSliceBlock, kSlicesAtOnce<scalar_t>)
   using Total = TotalOf<scalar_t>;
   const Slice<kVec> s(p.size, split);
   const auto* x = static_cast<const Vec*>(p.x) + s.first;
-  Vec x_in[kAhead];
+  Vec x_in[kAhead<Vec>];
   load_packs(x_in, x, threadIdx.x, s.packs);
   const auto* totals = static_cast<const Total*>(p.workspace) + s.row * split.slices;
   const Total total = combine(split.slices, Total{}, Sum{}, [&](int64_t b) { return totals[b]; });
@@ -245,13 +251,14 @@ static bool is_one_launch(const RowSplit& split) {
 template <class scalar_t, int kVec>
 static void launch_rows(const PerturbParams& p, CUstream_st* stream) {
   using Warp = LaneTeam<kWarpSize>;
+  constexpr int kOfThread = kInFlight<Pack<scalar_t, kVec>>;
   const int64_t packs = p.size / kVec;
-  if (packs <= kInFlight * kWarpSize) {
+  if (packs <= kOfThread * kWarpSize) {
     const int64_t grid = ceil_div(p.batch, kWarpsBlock / kWarpSize);
     launch_kernel<perturb_kernel<scalar_t, kVec, Warp, kWarpsBlock>>({grid, kWarpsBlock}, stream, p);
-  } else if (packs <= kInFlight * kRowBlock) {
+  } else if (packs <= kOfThread * kRowBlock) {
     int block = 2 * kWarpSize;
-    while (block * kInFlight < packs) block *= 2;
+    while (block * kOfThread < packs) block *= 2;
     launch_kernel<perturb_kernel<scalar_t, kVec, BlockTeam, kRowBlock>>({p.batch, block}, stream, p);
   } else {
     const RowSplit split = split_row<scalar_t>(p.size);
