@@ -6,37 +6,39 @@ from functools import cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-_MANY = 2**22
+_MANY = 2**21
 """Products from which they take longer than a call."""
 
 
-def inner_products(x: Tensor, y: Tensor) -> Tensor:
-    """x yᵀ of x [N, D] and y [M, D]: [N, M].
+def inner_products(x: Tensor, y: Tensor, constant: Tensor | None = None) -> Tensor:
+    """x yᵀ + constant of x [N, D], y [M, D] and constant [M]: [N, M].
 
     torch multiplies matrices on the CPU by MKL, which on the processors of AMD keeps to vectors of 256
     bits. There, of 512 bits, large products of float32 without a gradient are oneDNN's, in half the time
     (docs/kernels.md). Which it is depends on the machine and the shapes alone.
     """
-    if _large(x, y) and _onednn_is_faster():
-        return _of_onednn(x, y)
-    return x @ y.T
+    if _large(x, y, constant) and _onednn_is_faster():
+        return _of_onednn(x, y, constant)
+    return F.linear(x, y, constant)
 
 
-def _large(x: Tensor, y: Tensor) -> bool:
+def _large(x: Tensor, y: Tensor, constant: Tensor | None) -> bool:
+    given = [t for t in (x, y, constant) if t is not None]
     return (
         not torch.compiler.is_compiling()
-        and all(type(t) is Tensor and t.device.type == "cpu" for t in (x, y))
-        and x.dtype == y.dtype == torch.float32
-        and not (torch.is_grad_enabled() and (x.requires_grad or y.requires_grad))
+        and all(type(t) is Tensor and t.device.type == "cpu" for t in given)
+        and all(t.dtype == torch.float32 for t in given)
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in given))
         and len(x) * len(y) * x.shape[1] >= _MANY
     )
 
 
-def _of_onednn(x: Tensor, y: Tensor) -> Tensor:
+def _of_onednn(x: Tensor, y: Tensor, constant: Tensor | None) -> Tensor:
     # What torch.compile calls for a linear layer: torch's public ways to oneDNN copy the factors.
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, None, "none", [], "")
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, constant, "none", [], "")
     return out
 
 
@@ -53,7 +55,8 @@ def _onednn_is_faster() -> bool:
 def _onednn_answers() -> bool:
     """Whether what is called is there, and does what it did."""
     x, y = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])
+    constant = torch.tensor([7.0, 8.0])
     try:
-        return torch.equal(_of_onednn(x, y), x @ y.T)
+        return torch.equal(_of_onednn(x, y, constant), F.linear(x, y, constant))
     except (AttributeError, RuntimeError, TypeError):
         return False

@@ -22,9 +22,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     asked: list[Tensor] = []
     of_onednn = _products._of_onednn
 
-    def asks(x: Tensor, y: Tensor) -> Tensor:
+    def asks(x: Tensor, y: Tensor, constant: Tensor | None) -> Tensor:
         asked.append(x)
-        return of_onednn(x, y)
+        return of_onednn(x, y, constant)
 
     monkeypatch.setattr(_products, "_onednn_is_faster", lambda: True)
     monkeypatch.setattr(_products, "_of_onednn", asks)
@@ -44,13 +44,14 @@ def test_onednn_agrees_with_float64(
 ) -> None:
     pair = [t.T.contiguous().T if i in turned else t for i, t in enumerate(factors(*shape))]
     x, y = pair
-    out = inner_products(x, y)
+    constant = y[:, 0].contiguous()
+    out = inner_products(x, y, constant)
     assert len(calls) == 1 and out.is_contiguous()
-    exact = x.double() @ y.double().T
+    exact = x.double() @ y.double().T + constant
     # A sum of D products errs by at most D u Σ|x_k y_k|, in any order; about √D u of it by chance.
-    bound = math.sqrt(shape[2]) * 2**-23 * (x.abs().double() @ y.abs().double().T)
+    bound = math.sqrt(shape[2]) * 2**-23 * (x.abs().double() @ y.abs().double().T + constant.abs())
     assert ((out - exact).abs() <= bound).all()
-    assert torch.equal(out, inner_products(x, y)), "the same bits each time"
+    assert torch.equal(out, inner_products(x, y, constant)), "the same bits each time"
 
 
 @needs_onednn
@@ -85,7 +86,7 @@ def test_other_dtypes_and_gradients_are_torchs(calls: list[Tensor]) -> None:
 def test_a_torch_without_it_is_told_at_once(
     monkeypatch: pytest.MonkeyPatch, missing: type[Exception]
 ) -> None:
-    def refuses(x: Tensor, y: Tensor) -> Tensor:
+    def refuses(x: Tensor, y: Tensor, constant: Tensor | None) -> Tensor:
         raise missing("no such operator")
 
     monkeypatch.setattr(_products, "_of_onednn", refuses)

@@ -29,6 +29,7 @@ from torch import Tensor
 
 from .._arrays import wide
 from .._precision import full_float32
+from .._products import inner_products
 from ._types import Convolution, LayerGradient, NearestCentre, Rank1Centre
 from .rank1 import rank1_argmin, rank1_dot
 
@@ -36,8 +37,6 @@ _CHUNK = {"cpu": 2**22, "cuda": 2**26}  # elements of an intermediate: on the CP
 _WEIGHT_GRADIENT = (
     2  # times as slow as a convolution, by operations (measured, one group per example)
 )
-
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def rank1_assign(
@@ -234,8 +233,8 @@ def _linear(
         squares += ((_row_products(act, act) + bias) * _row_products(dout, dout))[:, None]
     (centre_in, centre_out), shape = centre, (len(act), 1, *centre.centre_in.shape[1:3])
     weight, constant = _split_bias(centre_in, bias)
-    inner = _matrix_product(act, weight.flatten(0, 2), constant)  # A·c + bias, [B, K R]
-    outer = _matrix_product(dout, centre_out.flatten(0, 2))  # D·d
+    inner = inner_products(act, weight.flatten(0, 2), constant)  # A·c + bias, [B, K R]
+    outer = inner_products(dout, centre_out.flatten(0, 2))  # D·d
     rank1_dot(cross, inner.view(shape), outer.view(shape))
 
 
@@ -269,7 +268,7 @@ def _products_by_gradients(
             row = formed[:, None, None]
             rank1_dot(squares[part], row, row)
         for clusters, rows in whole:
-            cross[part, clusters] += _matrix_product(formed, rows)
+            cross[part, clusters] += inner_products(formed, rows)
 
 
 def _whole_centres(centre: Rank1Centre, size: int) -> Iterator[tuple[slice, Tensor]]:
@@ -352,20 +351,6 @@ def _at(gram: Tensor, dim: int, here: slice) -> Tensor:
 
 
 # --- small things
-
-
-def _matrix_product(x: Tensor, y: Tensor, constant: Tensor | None = None) -> Tensor:
-    """x yᵀ + constant: x [n, J], y [m, J], constant [m] → [n, m].
-
-    By oneDNN where that is faster than the BLAS that torch takes, which is MKL: it uses AVX-512
-    wherever the processor has it, MKL on Intel's only. On an AMD EPYC a product takes half the time;
-    a call costs some 10 µs more.
-    """
-    large = len(x) * x.shape[1] * len(y) >= 2**20
-    if _ONEDNN and large and x.device.type == "cpu" and x.dtype == torch.float32:
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(x, y, constant, "none", [], "")
-        return product
-    return F.linear(x, y, constant)
 
 
 def _split_bias(centre_in: Tensor, bias: bool) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,59 @@
+#!/usr/bin/env python3
+"""Inner products of many rows with many: torch's own, and what inner_products chooses, taking turns.
+
+    python bench/products.py
+
+Both are checked against float64 first. A ratio is torch's time over ours, of the fastest turns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from conftest import keep_freed_memory
+from torch import Tensor
+
+from hrrl_ext._products import inner_products
+
+SHAPES = [(128, 128, 512), (256, 384, 128), (512, 512, 256), (512, 1024, 1024), (1024, 1024, 128)]
+TURN, TURNS = 20e-3, 15
+
+
+def fastest(ways: dict[str, Callable[[], Tensor]]) -> dict[str, float]:
+    """Seconds of a call."""
+    seconds = dict.fromkeys(ways, float("inf"))
+    for _ in range(TURNS):
+        for name, way in ways.items():
+            way()
+            begun, calls = time.perf_counter(), 0
+            while time.perf_counter() - begun < TURN:
+                way()
+                calls += 1
+            seconds[name] = min(seconds[name], (time.perf_counter() - begun) / calls)
+    return seconds
+
+
+def main() -> None:
+    keep_freed_memory()
+    g = torch.Generator().manual_seed(0)
+    print(
+        "| N, M, D | threads | torch, ms | ours, ms | ratio |\n| --- | ---: | ---: | ---: | ---: |"
+    )
+    for n, m, d in SHAPES:
+        x, y = torch.randn(n, d, generator=g), torch.randn(m, d, generator=g)
+        exact = x.double() @ y.double().T
+        ways = {"torch": lambda x=x, y=y: x @ y.T, "ours": lambda x=x, y=y: inner_products(x, y)}
+        for way in ways.values():
+            torch.testing.assert_close(way().double(), exact, rtol=0, atol=1e-5 * d**0.5)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            of = fastest(ways)
+            ratio = of["torch"] / of["ours"]
+            cells = (f"{n}, {m}, {d}", threads, *(f"{1e3 * s:.3g}" for s in of.values()))
+            print(f"| {' | '.join(map(str, cells))} | {ratio:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
