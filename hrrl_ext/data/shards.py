@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .._regular import regular
 from ..spec import TEXT, listed, not_known, read_settings, split_spec
@@ -91,6 +93,13 @@ class ShardImages(DecodedImages):
             name=name or str(self._shards[0]),
         )
         self.columns = columns
+
+    @property
+    def shards(self) -> Sequence[Tensor]:
+        sources = torch.as_tensor(self.sources)
+        rows = sources.argsort(stable=True)  # of a subset, too
+        shard = torch.from_numpy(self._shard)[sources]
+        return rows.split(torch.bincount(shard, minlength=len(self._shards)).tolist())
 
     def _labelled(self, labels: np.ndarray, file: Path | None) -> tuple[list[int], list[str]]:
         """The ids, and the names of the classes. Of a file labels are its names, or else its numbers."""

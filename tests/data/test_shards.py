@@ -95,6 +95,19 @@ def test_samples_of_several_shards(shards: Path) -> None:
     assert (concept.tolist(), names) == ([0, 1] * 5, ["a", "b"])
 
 
+def test_rows_of_each_shard_as_they_stand_there(shards: Path) -> None:
+    """Of a part of the images, in any order, too."""
+    images = load_images(f"wds:{shards}", image_size=8)
+    assert [rows.tolist() for rows in images.shards or ()] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    part = images.subset([7, 3, -4, 0])
+    assert [rows.tolist() for rows in part.shards or ()] == [[3, 1], [2, 0]]
+    of_second = images.subset([9]).relabelled(["a", "b"], [0, 0, 1])
+    assert [rows.tolist() for rows in of_second.shards or ()] == [[], [0]]
+    batches = Batches(part, part.target, 2, shuffle=True, shuffle_buffer=1)
+    (x, *_), _ = batches.epoch(0)  # the pictures themselves, of one shard
+    assert any(torch.equal(x, part.__getitems__(rows)[0] / 255) for rows in ([3, 1], [2, 0]))
+
+
 def test_any_order_and_workers_change_no_bit(shards: Path) -> None:
     images = load_images(f"wds:{shards}", image_size=8)
     epochs = [
