@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from .fetching import Fetcher
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 from .mixup import Mixup
-from .sampling import GroupSampling, Sampling, Shuffling
+from .sampling import GroupSampling, Sampling, Shuffling, check_order
 from .views.crops import RandomResizedCrop
 from .views.erasing import RandomErasing
 
@@ -155,27 +154,7 @@ class Batches:
         mixup: Mixup | None = None,
         shuffle_buffer: int | None = None,
     ) -> None:
-        if sampling not in get_args(Sampling):
-            raise ValueError(
-                f"Batches: sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}"
-            )
-        if sampling != "uniform" and not shuffle:
-            raise ValueError(
-                f"Batches: sampling={sampling!r} draws examples by chance, and shuffle=False is their "
-                "order; leave one of the two out"
-            )
-        if shuffle_buffer is not None and (sampling != "uniform" or not shuffle):
-            other = (
-                f"sampling={sampling!r} draws from any"
-                if shuffle
-                else "shuffle=False is their order"
-            )
-            raise ValueError(
-                f"Batches: shuffle_buffer={shuffle_buffer} reads shards from front to end, and {other}; "
-                "leave one of the two out"
-            )
-        if not 0 <= balance <= 1:
-            raise ValueError(f"Batches: balance must lie in [0, 1], got {balance}")
+        check_order(sampling, balance, shuffle_buffer, shuffle=shuffle)
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
         self.images = images

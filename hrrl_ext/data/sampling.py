@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,29 @@ from torch import Tensor
 from .image_sets import ImageSet
 
 Sampling = Literal["uniform", "class", "concept"]
+
+
+def check_order(
+    sampling: Sampling, balance: float, shuffle_buffer: int | None, *, shuffle: bool
+) -> None:
+    """That settings of `Batches` name one order. Raises ValueError."""
+    if sampling not in get_args(Sampling):
+        raise ValueError(
+            f"Batches: sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}"
+        )
+    if sampling != "uniform" and not shuffle:
+        raise ValueError(
+            f"Batches: sampling={sampling!r} draws examples by chance, and shuffle=False is their "
+            "order; leave one of the two out"
+        )
+    if not 0 <= balance <= 1:
+        raise ValueError(f"Batches: balance must lie in [0, 1], got {balance}")
+    if shuffle_buffer is not None and (sampling != "uniform" or not shuffle):
+        drawn = f"sampling={sampling!r} draws from any" if shuffle else "shuffle=False is an order"
+        raise ValueError(
+            f"Batches: shuffle_buffer={shuffle_buffer} reads shards from front to end, and {drawn}; "
+            "leave one of the two out"
+        )
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ def test_processes_share_every_batch(of: dict[str, Any]) -> None:
         ({"balance": -0.1}, r"balance must lie in \[0, 1\], got -0.1"),
         ({"balance": float("nan")}, r"balance must lie in \[0, 1\], got nan"),
         ({"shuffle_buffer": 4}, "shuffle_buffer=4 .* and sampling='concept' draws from any"),
-        ({**BUFFERED, "shuffle": False}, "shuffle_buffer=4 .* and shuffle=False is their order"),
+        ({**BUFFERED, "shuffle": False}, "shuffle_buffer=4 .* and shuffle=False is an order"),
         ({**BUFFERED, "shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
         ({**BUFFERED, "images": Fetched()}, 'shuffle_buffer=4 .* made is in none, as "wds:'),
     ],
