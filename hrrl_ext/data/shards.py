@@ -248,9 +248,8 @@ def _tell_left_out(
     indices: Sequence[TarIndex], rows: Sequence[np.ndarray], shards: Sequence[Path]
 ) -> None:
     others = sum((Counter(index.others) for index in indices), Counter[str]())
-    told = (
-        [f"members {', '.join(f'{n} x {s}' for s, n in others.most_common(5))}"] if others else []
-    )
+    suffixes = [f"{n} x {s if s.isprintable() else ascii(s)}" for s, n in others.most_common(5)]
+    told = [f"members {', '.join(suffixes)}"] if others else []
     without = sum(len(i.keys) - len(chosen) for i, chosen in zip(indices, rows, strict=True))
     told += [f"{without} samples without a picture"] if without else []
     if told:
