@@ -143,8 +143,8 @@ def _take(
     if _is_picture(suffix):
         sample.pictures[suffix] = [member.offset_data, member.size]
         return
-    file.seek(0, os.SEEK_END)
-    if member.offset_data + member.size > file.tell():  # before so much memory is asked for
+    # Before so much memory is asked for.
+    if member.offset_data + member.size > os.fstat(file.fileno()).st_size:
         raise ValueError(f"{where} is to have {member.size} bytes, and the shard ends before them")
     file.seek(member.offset_data)
     try:
