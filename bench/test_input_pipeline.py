@@ -36,13 +36,13 @@ QUALITY = 96  # some 100 KB a file, the mean of ImageNet's
 ROUNDS = 3
 
 
-def photograph(random: np.random.Generator) -> Any:
+def photograph(random: np.random.Generator, width: int = WIDTH, height: int = HEIGHT) -> Any:
     """Noise of all scales, which JPEG compresses about as it does photographs."""
-    pixels = np.zeros((HEIGHT, WIDTH, 3))
+    pixels = np.zeros((height, width, 3))
     for scale, weight in ((64, 0.5), (16, 0.3), (4, 0.15), (1, 0.05)):
-        small = (HEIGHT // scale + 2, WIDTH // scale + 2, 3)
+        small = (height // scale + 2, width // scale + 2, 3)
         noise = Image.fromarray(random.integers(0, 256, small, dtype=np.uint8))
-        pixels += weight * np.asarray(noise.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+        pixels += weight * np.asarray(noise.resize((width, height), Image.Resampling.BICUBIC))
     return Image.fromarray(pixels.astype(np.uint8))
 
 

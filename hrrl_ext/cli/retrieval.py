@@ -50,7 +50,7 @@ def _train_arguments(parser: CommandParser) -> None:
     on_error_argument(parser)
     run_arguments(parser)
     parser.add_class_arguments(RetrievalConfig)
-    parser.add_class_arguments(RetrievalTraining)
+    parser.add_class_arguments(RetrievalTraining, skip={"shuffle_buffer"})
     parser.leave_out(
         *("loss", "margin", "similarity", "lr"),
         *("normalise_image", "normalise_caption", "absolute"),

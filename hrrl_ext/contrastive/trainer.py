@@ -144,7 +144,8 @@ class URRLTrainer(Trainer):
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
         images = as_begun(open_images(data, "train", "data"), run if resume else None)
-        batches = ViewBatches(images, make, training.batch_size, **options)
+        buffer = training.shuffle_buffer
+        batches = ViewBatches(images, make, training.batch_size, shuffle_buffer=buffer, **options)
         measured = _measured(
             images,
             None if validation is None else open_images(validation, "test", "validation"),

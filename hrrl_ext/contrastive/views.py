@@ -13,6 +13,7 @@ from ..data import ImageSet
 from ..data.batches import batch_sizes
 from ..data.fetching import Fetcher
 from ..data.image_sets import as_float
+from ..data.sampling import Shuffling
 from ..processes import Processes
 
 
@@ -46,6 +47,7 @@ class ViewBatches:
         processes: Processes,
         num_workers: int = 0,
         keep_gib: float = 0.0,
+        shuffle_buffer: int | None = None,
     ) -> None:
         least = 2 * processes.size
         if min(batch_size, len(images)) < least:
@@ -55,6 +57,7 @@ class ViewBatches:
             )
         self.images, self.views, self.seed = images, views, seed
         self.device, self.processes = device, processes
+        self._shuffling = Shuffling(images, shuffle_buffer)
         self._fetcher = Fetcher(
             images, device=device, num_workers=num_workers, keep_gib=keep_gib, processes=processes
         )
@@ -66,7 +69,7 @@ class ViewBatches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """The batches of one epoch, from number ``start`` on."""
-        order = torch.randperm(len(self.images), generator=random_stream(self.seed, epoch, "order"))
+        order = self._shuffling.order(random_stream(self.seed, epoch, "order"))
         parts = [rows[_slice(self.processes.part(len(rows)))] for rows in order.split(self.sizes)]
         parts = parts[start:]
         for rows, images in zip(parts, self._fetcher.batches(parts), strict=True):

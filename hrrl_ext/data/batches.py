@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +16,7 @@ from .fetching import Fetcher
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 from .mixup import Mixup
-from .sampling import GroupSampling, Sampling
+from .sampling import GroupSampling, Sampling, Shuffling, check_order
 from .views.crops import RandomResizedCrop
 from .views.erasing import RandomErasing
 
@@ -120,6 +119,8 @@ class Batches:
     sampling: "class" or "concept" draws the N examples of an epoch with replacement, and class or
     concept k with a probability ∝ N_k^(1 - balance) (:class:`GroupSampling`); for training, that is
     with shuffle. ``concept`` counts as it is when the epoch begins.
+    shuffle_buffer: shards are read one after the other, and mixed through a buffer of so many images
+    (:func:`hrrl_ext.data.sampling.through_buffer`); with shuffle, and without sampling.
 
     concept: [N] integer ids, one per example; num_workers: processes that fetch images, worthwhile
     for images decoded from files; keep_gib: up to so many GiB of images are kept as they were
@@ -151,18 +152,9 @@ class Batches:
         mixtures: int = 0,
         erasing: RandomErasing | None = None,
         mixup: Mixup | None = None,
+        shuffle_buffer: int | None = None,
     ) -> None:
-        if sampling not in get_args(Sampling):
-            raise ValueError(
-                f"Batches: sampling must be one of {', '.join(get_args(Sampling))}, got {sampling!r}"
-            )
-        if sampling != "uniform" and not shuffle:
-            raise ValueError(
-                f"Batches: sampling={sampling!r} draws examples by chance, and shuffle=False is their "
-                "order; leave one of the two out"
-            )
-        if not 0 <= balance <= 1:
-            raise ValueError(f"Batches: balance must lie in [0, 1], got {balance}")
+        check_order(sampling, balance, shuffle_buffer, shuffle=shuffle)
         if batch_size < 1:
             raise ValueError(f"Batches: batch_size must be at least 1, got {batch_size}")
         self.images = images
@@ -183,6 +175,7 @@ class Batches:
         self.views = views
         self.sampling = sampling
         self.balance = balance
+        self._shuffling = Shuffling(images, shuffle_buffer)
         self.augmix, self.mixtures = augmix, mixtures
         self.erasing, self.mixup = erasing, mixup
         if mixtures < 0 or (mixtures and augmix is None):
@@ -304,7 +297,7 @@ class Batches:
         generator, by_group = random_stream(self.seed, epoch, "order"), self._by_group
         if by_group is not None:
             return by_group.order(generator)
-        return torch.randperm(len(self.images), generator=generator)
+        return self._shuffling.order(generator)
 
 
 def _times_before(order: Tensor) -> Tensor:

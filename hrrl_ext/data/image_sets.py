@@ -64,6 +64,11 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
     def num_classes(self) -> int:
         return len(self.classes)
 
+    @property
+    def shards(self) -> Sequence[Tensor] | None:
+        """Of images in files of many, the rows of each file in the order in which they stand there."""
+        return None
+
     def __len__(self) -> int:
         return len(self.target)
 
@@ -144,6 +149,10 @@ class _Relabelled(ImageSet):
         )
         self.columns = images.columns
         self._images, self._number = images, number
+
+    @property
+    def shards(self) -> Sequence[Tensor] | None:
+        return self._images.shards
 
     def __getitems__(self, indices: Ids) -> tuple[Tensor, Tensor]:
         return self._images.__getitems__(indices)[0], self.target[self._rows(indices)]

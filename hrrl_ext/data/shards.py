@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .._regular import regular
 from ..spec import TEXT, listed, not_known, read_settings, split_spec
@@ -91,6 +93,13 @@ class ShardImages(DecodedImages):
             name=name or str(self._shards[0]),
         )
         self.columns = columns
+
+    @property
+    def shards(self) -> Sequence[Tensor]:
+        sources = torch.as_tensor(self.sources)
+        rows = sources.argsort(stable=True)  # of a subset, too
+        shard = torch.from_numpy(self._shard)[sources]
+        return rows.split(torch.bincount(shard, minlength=len(self._shards)).tolist())
 
     def _labelled(self, labels: np.ndarray, file: Path | None) -> tuple[list[int], list[str]]:
         """The ids, and the names of the classes. Of a file labels are its names, or else its numbers."""
@@ -239,9 +248,8 @@ def _tell_left_out(
     indices: Sequence[TarIndex], rows: Sequence[np.ndarray], shards: Sequence[Path]
 ) -> None:
     others = sum((Counter(index.others) for index in indices), Counter[str]())
-    told = (
-        [f"members {', '.join(f'{n} x {s}' for s, n in others.most_common(5))}"] if others else []
-    )
+    suffixes = [f"{n} x {s if s.isprintable() else ascii(s)}" for s, n in others.most_common(5)]
+    told = [f"members {', '.join(suffixes)}"] if others else []
     without = sum(len(i.keys) - len(chosen) for i, chosen in zip(indices, rows, strict=True))
     told += [f"{without} samples without a picture"] if without else []
     if told:

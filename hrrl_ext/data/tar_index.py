@@ -114,13 +114,15 @@ def _scanned(path: Path) -> TarIndex:
     with path.open("rb") as file:
         _require_plain(path, file.read(6))
         for member in _members(path, file):
+            where = f"{path}, {member.name!r} at byte {member.offset}"
+            if not member.name or "\0" in member.name:
+                raise ValueError(f"{where}: that is no name of a file; make the shard again")
             key, suffix = _key_and_suffix(member.name)
             if member.isdir() or is_clutter(os.path.basename(member.name)):
                 continue
             if not _is_picture(suffix) and suffix not in (*TEXTS, "json"):
                 others[f".{suffix}"] += 1
                 continue
-            where = f"{path}, {member.name!r} at byte {member.offset}"
             if not member.isreg() or member.issparse():
                 raise ValueError(f"{where} is a link, or has holes; write the files themselves")
             if key != last and key in samples:
@@ -141,9 +143,14 @@ def _take(
     if _is_picture(suffix):
         sample.pictures[suffix] = [member.offset_data, member.size]
         return
+    # Before so much memory is asked for.
+    if member.offset_data + member.size > os.fstat(file.fileno()).st_size:
+        raise ValueError(f"{where} is to have {member.size} bytes, and the shard ends before them")
     file.seek(member.offset_data)
     try:
         text = file.read(member.size).decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError(f"a byte of 0 at {text.index(chr(0))}")
         if suffix != "json":
             sample.texts[suffix] = text.strip()
             return

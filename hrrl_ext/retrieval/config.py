@@ -160,6 +160,11 @@ class RetrievalTraining(TrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.shuffle_buffer is not None:
+            raise ValueError(
+                f"shuffle_buffer={self.shuffle_buffer} is for images in shards, and pairs are in none; "
+                "leave it out"
+            )
         if self.milestones is None:
             object.__setattr__(self, "milestones", [max(1, self.epochs // 2)])
 

@@ -85,6 +85,7 @@ def open_sets(
             mixtures=2 if shuffle and method.jsd > 0 else 0,
             erasing=method.erased if shuffle else None,
             mixup=method.mixed if shuffle else None,
+            shuffle_buffer=training.shuffle_buffer if shuffle else None,
         )
 
     opened, concepts = open_images(data, "train"), read_concepts(concepts)

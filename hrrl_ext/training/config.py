@@ -60,6 +60,9 @@ class TrainingConfig:
     """Autocast of the forward passes."""
     channels_last: bool = False
     """Memory format of the model and the images."""
+    shuffle_buffer: int | None = None
+    """Shards ("wds:...") are read one after the other, and mixed through a buffer of so many images; None
+    shuffles all images."""
     seed: int = 0
     """Of the initial weights, the order of the examples and their augmentation."""
 
@@ -70,8 +73,9 @@ class TrainingConfig:
         if self.optimizer_options is not None:
             object.__setattr__(self, "optimizer_options", dict(self.optimizer_options))
         require_positive(
-            self, "epochs", "max_steps", "batch_size", "accumulate", "lr", "clip_norm", "patience"
-        )
+            self, "epochs", "max_steps", "batch_size", "accumulate", "lr", "clip_norm", "patience",
+            "shuffle_buffer",
+        )  # fmt: skip
         require_not_negative(self, "momentum", "weight_decay")
         if self.milestones and min(self.milestones) < 1:
             raise ValueError(f"milestones must be epochs from 1 on, got {self.milestones}")

@@ -1,7 +1,8 @@
-"""Balanced sampling: the probabilities, the edges, and the epochs that it makes."""
+"""Balanced sampling and a shuffle buffer: the draws, the edges, and the epochs that they make."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from torch import Tensor
 from hrrl_ext._streams import random_stream
 from hrrl_ext.data import ArrayImages, Augmentation, Batches, GroupSampling
 from hrrl_ext.data.image_sets import ImageSet
+from hrrl_ext.data.sampling import through_buffer
 from hrrl_ext.processes import Processes
+from hrrl_ext.retrieval.config import RetrievalTraining
+from hrrl_ext.training import TrainingConfig
 
 GROUP = torch.tensor([2, 0, 0, 2, 3, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0])
 SIZE = [16, 0, 4, 1]  # of the groups
@@ -71,6 +75,40 @@ def test_no_examples() -> None:
     assert len(sampling.order(torch.Generator())) == len(sampling.draws) == 0
 
 
+# --- a shuffle buffer
+
+SHARDS = torch.randperm(40, generator=torch.Generator().manual_seed(1)).split([0, 13, 1, 26])
+
+
+@pytest.mark.parametrize("buffer", [1, 2, 7, 39, 40, 1000])
+def test_through_a_buffer_one_after_the_other(buffer: int) -> None:
+    """With the same draws: what all rows at once come to."""
+    generator, same_draws = (torch.Generator().manual_seed(2) for _ in range(2))
+    turn = torch.randperm(4, generator=same_draws)
+    walk = torch.cat([SHARDS[k] for k in turn]).tolist()
+    held, coming = walk[:buffer], walk[buffer:]
+    places = torch.randint(len(held), (len(coming),), generator=same_draws).tolist()
+    drawn = []
+    for place, row in zip(places, coming, strict=True):
+        drawn.append(held[place])
+        held[place] = row
+    drawn += [held[at] for at in torch.randperm(len(held), generator=same_draws).tolist()]
+    order = through_buffer(SHARDS, buffer, generator).tolist()
+    assert order == drawn
+    assert sorted(order) == list(range(40))
+    assert all(walk.index(row) < at + buffer for at, row in enumerate(order))
+    if buffer == 1:
+        assert order == walk
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_hardly_any_rows(count: int) -> None:
+    assert through_buffer([torch.arange(count)], 5, torch.Generator()).tolist() == [0] * count
+
+
+# --- epochs
+
+
 class Fetched(ImageSet):
     """Images made when they are fetched, which is counted."""
 
@@ -86,6 +124,17 @@ class Fetched(ImageSet):
         rows = self._rows(indices)
         self.fetches += rows.tolist()
         return self.pixels[rows], self.target[rows]
+
+
+class Sharded(Fetched):
+    """In two shards."""
+
+    @property
+    def shards(self) -> Sequence[Tensor]:
+        return torch.arange(len(self)).split([9, 12])
+
+
+BUFFERED: dict[str, Any] = {"images": Sharded(), "sampling": "uniform", "shuffle_buffer": 4}
 
 
 def batches(images: ImageSet | None = None, **changes: Any) -> Batches:
@@ -126,14 +175,15 @@ def test_classes_are_the_targets() -> None:
     )
 
 
-def test_the_order_is_of_seed_and_epoch() -> None:
+@pytest.mark.parametrize("of", [{}, BUFFERED], ids=["concepts", "buffer"])
+def test_the_order_is_of_seed_and_epoch(of: dict[str, Any]) -> None:
     state = torch.get_rng_state()
-    whole = bits(batches())
+    whole = bits(batches(**of))
     assert torch.equal(torch.get_rng_state(), state)
-    assert same(bits(batches(), range(2, 4)), whole[2 * 15 :])
-    assert same(bits(batches(), range(0, 1), start=1), whole[5:15])
+    assert same(bits(batches(**of), range(2, 4)), whole[2 * 15 :])
+    assert same(bits(batches(**of), range(0, 1), start=1), whole[5:15])
     orders = {
-        tuple(torch.cat([b[3] for b in batches(seed=seed).epoch(epoch)]).tolist())
+        tuple(torch.cat([b[3] for b in batches(seed=seed, **of).epoch(epoch)]).tolist())
         for seed in range(3)
         for epoch in range(3)
     }
@@ -168,9 +218,12 @@ def test_kept_images_of_an_epoch_left_half_way() -> None:
     assert same(bits(kept), bits(batches()))
 
 
-def test_processes_share_every_batch() -> None:
-    parts = [batches(processes=Processes(rank, 2)) for rank in (0, 1)]
-    for whole, *both in zip(batches().epoch(1), *(part.epoch(1) for part in parts), strict=True):
+@pytest.mark.parametrize("of", [{}, BUFFERED], ids=["concepts", "buffer"])
+def test_processes_share_every_batch(of: dict[str, Any]) -> None:
+    parts = [batches(processes=Processes(rank, 2), **of) for rank in (0, 1)]
+    for whole, *both in zip(
+        batches(**of).epoch(1), *(part.epoch(1) for part in parts), strict=True
+    ):
         for got, want in zip(zip(*both, strict=True), whole, strict=True):
             assert torch.equal(torch.cat(got), want)
 
@@ -182,8 +235,19 @@ def test_processes_share_every_batch() -> None:
         ({"shuffle": False}, "sampling='concept' draws examples by chance, and shuffle=False"),
         ({"balance": -0.1}, r"balance must lie in \[0, 1\], got -0.1"),
         ({"balance": float("nan")}, r"balance must lie in \[0, 1\], got nan"),
+        ({"shuffle_buffer": 4}, "shuffle_buffer=4 .* and sampling='concept' draws from any"),
+        ({**BUFFERED, "shuffle": False}, "shuffle_buffer=4 .* and shuffle=False is an order"),
+        ({**BUFFERED, "shuffle_buffer": 0}, "shuffle_buffer must be at least 1, got 0"),
+        ({**BUFFERED, "images": Fetched()}, 'shuffle_buffer=4 .* made is in none, as "wds:'),
     ],
 )
 def test_bad_settings(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batches(**changes)
+
+
+def test_the_setting_of_a_training() -> None:
+    with pytest.raises(ValueError, match="shuffle_buffer must be positive, got 0"):
+        TrainingConfig(shuffle_buffer=0)
+    with pytest.raises(ValueError, match=r"shuffle_buffer=9 .* pairs are in none"):
+        RetrievalTraining(shuffle_buffer=9)

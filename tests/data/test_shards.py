@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +96,19 @@ def test_samples_of_several_shards(shards: Path) -> None:
     assert (concept.tolist(), names) == ([0, 1] * 5, ["a", "b"])
 
 
+def test_rows_of_each_shard_as_they_stand_there(shards: Path) -> None:
+    """Of a part of the images, in any order, too."""
+    images = load_images(f"wds:{shards}", image_size=8)
+    assert [rows.tolist() for rows in images.shards or ()] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    part = images.subset([7, 3, -4, 0])
+    assert [rows.tolist() for rows in part.shards or ()] == [[3, 1], [2, 0]]
+    of_second = images.subset([9]).relabelled(["a", "b"], [0, 0, 1])
+    assert [rows.tolist() for rows in of_second.shards or ()] == [[], [0]]
+    batches = Batches(part, part.target, 2, shuffle=True, shuffle_buffer=1)
+    (x, *_), _ = batches.epoch(0)  # the pictures themselves, of one shard
+    assert any(torch.equal(x, part.__getitems__(rows)[0] / 255) for rows in ([3, 1], [2, 0]))
+
+
 def test_any_order_and_workers_change_no_bit(shards: Path) -> None:
     images = load_images(f"wds:{shards}", image_size=8)
     epochs = [
@@ -178,12 +192,14 @@ def test_layouts_of_others(tmp_path: Path) -> None:
     deep = "x" * 120  # of which the header is one of pax
     members: list[tuple[str, bytes | str]] = [
         ("a/1.seg.png", picture(5)), ("a/1.jpg", picture(1, "JPEG")), ("a/1.json", '{"label": "cat", "none": null, "box": [1, 2]}'),
-        ("a/._1.jpg", b"clutter"), ("a/2.npy", b"array"),
+        ("a/._1.jpg", b"clutter"), ("a/2.npy", b"array"), ("a/2.n\nw", b""),
         ("a/3.json", '{"label": "none"}'),
         (f"{deep}/1.PNG", picture(2)), (f"{deep}/1.json", '{"label": "dog"}'),
     ]  # fmt: skip
     shard = write(tmp_path / "a.tar", members)
-    with pytest.warns(UserWarning, match=r"members 1 x .npy and 1 samples without a picture"):
+    with pytest.warns(
+        UserWarning, match=r"members 1 x .npy, 1 x '.n\\nw' and 1 samples without a picture"
+    ):
         images = load_images(f"wds:{shard}", image_size=8)
     assert (images.classes, images.target.tolist()) == (["cat", "dog"], [0, 1])
     assert images.columns["box"].tolist() == ["[1, 2]", ""]
@@ -201,6 +217,7 @@ def test_layouts_of_others(tmp_path: Path) -> None:
         ([("1.png", picture(1)), ("1.png", picture(1)), ("1.cls", "0")], "'1.png' at byte .* twice"),
         ([("1.png", picture(1)), ("2.png", picture(1)), ("1.cls", "0")], "the sample '1' began before another"),
         ([("1.png", picture(1)), ("1.cls", b"\xff")], "'1.cls' at byte .* is not text in UTF-8"),
+        ([("1.png", picture(1)), ("1.cls", b"3\n\0")], "'1.cls' at byte .* is not text in UTF-8: a byte of 0 at 2"),
         ([("1.png", picture(1)), ("1.json", "{")], "'1.json' at byte .* is not valid JSON"),
         ([("1.png", picture(1)), ("1.json", "[1]")], "must hold an object, got list"),
         ([("1.png", picture(1)), ("1.txt", "a cat")], "no .cls, and no field"),
@@ -225,6 +242,24 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
 
 
 # --- damage
+
+
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        ({"size": 2**33 - 1}, "'1.json' at byte 0 is to have 8589934591 bytes, and the shard ends before"),
+        ({"pax_headers": {"path": "1\0.json"}}, r"'1\\x00.json' at byte 0: that is no name"),
+        ({"pax_headers": {"path": ""}}, "'' at byte 0: that is no name"),
+    ],
+)  # fmt: skip
+def test_headers_that_cannot_be(tmp_path: Path, header: dict[str, Any], error: str) -> None:
+    """With checksums that are right."""
+    member = tarfile.TarInfo("1.json")
+    for name, value in header.items():
+        setattr(member, name, value)
+    (tmp_path / "a.tar").write_bytes(member.tobuf() + b"{}" + bytes(3 * 512 - 2))
+    with pytest.raises(ValueError, match=rf"a\.tar, {error}"):
+        load_images(f"wds:{tmp_path}/a.tar", image_size=8)
 
 
 def test_compressed(shards: Path) -> None:

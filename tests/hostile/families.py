@@ -18,6 +18,7 @@ import array_files
 import image_files
 import json_files
 import operators
+import shard_files
 import text_files
 import torch
 import weight_files
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
     **image_files.FAMILIES,
     **json_files.FAMILIES,
     **operators.FAMILIES,
+    **shard_files.FAMILIES,
     **text_files.FAMILIES,
     **weight_files.FAMILIES,
 }

@@ -54,14 +54,12 @@ def _written(path: Path, mode: str, options: dict[str, Any]) -> None:
     _picture(mode).save(path, **options)
 
 
-def by_pillow(path: Path) -> np.ndarray:
+def by_pillow(content: bytes) -> np.ndarray:
     """Of its own size, on white; an error for what docs/data.md says is not read."""
-    content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as picture:
         if picture.format == "PNG":
             require_checksums(content)
-        deep = picture.mode.startswith(("I", "F")) or _bits(picture) > 8
-        if deep or getattr(picture, "n_frames", 1) < 1:
+        if picture.mode.startswith(("I", "F")) or _bits(picture) > 8:
             raise ValueError("deep")
         picture.load()
         try:
@@ -122,7 +120,7 @@ def _read(path: Path) -> np.ndarray:
 
 def _fit(path: Path) -> np.ndarray:
     """At the size that it has, which is the one asked for; others are resized by the library alone."""
-    pixels = by_pillow(path)
+    pixels = by_pillow(path.read_bytes())
     if pixels.shape[:2] != (_SIDE, _SIDE):
         from hrrl_ext.data.resize import fit_picture
 

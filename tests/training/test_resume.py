@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerProcess
@@ -24,10 +24,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hrrl_ext import HRRLTrainer, URRLTrainer
-from hrrl_ext.data import load_images
+from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.retrieval import RetrievalTrainer, load_pairs
 
 DIGITS = load_images("digits", split="train").subset(range(100))
+
+
+class Shards(ArrayImages):
+    """Images that are in three files."""
+
+    @property
+    def shards(self) -> Sequence[Tensor]:
+        return torch.arange(len(self)).split([50, 20, 30])
+
+
+BUFFERED: dict[str, Any] = {
+    "data": Shards(DIGITS.__getitems__(range(100))[0], DIGITS.target, name="digits"), "shuffle_buffer": 25,
+}  # fmt: skip
 SETTINGS: dict[str, Any] = {
     "data": DIGITS, "validation": DIGITS, "concepts": "classes", "tau": 0.1, "lam": 20.0,
     "epochs": 2, "batch_size": 16, "lr": 0.05, "crop_padding": 1, "device": "cpu", "progress": "off",
@@ -113,7 +126,7 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"example_level": "stored", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
         {"sampling": "class", "balance": 0.5, "focal": 2.0, "example_steps": 2},
         {"sampling": "concept", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
-        {"logit_adjustment": 1.0, "lam": None},
+        {"logit_adjustment": 1.0, "lam": None, **BUFFERED},
     ],
     ids=str,
 )
@@ -138,7 +151,7 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
     [
         # The queue, which wraps in the third step, the key encoder and the shuffles as well.
         ("URRL", {}),
-        ("URRL", {"num_workers": 2, "ema": 0.5}),
+        ("URRL", {"num_workers": 2, "ema": 0.5, **BUFFERED}),
         ("URRL", {"precision": "bf16", "channels_last": True}),
         ("URRL", {"precision": "fp16", "accumulate": 2}),
         ("URRL", {"method": "instdis", "num_workers": 1}),  # the memory
