@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -25,7 +28,13 @@ from hrrl_ext.data import load_images
 from hrrl_ext.evaluation.attacks import evaluate_attack, max_epsilon
 from hrrl_ext.models import build_model
 from hrrl_ext.pretrained import from_pretrained, save_pretrained
-from hrrl_ext.processes import joined
+from hrrl_ext.processes import (
+    ProcessLostError,
+    _seconds_of_silence,
+    _sockets,
+    joined,
+    naming_the_lost,
+)
 from hrrl_ext.retrieval import JointEmbedding, embed
 
 pytest.importorskip("jsonargparse")
@@ -197,6 +206,55 @@ def test_all_end_with_the_first_that_fails(here: Path, tmp_path: Path, rank: int
     message = f"hrrl extract: error: process {rank} of 2: cannot decode cat.png\n"
     assert said[rank] == message and said[1 - rank] == ""
     assert not list(tmp_path.glob("*features*"))
+
+
+def test_one_that_is_killed_is_told_of_by_the_other(tmp_path: Path) -> None:
+    """And one whose machine is gone would be, as it is asked for where nothing is said."""
+
+    def one_of_two(joining: Callable[[], None]) -> None:
+        joining()
+        others = _sockets()
+        with joined("cpu") as (processes, _):
+            for number in _sockets() - others:
+                with socket.socket(fileno=os.dup(number)) as connection:
+                    kept = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                    print(kept, connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE))
+            if processes.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            processes.gather(None)
+
+    statuses, said = on_two(one_of_two, tmp_path)
+    assert statuses == [99, -signal.SIGKILL], said
+    connections, _, trace = said[0].partition("Traceback")
+    assert set(connections.splitlines()) == {"1 50"}, said
+    error = trace.splitlines()[-1]
+    assert "ProcessLostError: another process of this run left without a word: " in error
+    assert re.search("hangs .*(closed|reset) by peer.*Start all of them again", error), error
+
+
+def test_what_connections_say_is_told_from_other_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    gloo = "[/a/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:7: No route to host. This is typically b"
+    for error, said in (
+        (RuntimeError(gloo), r"hangs \(Read error \[10.0.0.2\]:7: No route to host\)\. Go on$"),
+        (
+            RuntimeError("NCCL error: ncclRemoteError: A call failed"),
+            "hangs .NCCL error: ncclRemote",
+        ),
+        (dist.DistNetworkError("Broken pipe"), "hangs .Broken pipe.. Go on$"),
+    ):
+        with (
+            pytest.raises(ProcessLostError, match=said),
+            naming_the_lost(lambda: "Start"),
+            naming_the_lost(lambda: "Go on"),  # which knows more
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match=r"^shapes$") as other, naming_the_lost(lambda: ""):
+        raise RuntimeError("shapes")
+    assert not isinstance(other.value, ProcessLostError)
+    for given in ("5", "86401", "1.5", "-9", ""):
+        monkeypatch.setenv("HRRL_KEEPALIVE", given)
+        with pytest.raises(ValueError, match=f"seconds .* 6 to 86400, got '{given}'; leave it out"):
+            _seconds_of_silence()
 
 
 def on_two(body: Callable[[Callable[[], None]], None], folder: Path) -> tuple[list[int], list[str]]:
