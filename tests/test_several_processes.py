@@ -22,6 +22,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from retrieval_cases import pairs, trainer
 from safetensors.torch import load_file
+from torch import Tensor
 
 from hrrl_ext import load_model
 from hrrl_ext.data import load_images
@@ -29,6 +30,7 @@ from hrrl_ext.evaluation.attacks import evaluate_attack, max_epsilon
 from hrrl_ext.models import build_model
 from hrrl_ext.pretrained import from_pretrained, save_pretrained
 from hrrl_ext.processes import (
+    Processes,
     ProcessLostError,
     _seconds_of_silence,
     _sockets,
@@ -36,6 +38,7 @@ from hrrl_ext.processes import (
     naming_the_lost,
 )
 from hrrl_ext.retrieval import JointEmbedding, embed
+from hrrl_ext.transfer import Similarity
 
 pytest.importorskip("jsonargparse")
 from hrrl_ext.cli import main
@@ -104,7 +107,8 @@ def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
     variance += ["--num_batches", "3", "--out", out / "variance.json"]
     hrrl("variance", model, *each, *variance)
     run = ["--batch_size", "7", "--epochs", "1", "--progress", "off", "--freeze", "stage?.1"]
-    hrrl("finetune", model, *data, *run, "--out", out / "run")
+    similarity = ["--method", "similarity:w_sim=30,gather=true"]
+    hrrl("finetune", model, *data, *run, *similarity, "--out", out / "run")
 
     joining()
     images = load_images(str(here / "images.npz"))
@@ -122,9 +126,27 @@ def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
             "survived": attacked.survived, "adversarial": attacked.adversarial,
             "image": gallery.image, "caption": gallery.caption,
         }  # fmt: skip
+        for name, value in similarity_of(here, x[:13].double() / 255, processes).items():
+            found[f"similarity {name}"] = value
         torch.save(
             found | {"curve": torch.tensor(curve.accuracy)}, out / f"rank-{processes.rank}.pt"
         )
+
+
+def similarity_of(here: Path, x: Tensor, processes: Processes) -> dict[str, Tensor]:
+    """The penalty of a batch that processes share, and its gradients as a training puts them together; and
+    what is said where it is shared as 5 and 8."""
+    net = from_pretrained(here / "earlier").double().eval()
+    penalised = Similarity(w_sim=3.0, gather=True)(net)
+    net.load_state_dict(from_pretrained(here / "model").state_dict())
+    part = x[processes.part(len(x))]
+    _, penalty = penalised(net, part)
+    (penalty * len(part) / len(x)).backward()
+    gradients = {n: processes.sum(p.grad) for n, p in net.named_parameters() if p.grad is not None}
+    if processes.size == 2:
+        with pytest.raises(ValueError, match=r"13 images as .* shares it, \[6, 7\], got \[5, 8\]"):
+            penalised(net, (x[:5], x[5:])[processes.rank])
+    return gradients | {"penalty": penalty.detach()}
 
 
 @pytest.fixture
@@ -158,7 +180,11 @@ def test_two_processes_have_the_results_of_one(here: Path, tmp_path: Path) -> No
     for rank in range(2):
         found = torch.load(two / f"rank-{rank}.pt")
         for name, value in first.items():
-            assert torch.equal(value, found[name]), name
+            if name.startswith("similarity"):  # sums over 13 images, in another order
+                torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14)
+            else:
+                assert torch.equal(value, found[name]), name
+    assert first["similarity penalty"] > 0.1
     assert len(first["survived"].unique()) == 2 and len(first["curve"].unique()) == 2
 
     clusters = [load_file(out / "clusters" / "assignment.safetensors") for out in (one, two)]
