@@ -169,6 +169,7 @@ def test_two_processes_have_the_results_of_one(here: Path, tmp_path: Path) -> No
     statuses, said = on_two(lambda joining: work(here, two, joining), tmp_path)
     assert statuses == [0, 0], said
     assert said[1] == ""  # the first alone talks
+    assert "deprecated" not in said[0]
     assert said[0].count("saved") == 6 and said[0].count("  attack l2:0.5  ") == 2, said[0]
 
     for name in ("features.safetensors", "probe.json"):
