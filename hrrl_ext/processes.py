@@ -184,12 +184,14 @@ def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
     if several and not dist.is_initialized():
         others, seconds = _sockets(), _seconds_of_silence()
         _board, rank, size = next(rendezvous("env://"))
+        of_the_board = _sockets() - others
+        _keep_alive(of_the_board, seconds, answers=True)
         if rank == 0:
             _board.delete_key(_FAILED)  # of a start before: torchrun keeps it when it starts again
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_board, rank=rank, world_size=size)
         _on_hosts()  # while all are there
-        _keep_alive(_sockets() - others, seconds)
+        _keep_alive(_sockets() - others - of_the_board, seconds)
     return current_processes(), chosen
 
 
@@ -293,9 +295,13 @@ def _sockets() -> set[int]:
     return found
 
 
-def _keep_alive(connections: Iterable[int], seconds: int) -> None:
+def _keep_alive(connections: Iterable[int], seconds: int, *, answers: bool = False) -> None:
     """Has the system ask the other end where nothing is said: a machine without power closes nothing, and
-    who waits for its result would wait for ever. Gloo and the store leave this off."""
+    who waits for its result would wait for ever. Gloo and the store leave this off.
+
+    ``answers``: what is sent, too, is to be received by then, where Linux tries for a quarter of an hour.
+    Not between trainings, one of which may be held, with a buffer that is full.
+    """
     for number in connections:
         with socket.socket(fileno=os.dup(number)) as connection, suppress(OSError):
             if connection.proto == socket.IPPROTO_TCP:
@@ -304,6 +310,10 @@ def _keep_alive(connections: Iterable[int], seconds: int) -> None:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if answers:
+                    connection.setsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds
+                    )
 
 
 def _seconds_of_silence() -> int:

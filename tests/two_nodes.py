@@ -1,6 +1,6 @@
 """Two machines, as two network namespaces of one host with a cable between them: a training over both loses the first
-machine, then the cable, and is then told to stop; each time it ends soon, says why, and goes on to the same bits as one
-that nothing happened to. ``make test-nodes``; needs iproute2, and root or namespaces of users.
+machine, then the cable, at either end, and is then told to stop; each time it ends soon, says why, and goes on to the
+same bits as one that nothing happened to. ``make test-nodes``; needs iproute2, and root or namespaces of users.
 
 A node has a process of torchrun, which starts one of ours; they meet by c10d at the first node's address.
 """
@@ -51,15 +51,19 @@ def main() -> int:
         print(f"the first node was killed: the second said so and ended after {took:.1f} s")
 
         nodes = started(names, cut, "--resume")
-        everywhere(names[1], signal.SIGSTOP)
-        time.sleep(1)  # until all that was sent has come, and the first waits for an answer
-        ip("-n", names[1], "link", "set", "cable", "down")
-        everywhere(names[1], signal.SIGKILL)  # of which nobody hears
-        took = seconds_until(nodes[0], SILENCE + 30)
+        with unplugged(names[1]):
+            took = seconds_until(nodes[0], SILENCE + 30)
         assert f"error: process 0 of 2: {LEFT}" in said(cut, 0), said(cut)
         print(f"the second was unplugged: the first said so and ended after {took:.1f} s")
 
-        ip("-n", names[1], "link", "set", "cable", "up")
+        nodes = started(names, cut, "--resume")
+        with unplugged(names[0]):  # which has the store
+            begun = time.monotonic()
+            until(lambda: f"error: process 1 of 2: {LEFT}" in said(cut, 1), 2 * SILENCE + 30)
+            took = time.monotonic() - begun
+        everywhere(names[1], signal.SIGKILL)  # torchrun, which waits for its store
+        print(f"the first was unplugged: the second said so after {took:.1f} s")
+
         nodes = started(names, cut, "--resume")
         for node in nodes:
             node.terminate()  # as a batch system does
@@ -107,6 +111,17 @@ def everywhere(name: str, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
+@contextmanager
+def unplugged(name: str) -> Iterator[None]:
+    """Within, a node that the other waits for is silent; it has ended without a word."""
+    everywhere(name, signal.SIGSTOP)
+    time.sleep(1)  # until all that was sent has come
+    ip("-n", name, "link", "set", "cable", "down")
+    everywhere(name, signal.SIGKILL)  # of which nobody hears
+    yield
+    ip("-n", name, "link", "set", "cable", "up")
+
+
 def start(names: list[str], out: Path, *more: str) -> list[subprocess.Popen[bytes]]:
     """torchrun on each node."""
     root = str(Path(__file__).resolve().parent.parent)
@@ -143,10 +158,10 @@ def seconds_until(node: subprocess.Popen[bytes], at_most: float) -> float:
     return time.monotonic() - begun
 
 
-def until(done: Callable[[], bool]) -> None:
-    end = time.monotonic() + PATIENCE
+def until(done: Callable[[], bool], seconds: float = PATIENCE) -> None:
+    end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, f"nothing happened for {PATIENCE} s"
+        assert time.monotonic() < end, f"nothing happened for {seconds} s"
         time.sleep(0.02)
 
 
