@@ -36,9 +36,10 @@ test-fast: $(VENV)/.built
 test-hostile: $(VENV)/.built
 	$(BIN)/python tests/hostile --trials 10000
 
-# Two machines, as two network namespaces: needs root and iproute2.
+# Two machines, as two network namespaces: needs iproute2, and root or a system that lets users have namespaces.
 test-nodes: $(VENV)/.built
-	$(BIN)/python tests/two_nodes.py
+	unshare --map-root-user --net --mount sh -c \
+	  'mount -t tmpfs tmpfs /run && exec $(BIN)/python tests/two_nodes.py'
 
 # The library built here, under the oldest torch that is supported and the newest one. They take several GB.
 test-abi: $(VENV)/.built $(VENV)-torch-oldest/.tools $(VENV)-torch-newest/.tools

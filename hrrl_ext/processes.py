@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import stat
+import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -24,10 +27,15 @@ T = TypeVar("T")
 _SETTLING_SECONDS = 0.2
 _NO_LIMIT = timedelta(days=365)
 _FAILED = "hrrl_ext/failed"  # what the process that failed first says, on the board
+_SILENCE = 300  # seconds, where HRRL_KEEPALIVE does not say
 
 
 class ProcessFailedError(RuntimeError):
     """Another process failed first; the message says which, and what it said."""
+
+
+class ProcessLostError(RuntimeError):
+    """Another process left without a word: it was killed, or its machine is gone."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +107,7 @@ class Processes:
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        try:
-            dist.all_gather_object(values, value, group=_on_hosts())
-        except RuntimeError as error:
-            raise RuntimeError(
-                f"another process ended while process {self.rank} waited for it; what it said, or who "
-                f"stopped it, tells why ({error})"
-            ) from error
+        dist.all_gather_object(values, value, group=_on_hosts())
         return values
 
     def first_of(self, text: str | None) -> str | None:
@@ -180,12 +182,16 @@ def start_processes(device: str = "auto") -> tuple[Processes, torch.device]:
         )
         torch.cuda.set_device(chosen)
     if several and not dist.is_initialized():
+        others, seconds = _sockets(), _seconds_of_silence()
         _board, rank, size = next(rendezvous("env://"))
+        of_the_board = _sockets() - others
+        _keep_alive(of_the_board, seconds, answers=True)
         if rank == 0:
             _board.delete_key(_FAILED)  # of a start before: torchrun keeps it when it starts again
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_board, rank=rank, world_size=size)
         _on_hosts()  # while all are there
+        _keep_alive(_sockets() - others - of_the_board, seconds)
     return current_processes(), chosen
 
 
@@ -196,11 +202,13 @@ def joined(device: str = "auto") -> Iterator[tuple[Processes, torch.device]]:
     At its end each waits for the others, for as long as they work. Where one raises, it leaves what it
     says on a board and ends; the others lose their connection to it wherever they next wait, and raise
     :class:`ProcessFailedError` with what it said, in the place of an error about connections or time.
+    Where it said nothing, the first to notice raises :class:`ProcessLostError`.
     """
     processes, chosen = start_processes(device)
     try:
-        yield processes, chosen
-        processes.gather(None)
+        with naming_the_lost(lambda: "Start all of them again, with resume where there is one"):
+            yield processes, chosen
+            processes.gather(None)
     except Exception as error:
         if processes.size > 1:
             said = _said_first(processes, error)
@@ -209,6 +217,27 @@ def joined(device: str = "auto") -> Iterator[tuple[Processes, torch.device]]:
                 raise ProcessFailedError(said) from error
         raise
     stop_processes()
+
+
+@contextmanager
+def naming_the_lost(advice: Callable[[], str]) -> Iterator[None]:
+    """Within, the error of a connection that broke is a :class:`ProcessLostError`, with what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error)
+        broken = isinstance(error, dist.DistNetworkError) or re.search(_BROKEN, said)
+        if not broken or isinstance(error, ProcessLostError):
+            raise
+        said = re.sub(r"^\[[^]]*\] ", "", said.partition(" This is typically")[0]).rstrip(".")
+        raise ProcessLostError(
+            "another process of this run left without a word: it was killed, its machine is gone, or it "
+            f"hangs ({said}). {advice()}".rstrip()
+        ) from error
+
+
+_BROKEN = r"gloo/transport|ncclRemoteError"
+"""What gloo and NCCL say where another process has left: they have no class of errors for it."""
 
 
 def current_processes() -> Processes:
@@ -246,12 +275,55 @@ def _said_first(processes: Processes, error: Exception) -> str | None:
 @cache
 def _on_hosts() -> Any:
     """All processes, connected by their hosts, without a limit of time: some wait while others work, be
-    it for hours. One that ends is noticed at once, as its connections close."""
+    it for hours. One that ends is noticed at once, as its connections close; one whose machine is gone,
+    as that does not answer (:func:`_keep_alive`)."""
     group = dist.new_group(backend="gloo")
     _set_pg_timeout(
         _NO_LIMIT, group
     )  # not before, since it would be that of finding each other, too
     return group
+
+
+def _sockets() -> set[int]:
+    """Descriptors of this process, where the system lists them."""
+    found = set()
+    if sys.platform == "linux":
+        for number in map(int, os.listdir("/proc/self/fd")):
+            with suppress(OSError):  # that of the list itself is closed by now
+                if stat.S_ISSOCK(os.fstat(number).st_mode):
+                    found.add(number)
+    return found
+
+
+def _keep_alive(connections: Iterable[int], seconds: int, *, answers: bool = False) -> None:
+    """Has the system ask the other end where nothing is said: a machine without power closes nothing, and
+    who waits for its result would wait for ever. Gloo and the store leave this off.
+
+    ``answers``: what is sent, too, is to be received by then, where Linux tries for a quarter of an hour.
+    Not between trainings, one of which may be held, with a buffer that is full.
+    """
+    for number in connections:
+        with socket.socket(fileno=os.dup(number)) as connection, suppress(OSError):
+            if connection.proto == socket.IPPROTO_TCP:
+                every = max(1, seconds // 6)  # from the first question to the end: five unanswered
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, every)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, every)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                if answers:
+                    connection.setsockopt(
+                        socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * seconds
+                    )
+
+
+def _seconds_of_silence() -> int:
+    given = os.environ.get("HRRL_KEEPALIVE", str(_SILENCE))
+    if not given.isdecimal() or not 6 <= int(given) <= 86400:
+        raise ValueError(
+            "HRRL_KEEPALIVE: expected the seconds after which a machine that does not answer counts as "
+            f"gone, 6 to 86400, got {given!r}; leave it out for {_SILENCE}"
+        )
+    return int(given)
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -19,14 +22,23 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from retrieval_cases import pairs, trainer
 from safetensors.torch import load_file
+from torch import Tensor
 
 from hrrl_ext import load_model
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation.attacks import evaluate_attack, max_epsilon
 from hrrl_ext.models import build_model
 from hrrl_ext.pretrained import from_pretrained, save_pretrained
-from hrrl_ext.processes import joined
+from hrrl_ext.processes import (
+    Processes,
+    ProcessLostError,
+    _seconds_of_silence,
+    _sockets,
+    joined,
+    naming_the_lost,
+)
 from hrrl_ext.retrieval import JointEmbedding, embed
+from hrrl_ext.transfer import Similarity
 
 pytest.importorskip("jsonargparse")
 from hrrl_ext.cli import main
@@ -95,7 +107,8 @@ def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
     variance += ["--num_batches", "3", "--out", out / "variance.json"]
     hrrl("variance", model, *each, *variance)
     run = ["--batch_size", "7", "--epochs", "1", "--progress", "off", "--freeze", "stage?.1"]
-    hrrl("finetune", model, *data, *run, "--out", out / "run")
+    similarity = ["--method", "similarity:w_sim=30,gather=true"]
+    hrrl("finetune", model, *data, *run, *similarity, "--out", out / "run")
 
     joining()
     images = load_images(str(here / "images.npz"))
@@ -113,9 +126,27 @@ def work(here: Path, out: Path, joining: Callable[[], None]) -> None:
             "survived": attacked.survived, "adversarial": attacked.adversarial,
             "image": gallery.image, "caption": gallery.caption,
         }  # fmt: skip
+        for name, value in similarity_of(here, x[:13].double() / 255, processes).items():
+            found[f"similarity {name}"] = value
         torch.save(
             found | {"curve": torch.tensor(curve.accuracy)}, out / f"rank-{processes.rank}.pt"
         )
+
+
+def similarity_of(here: Path, x: Tensor, processes: Processes) -> dict[str, Tensor]:
+    """The penalty of a batch that processes share, and its gradients as a training puts them together; and
+    what is said where it is shared as 5 and 8."""
+    net = from_pretrained(here / "earlier").double().eval()
+    penalised = Similarity(w_sim=3.0, gather=True)(net)
+    net.load_state_dict(from_pretrained(here / "model").state_dict())
+    part = x[processes.part(len(x))]
+    _, penalty = penalised(net, part)
+    (penalty * len(part) / len(x)).backward()
+    gradients = {n: processes.sum(p.grad) for n, p in net.named_parameters() if p.grad is not None}
+    if processes.size == 2:
+        with pytest.raises(ValueError, match=r"13 images as .* shares it, \[6, 7\], got \[5, 8\]"):
+            penalised(net, (x[:5], x[5:])[processes.rank])
+    return gradients | {"penalty": penalty.detach()}
 
 
 @pytest.fixture
@@ -138,6 +169,7 @@ def test_two_processes_have_the_results_of_one(here: Path, tmp_path: Path) -> No
     statuses, said = on_two(lambda joining: work(here, two, joining), tmp_path)
     assert statuses == [0, 0], said
     assert said[1] == ""  # the first alone talks
+    assert "deprecated" not in said[0]
     assert said[0].count("saved") == 6 and said[0].count("  attack l2:0.5  ") == 2, said[0]
 
     for name in ("features.safetensors", "probe.json"):
@@ -149,7 +181,11 @@ def test_two_processes_have_the_results_of_one(here: Path, tmp_path: Path) -> No
     for rank in range(2):
         found = torch.load(two / f"rank-{rank}.pt")
         for name, value in first.items():
-            assert torch.equal(value, found[name]), name
+            if name.startswith("similarity"):  # sums over 13 images, in another order
+                torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14)
+            else:
+                assert torch.equal(value, found[name]), name
+    assert first["similarity penalty"] > 0.1
     assert len(first["survived"].unique()) == 2 and len(first["curve"].unique()) == 2
 
     clusters = [load_file(out / "clusters" / "assignment.safetensors") for out in (one, two)]
@@ -197,6 +233,57 @@ def test_all_end_with_the_first_that_fails(here: Path, tmp_path: Path, rank: int
     message = f"hrrl extract: error: process {rank} of 2: cannot decode cat.png\n"
     assert said[rank] == message and said[1 - rank] == ""
     assert not list(tmp_path.glob("*features*"))
+
+
+def test_one_that_is_killed_is_told_of_by_the_other(tmp_path: Path) -> None:
+    """And one whose machine is gone would be, as it is asked for where nothing is said."""
+
+    def one_of_two(joining: Callable[[], None]) -> None:
+        joining()
+        others = _sockets()
+        with joined("cpu") as (processes, _):
+            for number in _sockets() - others:
+                with socket.socket(fileno=os.dup(number)) as connection:
+                    kept = connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                    every = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+                    timeout = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+                    print(kept, every, timeout)
+            if processes.rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            processes.gather(None)
+
+    statuses, said = on_two(one_of_two, tmp_path)
+    assert statuses == [99, -signal.SIGKILL], said
+    connections, _, trace = said[0].partition("Traceback")
+    assert sorted(set(connections.splitlines())) == ["1 50 0", "1 50 300000"], said  # of the store
+    error = trace.splitlines()[-1]
+    assert "ProcessLostError: another process of this run left without a word: " in error
+    assert re.search("hangs .*(closed|reset) by peer.*Start all of them again", error), error
+
+
+def test_what_connections_say_is_told_from_other_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    gloo = "[/a/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.2]:7: No route to host. This is typically b"
+    for error, said in (
+        (RuntimeError(gloo), r"hangs \(Read error \[10.0.0.2\]:7: No route to host\)\. Go on$"),
+        (
+            RuntimeError("NCCL error: ncclRemoteError: A call failed"),
+            "hangs .NCCL error: ncclRemote",
+        ),
+        (dist.DistNetworkError("Broken pipe"), "hangs .Broken pipe.. Go on$"),
+    ):
+        with (
+            pytest.raises(ProcessLostError, match=said),
+            naming_the_lost(lambda: "Start"),
+            naming_the_lost(lambda: "Go on"),  # which knows more
+        ):
+            raise error
+    with pytest.raises(RuntimeError, match=r"^shapes$") as other, naming_the_lost(lambda: ""):
+        raise RuntimeError("shapes")
+    assert not isinstance(other.value, ProcessLostError)
+    for given in ("5", "86401", "1.5", "-9", ""):
+        monkeypatch.setenv("HRRL_KEEPALIVE", given)
+        with pytest.raises(ValueError, match=f"seconds .* 6 to 86400, got '{given}'; leave it out"):
+            _seconds_of_silence()
 
 
 def on_two(body: Callable[[Callable[[], None]], None], folder: Path) -> tuple[list[int], list[str]]:

@@ -70,6 +70,7 @@ class HRRL(Recipe):
         self.processes, self.chosen, self.model_name = processes, config.chosen, model_name
         self.penalty = _penalty(penalty, model, config)
         self.penalty_name = None if penalty is None else str(penalty)
+        self.whole_batch = getattr(self.penalty, "whole_batch", None)
         self.objective = HRRLObjective(
             tau=config.tau,
             lam=None,
@@ -89,9 +90,8 @@ class HRRL(Recipe):
         if sets.found is not None:
             loss = self.objective.loss
             self.discovery = Discovery(sets.found, model, batch_size=at_once, loss=loss)
-        self.tally = self._empty_tally()
+        self.tally, self._warned = self._empty_tally(), False
         self._concept_loss = torch.zeros_like(self.objective.distribution.q)  # of the last step
-        self._warned = False
 
     # --- Algorithm 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._modes import to_train
 from .._state_dicts import not_finite
-from ..processes import Processes
+from ..processes import Processes, naming_the_lost
 from .config import TrainingConfig
 from .freezing import freeze as freeze_layers
 from .loggers import Loggers, Told, check_loggers
@@ -109,9 +109,8 @@ class Loop:
 
     def fit(self, until: int | None = None) -> TrainingResult:
         """Trains what is left of the run, or of its first ``until`` epochs: its schedule is the same."""
-        if self.run is None:
-            return self._fit(until)
-        with self.run.held_for(self.processes):
+        held = nullcontext() if self.run is None else self.run.held_for(self.processes)
+        with naming_the_lost(self._to_go_on), held:
             return self._fit(until)
 
     def _fit(self, until: int | None) -> TrainingResult:
@@ -212,8 +211,7 @@ class Loop:
                 self._save()
             if not self.processes.main:
                 raise
-            resume = f" The run is {self._saved}." if self.run and self.run.checkpoints else ""
-            raise OSError(f"{error}. Repair or replace it.{resume}") from error
+            raise OSError(f"{error}. Repair or replace it. {self._to_go_on()}".rstrip()) from error
 
     @property
     def over(self) -> bool:
@@ -294,9 +292,9 @@ class Loop:
         return True
 
     def _row(self, epoch: int) -> dict[str, Any]:
-        every, measured = self.config.evaluate_every, {}
-        if self.over or not (is_in_steps(every) or (epoch + 1) % in_steps(every, 1)):
-            measured = self._evaluate()
+        every = self.config.evaluate_every
+        due = self.over or not (is_in_steps(every) or (epoch + 1) % in_steps(every, 1))
+        measured = self._evaluate() if due else {}
         where = {"epoch": epoch + 1, "step": self.step}
         return where | {"lr": self.schedule(self.step - 1)} | self.recipe.row(measured)
 
@@ -326,10 +324,8 @@ class Loop:
         return asdict(type(self.config)()) | method
 
     def _line(self, row: Row) -> str:
-        return (
-            f"epoch {row['epoch']}/{self.config.epochs}  {self.recipe.line(row)}  "
-            f"{row['images_per_second']:.0f} img/s"
-        )
+        where, speed = f"epoch {row['epoch']}/{self.config.epochs}", row["images_per_second"]
+        return f"{where}  {self.recipe.line(row)}  {speed:.0f} img/s"
 
     def _write_epoch(self) -> None:
         """Before the checkpoint: a run killed in between does the epoch, and this, once more."""
@@ -357,6 +353,9 @@ class Loop:
         if self.run is None:
             return "nothing was saved"
         return f"saved in {self.run.path}; continue it with resume"
+
+    def _to_go_on(self) -> str:
+        return f"The run is {self._saved}." if self.run and self.run.checkpoints else ""
 
     def _save(self) -> None:
         if self.run is None:

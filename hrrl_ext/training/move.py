@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TypeAlias
+from inspect import signature
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -108,6 +109,13 @@ class Move:
         return t
 
 
+_OF_DDP = signature(DistributedDataParallel).parameters
+_NO_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if "forward_sync_buffers" in _OF_DDP else "broadcast_buffers": False
+}
+"""Passes of DistributedDataParallel send none, as Move does, once a step; torch 2.13 has another name."""
+
+
 class _Averaging:
     """The mean of gradients over the processes, by DistributedDataParallel from the second step on.
 
@@ -136,7 +144,7 @@ class _Averaging:
                 p.grad.copy_(self._processes.sum(share))
         for p in unused:
             p.requires_grad_(False)
-        self.model = DistributedDataParallel(self._bare, broadcast_buffers=False)
+        self.model = DistributedDataParallel(self._bare, **_NO_BUFFERS)
         for p in unused:
             p.requires_grad_()
 

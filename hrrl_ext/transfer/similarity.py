@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .._arrays import unit_rows
 from .._precision import full_float32
 from ..layers import captured, find_head
+from ..processes import current_processes
 
 
 def similarity_loss(
@@ -75,7 +76,7 @@ class Similarity:
     perturbed where tau > 0. A step costs a forward pass more than one without.
 
     S is over the images that a process has in one pass: with several processes, or ``accumulate``, over
-    each part of the batch.
+    each part of the batch; with ``gather`` over the batch of all processes, as one process has it.
 
     A network with batch normalisation or dropout does not begin at 0: z has the statistics of the
     batch, z* the running ones.
@@ -85,6 +86,8 @@ class Similarity:
         mean: over the pairs, so that one w_sim means about the same for every batch size. Eq. 4 is
             without: its w_sim is 1/B of this one, and 1/B² of it if ``squared``.
         squared, normalise: see :func:`similarity_loss`.
+        gather: over the images of all processes, each of which computes all pairs and sends the features
+            of its part twice, z and z*, and a gradient once. Not with ``accumulate``.
         classifier: name of the layer whose input is f; the last nn.Linear if not given.
     """
 
@@ -92,6 +95,7 @@ class Similarity:
     mean: bool = True
     squared: bool = False
     normalise: bool = True
+    gather: bool = False
     classifier: str | None = None
 
     def __post_init__(self) -> None:
@@ -106,6 +110,8 @@ class _SimilarityPenalty(nn.Module):
     def __init__(self, settings: Similarity, model: nn.Module) -> None:
         super().__init__()
         self.settings = settings
+        if settings.gather:
+            self.whole_batch = "the penalty gathers the images of a whole batch, in one pass"
         self.start = copy.deepcopy(model).eval().requires_grad_(False)
         # Not a sub-module: the weights that are trained are no tensors of this one.
         self._layers = [
@@ -124,14 +130,33 @@ class _SimilarityPenalty(nn.Module):
                 "feature with classifier="
             )
         settings = self.settings
+        features = z[-1].flatten(1), z_start[-1].flatten(1)
         loss = similarity_loss(
-            z[-1].flatten(1),
-            z_start[-1].flatten(1),
+            *(_of_all(*features) if settings.gather else features),
             squared=settings.squared,
             mean=settings.mean,
             normalise=settings.normalise,
         )
         return logits, settings.w_sim * loss
+
+
+def _of_all(z: Tensor, z_start: Tensor) -> tuple[Tensor, Tensor]:
+    """Features of the images of all processes, in each of them.
+
+    A gradient that goes back is the sum of all processes': where each weighs its loss by its share of
+    the images, and the gradients of weights are then summed, it is that of the whole batch.
+    """
+    processes = current_processes()
+    sizes = processes.gather(len(z))
+    count = sum(sizes)
+    even = [len(replace(processes, rank=rank).part(count)) for rank in range(len(sizes))]
+    if sizes != even:
+        raise ValueError(
+            f"Similarity: gather=True needs a batch of {count} images as Processes.part of "
+            f"hrrl_ext.processes shares it, {even}, got {sizes}"
+        )
+    z, z_start = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (z, z_start))
+    return processes.whole(z, count), processes.whole(z_start, count)
 
 
 def _as_is(x: Tensor) -> Tensor:

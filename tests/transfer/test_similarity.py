@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from hrrl_ext import HRRLTrainer
 from hrrl_ext.models import resnet18
 from hrrl_ext.transfer import Similarity, similarity_loss
 
@@ -271,6 +272,13 @@ def test_refusals():
     for w_sim in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="w_sim must be at least 0"):
             Similarity(w_sim=w_sim)
+    with pytest.raises(
+        ValueError, match=r"accumulate must be 1, got 2: the penalty gathers the images"
+    ):
+        HRRLTrainer(
+            Net(), data=(torch.rand(6, 3, 2, 2), torch.arange(6) % 2), concepts="classes", penalty=Similarity(gather=True),
+            accumulate=2, device="cpu", progress="off", tau=0, lam=None, crop_padding=0, flip=False,
+        )  # fmt: skip
     model = Net()
     model.spare = nn.Linear(5, 2)
     with pytest.raises(ValueError, match="did not call its classifier"):
