@@ -33,7 +33,7 @@ from .streamed_svm import Fit, Fits, as_stored, blocks, streaming
 
 __all__ = ["LinearProbe", "ProbeResult", "SGDProbe", "probe"]
 
-_LARGE = 2**27  # numbers of X from which on it is streamed: liblinear takes 5 GiB for as many
+_LARGE = 2**27  # numbers of X from which on it is streamed; liblinear takes 3 GiB for as many
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn is untyped

@@ -137,9 +137,10 @@ class Rows:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """x [B, D] float64, normalised, and label [B], on the device."""
         for stored, label in self.stored():
-            kept = stored.flags.c_contiguous and stored.flags.writeable
-            x = torch.from_numpy(stored.astype(np.float64, order="C", copy=not kept))
-            x = x.to(self.device)
+            dtype = stored.dtype if stored.dtype in (np.float16, np.float32) else np.float64
+            taken = stored.flags.c_contiguous and stored.flags.writeable  # as torch wants it
+            x = torch.from_numpy(stored.astype(dtype, order="C", copy=not taken))
+            x = x.to(self.device).double()  # there: half the bytes to move
             if self._unit:
                 norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
                 x = x / norm.masked_fill(norm == 0, 1)
