@@ -14,6 +14,7 @@ from sklearn.svm import LinearSVC
 import hrrl_ext.transfer.probe as probe_module
 import hrrl_ext.transfer.streamed_svm as module
 from hrrl_ext.transfer import Features, LinearProbe, load_features, save_features
+from hrrl_ext.transfer.probe import _held_out
 from hrrl_ext.transfer.streamed_svm import Clock, blocks
 
 
@@ -100,7 +101,11 @@ def test_the_search_is_that_of_liblinear(digits, monkeypatch):
     assert list(ours.scores_) == list(theirs.scores_)
     # 80 held out: solutions within the tolerance may part on one that lies between two classes.
     np.testing.assert_allclose([*ours.scores_.values()], [*theirs.scores_.values()], atol=0.0126)
-    refitted = LinearProbe(ours.C_, solver="streamed").fit(*digits)
+    X, y = digits
+    held = _held_out(y, 0.2, np.random.RandomState(0))
+    part = LinearProbe(1.0, solver="streamed").fit(X[~held], y[~held])
+    np.testing.assert_allclose(part.score(X[held], y[held]), ours.scores_[1.0], atol=0.0126)
+    refitted = LinearProbe(ours.C_, solver="streamed").fit(X, y)
     assert np.array_equal(weights(refitted), weights(ours))
 
 
@@ -113,14 +118,14 @@ def test_steps_that_descend():
     )
     tried = at + length[:, None] * direction
 
-    def descends(values):
-        return module._descends(*values, at, tried, direction, length).tolist()
+    def descends(value, its_value):
+        return module._descends(value, its_value, at, tried, direction, length).tolist()
 
     # To the minimum, hardly, nearly to the same height on the other side, beyond it
-    assert descends((at[:, 0] ** 2 / 2, tried[:, 0] ** 2 / 2)) == [True, True, True, False]
+    assert descends(at[:, 0] ** 2 / 2, tried[:, 0] ** 2 / 2) == [True, True, True, False]
     # The same where f is rounded to one number, by its slope
     same = torch.full((4,), 2.0, dtype=torch.float64)
-    assert descends((same, same)) == [True, True, True, False]
+    assert descends(same, same) == [True, True, True, False]
 
 
 # Blocks and types
@@ -225,6 +230,16 @@ def test_constant_repeated_and_large_columns_and_rows_of_zeros(exactly, normalis
     found = np.linalg.norm(gradient(weights(model), x, signs(y), 10.0), axis=1)
     # By 1e7 the largest entries leave 1e-16 of them as rounding, against 1e-10/51 asked.
     assert (found <= 1e-9 * at_zero).all()
+
+
+def test_columns_that_repeat_at_any_scale():
+    """Their Σ x xᵀ is singular, and 1 is nothing beside its rounding."""
+    random = np.random.default_rng(0)
+    y = np.repeat([0, 1, 2], 20)
+    x = random.normal(size=60) + y
+    X = 1e10 * np.column_stack([x, x, 3 * x, random.normal(size=60)])
+    model = LinearProbe(1.0, normalise=None, solver="streamed").fit(X, y)
+    assert model.converged_ and model.score(X, y) > 0.4  # 1/3 is a guess
 
 
 def test_what_is_not_finite_is_refused(digits, small_blocks):
