@@ -138,6 +138,13 @@ def test_neighbours_and_concepts(
     assert result["k"] == 5
     assert result["worst_concept_accuracy"] == min(result["concept_accuracy"].values())
     assert f"concept_accuracy/round {result['concept_accuracy']['round']:.4f}" in stdout
+    streamed = (*probe, "--solver", "streamed", "--device", "cpu")
+    accuracies = []
+    for svm in (probe, streamed):
+        status, stdout, stderr = run(capsys, *svm, "--C", "1")
+        accuracies.append(re.findall(r"^accuracy +(\S+)", stdout))
+        assert (status, "fit 1 of 1, C = 1" in stderr) == (0, svm is streamed)
+    assert accuracies[0] == accuracies[1] != []
     sgd = (*probe, "--method", "sgd", "--lr", "3", "--epochs", "20", "--normalise", "none")
     status, stdout, _ = run(capsys, *sgd)
     assert status == 0 and re.search(r"lr +3.0000\nepochs +20\nloss +\d", stdout)

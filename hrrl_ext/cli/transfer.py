@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import jsonargparse
@@ -94,6 +95,12 @@ def _probe_arguments(parser: CommandParser) -> None:
         "--C", help="of svm: a number, or search (the default): on a part of --train"
     )
     parser.add_argument("--normalise", help="of svm and sgd: l2 (the default), standard or none")
+    parser.add_argument(
+        "--solver",
+        default="auto",
+        help="of svm: liblinear; streamed, in memory that does not grow with the examples; or auto",
+    )
+    parser.add_argument("--device", default="auto", help="where svm is streamed")
     parser.add_argument("--lr", type=float, help="of sgd; 30 if not given")
     parser.add_argument("--weight_decay", type=float, help="of sgd; 0 if not given")
     parser.add_argument("--batch_size", type=int, help="of sgd; 256 if not given")
@@ -108,6 +115,7 @@ def _probe_arguments(parser: CommandParser) -> None:
 
 def _probe(args: Namespace) -> None:
     """Train a linear classifier, or nearest neighbours, on saved features, and measure the transfer."""
+    from ..processes import choose_device
     from ..storage import write_json
     from ..training.run_folder import flat
     from ..transfer import load_features
@@ -123,6 +131,9 @@ def _probe(args: Namespace) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("normalise") == "none":
         given["normalise"] = None
+    if args.method == "svm":
+        given |= {"solver": args.solver, "device": choose_device(args.device)}
+        given["progress"] = lambda line: print(line, file=sys.stderr, flush=True)
     concepts = None if args.concepts is None else _concept_map(args.concepts)
     train, test = load_features(args.train), _labelled_as(args.train, args.test)
     result = probe(train, test, method=args.method, concepts=concepts, **given).to_dict()

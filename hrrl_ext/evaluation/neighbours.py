@@ -16,6 +16,7 @@ from .._precision import full_float32
 from .._products import inner_products
 
 _CHUNK = 2**24  # similarities in memory at once
+_ROWS = 2**13  # normalised at once
 
 
 class KNeighbours(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn is untyped
@@ -94,4 +95,9 @@ def _most_similar(similarity: Tensor, k: int) -> Tensor:
 
 
 def _unit_rows(X: np.ndarray) -> Tensor:
-    return unit_rows(torch.from_numpy(np.ascontiguousarray(X)))
+    """A copy; of the steps to it there is a block at a time."""
+    x = torch.from_numpy(np.ascontiguousarray(X))
+    unit = torch.empty_like(x)
+    for of, rows in zip(unit.split(_ROWS), x.split(_ROWS), strict=True):
+        of.copy_(unit_rows(rows))
+    return unit

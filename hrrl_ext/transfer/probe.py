@@ -7,8 +7,9 @@ of the features and the data on which the search is scored are ours: docs/transf
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +29,11 @@ from ..spec import not_known
 from .features import Features
 from .normalising import Normalise, scaler
 from .sgd_probe import SGDProbe
+from .streamed_svm import Fit, Fits, as_stored, blocks, streaming
 
 __all__ = ["LinearProbe", "ProbeResult", "SGDProbe", "probe"]
+
+_LARGE = 2**27  # numbers of X from which on it is streamed; liblinear takes 3 GiB for as many
 
 
 class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn is untyped
@@ -43,11 +47,16 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
                      examples fitted on; None: features as they are
     validation_size  share of every class that the search holds out. Each class keeps at least one
                      example to fit on, and one with two or more has at least one held out
-    max_iter         of liblinear, per class
+    max_iter         of liblinear, per class; passes over the examples, where they are streamed
     random_state     of the held-out part, and of liblinear's dual solver (N < D)
+    solver           "liblinear"; "streamed": the same problem to the same tolerance, a block of rows at a
+                     time, in memory that does not grow with N; "auto": streamed from 2**27 numbers N D on
+    device           where it is streamed
+    progress         is told, as it is streamed, in a line how long the rest will take
 
-    Features are [N, D] arrays or tensors (converted to float64), labels [N] of any type. If no
-    class has two examples there is nothing to search on: then C_ = 1.0 and scores_ is empty.
+    Features are [N, D] arrays or tensors, labels [N] of any type. liblinear has them converted to
+    float64; what is streamed stays where it is, in a mapped file, say, and in its type. If no class has
+    two examples there is nothing to search on: then C_ = 1.0 and scores_ is empty.
 
     Attributes after fit: C_, scores_ (C → validation accuracy, empty if C was given), converged_
     (whether the last fit met liblinear's tolerance; one ConvergenceWarning names each C, searched
@@ -64,6 +73,9 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
         validation_size: float = 0.2,
         max_iter: int = 2000,
         random_state: int | np.random.RandomState | None = 0,
+        solver: Literal["auto", "liblinear", "streamed"] = "auto",
+        device: torch.device | str = "cpu",
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         self.C = C
         self.grid = grid
@@ -71,35 +83,62 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
         self.validation_size = validation_size
         self.max_iter = max_iter
         self.random_state = random_state
+        self.solver = solver
+        self.device = device
+        self.progress = progress
 
     def fit(self, X: Any, y: Any) -> LinearProbe:
         """Fit on features X [N, D] and labels y [N]; ValueError on fewer than two classes."""
         self._check_parameters()
-        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=np.float64)
+        streamed = self._streams(getattr(X, "shape", ()))
+        X, y = validate_data(
+            self,
+            as_stored(X) if streamed else to_numpy(X),
+            to_numpy(y),
+            dtype="numeric" if streamed else np.float64,
+            ensure_all_finite=not streamed,  # a block at a time
+        )
         check_classification_targets(y)
-        self.classes_ = np.unique(y)
+        self.classes_, label = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(
                 f"LinearProbe: y must hold at least 2 classes, got 1 class ({self.classes_[0]!r})"
             )
-        unconverged: list[float] = []
-        self.scores_: dict[float, float] = {}
+        grid: list[float] = []
         if self.C == "search":
             held = _held_out(y, self.validation_size, check_random_state(self.random_state))
-            for C in sorted({float(C) for C in self.grid}) if held.any() else ():
-                svm = self._fitted(C, X[~held], y[~held], unconverged)
-                self.scores_[C] = float(svm.score(X[held], y[held]))
-            self.C_ = max(self.scores_, key=self.scores_.__getitem__, default=1.0)
+            grid = sorted({float(C) for C in self.grid}) if held.any() else []
+        if streamed:
+            fits = streaming(
+                X,
+                label,
+                self.classes_,
+                normalise=self.normalise,
+                max_passes=self.max_iter,
+                device=self.device,
+                number=len(grid) + 1,
+                report=self.progress,
+            )
         else:
-            self.C_ = float(self.C)
-        self.pipeline_ = self._fitted(self.C_, X, y, unconverged)
+            fits = self._liblinear(X, y)
+        unconverged: list[float] = []
+        self.scores_: dict[float, float] = {}
+        for C, pipeline, converged in fits(grid, ~held) if grid else ():
+            self.scores_[C] = _accuracy(pipeline, X, y, held)
+            if not converged:
+                unconverged.append(C)
+        given = 1.0 if self.C == "search" else float(self.C)
+        self.C_ = max(self.scores_, key=self.scores_.__getitem__, default=given)
+        ((_, self.pipeline_, self.converged_),) = fits([self.C_], None)
+        if not self.converged_:
+            unconverged.append(self.C_)
         self.coef_ = self.pipeline_[-1].coef_
         self.intercept_ = self.pipeline_[-1].intercept_
         self.n_iter_ = int(self.pipeline_[-1].n_iter_)
-        self.converged_ = self.n_iter_ < self.max_iter
         if unconverged:
+            solver = "the streamed solver" if streamed else "liblinear"
             warnings.warn(
-                f"LinearProbe: liblinear did not converge in {self.max_iter} iterations for C = "
+                f"LinearProbe: {solver} did not converge in {self.max_iter} iterations for C = "
                 f"{', '.join(f'{C:g}' for C in sorted(set(unconverged)))} (chosen: {self.C_:g}); "
                 "raise max_iter, or use normalise='l2', which converges soonest",
                 ConvergenceWarning,
@@ -109,34 +148,43 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
 
     def predict(self, X: Any) -> np.ndarray:
         """Class of every row of X [N, D]: an array [N] of entries of classes_."""
-        X = self._check_features(X)
-        return np.asarray(self.pipeline_.predict(X))
+        return np.concatenate([self.pipeline_.predict(part) for part in self._parts(X)])
 
     def decision_function(self, X: Any) -> np.ndarray:
         """w·x + b per row: [N, classes], or [N] for two classes, positive meaning classes_[1]."""
-        X = self._check_features(X)
-        return np.asarray(self.pipeline_.decision_function(X))
+        return np.concatenate([self.pipeline_.decision_function(part) for part in self._parts(X)])
 
-    def _fitted(self, C: float, X: np.ndarray, y: np.ndarray, unconverged: list[float]) -> Pipeline:
-        """Normalisation and SVM fitted on these rows; C joins `unconverged` if it stopped early."""
-        svm = LinearSVC(
-            C=C,
-            dual="auto",  # primal (deterministic, Newton) for N >= D, else coordinate descent
-            intercept_scaling=1.0,  # scores depend on it: liblinear regularises the intercept
-            max_iter=self.max_iter,
-            random_state=self.random_state,
-        )
-        pipeline = make_pipeline(scaler(self.normalise, "LinearProbe"), svm)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # fit warns once, for all
-            pipeline.fit(X, y)
-        if svm.n_iter_ >= self.max_iter:
-            unconverged.append(C)
-        return pipeline
+    def _liblinear(self, X: np.ndarray, y: np.ndarray) -> Fits:
+        def fits(grid: Sequence[float], kept: np.ndarray | None) -> Iterator[Fit]:
+            X_part, y_part = (X, y) if kept is None else (X[kept], y[kept])
+            for C in grid:
+                svm = LinearSVC(
+                    C=C,
+                    dual="auto",  # primal (deterministic, Newton) for N >= D, else coordinate descent
+                    intercept_scaling=1.0,  # scores depend on it: liblinear regularises the intercept
+                    max_iter=self.max_iter,
+                    random_state=self.random_state,
+                )
+                pipeline = make_pipeline(scaler(self.normalise, "LinearProbe"), svm)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ConvergenceWarning)  # fit warns once, for all
+                    pipeline.fit(X_part, y_part)
+                yield Fit(C, pipeline, svm.n_iter_ < self.max_iter)
 
-    def _check_features(self, X: Any) -> np.ndarray:
+        return fits
+
+    def _parts(self, X: Any) -> Iterator[np.ndarray]:
+        """All rows in float64, a block at a time where there are many."""
         check_is_fitted(self)
-        return np.asarray(validate_data(self, to_numpy(X), dtype=np.float64, reset=False))
+        shape = getattr(X, "shape", ())
+        many = len(shape) == 2 and self._streams(shape)
+        for part in (X[rows] for rows in blocks(shape, len(self.classes_))) if many else (X,):
+            yield np.asarray(validate_data(self, to_numpy(part), dtype=np.float64, reset=False))
+
+    def _streams(self, shape: tuple[int, ...]) -> bool:
+        if self.solver == "auto":  # N < D is the dual's, whose solver has no need of D x D numbers
+            return len(shape) == 2 and shape[0] >= shape[1] and math.prod(shape) >= _LARGE
+        return self.solver == "streamed"
 
     def _check_parameters(self) -> None:
         if isinstance(self.C, str) and self.C == "search":
@@ -149,6 +197,10 @@ class LinearProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # skle
                 f"LinearProbe: C must be a positive, finite number or 'search', got {self.C!r}"
             )
         scaler(self.normalise, "LinearProbe")
+        if self.solver not in ("auto", "liblinear", "streamed"):
+            raise ValueError(
+                f"LinearProbe: solver must be 'auto', 'liblinear' or 'streamed', got {self.solver!r}"
+            )
         if not (is_positive(self.validation_size) and self.validation_size < 1):
             raise ValueError(
                 "LinearProbe: validation_size must lie between 0 and 1, a share of every class, "
@@ -242,6 +294,16 @@ def probe(
         concept_accuracy=by_concept or None,
         **settings,
     )
+
+
+def _accuracy(pipeline: Pipeline, X: np.ndarray, y: np.ndarray, held: np.ndarray) -> float:
+    hits = 0
+    for block in blocks(X.shape, len(pipeline.classes_)):
+        rows = held[block]
+        if rows.any():
+            x = X[block][rows].astype(np.float64, copy=False)
+            hits += int(np.count_nonzero(pipeline.predict(x) == y[block][rows]))
+    return hits / int(np.count_nonzero(held))
 
 
 def _held_out(y: np.ndarray, share: float, random: np.random.RandomState) -> np.ndarray:

@@ -46,7 +46,9 @@ def digits():
 
 
 @pytest.mark.parametrize(
-    "parameters", [{}, {"normalise": "standard"}, {"normalise": None}, {"C": 1.0}], ids=str
+    "parameters",
+    [{}, {"normalise": "standard"}, {"normalise": None}, {"C": 1.0, "solver": "streamed"}],
+    ids=str,
 )
 @pytest.mark.filterwarnings("ignore:Skipping check:UserWarning")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
@@ -314,6 +316,7 @@ def test_the_default_converges_where_features_outnumber_examples(digits):
         ({"validation_size": 0.0}, "validation_size must lie between 0 and 1"),
         ({"validation_size": 1.0}, "validation_size must lie between 0 and 1"),
         ({"max_iter": 0}, "max_iter must be at least 1, got 0"),
+        ({"solver": "stream"}, "solver must be 'auto', 'liblinear' or 'streamed', got 'stream'"),
     ],
     ids=str,
 )
