@@ -55,7 +55,7 @@ MUTANTS = [
     ("scalar.cuh", "% bytes == 0", "% bytes < 999", "misaligned address"),
     ("concept_cross_entropy.cu", "valid ? to_acc", "true ? to_acc", "AddressSanitizer"),
     ("chi_square_response.cu", "? 2 * sizeof(double)", "? sizeof(double)", "heap-buffer-overflow"),
-    ("score_tile.cuh", "first + row < count && ", "count >= 0 && ", "heap-buffer-overflow"),
+    ("score_tile.cuh", "n < rows_ && left_", "left_", "heap-buffer-overflow"),
     ("pair_gradients.cu", "other < others ? other_rows", "true ? other_rows", "AddressSanitizer"),
     ("mix_chains.cu", "(x[place(e, c)])", "(x[place(e, c) + 9])", "heap-buffer-overflow"),
     ("rank1.cu", "(i >= a.batch", "(i > a.batch", "heap-buffer-overflow"),
