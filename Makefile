@@ -10,9 +10,7 @@ MODELS_TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 # A file of tests stays with one process, which builds what they share once; tests/conftest.py says which files come first.
 # A process that crashes, or a test that hangs, ends the run: a process that takes the place of another can wait for ever.
-# One process more than cores, as some tests wait for what they have started.
-WORKERS  := $(shell expr $$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN) + 1)
-PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900
 
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
