@@ -9,31 +9,16 @@ Both are checked against float64 first. A ratio is torch's time over ours, of th
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from conftest import keep_freed_memory
-from torch import Tensor
+from retrieval_bars import Row, Way, measured
 
 from hrrl_ext._products import inner_products
 
 SHAPES = [(128, 128, 512), (256, 384, 128), (512, 512, 256), (512, 1024, 1024), (1024, 1024, 128)]
-TURN, TURNS = 20e-3, 15
-
-
-def fastest(ways: Mapping[str, Callable[[], Tensor]]) -> dict[str, float]:
-    """Seconds of a call."""
-    seconds = dict.fromkeys(ways, float("inf"))
-    for _ in range(TURNS):
-        for name, way in ways.items():
-            way()
-            begun, calls = time.perf_counter(), 0
-            while time.perf_counter() - begun < TURN:
-                way()
-                calls += 1
-            seconds[name] = min(seconds[name], (time.perf_counter() - begun) / calls)
-    return seconds
+TURNS = 60
 
 
 def main() -> None:
@@ -50,7 +35,9 @@ def main() -> None:
             torch.testing.assert_close(way().double(), exact, rtol=0, atol=1e-5 * d**0.5)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            of = fastest(ways)
+            row = Row((x, y), {name: Way(way) for name, way in ways.items()})
+            seconds = measured(row, TURNS, time.perf_counter)
+            of = {name: min(turns) for name, turns in seconds.items()}
             ratio = of["torch"] / of["ours"]
             cells = (f"{n}, {m}, {d}", threads, *(f"{1e3 * s:.3g}" for s in of.values()))
             print(f"| {' | '.join(map(str, cells))} | {ratio:.2f} |", flush=True)
