@@ -72,6 +72,12 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "pair_gradients(Tensor image, Tensor caption, Tensor row, Tensor column, Tensor weight, bool order) "
       "-> (Tensor grad_image, Tensor grad_caption)");
 
+  // query, key [B, D], queue [K, D] -> loss [B] of InfoNCE, and d loss_b / d query_b [B, D] ([0] unless asked for); on
+  // CUDA, for hrrl_ext.contrastive.info_nce
+  m.def(
+      "_info_nce(Tensor query, Tensor key, Tensor queue, float temperature, bool with_grad) "
+      "-> (Tensor loss, Tensor grad_query)");
+
   // x [B, C, H, W] -> x + tau A z_i / ||A z_i||_F, z_i in row row_i of values, A by view [B, 3]
   m.def(
       "perturb_stored(Tensor x, Tensor values, Tensor scale, Tensor row, Tensor view, float tau, int padding, "

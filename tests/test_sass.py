@@ -81,6 +81,7 @@ BOUNDS = [
     Bound(r"hardest_kernel<float, false>", 104, 2600, 2180, 10, 8),
     Bound(r"hardest_kernel<float, true>", 120, 3680, 3260, 10, 8),
     Bound(r"hinge_kernel<float>", 96, 4180, 775, 465, 8),
+    Bound(r"attend_kernel<float>", 224, 7000, 4080, 30, 4),
     Bound(r"pair_kernel<float, false>", 36, 1080, 740, 10, 8),
     Bound(r"mix_chains_kernel<unsigned char>", 80, 4370, 3840, 235, 8),
     Bound(r"perturb_stored_kernel<float>", 32, 1300, 400, 75, 8),

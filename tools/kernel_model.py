@@ -152,6 +152,11 @@ CASES = [
         "hinge_kernel<float>", "hinge_coefficients 4096×1024 float32",
         *(101e6, 4096 * 128, 0), {"load": 2}, following=1, executed=tiles(1, 1024),
     ),
+    Case(  # 512 blocks of 8 tiles: 32 turns of the innermost loops, and 1400 to load and for exponentials
+        "attend_kernel<float>", "InfoNCE 256×65,536×128 float32",
+        *(33.6e6 + 2 * 17e6, 512 * 128, 0), {"load": 2}, following=1,
+        executed=lambda k: 8 * (32 * 288.0 + 1400),
+    ),
     Case(
         "pair_kernel<float, false>", "pair_gradients 4096×1024 float32, 12,288 pairs",
         *(67e6, 1024 * 128, 0), {"load": 48}, executed=lambda k: 24 * (k.loop - k.inner) + 24 * 8 * 10,

@@ -144,6 +144,18 @@ struct Rank1ArgminParams {
 };
 void launch_rank1_argmin(const Rank1ArgminParams& params, CUstream_st* stream);
 
+// loss_b = log(1 + sum_k e^((q_b n_k - q_b key_b)/T)), and its gradient in q_b; at least one query. dtype is kFloat or
+// kDouble.
+struct InfoNceParams {
+  const void *query, *key, *queue;  // [B, D], [B, D], [K, D]
+  void *loss, *grad_query;          // [B], [B, D] or null
+  int64_t batch, count, size;       // B, K, D
+  double temperature;
+  void* workspace;  // info_nce_workspace() values of that type, uninitialised
+};
+int64_t info_nce_workspace(int64_t batch, int64_t count, int64_t size, bool with_grad);
+void launch_info_nce(Dtype dtype, const InfoNceParams& params, CUstream_st* stream);
+
 // Of every image the caption of another group with the highest score, and of every caption the image; at least one row
 // in all. The score is the product, or -||max(0, caption - image)||.
 struct HardestParams {

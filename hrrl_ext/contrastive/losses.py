@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._products import inner_products
+from ..ops._library import operator
 
-# Logits at once: on the CPU they stay in the cache, on a GPU in its L2, where few launches count.
-_AT_ONCE = {"cpu": 3 * 2**15, "cuda": 2**22}
+_AT_ONCE = 3 * 2**15  # logits, which stay in the cache
+_by_kernels = operator("_info_nce")
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
@@ -32,7 +33,8 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -
     With p_j the softmax over a query's K + 1 logits, dℓ/dq = (Σ_j p_j n_j + (p⁺ - 1) k)/T: the sum is
     what attention over the queue gives, and comes with the loss. The queue is gone through once, in
     pieces combined by log-sum-exp; there is no [B, K] tensor, and backward is a product. Deterministic.
-    float32 products are those that torch is set to.
+    On CUDA two kernels do it, whose products are of full float32, and a query's bits those of any batch;
+    elsewhere float32 products are those that torch is set to.
 
     Raises ValueError for shapes that do not belong together, or a temperature that is not positive.
     Equivalent to F.cross_entropy(cat([(q*k).sum(1, keepdim=True), q @ queue.T], 1)/T, 0).
@@ -57,15 +59,11 @@ class _InfoNCE(torch.autograd.Function):
         kind = torch.promote_types(query.dtype, torch.float32)
         with torch.autocast(query.device.type, enabled=False):
             q, k, negatives = (t.detach().to(kind) for t in (query, key, queue))
-            positive = torch.bmm(q[:, None], k[:, :, None]).view(-1) / temperature
-            log_sum, shift, grad = _attend(q, negatives, temperature, ctx.needs_input_grad[0])
-            total = torch.logaddexp(positive, log_sum)
-            if grad is not None:
-                grad.mul_((shift - total).exp()[:, None])
-                grad.addcmul_(k, (positive - total).expm1()[:, None]).div_(temperature)
-                ctx.save_for_backward(grad)
+            find = _by_kernels if q.is_cuda else _in_pieces
+            loss, grad = find(q, k, negatives, temperature, ctx.needs_input_grad[0])
+        ctx.save_for_backward(grad)
         ctx.kind = query.dtype
-        return total - positive
+        return loss
 
     @staticmethod
     @once_differentiable
@@ -74,12 +72,26 @@ class _InfoNCE(torch.autograd.Function):
         return (grad * grad_loss[:, None]).to(ctx.kind), None, None, None
 
 
+def _in_pieces(
+    q: Tensor, k: Tensor, negatives: Tensor, temperature: float, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """The loss [B], and its gradient [B, D], [0] unless asked for."""
+    positive = torch.bmm(q[:, None], k[:, :, None]).view(-1) / temperature
+    log_sum, shift, grad = _attend(q, negatives, temperature, with_grad)
+    total = torch.logaddexp(positive, log_sum)
+    if grad is None:
+        return total - positive, q.new_empty(0)
+    grad.mul_((shift - total).exp()[:, None])
+    grad.addcmul_(k, (positive - total).expm1()[:, None]).div_(temperature)
+    return total - positive, grad
+
+
 def _attend(
     q: Tensor, negatives: Tensor, temperature: float, with_sum: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; their maximum m [B]; and, if asked for, the sum
     Σ_j e^{l_j - m} n_j [B, D]."""
-    columns = max(1, _AT_ONCE.get(q.device.type, _AT_ONCE["cuda"]) // max(1, len(q)))
+    columns = max(1, _AT_ONCE // max(1, len(q)))
     shift, total = q.new_full((len(q), 1), -math.inf), q.new_zeros(len(q), 1)
     weighted = torch.zeros_like(q) if with_sum else None
     for piece in negatives.split(columns) if len(negatives) else ():

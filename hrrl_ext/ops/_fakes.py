@@ -309,6 +309,15 @@ def _(images: Tensor, operation: Tensor, parameter: Tensor, weight: Tensor, mix:
     return torch.empty_like(images)
 
 
+@torch.library.register_fake("hrrl_ext::_info_nce")
+def _(
+    query: Tensor, key: Tensor, queue: Tensor, temperature: float, with_grad: bool
+) -> tuple[Tensor, Tensor]:
+    same = (query.dtype,)
+    expect("_info_nce", query=(query, "BD", REAL), key=(key, "BD", same), queue=(queue, "KD", same))
+    return query.new_empty(len(query)), query.new_empty(query.shape if with_grad else (0,))
+
+
 @torch.library.register_fake("hrrl_ext::chi_square_response")
 def _(concept_loss: Tensor, q0: Tensor, lam: float, rho: float, max_weight: float) -> Tensor:
     expect("chi_square_response", concept_loss=(concept_loss, "K", FLOATS), q0=(q0, "K", REAL))

@@ -72,6 +72,6 @@ elif torch.version.cuda is not None:
         ),
         *("perturb_stored", "store_directions"),
         *("hardest_negatives", "pair_gradients", "hinge_coefficients"),
-        "mix_chains",
+        *("mix_chains", "_info_nce"),
     ):
         torch.library.impl(f"hrrl_ext::{_name}", "CUDA", _refuse)

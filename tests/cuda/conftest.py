@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated import ROOT, Emulation
+from emulated import ROOT, Change, Emulation
 
 
 @pytest.fixture(scope="session")
@@ -18,17 +18,25 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
 
 
 @pytest.fixture
-def mutant(tmp_path: Path, emulation: Emulation) -> Callable[[str, str, str], Emulation]:
-    """Compiles the kernels with one change: mutant(file in csrc/cuda, text, replacement)."""
+def changed(tmp_path: Path, emulation: Emulation) -> Callable[..., Emulation]:
+    """Compiles the kernels with some changes: changed(*changes). That takes longer than what a mutant runs
+    until it is caught, hence the level."""
 
-    def make(file: str, text: str, replacement: str) -> Emulation:
+    def make(*changes: Change, level: str = "-O0") -> Emulation:
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         csrc = folder / "csrc"
         for part in ("cuda", "common"):
             shutil.copytree(ROOT / "csrc" / part, csrc / part)
-        source = csrc / "cuda" / file
-        assert source.read_text().count(text) == 1, f"{file} has not exactly one: {text}"
-        source.write_text(source.read_text().replace(text, replacement))
-        return Emulation(folder, csrc)
+        for file, text, replacement in changes:
+            source = csrc / "cuda" / file
+            assert source.read_text().count(text) == 1, f"{file} has not exactly one: {text}"
+            source.write_text(source.read_text().replace(text, replacement))
+        return Emulation(folder, csrc, level)
 
     return make
+
+
+@pytest.fixture
+def mutant(changed: Callable[..., Emulation]) -> Callable[[str, str, str], Emulation]:
+    """Compiles the kernels with one change: mutant(file in csrc/cuda, text, replacement)."""
+    return lambda *change: changed(change)

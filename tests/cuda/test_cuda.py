@@ -25,11 +25,13 @@ from cases import (
 )
 from hardest_cases import SIMILARITIES, HardestCase
 from hinge_cases import HingeCase, PairCase
+from info_nce_cases import check, problem
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, PADDED, SIDES, check_moved, check_stored, kept
 from torch import Tensor
 
 from hrrl_ext import ops
+from hrrl_ext.contrastive import info_nce
 from hrrl_ext.ops import Similarity
 
 pytestmark = [
@@ -288,6 +290,21 @@ def test_hardest_negatives(dtype: torch.dtype, similarity: Similarity) -> None:
         case.check([t.cpu() for t in got])
 
 
+@pytest.mark.parametrize("dtype", FLOATS[:2], ids=str)
+def test_info_nce(dtype: torch.dtype) -> None:
+    """Around a tile, more tiles of the queue than ranges, and more columns than a block has."""
+    for shape in ((0, 3, 2), (1, 0, 1), (3, 70, 0), (65, 130, 17), (5, 8257, 3), (2, 200, 260)):
+        arguments = problem(*shape, dtype)
+        query, key, queue = (t.detach().to(DEVICE) for t in arguments)
+        query.requires_grad_()
+        with no_synchronisation():
+            loss = info_nce(query, key, queue, temperature=0.1)
+            (grad,) = torch.autograd.grad(loss.sum(), query)
+            alone = info_nce(query.detach()[-1:], key[-1:], queue, temperature=0.1)
+        check(arguments, 0.1, loss.cpu(), grad.cpu())
+        assert torch.equal(alone, loss.detach()[-1:])
+
+
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_hardest_hinges(dtype: torch.dtype) -> None:
     """Their coefficients around a tile, and what pairs add around a block."""
@@ -535,6 +552,9 @@ def test_opcheck() -> None:
         ids = torch.arange(4, device=DEVICE)
         torch.library.opcheck(kernels.hardest_negatives.default, (x, grad, ids, ids, order))
         torch.library.opcheck(kernels.pair_gradients.default, (x, grad, ids, ids, x[:, 0], order))
+    torch.library.opcheck(
+        kernels._info_nce.default, (x.float(), grad.float(), x.float(), 0.1, True)
+    )
     hinges = (x, grad, *(x[:, 0],) * 4, ids, ids)
     torch.library.opcheck(kernels.hinge_coefficients.default, hinges)
     products = on_device(ProductCase(3, 2, 5, 7).arguments())

@@ -22,9 +22,20 @@ import mix_cases
 import pytest
 import torch
 from cases import EPS, FLOATS, ConceptCase, PointCase, ProductCase, ResponseCase, gradients, images
-from emulated import Device, Emulation, EmulationError, RedZoneError, build, same_bits
+from emulated import (
+    FLOAT_ALONE,
+    SANITIZE,
+    Device,
+    Emulation,
+    EmulationError,
+    RedZoneError,
+    build,
+    same_bits,
+)
 from hardest_cases import SIMILARITIES, HardestCase
 from hinge_cases import HingeCase, PairCase
+from info_nce_cases import check as check_negatives
+from info_nce_cases import problem as negatives
 from kernel_cases import NAN, ConceptResult
 from stored_cases import CODES, check_moved, check_stored, kept
 from torch import Tensor
@@ -72,6 +83,8 @@ def all_results(emulation: Emulation) -> list[Tensor]:
         pairs = PairCase(5, 4, 131, 200, similarity)
         results += emulation.pair_gradients(*pairs.arguments(), similarity == "order")  # type: ignore[call-arg]
     results += emulation.hinge_coefficients(*HingeCase(70, 131, 19).arguments())
+    query, key, queue = (t.detach() for t in negatives(70, 200, 130))
+    results += emulation.info_nce(query, key, queue, 0.1)
     for x, program, _ in mix_problems():
         results += [emulation.mix_chains(x, *program)]
     for code in CODES:
@@ -311,7 +324,14 @@ def check_mix_chains(emulation: Emulation) -> None:
         kc.close(emulation.mix_chains(x, *program), want, rtol=0, atol=0)
 
 
+def check_info_nce(emulation: Emulation) -> None:
+    for shape in ((66, 130, 20), (2, 200, 130), (2, 8257, 3)):
+        query, key, queue = (t.detach() for t in negatives(*shape))
+        check_negatives((query, key, queue), 0.1, *emulation.info_nce(query, key, queue, 0.1))
+
+
 CHECKS = {
+    "info_nce": check_info_nce,
     "mix_chains": check_mix_chains,
     "hinge_coefficients": check_hinge_coefficients,
     "pair_gradients": check_pair_gradients,
@@ -336,6 +356,7 @@ RANK1 = ("rank1.cu", "rank1")
 STORED = ("stored.cu", "stored")
 HARDEST = ("hardest_negatives.cu", "hardest_negatives")
 SCORES = ("score_tile.cuh", "hardest_negatives")
+INFO_NCE = ("info_nce.cu", "info_nce")
 HINGES = ("hinge_coefficients.cu", "hinge_coefficients")
 PAIRS = ("pair_gradients.cu", "pair_gradients")
 MIX, PIXELS = ("mix_chains.cu", "mix_chains"), ("../common/pixels.h", "mix_chains")
@@ -414,6 +435,21 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "ranges that are not cleared": (HARDEST, "clear(of_caption", "if (false) clear(of_caption"),
     "the root of the distance": (HARDEST, "a.order ? -sqrt", "false ? -sqrt"),
     "a square with a sign": (SCORES, "if (!(beyond <= 0)) ", ""),
+    "logits of rows that are not there": (INFO_NCE, "= there ? logit", "= there || true ? logit"),
+    "rows of the queue that are not there": (
+        INFO_NCE,
+        "row < rows ? *from",
+        "row < rows || true ? *from",
+    ),
+    "a sum that does not fade": (INFO_NCE, "sum[i] *= fade;", "sum[i] *= 1 + 0 * fade;"),
+    "rows that do not fade": (INFO_NCE, "entry *= fade;", "entry *= 1 + 0 * fade;"),
+    "the highest logit of a thread": (INFO_NCE, "higher = Across::reduce(higher, Max{});", ""),
+    "rows that are read too early": (INFO_NCE, "__syncthreads();  // they are there", ""),
+    "rows that are written too early": (INFO_NCE, "__syncthreads();  // they are free", "//"),
+    "weights that are read too early": (INFO_NCE, "__syncthreads();  // the weights", "//"),
+    "columns that nobody has": (INFO_NCE, "if (d < a.size) parts", "parts"),
+    "the columns of another block": (INFO_NCE, "if (slice + 1 < parts.slices) {", "if (false) {"),
+    "ranges that are merged too early": (INFO_NCE, "  wait_for_launch_before();\n", ""),
     "hinges within a group": (*(HINGES, "if (image.group != caption.group) {", "{"),),
     "hinges that are not there": (HINGES, " || !caption.there) continue", ") continue"),
     "a hinge of exactly 0": (HINGES, "of_pair > 0 ? c", "of_pair >= 0 ? c"),
@@ -678,9 +714,9 @@ def outcome(check: Callable[[], None]) -> str:
 
 
 @pytest.mark.parametrize("name", MUTANTS)
-def test_mutants_are_caught(mutant: Callable[[str, str, str], Emulation], name: str) -> None:
+def test_mutants_are_caught(changed: Callable[..., Emulation], name: str) -> None:
     (file, operator), text, replacement = MUTANTS[name]
-    mutated = mutant(file, text, replacement)
+    mutated = changed(FLOAT_ALONE, (file, text, replacement))
     mix_problems()  # for all that come after
     found = outcome(lambda: check_everything(mutated, operator))
     assert found in ("failed", "SIGSEGV", "SIGBUS", "SIGABRT", "SIGFPE")
@@ -702,9 +738,13 @@ def test_an_outcome_is_told() -> None:
 
 
 @pytest.mark.parametrize("operator", CHECKS)
-def test_what_mutants_fail_the_kernels_pass(emulation: Emulation, operator: str) -> None:
+def test_what_mutants_fail_the_kernels_pass(
+    emulation: Emulation, changed: Callable[..., Emulation], operator: str
+) -> None:
+    # Under the sanitizers those that have been compiled, for every type.
+    kernels = emulation if SANITIZE else changed(FLOAT_ALONE, level="-O1")
     with emulation.on(WIDE):
-        check_everything(emulation, operator)
+        check_everything(kernels, operator)
 
 
 @pytest.mark.usefixtures("emulation")  # skips where there is no g++
