@@ -2,17 +2,19 @@
 
     python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse
     python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse --page PAGE.md
+    python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse --rates trials.csv
     python examples/retrieval_evidence.py emoji --out runs/look --splits 1 --image-epochs 2    # a look
 
 FEATURES.npz holds features [N, F] of N images and captions [N, C], texts; "emoji" is the embedded set.
 A trial is a variant, a split and a seed. Each learning rate of it is a file in --out: the same command
 goes on after any end, and several may run on one --out; --page writes what is there, and trains nothing.
-The main comparison has all splits x seeds, the others seed s on split s.
+The thesis's comparisons have all splits x seeds, seed s on split s first; what is beside them that alone.
 
 The learning rate and the epoch are chosen by rsum on the validation part, and nothing on test images. The
 rate is searched from --lr on, by halves and doubles, until those beside the best one are tried: by each
-variant on each split, with one seed; other seeds take what was found. Only λ of q is chosen by
-the worst concept of the validation part, at the chosen epoch. Of one split and seed all variants have the
+variant on each split, with one seed; other seeds take what was found, and with --rates all take what an
+earlier search found, whose table stands beside the page. Only λ of q is chosen by the worst concept of
+the validation part, at the chosen epoch. Of one split and seed all variants have the
 same pairs (retrieval_splits.py), first weights (where shapes agree) and order.
 """
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import csv
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -67,17 +70,6 @@ class Variant:
 
 
 SH = {"loss": "sum_hinge"}
-MAIN = {"VSE++": Variant(), "SH": Variant(settings=SH), "VSE0": Variant("VSE0")}
-FURTHER = {
-    "VSE++, no mask": Variant(masked=False),
-    "SH, no mask": Variant(settings=SH, masked=False),
-    "Order++": Variant("Order++"),
-    "Order0": Variant("Order0"),
-    "VSE++, free lengths": Variant(settings={"normalise_image": False}),
-    "VSE++, begun by SH": Variant(settings={"warmup_loss": "sum_hinge", "warmup_for": 5}),
-    "InfoNCE": Variant(settings={"loss": "info_nce"}),
-    "SigLIP": Variant(settings={"loss": "sigmoid"}),
-}
 NEGATIVES = {
     **{f"VSE++, {n} negatives": Variant(settings={"negatives": n}) for n in (2, 4, 8, 16, 32, 64)},
     **{f"VSE++, {n} negatives": Variant(settings={"batch_size": n}) for n in (256, 512)},
@@ -87,17 +79,43 @@ BY_QUEUE = {
     for n in (256, 512, 1024, 2048)
 }
 """The batch, and those before it as they were embedded then."""
-OF_IMAGES = {
-    f"{loss}, {encoder}": Variant(settings=settings, encoder=encoder)
-    for encoder in ("frozen", "fine-tuned", "fresh")
-    for loss, settings in (("VSE++", {}), ("SH", SH))
+
+
+def of_images(*encoders: str) -> dict[str, Variant]:
+    return {
+        f"{loss}, {encoder}": Variant(settings=settings, encoder=encoder)
+        for encoder in encoders
+        for loss, settings in (("VSE++", {}), ("SH", SH))
+    }
+
+
+def with_q(encoder: str) -> dict[str, Variant]:
+    concepts = {"concepts": "classes", "validation_concepts": "classes", "s": 100}
+    return {
+        f"VSE++, {encoder}{OF_Q}{lam:g}": Variant(settings=concepts | {"lam": lam}, encoder=encoder)
+        for lam in LAMBDAS
+    }
+
+
+OF_FEATURES = {
+    "VSE++": Variant(),
+    "SH": Variant(settings=SH),
+    "VSE0": Variant("VSE0"),
+    "VSE++, no mask": Variant(masked=False),
+    "SH, no mask": Variant(settings=SH, masked=False),
+    "Order++": Variant("Order++"),
+    "Order0": Variant("Order0"),
+    "InfoNCE": Variant(settings={"loss": "info_nce"}),
+    "SigLIP": Variant(settings={"loss": "sigmoid"}),
+    **NEGATIVES,
 }
-BY_CONCEPT = {"concepts": "classes", "validation_concepts": "classes", "s": 100}
-WITH_Q = {
-    f"VSE++, {encoder}{OF_Q}{lam:g}": Variant(settings=BY_CONCEPT | {"lam": lam}, encoder=encoder)
-    for encoder in ("frozen", "fresh")
-    for lam in LAMBDAS
+OF_IMAGES = of_images(*TRAINED_BEFORE) | with_q("frozen")
+BESIDE_FEATURES = {
+    "VSE++, free lengths": Variant(settings={"normalise_image": False}),
+    "VSE++, begun by SH": Variant(settings={"warmup_loss": "sum_hinge", "warmup_for": 5}),
+    **BY_QUEUE,
 }
+BESIDE_IMAGES = of_images("fresh") | with_q("fresh")
 
 
 # --- a trial
@@ -273,26 +291,18 @@ class Trial:
 
 
 def trials(args: argparse.Namespace) -> Iterator[Trial]:
-    """The main comparison with seed s on split s, then others so, then the main one in full."""
-    diagonal = [(k, k) for k in range(min(args.splits, args.seeds))]
-    every = [(split, seed) for split in range(args.splits) for seed in range(args.seeds)]
+    """With one seed on each split, then with another, and what is beside the comparisons at the end."""
     features = [data for data in args.data if data != EMOJI]
     images = [data for data in args.data if data == EMOJI]
-    rounds = [
-        (features, MAIN, diagonal),
-        (features, FURTHER, diagonal),
-        (images, OF_IMAGES, diagonal),
-        (features, NEGATIVES, diagonal),
-        (features, MAIN, [at for at in every if at not in diagonal]),
-        (images, {name: of for name, of in WITH_Q.items() if of.encoder == "frozen"}, diagonal),
-        (features, BY_QUEUE, diagonal),
-        (images, {name: of for name, of in WITH_Q.items() if of.encoder == "fresh"}, diagonal),
-    ]
-    for of, variants, pairs in rounds:
-        for at in pairs:
-            for data in of:
-                for name, variant in variants.items():
-                    yield Trial(data, name, variant, at, args.out, training(args, variant))
+    every = [(features, OF_FEATURES), (images, OF_IMAGES)]
+    beside = [(features, BESIDE_FEATURES), (images, BESIDE_IMAGES)]
+    for seed, rounds in [*((seed, every) for seed in range(args.seeds)), (0, beside)]:
+        for split in range(args.splits):
+            at = split, (split + seed) % args.seeds
+            for of, variants in rounds:
+                for data in of:
+                    for name, variant in variants.items():
+                        yield Trial(data, name, variant, at, args.out, training(args, variant))
 
 
 class Search(NamedTuple):
@@ -308,21 +318,36 @@ class Search(NamedTuple):
 def search(args: argparse.Namespace, trial: Trial) -> Search:
     """Of another seed it waits for the split's own, whose rate it takes."""
     found = {}
+    split, seed = trial.at
+    if (taken := known_rates(args.rates).get((trial.short, trial.name, split))) is not None:
+        part = trial.parts.read(f"lr {taken:g}", trial.of | {"lr": taken})
+        return Search({}, taken, False) if part is None else Search({taken: part}, None, True)
     for lr in sorted({lr * 2.0**k for lr in args.lr for k in range(-FARTHEST, FARTHEST + 1)}):
         part = trial.parts.read(f"lr {lr:g}", trial.of | {"lr": lr})
         if part is not None:
             found[lr] = part
-    split, seed = trial.at
-    if seed == split or split >= args.seeds:
+    if seed == split % args.seeds:
         coming = next_rate(args.lr, {lr: chosen_by(part) for lr, part in found.items()})
         return Search(found, coming, coming is None)
-    own = search(args, replace(trial, at=(split, split)))
+    own = search(args, replace(trial, at=(split, split % args.seeds)))
     if not own.through:
         return Search(found, None, False)
     taken = best_of(own.found)
     if taken not in found:
         return Search({}, taken, False)
     return Search({taken: found[taken]}, None, True)
+
+
+@cache
+def known_rates(table: Path | None) -> dict[tuple[str, str, int], float]:
+    """By data, variant and split, of the trials in a table of an earlier search."""
+    if table is None:
+        return {}
+    with table.open(newline="", encoding="utf-8") as file:
+        return {
+            (row["data"], row["variant"], int(row["split"])): float(row["lr"])
+            for row in csv.DictReader(file)
+        }
 
 
 def next_rate(begin: Sequence[float], score: Mapping[float, float]) -> float | None:
@@ -401,6 +426,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--lr", type=float, nargs="+", default=[1e-3, 2e-3], help="where its search begins"
     )
+    parser.add_argument("--rates", type=Path, help="take the learning rates of this trials.csv")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--text-width", type=int, default=128)

@@ -84,7 +84,7 @@ def test_the_epoch_is_chosen_on_validation_pairs(features: Path) -> None:
     """What is measured on test pairs is a run of its own that ends at that epoch."""
     args = parsed(features)
     sets = retrieval_splits.split_of(retrieval_splits.open_pairs(str(features)), 1)
-    part = example.train(example.MAIN["SH"], sets, args, 2, 0.03, no_encoder)
+    part = example.train(example.OF_FEATURES["SH"], sets, args, 2, 0.03, no_encoder)
     assert len(part["curve"]) == 4
     assert part["best_epoch"] == part["curve"].index(max(part["curve"])) + 1
     for epoch, name in ((part["best_epoch"], "best"), (4, "final")):
@@ -181,10 +181,10 @@ def test_q_is_told_the_worst_concept_of_its_best_epoch(features: Path) -> None:
     assert isinstance(one.images, ArrayImages)
     images = ArrayImages(one.images.images, torch.arange(24) % 3)
     sets = retrieval_splits.split_of(Pairs(images, one.captions, one.owner), 0)
-    settings = example.BY_CONCEPT | {"lam": 1e6}
+    settings = dict(example.BESIDE_IMAGES["VSE++, fresh, q at λ 1"].settings) | {"lam": 1e6}
     parts = [
         example.Run(example.Variant(settings=of, encoder="fresh"), sets, args, 0, 1e-3, None).part()
-        for of in (settings, {})
+        for of in (settings, dict[str, Any]())
     ]
     assert parts[0]["best_epoch"] == parts[1]["best_epoch"]
     assert parts[0]["curve"] == pytest.approx(parts[1]["curve"], rel=1e-3)
@@ -235,25 +235,25 @@ def test_it_goes_on_and_writes_its_page(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     by_queue = {"VSE++, 30 negatives by queue": example.Variant(settings={"queue": 14})}
-    monkeypatch.setattr(example, "BY_QUEUE", by_queue)
+    monkeypatch.setattr(example, "BESIDE_FEATURES", by_queue)
     monkeypatch.setattr(example, "FARTHEST", 0)
     some = [str(features), "--out", str(tmp_path / "out"), *SMALL, "--lr", "0.01"]
     page = tmp_path / "page.md"
     with pytest.raises(ValueError, match="no trial is through yet"):
         example.main([*some, "--page", str(page)])
     example.main([*some, "--splits", "1", "--seeds", "1"])
-    every = len(example.MAIN) + len(example.FURTHER) + len(example.NEGATIVES) + 1
+    every = len(example.OF_FEATURES) + 1
     assert len(capsys.readouterr().out.splitlines()) == every
     kept = {path: path.read_bytes() for path in tmp_path.rglob("lr-*.json")}
     more = ["--splits", "2", "--seeds", "1"]
     example.main([*some, *more, "--page", str(page)])  # trains nothing
     assert capsys.readouterr().out == ""
     text = page.read_text(encoding="utf-8")
-    assert f"{every} of {every + len(example.MAIN)} trials are through, on " in text
+    assert f"{every} of {2 * every} trials are through, on " in text
     assert "| VSE++, 30 negatives by queue | 1 | 1 |" in text and "| drift |" in text
     assert "| VSE++, 30 negatives by queue − SH | 1 | 1 |" in text
     example.main([*some, *more])
-    assert len(capsys.readouterr().out.splitlines()) == len(example.MAIN)
+    assert len(capsys.readouterr().out.splitlines()) == every
     assert all(path.read_bytes() == before for path, before in kept.items())  # not made again
 
     page.write_text(text.replace("# Hard negatives in joint embeddings", "# By hand"), "utf-8")
@@ -269,18 +269,26 @@ def test_it_goes_on_and_writes_its_page(
     for name in ("curves", "negatives", "distances"):
         assert (tmp_path / "page" / f"{name}.png").stat().st_size > 1000
     rows = (tmp_path / "page" / "trials.csv").read_text().splitlines()
-    assert len(rows) == 1 + every + len(example.MAIN)
+    assert len(rows) == 1 + 2 * every
+
+    # With the rates of that table the trials are what they were, and none is searched.
+    monkeypatch.setattr(example, "FARTHEST", 3)
+    known = [*more, "--rates", str(tmp_path / "page/trials.csv")]
+    example.main([*some, *known])
+    assert capsys.readouterr().out == ""
+    args = example.parser().parse_args([*some, *known, "--seeds", "2"])
+    other = next(t for t in example.trials(args) if (t.name, t.at) == ("VSE++", (0, 1)))
+    assert example.search(args, other) == ({}, 0.01, False)  # it does not wait
 
 
 def test_every_trial_has_a_folder_of_its_own() -> None:
     args = example.parser().parse_args(["x.npz", "emoji", "--out", "unused"])
     folders = [trial.parts.folder for trial in example.trials(args)]
-    further = (
-        *(example.FURTHER, example.NEGATIVES, example.BY_QUEUE),
-        *(example.OF_IMAGES, example.WITH_Q),
-    )
-    paired = sum(map(len, further))
-    assert len(set(folders)) == len(folders) == 25 * len(example.MAIN) + 5 * paired
+    every = len(example.OF_FEATURES) + len(example.OF_IMAGES)
+    beside = len(example.BESIDE_FEATURES) + len(example.BESIDE_IMAGES)
+    assert len(set(folders)) == len(folders) == 25 * every + 5 * beside
+    first = [trial for trial in example.trials(args) if trial.at[0] == trial.at[1]]
+    assert {t.name for t in first} == {t.name for t in example.trials(args)}
 
 
 def test_a_trial_of_other_settings_is_refused(features: Path, tmp_path: Path) -> None:
@@ -363,7 +371,8 @@ def test_lambda_is_chosen_by_the_worst_concept_on_validation_pairs() -> None:
         for encoder in ("frozen", "fresh")
         for lam in (0.1, 0.3, 1.0)
     ]
-    assert set(names) == set(example.WITH_Q)
+    with_q = {name for name in example.OF_IMAGES | example.BESIDE_IMAGES if ", q at" in name}
+    assert set(names) == with_q
     worst = {0: [5, 7, 6, 9, 8, 1], 1: [3, 2, 1, 4, 5, 6]}
     rows = [
         row(name, split, split, number) | {"worst_concept_rsum": worst[split][number]}
