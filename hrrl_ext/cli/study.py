@@ -26,7 +26,8 @@ def _study_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--only",
         default="all",
-        help="levels: the search; cheap: then training, SVM and k-NN; all; page: write --page alone",
+        help="levels: the search; cheap: then training, SVM and k-NN; all; page: write --page and "
+        "--weights alone",
     )
     parser.add_argument(
         "--profiles", nargs="+", help="those of CONFIG to work on; all if not given"
@@ -38,6 +39,9 @@ def _study_arguments(parser: CommandParser) -> None:
     parser.add_argument(
         "--page", help="Markdown file to write at the end, pictures in a folder beside"
     )
+    parser.add_argument(
+        "--weights", help="folder to write the networks to at the end, each with a card"
+    )
 
 
 @writes_folder(lambda _: None)  # each trial is taken
@@ -46,12 +50,12 @@ def _study(args: Namespace) -> None:
     import torch
 
     from ..spec import not_known
-    from ..transfer.study import STAGES, Study, StudyConfig
+    from ..transfer.study import STAGES, Study, StudyConfig, write_weights
     from .yaml_files import read_yaml
 
     if args.only not in (*STAGES, "page"):
         raise ValueError(f"only: {not_known(args.only, (*STAGES, 'page'))}")
-    if args.only == "page" and args.page is None:
+    if args.only == "page" and args.page is None and args.weights is None:
         raise ValueError("only: page writes the page alone; say where with --page FILE")
     torch.set_num_threads(args.threads)
     file = Path(args.study)
@@ -65,6 +69,9 @@ def _study(args: Namespace) -> None:
     if args.page is not None:
         _write_page(study, Path(args.page))
         print(f"saved {args.page}")
+    if args.weights is not None:
+        for network in write_weights(study, Path(args.weights), file.name):
+            print(f"saved {network}")
 
 
 def _write_page(study: Study, page: Path) -> None:

@@ -445,7 +445,10 @@ def iteration(
             flat, flat[:33], some, some[:33], some, some[:33], ids, ids[:33]
         )
         pairs = kernels.pair_gradients(flat, flat[:33], ids, ids % 33, some, True)
+        wide = flat.float()
+        negatives = kernels._info_nce(wide, wide.roll(1, 0), wide[:33], 0.1, True)
         known = [
+            *negatives,
             mixed,
             *hardest,
             *hinges,

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from hrrl_ext.data import ArrayImages, load_images
-from hrrl_ext.pretrained import weights_digest
+from hrrl_ext.pretrained import from_pretrained, weights_digest
 from hrrl_ext.robust.recipe import HRRL
 from hrrl_ext.transfer.study import (
     Study,
@@ -29,14 +29,15 @@ from hrrl_ext.transfer.study import (
     paired,
     study_page,
     study_rows,
+    write_weights,
 )
 from hrrl_ext.transfer.study import levels as levels_module
 from hrrl_ext.transfer.study import measures as measures_module
 from hrrl_ext.transfer.study import queue as queue_module
-from hrrl_ext.transfer.study.analysis import SECONDS, over_targets
+from hrrl_ext.transfer.study.analysis import SECONDS, matching, over_targets
 from hrrl_ext.transfer.study.levels import score, worst_quarter
 from hrrl_ext.transfer.study.queue import claimed
-from hrrl_ext.transfer.study.trials import Trial, trained_model
+from hrrl_ext.transfer.study.trials import Trial, all_trials, trained_model
 
 TINY: dict[str, Any] = {
     "source": {"train": "digits", "test": "digits", "concepts": "classes"},
@@ -540,13 +541,14 @@ def test_what_cannot_be_opened_is_said_before_any_training(tmp_path: Path) -> No
         mine.work("half")
 
 
-@pytest.mark.parametrize("name", ["cifar100", "digits"])
+@pytest.mark.parametrize("name", ["cifar100", "digits", "features"])
 def test_the_studies_that_are_shipped_are_valid(name: str) -> None:
     jsonargparse = pytest.importorskip("jsonargparse")
     file = Path(__file__).parents[2] / "configs/study" / f"{name}.yaml"
     text = file.read_text(encoding="utf-8")
     config = StudyConfig.read(jsonargparse.get_loader("yaml")(text), "data")
-    assert list(config.methods["HRRL"].levels_of) == ["EL", "CL"]
+    levels = list(config.methods["HRRL"].levels_of)
+    assert levels == ([] if name == "features" else ["EL", "CL"])  # whose levels are given
     for method in config.methods.values():  # from the weakest on
         stronger = sorted(method.grid, reverse=method.level in ("lam", "alpha"))
         assert list(method.grid) == stronger
@@ -562,3 +564,39 @@ def test_sources_in_lists_are_located(tmp_path: Path) -> None:
     source = {"train": ["0.npz", "1.npz"], "test": "0.npz", "concepts": "classes"}
     mine = Study(StudyConfig.read(TINY | {"source": source}, folder=tmp_path), tmp_path / "out")
     assert mine.images.source("equal", 0).target.bincount().unique().numel() == 1
+
+
+# --- the networks, for others
+
+
+def test_weights_have_a_card(whole: Study, tmp_path: Path) -> None:
+    """The networks to the bit, and on the card what the rows have of them."""
+    written = write_weights(whole, tmp_path, "tiny.yaml")
+    assert [to.name for to in written] == [t.name for t in all_trials(whole.config)]
+    rows = study_rows(whole)
+    for to, trial in zip(written, all_trials(whole.config), strict=True):
+        kept = trained_model(whole.folder(trial) / "run")
+        digest = weights_digest(kept)
+        assert weights_digest(from_pretrained(to)) == digest
+        card = (to / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\nlibrary_name: hrrl_ext\n") and digest in card
+        of = {"profile": trial.profile, "method": trial.method, "seed": trial.seed}
+        here = {"target": "half", "count": 5, "measure": "svm"}
+        (svm,) = (100 * row["value"] for row in matching(rows, **of, **here))
+        shown = f"{svm:.1f}"
+        if trial.method != "ERM":
+            (base,) = (r["value"] for r in matching(rows, **(of | {"method": "ERM"}), **here))
+            shown += f" ({svm - 100 * base:+.1f})"
+        assert f"| half | 5 |  | {shown} |" in card and "| half | 135 |" not in card
+        numbers = sum(t.numel() for t in kept.state_dict().values())
+        assert f"of width 4 ({numbers:,} numbers), learned with {trial.method} on" in card
+        assert f"--seeds {trial.seed} --methods {trial.method} --weights WEIGHTS" in card
+    begun = [p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))]
+    assert write_weights(whole, tmp_path, "tiny.yaml") == written
+    assert [p.read_bytes() for p in sorted(tmp_path.rglob("*.*"))] == begun
+
+
+def test_weights_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no trial is through yet"):
+        write_weights(study(tmp_path / "none"), tmp_path / "weights", "tiny.yaml")
+    assert not (tmp_path / "weights").exists()

@@ -1,13 +1,14 @@
 """When does a level pay, and what does it cost: many trainings, paired by seed, on many targets.
 
 :class:`Study` works through a :class:`StudyConfig`; :func:`study_rows` and :func:`study_page` say what
-has been found. See docs/study.md.
+has been found; :func:`write_weights` hands the networks on. See docs/study.md.
 """
 
 from .analysis import Difference, difference, missing_trials, paired, study_rows
 from .config import StudyConfig
 from .page import study_page
 from .queue import STAGES, Study
+from .weights import write_weights
 
 __all__ = [
     "STAGES",
@@ -19,4 +20,5 @@ __all__ = [
     "paired",
     "study_page",
     "study_rows",
+    "write_weights",
 ]
