@@ -62,8 +62,12 @@ def require_pillow() -> None:
 def read_picture(
     path: str | os.PathLike[str] | IO[bytes],
     look: Callable[[Image.Image], object] | None = None,
+    least: int | None = None,
 ) -> Image.Image:
     """The first picture of a file, see `as_rgb`; ``look`` is shown it before it is decoded.
+
+    ``least``: a JPEG is decoded at a half, a quarter or an eighth of its sides, the smallest at which
+    both are of so many pixels.
 
     `NotTaken` for another kind of file, for more pixels than PIL.Image.MAX_IMAGE_PIXELS (of a JPEG half
     its sides are taken then), for more than 8 bits a channel, and for channels besides colour and
@@ -82,6 +86,8 @@ def read_picture(
         if look is not None:
             look(picture)
         _require_all_is_read(picture)
+        if least is not None:
+            picture.draft("RGB", (least, least))  # which does nothing but to a JPEG
         _require_few_pixels(picture)
         picture.load()  # the file is closed on exit
         return as_rgb(picture)
@@ -94,7 +100,7 @@ def _require_few_pixels(picture: ImageFile.ImageFile) -> None:
     most = Image.MAX_IMAGE_PIXELS
     if most is not None and picture.width * picture.height > most:
         half = (picture.width // 2, picture.height // 2)
-        picture.draft("RGB", half)  # which does nothing but to a JPEG
+        picture.draft("RGB", half)
         if picture.width * picture.height > most:
             raise NotTaken(
                 "large",

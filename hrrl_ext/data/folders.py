@@ -8,7 +8,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -27,12 +27,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+_LEFT = 2
+"""How many times the wanted size a JPEG that is decoded at reduced scale has left."""
+
+
 class DecodedImages(ImageSet):
     """Images decoded, resized and centre cropped to image_size pixels on every fetch, as uint8.
 
     Nothing is cached; use several workers in `Batches`. A subclass says how to open one of its
     `sources`. Raises OSError naming the image where one cannot be decoded.
     """
+
+    reduced = False
+    """whether a JPEG is decoded at reduced scale, as long as that is twice image_size or more"""
 
     def __init__(
         self,
@@ -50,13 +57,25 @@ class DecodedImages(ImageSet):
         self.sources = packed(sources)
 
     def _open(self, source: Any) -> Image.Image:
-        """The picture behind one element of `sources`."""
+        """The picture behind one element of `sources`, by `_read`."""
         raise NotImplementedError
+
+    def _read(self, file: str | os.PathLike[str] | IO[bytes]) -> Image.Image:
+        return read_picture(file, least=_LEFT * max(self.image_shape[1:]) if self.reduced else None)
+
+    def at_reduced_scale(self) -> Self:
+        """The same images, and that in their name: a run that goes on must have the same pixels."""
+        other = copy.copy(self)
+        if not self.reduced:
+            other.reduced, other.name = True, f"{self.name}:decode=reduced"
+        return other
 
     def picture(self, row: int, look: Callable[[Image.Image], object]) -> Image.Image:
         """A whole picture, in RGB and upright, for whoever looks at files: ``look`` is shown it as it was
         opened. Raises whatever the decoder does."""
-        opened = self._open(self.sources[row])
+        whole = copy.copy(self)
+        whole.reduced = False
+        opened = whole._open(self.sources[row])
         look(opened)
         return as_rgb(opened)
 
@@ -103,7 +122,7 @@ class ImageFiles(DecodedImages):
     sources: Sequence[str]
 
     def _open(self, source: str) -> Image.Image:
-        return read_picture(source)
+        return self._read(source)
 
     def picture(self, row: int, look: Callable[[Image.Image], object]) -> Image.Image:
         return read_picture(self.sources[row], look)

@@ -18,7 +18,6 @@ import numpy as np
 from .._reading import reading
 from ..spec import TEXT, listed, not_known, read_settings, split_spec
 from .columns import Columns, sorted_names
-from .decoding import read_picture
 from .files import files_below
 from .folders import DecodedImages
 from .lists import USUAL_IMAGES, USUAL_LABELS
@@ -68,12 +67,12 @@ class HuggingFaceImages(DecodedImages):
         if isinstance(picture, Mapping):
             content, path = picture.get("bytes"), picture.get("path")
         if content is not None:
-            return read_picture(io.BytesIO(content))
+            return self._read(io.BytesIO(content))
         if path is None:
             raise ValueError("there is no image in it")
         if os.path.isabs(path):  # as datasets writes them where it does not keep the bytes
             path = os.path.relpath(path, self._inside.folder)
-        return read_picture(self._inside.file(path, "path"))
+        return self._read(self._inside.file(path, "path"))
 
     def told(self, source: int) -> str:
         return f"row {source}"

@@ -20,7 +20,6 @@ from .._regular import regular
 from ..spec import TEXT, listed, not_known, read_settings, split_spec
 from .classes import read_classes
 from .columns import sorted_names
-from .decoding import read_picture
 from .folders import DecodedImages
 from .lists import USUAL_LABELS
 from .packed import PackedTexts
@@ -122,7 +121,7 @@ class ShardImages(DecodedImages):
             content = file.read(size)
         if len(content) < size:
             raise ValueError("the shard ends before it; it is another than when it was opened")
-        return read_picture(io.BytesIO(content))
+        return self._read(io.BytesIO(content))
 
     def told(self, source: int) -> str:
         return f"{self._sample(source)} at byte {self._place[source, 0]}"

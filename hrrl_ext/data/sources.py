@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeGuard, overload
+from typing import Any, Literal, TypeAlias, TypeGuard, overload
 
 import numpy as np
 from torch import Tensor
 
 from .archives import open_archives
-from .folders import FolderImages
+from .folders import DecodedImages, FolderImages
 from .hub_sets import PREFIX as HUGGING_FACE
 from .hub_sets import open_hugging_face
 from .ids import Ids
@@ -49,6 +50,7 @@ _LAYOUTS = (
 )
 _SPLITS = ("train", "val", "test", "all")
 _DIGITS_SEED = 0
+_DECODE = re.compile(r"(.+?)[:,]decode=(.+)", re.DOTALL)
 ANY_SIZE = 64  # pixels, of image files that are not resized
 
 
@@ -97,7 +99,10 @@ def load_images(
     - a tuple (images, target), see `ArrayImages`; or an ImageSet, which passes through
 
     What is written may end with the setting leave_out=FILE, "photos:leave_out=faults.csv" or
-    "meta.csv:label=kind,leave_out=faults.csv": the images that FILE names are left out (`without`).
+    "meta.csv:label=kind,leave_out=faults.csv": the images that FILE names are left out (`without`). Of
+    image files, but torchvision's, decode=reduced may stand before it, "photos:decode=reduced": large
+    JPEG files are decoded at a half, a quarter or an eighth of their sides, of which twice image_size
+    is left.
 
     root also goes with a list, and with "hf:": the folder that its names are relative to, if another one.
     split counts where the source has splits: a folder without split folders, an archive and a list
@@ -149,6 +154,9 @@ def _open(
     source, file = split_leave_out(source)
     if file is not None:
         return without(_open(source, split, image_size, root), file, split=split)
+    source, reduced = _split_decode(source)
+    if reduced:
+        return _at_reduced_scale(_open(source, split, image_size, root))
     if isinstance(source, str) and source.startswith("torchvision:"):
         return open_torchvision(source.removeprefix("torchvision:"), split, image_size, root)
     if isinstance(source, str) and source.startswith(HUGGING_FACE):
@@ -177,6 +185,30 @@ def _open(
     raise TypeError(f"images: cannot open this {type(source).__name__}; give {_LAYOUTS}")
 
 
+def _split_decode(source: Any) -> tuple[Any, bool]:
+    """A source, and whether the setting decode=reduced stands at its end, or its last one's."""
+    if isinstance(source, list | tuple) and source and isinstance(source[-1], str):
+        last, reduced = _split_decode(source[-1])
+        return ([*source[:-1], last], True) if reduced else (source, False)
+    if not isinstance(source, str | os.PathLike) or os.path.exists(source):
+        return source, False
+    found = _DECODE.fullmatch(os.fspath(source))
+    if found is None:
+        return source, False
+    if found[2] != "reduced":
+        raise ValueError(f"images: decode must be reduced, or not there, got {found[2]!r}")
+    return found[1], True
+
+
+def _at_reduced_scale(images: ImageSet) -> ImageSet:
+    if not isinstance(images, DecodedImages) or images.name.startswith("torchvision:"):
+        raise ValueError(
+            f"{images.name}: decode=reduced goes with image files that we decode, of folders, tables, "
+            'lists, "hf:" and "wds:"; leave it out'
+        )
+    return images.at_reduced_scale()
+
+
 def _open_path(path: Path, split: str, image_size: ImageSize | None) -> ImageSet:
     if path.is_dir():
         return open_folder(path, split, _required(image_size, path))
@@ -193,7 +225,7 @@ def _open_path(path: Path, split: str, image_size: ImageSize | None) -> ImageSet
 
 def takes_root(source: Source) -> bool:
     """Whether root means something for this source."""
-    source, _ = split_leave_out(source)
+    source, _ = _split_decode(split_leave_out(source)[0])
     with_root = isinstance(source, str) and source.startswith(("torchvision:", HUGGING_FACE))
     return with_root or is_list(source)
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from hrrl_ext.data import FolderImages
+from hrrl_ext.data import FolderImages, folders, load_images
 from hrrl_ext.data.decoding import FORMATS, SUFFIXES, as_rgb, read_picture
 
 Image = pytest.importorskip("PIL.Image")
@@ -312,3 +313,61 @@ def test_a_jpeg_of_too_many_pixels_is_decoded_at_half_its_sides(monkeypatch):
     assert (whole.size, half.size) == ((64, 64), (32, 32))
     mean = np.asarray(whole).reshape(32, 2, 32, 2, 3).mean((1, 3))
     assert np.abs(np.asarray(half) - mean).max() < 8  # of JPEG's blocks, on a ramp
+
+
+# --- at reduced scale
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A class of a large JPEG, of one that is turned, of a small one and of a PNG."""
+    wave = np.sin(9 * np.add.outer(np.linspace(0, 1, 330), np.linspace(0, 1, 410)))
+    pixels = np.stack([128 + 120 * wave, 255 * (wave > 0), 90 + 60 * wave**2], 2).astype(np.uint8)
+    (tmp_path / "a").mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = Image.fromarray(pixels)
+    picture.save(tmp_path / "a/large.jpg", quality=95)
+    picture.save(tmp_path / "a/large.png")
+    picture.resize((170, 130)).save(tmp_path / "a/small.jpg", quality=95)
+    picture.save(tmp_path / "a/turned.jpg", quality=95, exif=exif)
+    return tmp_path
+
+
+def test_jpeg_files_are_decoded_at_reduced_scale(photos, monkeypatch):
+    """Those whose half is twice the wanted size or more; what looks at whole pictures has them whole."""
+    side, sizes = 48, []
+    fit = folders.fit_picture
+    monkeypatch.setattr(
+        folders, "fit_picture", lambda picture, to: sizes.append(picture.size) or fit(picture, to)
+    )
+    whole, reduced = (
+        load_images(source, image_size=side) for source in (photos, f"{photos}:decode=reduced")
+    )
+    pixels = [images.__getitems__([0, 1, 2, 3])[0] for images in (whole, reduced)]
+    assert sizes == [
+        *((410, 330), (410, 330), (170, 130), (330, 410)),
+        *((205, 165), (410, 330), (170, 130), (165, 205)),
+    ]
+    assert pixels[0].shape == (4, 3, side, side)
+    levels = (pixels[0].int() - pixels[1].int()).abs()
+    assert not levels[1:3].any()
+    assert 0 < levels[[0, 3]].float().mean() < 2
+    assert isinstance(whole, FolderImages) and isinstance(reduced, FolderImages)
+    assert reduced.picture(0, lambda _: None).size == (410, 330)
+    again = whole.subset([0, 3]).at_reduced_scale().resized(side)  # as every copy
+    assert torch.equal(again.__getitems__([0, 1])[0], pixels[1][[0, 3]])
+    assert again.name == reduced.name == f"{photos}:decode=reduced"
+
+
+def test_reduced_scale_is_of_image_files(photos):
+    with pytest.raises(ValueError, match="digits-train: decode=reduced goes with image files"):
+        load_images("digits:decode=reduced")
+    with pytest.raises(ValueError, match="decode must be reduced, or not there, got 'half'"):
+        load_images(f"{photos}:decode=half", image_size=8)
+    table = photos / "meta.csv"
+    table.write_text("image,label\na/large.jpg,a\na/large.png,b\n")
+    listed = load_images(
+        f"{table}:image=image,label=label,decode=reduced", image_size=8, root=photos
+    )
+    assert listed.name.endswith(":decode=reduced") and len(listed) == 2
