@@ -338,9 +338,12 @@ def test_jpeg_files_are_decoded_at_reduced_scale(photos, monkeypatch):
     """Those whose half is twice the wanted size or more; what looks at whole pictures has them whole."""
     side, sizes = 48, []
     fit = folders.fit_picture
-    monkeypatch.setattr(
-        folders, "fit_picture", lambda picture, to: sizes.append(picture.size) or fit(picture, to)
-    )
+
+    def seen(picture, to):
+        sizes.append(picture.size)
+        return fit(picture, to)
+
+    monkeypatch.setattr(folders, "fit_picture", seen)
     whole, reduced = (
         load_images(source, image_size=side) for source in (photos, f"{photos}:decode=reduced")
     )
