@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import records
 import torch
 
 from hrrl_ext.data import ArrayImages, load_images
@@ -566,7 +567,25 @@ def test_sources_in_lists_are_located(tmp_path: Path) -> None:
     assert mine.images.source("equal", 0).target.bincount().unique().numel() == 1
 
 
-# --- the networks, for others
+# --- for others
+
+
+def test_its_trials_go_on_elsewhere(
+    whole: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packed in one file and unpacked, nothing is trained again; more seeds go on from there."""
+    records.pack(whole.out, tmp_path / "trials.jsonl.gz")
+    records.unpack(tmp_path / "trials.jsonl.gz", tmp_path / "other")
+    other = study(tmp_path / "other")
+
+    def none(*_: Any, **__: Any) -> None:
+        raise AssertionError("trains")
+
+    monkeypatch.setattr(queue_module, "train", none)
+    other.work()
+    assert study_rows(other) == study_rows(whole)
+    with pytest.raises(AssertionError, match="trains"):
+        study(tmp_path / "other", seeds=[0, 1, 2]).work()
 
 
 def test_weights_have_a_card(whole: Study, tmp_path: Path) -> None:
