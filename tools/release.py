@@ -39,7 +39,7 @@ def main() -> None:
         sdist = build_sdist(Path(folder), args.out)
         print(f"{sdist.name}: {sdist.stat().st_size / 2**20:.1f} MiB", flush=True)
         print("| wheel | MiB | torch | seconds | says |\n| --- | --- | --- | --- | --- |")
-        for python in args.python:
+        for python in map(interpreter, args.python):
             for cuda in (False, True)[: 1 + args.cuda]:
                 wheel = build_wheel(sdist, python, cuda, Path(folder), args.out)
                 for torch in args.torch:
@@ -48,6 +48,14 @@ def main() -> None:
                     size = f"{wheel.stat().st_size / 2**20:.1f}"
                     seconds = f"{time.perf_counter() - begun:.0f}"
                     print(f"| {wheel.name} | {size} | {torch} | {seconds} | {said} |", flush=True)
+
+
+def interpreter(given: str) -> str:
+    """With its whole path: it is called from other folders."""
+    found = shutil.which(given)
+    if found is None:
+        raise SystemExit(f"--python {given}: there is no such program")
+    return os.path.abspath(found)
 
 
 def build_sdist(folder: Path, out: Path) -> Path:
