@@ -8,9 +8,10 @@ DATA is a folder with NumPy archives (image uint8, label, class_names; see docs/
 cifar100-train-{0..3}of4, cifar100-test, cifar10-train and cifar10-test.
 
 A trial is a file in --out: the same command goes on after any end, also within a pretraining, and several
-processes may run on one --out; --page writes what is there, and trains nothing. First come the main
-comparison's pretrainings on CIFAR-100, seed by seed; then fine-tuning on a little of CIFAR-10 from MoCo
-and URRL; then the other pretrainings, and the grid of appendix A.
+processes may run on one --out; --page writes what is there, and trains nothing. Of a seed come first the
+main comparison's pretrainings on CIFAR-100; then fine-tuning on a little of CIFAR-10 from MoCo and URRL,
+with the grid of appendix A; then the other pretrainings. Elsewhere trials go on by tools/records.py, but
+fine-tuning needs the network that it starts from: a seed is best ended where it was begun.
 
 Settings are those of MoCo's notebook for CIFAR, but for the width, and are searched for no method. Of one
 seed all methods have the same images and first weights, and views of one family the same draws.
@@ -140,12 +141,9 @@ def trials(args: argparse.Namespace) -> Iterator[Trial]:
     main, further = list(PRETRAINED)[:5], list(PRETRAINED)[5:]
     for seed in range(args.seeds):
         yield from (("pretrained", "", name, seed) for name in main)
-    for seed in range(args.seeds):
         yield from (("tuned", start, method, seed) for start in STARTS for method in TUNED)
-    for seed in range(args.seeds):
-        yield from (("pretrained", "", name, seed) for name in further)
-    for seed in range(args.seeds):
         yield from (("tuned", "MoCo", method, seed) for method in GRID)
+        yield from (("pretrained", "", name, seed) for name in further)
 
 
 def described(args: argparse.Namespace, trial: Trial) -> tuple[Parts, dict[str, Any]]:
@@ -170,8 +168,8 @@ def work(args: argparse.Namespace) -> None:
             continue
         if start:
             begun, its = described(args, ("pretrained", "", start, seed))
-            if begun.read("part", its) is None:
-                continue  # another process is at it: the command, once more, comes to this
+            if begun.read("part", its) is None or not run_folder(args, start, seed).exists():
+                continue  # not yet, by another process (the command comes to it); or elsewhere
             make = partial(tuned, args, start, name, seed)
         else:
             make = partial(pretrained, args, name, seed)
