@@ -175,8 +175,8 @@ def test_agreement_with_the_cpu(emulation: Emulation) -> None:
 
 
 def check_everything(emulation: Emulation, operator: str) -> None:
-    """A short round of the tests above."""
-    for emulation.seed in (0, 1):
+    """A short round of the tests above. What is read and written depends on no order."""
+    for emulation.seed in (0,) if SANITIZE else (0, 1):
         for emulation.device in (WIDE, APART, OLDER, SCARCE):
             CHECKS[operator](emulation)
 
