@@ -42,8 +42,8 @@ static int64_t ranges_of(int64_t count) {
 // of the rows so weighted.
 template <class acc_t>
 struct QueueParts {
-  int64_t queries, ranges, slices,
-      summed;                // tiles of the queries; of the queue; of the columns, and how many have sums
+  int64_t queries, ranges;   // tiles of the queries, and of the queue
+  int64_t slices, summed;    // of the columns, and how many have sums
   acc_t *high, *sum, *rows;  // [ranges, B], [ranges, B], [ranges, B, D]
   QueueParts(const InfoNceParams& p)
       : queries(ceil_div(p.batch, kAttendTile)),
