@@ -29,6 +29,7 @@ pipeline_tag: image-feature-extraction
 Features of {model} of width {width} ({size} numbers), learned with {method} on {images:,} images of
 {side} pixels ({source}; concepts: {concepts}, of sizes {profile}), {epochs} epochs, seed {seed}.
 
+<!-- not run: the network is where it was written to -->
 ```python
 import hrrl_ext
 from hrrl_ext.pretrained import from_pretrained
