@@ -13,6 +13,9 @@ _MOST = 100_000
 Ten lines of nine aliases each, of the line above, are 9^10 values, which merging keys, a copy or a
 message would write out.
 """
+_DEEPEST = 100
+"""Levels of lists and mappings. Who reads them calls itself at each, and where Python ends that is up to
+the process: libraries change it."""
 
 
 def read_yaml(path: Path) -> Any:
@@ -28,8 +31,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def check_yaml(path: Path) -> None:
-    """ValueError naming the file: it is a pipe or a device, no text, or one whose aliases unfold without
-    bound. Any other fault is left to whoever reads it."""
+    """ValueError naming the file: it is a pipe or a device, no text, nested too deeply, or one whose
+    aliases unfold without bound. Any other fault is left to whoever reads it."""
     import yaml
 
     try:
@@ -37,16 +40,28 @@ def check_yaml(path: Path) -> None:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     try:
+        if _depth(text) > _DEEPEST:
+            raise ValueError(f"{path} is nested too deeply; settings are of a few levels")
         values = _unfolded(yaml.compose(text, Loader=yaml.SafeLoader), {})
     except yaml.YAMLError:
         return
-    except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply; settings are of a few levels") from error
     if values > _MOST:
         raise ValueError(
             f"{path} unfolds to more than {_MOST:,} values by its aliases (&name, *name); write out what "
             "they stand for"
         )
+
+
+def _depth(text: str) -> int:
+    """How many lists and mappings stand within one another."""
+    import yaml
+
+    depth = most = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        most = max(most, depth)
+    return most
 
 
 def _unfolded(node: Any, known: dict[int, float]) -> float:
