@@ -59,3 +59,15 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="lies outside the study"):
         records.unpack(tmp_path / "bad.gz", tmp_path / "study")
     assert not (tmp_path / "beside.json").exists()
+
+
+def test_a_file_of_another_kind_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("no trials")
+    with pytest.raises(SystemExit):
+        records.main(["unpack", str(file), str(tmp_path / "study")])
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"error: {file} is no file that pack has written: " in said
+    assert not (tmp_path / "study").exists()

@@ -42,8 +42,11 @@ def pack(study: Path, records: Path) -> int:
 
 def unpack(records: Path, study: Path) -> int:
     """How many were not there yet. ValueError: one is there that says something else."""
-    with gzip.open(records, "rt", encoding="utf-8") as file:
-        found = [json.loads(line) for line in file]
+    try:
+        with gzip.open(records, "rt", encoding="utf-8") as file:
+            found = [json.loads(line) for line in file]
+    except (gzip.BadGzipFile, EOFError, ValueError) as error:
+        raise ValueError(f"{records} is no file that pack has written: {error}") from error
     new = {}
     for record in found:
         path = study / record["path"]
@@ -67,10 +70,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in names:
             of.add_argument(name, type=Path)
     args = parser.parse_args(argv)
-    if args.verb == "pack":
-        print(f"{pack(args.study, args.records)} parts in {args.records}")
-    else:
-        print(f"{unpack(args.records, args.study)} new parts in {args.study}")
+    try:
+        if args.verb == "pack":
+            print(f"{pack(args.study, args.records)} parts in {args.records}")
+        else:
+            print(f"{unpack(args.records, args.study)} new parts in {args.study}")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":
