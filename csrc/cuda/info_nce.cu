@@ -82,17 +82,6 @@ struct AttendShared {
   acc_t high[kAttendTile];  // the highest logit of a query until now
 };
 
-template <int kCount, class acc_t>
-__device__ void read_packs(const acc_t* from, acc_t (&to)[kCount]) {
-  constexpr int kPack = kPackSize<acc_t>;
-#pragma unroll
-  for (int n = 0; n < kCount; n += kPack) {
-    const auto pack = *reinterpret_cast<const Pack<acc_t, kPack>*>(from + n);
-#pragma unroll
-    for (int m = 0; m < kPack; ++m) to[n + m] = pack.value[m];
-  }
-}
-
 // The threads that have the same queries
 using Across = LaneTeam<kAttendAcross>;
 __device__ inline int attend_query() { return static_cast<int>(threadIdx.x) / kAttendAcross * kAttendQueries; }

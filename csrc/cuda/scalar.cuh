@@ -46,6 +46,18 @@ constexpr int kPackBytes = 16;
 template <class scalar_t>
 constexpr int kPackSize = kPackBytes / static_cast<int>(sizeof(scalar_t));
 
+// kCount neighbours, pack by pack
+template <int kCount, class acc_t>
+__device__ void read_packs(const acc_t* from, acc_t (&to)[kCount]) {
+  constexpr int kPack = kPackSize<acc_t>;
+#pragma unroll
+  for (int n = 0; n < kCount; n += kPack) {
+    const auto pack = *reinterpret_cast<const Pack<acc_t, kPack>*>(from + n);
+#pragma unroll
+    for (int m = 0; m < kPack; ++m) to[n + m] = pack.value[m];
+  }
+}
+
 // Reals (launch.h) as doubles. The dtype is looked at for every entry, but every thread of the launch finds the same.
 __device__ inline double load(Reals from, int64_t i) {
   switch (from.dtype) {

@@ -22,13 +22,7 @@ struct alignas(kPackBytes) ScoreSide {
 
   template <int kCount>
   __device__ void read(int depth, int first, acc_t (&to)[kCount]) const {
-    constexpr int kPack = kPackSize<acc_t>;
-#pragma unroll
-    for (int n = 0; n < kCount; n += kPack) {
-      const auto pack = *reinterpret_cast<const Pack<acc_t, kPack>*>(&at[depth][first + n]);
-#pragma unroll
-      for (int m = 0; m < kPack; ++m) to[n + m] = pack.value[m];
-    }
+    read_packs(&at[depth][first], to);
   }
 };
 

@@ -35,16 +35,21 @@ class _Listed(NamedTuple):
 
 
 def split_leave_out(source: Any) -> tuple[Any, str | None]:
-    """A source, and the list that the setting leave_out at its end names, if there is one.
+    """A source, and the list that the setting leave_out at its end names, if there is one."""
+    return split_setting(source, _SETTING)
+
+
+def split_setting(source: Any, setting: re.Pattern[str]) -> tuple[Any, str | None]:
+    """A source, and the value of a setting at its end, if it is there: the pattern's two groups.
 
     A list of sources has it at the end of its last one.
     """
     if isinstance(source, list | tuple) and source and isinstance(source[-1], str):
-        last, file = split_leave_out(source[-1])
-        return (source, None) if file is None else ([*source[:-1], last], file)
+        last, value = split_setting(source[-1], setting)
+        return (source, None) if value is None else ([*source[:-1], last], value)
     if not isinstance(source, str | os.PathLike) or os.path.exists(source):
         return source, None
-    found = _SETTING.fullmatch(os.fspath(source))
+    found = setting.fullmatch(os.fspath(source))
     return (found[1], found[2]) if found else (source, None)
 
 

@@ -19,7 +19,7 @@ from .hub_sets import open_hugging_face
 from .ids import Ids
 from .image_sets import Array, ArrayImages, ImageSet
 from .layouts import open_folder
-from .leaving_out import split_leave_out, without
+from .leaving_out import split_leave_out, split_setting, without
 from .lists import CsvImages, is_list, open_list
 from .products import ProductImages
 from .resize import ImageSize, sides
@@ -186,18 +186,11 @@ def _open(
 
 
 def _split_decode(source: Any) -> tuple[Any, bool]:
-    """A source, and whether the setting decode=reduced stands at its end, or its last one's."""
-    if isinstance(source, list | tuple) and source and isinstance(source[-1], str):
-        last, reduced = _split_decode(source[-1])
-        return ([*source[:-1], last], True) if reduced else (source, False)
-    if not isinstance(source, str | os.PathLike) or os.path.exists(source):
-        return source, False
-    found = _DECODE.fullmatch(os.fspath(source))
-    if found is None:
-        return source, False
-    if found[2] != "reduced":
-        raise ValueError(f"images: decode must be reduced, or not there, got {found[2]!r}")
-    return found[1], True
+    """A source, and whether the setting decode=reduced stands at its end."""
+    source, decode = split_setting(source, _DECODE)
+    if decode not in (None, "reduced"):
+        raise ValueError(f"images: decode must be reduced, or not there, got {decode!r}")
+    return source, decode is not None
 
 
 def _at_reduced_scale(images: ImageSet) -> ImageSet:

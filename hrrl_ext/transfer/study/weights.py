@@ -44,7 +44,7 @@ features = hrrl_ext.extract_features(model, hrrl_ext.load_images("FOLDER", image
 
 In %, of this one network: on test images of the source; and of targets by a linear SVM and by k-NN on
 its frozen features, with so many training examples of each class. In brackets the difference to {base}
-of the same seed. Another seed moves each by a point or two.
+of the same seed: one seed tells no small difference from chance.
 
 {numbers}
 
