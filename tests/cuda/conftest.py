@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated import ROOT, Change, Emulation
+from emulated import ROOT, SANITIZE, Change, Emulation
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,8 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
     """The kernels compiled for the host, each when it is first called."""
     if shutil.which("g++") is None:
         pytest.skip("the emulation of CUDA needs g++")
-    return Emulation(tmp_path_factory.mktemp("emulation"))
+    level = "-O0" if SANITIZE else "-O1"  # they take longer to compile than to run
+    return Emulation(tmp_path_factory.mktemp("emulation"), level=level)
 
 
 @pytest.fixture

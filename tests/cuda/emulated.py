@@ -80,24 +80,27 @@ class RedZoneError(AssertionError):
 
 def build(name: str, folder: Path, csrc: Path = ROOT / "csrc", level: str = "-O1") -> ctypes.CDLL:
     """Compiles emulation/<name>.cpp against the kernels in ``csrc`` and loads it."""
-    library = folder / f"{name}.so"
-    flags = [level, *(SANITIZERS if SANITIZE else ("-include", str(_precompiled(level))))]
-    compiled(*flags, f"-I{csrc}", str(SOURCES / f"{name}.cpp"), "-o", str(library))
+    library, once = folder / f"{name}.so", compiled_once(level)
+    header = ("-include", str(once / "runtime_emulation.h"))
+    source = [f"-I{csrc}", str(SOURCES / f"{name}.cpp"), *map(str, sorted(once.glob("*.o")))]
+    compiled(level, *header, *source, "-o", str(library))
     return ctypes.CDLL(str(library))
 
 
 @functools.cache
-def _precompiled(level: str) -> Path:
-    """The emulation's header, which all libraries begin with."""
-    header = Path(tempfile.mkdtemp()) / "runtime_emulation.h"
-    atexit.register(shutil.rmtree, header.parent)
-    source = str(SOURCES / "runtime_emulation.h")
-    compiled(level, "-w", "-x", "c++-header", source, "-o", f"{header}.gch")
-    return header
+def compiled_once(level: str) -> Path:
+    """A folder with what all libraries share: the emulation's header, and its machine, always optimised."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder)
+    header = SOURCES / "runtime_emulation.h"
+    compiled(level, "-w", "-x", "c++-header", str(header), "-o", f"{folder / header.name}.gch")
+    for name in ("machine", "runtime"):
+        compiled("-O1", "-c", str(SOURCES / f"{name}.cpp"), "-o", str(folder / f"{name}.o"))
+    return folder
 
 
 def compiled(*arguments: str) -> None:
-    command = ["g++", *FLAGS, f"-I{SOURCES}", *arguments]
+    command = ["g++", *FLAGS, *(SANITIZERS if SANITIZE else ()), f"-I{SOURCES}", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise RuntimeError(f"{arguments[-1]} does not compile:\n{result.stderr}")

@@ -66,7 +66,8 @@ import os, sys
 from pathlib import Path
 import torch
 from cases import ConceptCase
-from emulated import Emulation
+from emulated import Emulation, compiled_once
+compiled_once("-O0")  # for all that come
 for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
     if child := os.fork():
         print("ended by", os.waitpid(child, 0)[1], file=sys.stderr)

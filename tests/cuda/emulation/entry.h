@@ -11,7 +11,7 @@ extern "C" void reset(unsigned seed, int multiprocessors, int clusters, int coop
 }
 
 // Since the last reset
-extern "C" unsigned launches() { return emulation::machine.launches; }
+extern "C" unsigned launches() { return emulation::launches(); }
 
 // The launchers may assume nothing about what is in their workspace, so it is full of NaNs, of all bits.
 class Workspace {
