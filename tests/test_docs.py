@@ -8,7 +8,7 @@ their names, as they do for a reader. Comments in the page, which are not render
     <!-- setup                    Python that makes what a reader has, such as a folder of images
     ... -->
 
-Runs are kept short: epochs become 2, widths 4.
+Runs are kept short: epochs become 1, widths 4.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ SECTIONS = [
 
 
 def short(text: str) -> str:
-    text = re.sub(r"(\bepochs[ =:]+)\d+", r"\g<1>2", text)
+    text = re.sub(r"(\bepochs[ =:]+)\d+", r"\g<1>1", text)
     return re.sub(r"(\bwidth[ =:]+)\d+", r"\g<1>4", text)
 
 

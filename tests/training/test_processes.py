@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torchrun import run, tensors_of
+from torchrun import launched, run, tensors_of
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
@@ -188,7 +188,7 @@ def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
         "batch_norm": "running",
     }  # fmt: skip
     arguments = ["-m", "hrrl_ext", "train", *(f"--{k}={v}" for k, v in options.items())]
-    printed = run(2, *arguments, f"--out={tmp_path / 'whole'}")
+    printed = launched(2, *arguments, f"--out={tmp_path / 'whole'}")
     assert printed.count("saved") == 1
     stopped = tmp_path / "cut"
     run(2, *arguments, f"--out={stopped}", "--checkpoint_every=5")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ import torch
 from crops import Crops
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchrun import FORKS, connected, forked
 
 from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import ArrayImages, load_images
@@ -195,17 +194,8 @@ def stop_after(trainer: HRRLTrainer | URRLTrainer | RetrievalTrainer, steps: int
     trainer.recipe.step = counted  # type: ignore[assignment]
 
 
-# A server that has imported everything forks the processes of the runs: each begins in no time.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["torch._dynamo", "hrrl_ext.contrastive.recipe", "hrrl_ext.retrieval", "pytest"]
-)
-
-
 def train(out: Path, way: Way, resume: bool, together: dict[str, str], ready: Connection) -> None:
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # as of a process that nobody forked
-    os.environ.update(together)
+    forked(together)
     said = out.with_suffix(".txt").open("a", encoding="utf-8")
     with said, contextlib.redirect_stdout(said):
         trainer = START[way.method](out, resume, **({"epochs": 12} | way.settings))
@@ -215,16 +205,10 @@ def train(out: Path, way: Way, resume: bool, together: dict[str, str], ready: Co
 
 def start_processes(out: Path, way: Way, resume: bool = False) -> list[ForkServerProcess]:
     """All processes of one run, those of several connected as torchrun connects them, ready to train."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    together = {"WORLD_SIZE": str(way.processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = []
-    for rank in range(way.processes):
+    for together in connected(way.processes):
         ready, theirs = FORKS.Pipe(duplex=False)
-        process = FORKS.Process(
-            target=train, args=(out, way, resume, together | {"RANK": str(rank)}, theirs)
-        )
+        process = FORKS.Process(target=train, args=(out, way, resume, together, theirs))
         process.start()
         theirs.close()  # so that its end is told
         running.append((process, ready))
@@ -251,10 +235,9 @@ class Way:
 # Of a method that is cut on one process above, two are killed: they have the same loop.
 WAYS = {
     "plain": Way(),
-    "workers": Way({"num_workers": 2}),
     "fp16": Way({"precision": "fp16", "accumulate": 2}),
     "clusters": Way({"concepts": "clusters:6,every=2,rounds=3,refresh_rounds=1"}),
-    "two processes, workers, bf16": Way({"num_workers": 2, "precision": "bf16"}, 2),
+    "two processes, workers, bf16": Way({"epochs": 6, "num_workers": 2, "precision": "bf16"}, 2),
     "two processes, chi-square": Way({"adversary": "chi_square", "lam": 0.3}, 2),
     "two processes, stored": Way({"example_level": "stored"}, 2),
     "two processes, balanced": Way({"sampling": "concept"}, 2),

@@ -185,7 +185,7 @@ def test_survives_being_killed(tmp_path: Path) -> None:
         import sys
         from hrrl_ext import HRRLTrainer
         from hrrl_ext.data import load_images
-        HRRLTrainer(data=load_images("digits").subset(range(160)), concepts="classes", epochs=40,
+        HRRLTrainer(data=load_images("digits").subset(range(160)), concepts="classes", epochs=12,
             batch_size=32, lr=0.05, width=4, tau=0.1, lam=5.0, progress="plain", out=sys.argv[1],
             resume=len(sys.argv) > 2).fit()
         """

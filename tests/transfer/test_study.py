@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import records
 import torch
+import torchrun
 
 from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.pretrained import from_pretrained, weights_digest
@@ -249,18 +251,11 @@ def test_two_workers_share_a_queue(tmp_path: Path) -> None:
     pytest.importorskip("jsonargparse")
     config = TINY | SEARCHED | {"counts": [5]}
     (tmp_path / "study.yaml").write_text(json.dumps(config))  # which is YAML
-    command = [
-        *(sys.executable, "-m", "hrrl_ext", "study", str(tmp_path / "study.yaml")),
-        *("--out", str(tmp_path / "out"), "--only", "cheap"),
-    ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        for _ in range(2)
-    ]
-    output = [worker.communicate(timeout=300)[0].splitlines() for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0]
-    lines = [line for lines in output for line in lines]
+    command = ["-m", "hrrl_ext", "study", str(tmp_path / "study.yaml")]
+    command += ["--out", str(tmp_path / "out"), "--only", "cheap"]
+    with ThreadPoolExecutor(2) as workers:
+        output = list(workers.map(lambda _: torchrun.run(1, *command), range(2)))
+    lines = [line for lines in output for line in lines.splitlines()]
     assert len(set(lines)) == len(lines)
     assert len([line for line in lines if ": training: " in line]) == 2 * 2
     assert len([line for line in lines if "search seed" in line]) == 3
