@@ -164,6 +164,7 @@ class Emulation:
 
     def __init__(self, folder: Path, csrc: Path = ROOT / "csrc", level: str = "-O1") -> None:
         self.folder, self._csrc, self._level = folder, csrc, level
+        compiled_once(level)  # before a process that is forked from this one would
         self._libraries: dict[str, ctypes.CDLL] = {}
         self.seed = 0
         self.device = Device()

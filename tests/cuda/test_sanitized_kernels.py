@@ -66,14 +66,13 @@ import os, sys
 from pathlib import Path
 import torch
 from cases import ConceptCase
-from emulated import Emulation, compiled_once
-compiled_once("-O0")  # for all that come
+from emulated import Emulation
 for folder, file in zip(sys.argv[1::2], sys.argv[2::2]):
+    kernels = Emulation(Path(folder), Path(folder) / "csrc", "-O0")
     if child := os.fork():
         print("ended by", os.waitpid(child, 0)[1], file=sys.stderr)
         print("--- next mutant", file=sys.stderr, flush=True)
         continue
-    kernels = Emulation(Path(folder), Path(folder) / "csrc", "-O0")
     if file == "rank1.cu":
         one = torch.ones(1, 1, 5, 1)
         kernels.rank1_dot(torch.zeros(1, 5, dtype=torch.float64), one, one)
