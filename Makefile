@@ -9,8 +9,10 @@ TORCH  ?= torch==2.13.0
 MODELS_TORCH ?= torch==2.14.1 torchvision==0.29.1
 
 # A file of tests stays with one process, which builds what they share once; tests/conftest.py says which files come first.
+# Tests wait for what they start, and for the disk: half as many processes again as there are cores keep these busy.
 # A process that crashes, or a test that hangs, ends the run: a process that takes the place of another can wait for ever.
-PARALLEL := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900
+WORKERS  := $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) * 3 / 2 )); echo $$(( n < 8 ? n : 8 )))
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900
 
 BIN    := $(VENV)/bin
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
@@ -20,7 +22,7 @@ NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 HEADERS    := $(VENV)/headers/torch-2.10 $(VENV)/headers/torch-2.11
 SETUPTOOLS := $(VENV)/setuptools-oldest
 
-.PHONY: demo test test-fast test-abi test-models test-hostile test-nodes build-time check types format hooks bench site info clean
+.PHONY: demo test test-fast test-abi test-models test-hostile test-nodes build-time check types types-of-package types-of-tests format hooks bench site info clean
 
 demo: $(VENV)/.built
 	$(BIN)/hrrl demo --out runs/demo
@@ -78,12 +80,16 @@ build-time: $(VENV)/.tools
 check: $(VENV)/.built
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --no-print-directory types
+	$(MAKE) --no-print-directory -j2 types
 	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(NATIVE)) $(wildcard tests/*.cpp tests/cuda/emulation/*.h tests/cuda/emulation/*.cpp)
 
 # A hook runs it too, so it sets nothing up. mypy knows a file conftest.py by its name alone, and takes one at a time.
-types:
+types: types-of-package types-of-tests
+
+types-of-package:
 	$(BIN)/mypy
+
+types-of-tests:
 	$(BIN)/mypy --config-file tests/mypy.ini
 	$(BIN)/mypy --config-file tests/mypy.ini tests/cuda/conftest.py
 	$(BIN)/mypy --config-file tests/mypy.ini tests/ops/conftest.py

@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 def test_nothing_outside_the_arrays() -> None:
     selection = (
         "kernels_pass or bad_targets or bad_concepts or any_alignment or _distribution or backward_of"
-        " or clusters_and or any_type"
+        " or any_type"
     )
     files = sorted(map(str, HERE.glob("test_emulated_*.py")))
     result = run(["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *files])

@@ -13,21 +13,24 @@ from retrieval_cases import trainer
 from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import load_images
 
+ADVERSARIES = ("hrrl", "chi_square", "group_dro", "cvar")
+EXAMPLES: dict[str, dict[str, Any]] = {
+    "theorem2": {"tau": "theorem2"},
+    "stored": {"example_level": "stored"},
+    "signs": {"example_level": "stored", "stored_bits": 1},
+    "focal, PGD": {"focal": 2.0, "example_steps": 2},
+    "adjusted, mixup": {"logit_adjustment": 1.0, "mixup": 0.4, "erasing": 0.5},
+    "augmix": {"augmix": 3, "jsd": 12.0},
+}
 
-@pytest.mark.parametrize("adversary", ["hrrl", "chi_square", "group_dro", "cvar"])
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"tau": "theorem2"},
-        {"example_level": "stored"},
-        {"example_level": "stored", "stored_bits": 1},
-        {"focal": 2.0, "example_steps": 2},
-        {"logit_adjustment": 1.0, "mixup": 0.4, "erasing": 0.5},
-        {"augmix": 3, "jsd": 12.0},
+    ("adversary", "settings"),
+    [  # neither knows what the other does
+        *(pytest.param(adversary, {}, id=adversary) for adversary in ADVERSARIES),
+        *(pytest.param("hrrl", settings, id=name) for name, settings in EXAMPLES.items()),
     ],
-    ids=["exact", "theorem2", "stored", "signs", "focal, PGD", "adjusted, mixup", "augmix"],
 )
 def test_a_step_asks_for_no_value(
     adversary: str,

@@ -276,7 +276,7 @@ def test_kills_at_random_moments(tmp_path: Path, way: Way) -> None:
     begun = time.monotonic()
     assert ends(running) == [0] * way.processes
     longest = (time.monotonic() - begun) / 4  # three epochs
-    chance, kills, wanted = random.Random(0), 0, int(os.environ.get("HRRL_KILLS", "3"))
+    chance, kills, wanted = random.Random(0), 0, int(os.environ.get("HRRL_KILLS", "2"))
     for run in itertools.count():
         cut = tmp_path / f"cut-{run}"
         while True:

@@ -11,9 +11,6 @@ import re
 import resource
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import warnings
 from pathlib import Path
 from typing import Any
@@ -178,37 +175,6 @@ def test_resumes_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
 
 
 @pytest.mark.slow
-def test_survives_being_killed(tmp_path: Path) -> None:
-    """SIGKILL in the middle of a real process; what it saved is whole and gives the same bits."""
-    script = textwrap.dedent(
-        """
-        import sys
-        from hrrl_ext import HRRLTrainer
-        from hrrl_ext.data import load_images
-        HRRLTrainer(data=load_images("digits").subset(range(160)), concepts="classes", epochs=12,
-            batch_size=32, lr=0.05, width=4, tau=0.1, lam=5.0, progress="plain", out=sys.argv[1],
-            resume=len(sys.argv) > 2).fit()
-        """
-    )
-
-    def start(*arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", script, *arguments]
-        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-    killed = start(str(tmp_path / "run"))
-    assert killed.stderr is not None
-    for _ in range(5):
-        killed.stderr.readline()
-    killed.send_signal(signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert int(checkpoints(tmp_path / "run/checkpoints")[-1].name[-8:]) >= 25
-    for arguments in ([str(tmp_path / "run"), "resume"], [str(tmp_path / "whole")]):
-        process = start(*arguments)
-        _, errors = process.communicate()
-        assert process.returncode == 0, errors
-    assert same(weights(load_model(tmp_path / "run")), weights(load_model(tmp_path / "whole")))
-
-
 def test_what_a_run_leaves(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = HRRLTrainer(**SMALL, validation=DIGITS, tau=0.1, lam=5.0, out=out).fit()
