@@ -13,12 +13,12 @@ BESIDE_OTHERS = "PYTEST_XDIST_WORKER" in os.environ
 torch.set_num_threads(1 if BESIDE_OTHERS else min(2, torch.get_num_threads()))
 if BESIDE_OTHERS:
     os.environ["OMP_NUM_THREADS"] = "1"
-# Nor does an example of hypothesis have a deadline there: the disk or a core may be another's for seconds.
+# No example of hypothesis has a deadline: the disk or a core may be another's for seconds.
 with contextlib.suppress(ImportError):
     from hypothesis import settings
 
-    settings.register_profile("beside others", deadline=None)
-    settings.load_profile("beside others")
+    settings.register_profile("no deadline", deadline=None)
+    settings.load_profile("no deadline")
 
 
 # Files that train, compile or start programs in most of their tests: the first test of each, a look at its

@@ -32,7 +32,6 @@ def repeatable(max_examples: int) -> Any:
     return settings(
         max_examples=max_examples,
         derandomize=True,
-        deadline=None,
         suppress_health_check=[hypothesis.HealthCheck.too_slow],
     )
 

@@ -174,7 +174,6 @@ def test_resumes_to_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     assert same(weights(whole.model), weights(again.model))
 
 
-@pytest.mark.slow
 def test_what_a_run_leaves(tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = HRRLTrainer(**SMALL, validation=DIGITS, tau=0.1, lam=5.0, out=out).fit()

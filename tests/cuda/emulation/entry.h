@@ -2,6 +2,9 @@
 // A function returns null, or what the emulation has to complain about.
 #pragma once
 
+#include <cstring>
+#include <vector>
+
 #include "runtime_emulation.h"
 
 extern "C" void reset(unsigned seed, int multiprocessors, int clusters, int cooperative, int architecture,
