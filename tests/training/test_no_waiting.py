@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -27,9 +28,12 @@ EXAMPLES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize(
     ("adversary", "settings"),
-    [  # neither knows what the other does
+    [  # neither knows what the other does, so each setting meets one adversary
         *(pytest.param(adversary, {}, id=adversary) for adversary in ADVERSARIES),
-        *(pytest.param("hrrl", settings, id=name) for name, settings in EXAMPLES.items()),
+        *(
+            pytest.param(adversary, settings, id=f"{name}-{adversary}")
+            for (name, settings), adversary in zip(EXAMPLES.items(), cycle(ADVERSARIES))
+        ),
     ],
 )
 def test_a_step_asks_for_no_value(
