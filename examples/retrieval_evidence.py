@@ -89,14 +89,6 @@ def of_images(*encoders: str) -> dict[str, Variant]:
     }
 
 
-def with_q(encoder: str) -> dict[str, Variant]:
-    concepts = {"concepts": "classes", "validation_concepts": "classes", "s": 100}
-    return {
-        f"VSE++, {encoder}{OF_Q}{lam:g}": Variant(settings=concepts | {"lam": lam}, encoder=encoder)
-        for lam in LAMBDAS
-    }
-
-
 OF_FEATURES = {
     "VSE++": Variant(),
     "SH": Variant(settings=SH),
@@ -109,14 +101,18 @@ OF_FEATURES = {
     "SigLIP": Variant(settings={"loss": "sigmoid"}),
     **NEGATIVES,
 }
-OF_IMAGES = of_images(*TRAINED_BEFORE) | with_q("frozen")
+CONCEPTS = {"concepts": "classes", "validation_concepts": "classes", "s": 100}
+BY_LAMBDA = {
+    f"VSE++, frozen{OF_Q}{lam:g}": Variant(settings=CONCEPTS | {"lam": lam}, encoder="frozen")
+    for lam in LAMBDAS
+}
+OF_IMAGES = of_images(*TRAINED_BEFORE) | BY_LAMBDA
 BESIDE_FEATURES = {
     "VSE++, free lengths": Variant(settings={"normalise_image": False}),
     "VSE++, begun by SH": Variant(settings={"warmup_loss": "sum_hinge", "warmup_for": 5}),
     **BY_QUEUE,
 }
-BESIDE_IMAGES = of_images("fresh") | with_q("fresh")
-
+BESIDE_IMAGES = of_images("fresh")
 
 # --- a trial
 

@@ -57,8 +57,7 @@ AGAINST = {
         *((f"VSE++, {encoder}", f"SH, {encoder}") for encoder in ("frozen", "fine-tuned", "fresh")),
     ],
     "q": [
-        (f"VSE++, {encoder}{q}", f"VSE++, {encoder}")
-        for encoder in ("frozen", "fresh")
+        (f"VSE++, frozen{q}", "VSE++, frozen")
         for q in (WITH_Q, *(f"{OF_Q}{lam:g}" for lam in LAMBDAS))
     ],
 }
