@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -11,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from result_page import with_tables
+from result_page import processor, with_tables
 from retrieval_pictures import draw_curves, draw_distances, draw_negatives
 from retrieval_rows import (
     BY_QUEUE,
@@ -236,14 +234,6 @@ def state(rows: Rows, of_all: int, hours: float) -> str:
     if once := sum(row["collapsed"] for row in rows):
         text += f" {once} trainings collapsed; at all learning rates: {', '.join(lost) or 'none'}."
     return text
-
-
-def processor() -> str:
-    """Of the machine that writes the page."""
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text(encoding="utf-8").splitlines() if cpus.exists() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{named[0] if named else platform.machine()}, torch {torch.__version__}"
 
 
 # --- numbers

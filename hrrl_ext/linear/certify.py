@@ -56,15 +56,15 @@ class Certificate:
 def certify(head: Any, X: Any, y: Any, norm: str | VectorNorm = "l2") -> Certificate:
     """The exact radius of every example of X [N, d] with labels y [N] under a linear classifier.
 
-    head  a fitted linear classifier of scikit-learn (with coef_, intercept_, classes_); `LinearProbe`;
+    head  a fitted linear classifier of scikit-learn (with coef_, intercept_, classes_); a probe;
           a Pipeline that ends in one after scalers, which are folded into it: radii are those of X as
           given; torch.nn.Linear, whose classes are 0, 1, ... (one output: 0 and 1)
     norm  of the weights, see `hrrl_ext.norms.vector_norm`: l1, l2, linf, fourier-l1 certify against linf,
           l2, l1 and Fourier-linf perturbations
 
-    A Normalizer bends the space: behind it, also in a `LinearProbe` with normalise="l2", radii are
-    those of the normalised rows. Tensors in, tensors out. Raises TypeError for another head, ValueError
-    for shapes that do not fit and for a label that the head does not know.
+    A Normalizer bends the space: behind it, also in a probe (`LinearProbe`, `SGDProbe`) with
+    normalise="l2", radii are those of the normalised rows. Tensors in, tensors out. Raises TypeError for
+    another head, ValueError for shapes that do not fit and for a label that the head does not know.
     """
     norm = vector_norm(norm)
     if sparse.issparse(X):
@@ -119,8 +119,8 @@ class Linear:
         else:
             raise TypeError(
                 "certify: head must be a fitted linear classifier of scikit-learn, a Pipeline that ends "
-                f"in one, a LinearProbe or a torch.nn.Linear, got {type(head).__name__}; of a network "
-                "give the last layer and its features (hrrl_ext.extract_features)"
+                f"in one, a probe or a torch.nn.Linear, got {type(head).__name__}; of a network give the "
+                "last layer and its features (hrrl_ext.extract_features)"
             )
         if X.ndim != 2 or X.shape[1] != linear.W.shape[1]:
             raise ValueError(

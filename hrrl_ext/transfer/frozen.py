@@ -1,4 +1,4 @@
-"""A network with a linear SVM in its last layer's place, to be attacked or shown corrupted images."""
+"""A network with a linear probe in its last layer's place, to be attacked or shown corrupted images."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from ..layers import captured, find_head, layer_name
 from .probe import LinearProbe
+from .sgd_probe import SGDProbe
 
 
-class _SVM(nn.Module):
+class _Decisions(nn.Module):
     weight: Tensor
     bias: Tensor
 
@@ -48,11 +49,14 @@ class _OnFeatures(nn.Module):
 
 
 def frozen_classifier(
-    model: nn.Module, probe: LinearProbe, *, classifier: str | nn.Module | None = None
+    model: nn.Module,
+    probe: LinearProbe | SGDProbe,
+    *,
+    classifier: str | nn.Module | None = None,
 ) -> nn.Module:
     """A copy of ``model`` whose logits are the decisions of ``probe``, fitted on its features.
 
-    probe       a fitted :class:`LinearProbe` of labels 0 .. C-1, each of them seen
+    probe       a fitted :class:`LinearProbe` or :class:`SGDProbe` of labels 0 .. C-1, each of them seen
     classifier  the layer in whose place it is, or its name, as features were extracted; None: the last
                 nn.Linear
 
@@ -73,6 +77,6 @@ def frozen_classifier(
     if len(classes) == 2:
         weight, bias = (np.concatenate([-x, x]) / 2 for x in (weight, bias))
     name = layer_name(model, find_head(model, classifier, "frozen_classifier: classifier"))
-    head = _SVM(weight, bias, unit=probe.normalise == "l2")
+    head = _Decisions(weight, bias, unit=probe.normalise == "l2")
     like = next(model.get_submodule(name).parameters())
     return _OnFeatures(copy.deepcopy(model), name, head.to(like)).eval()

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.pipeline import make_pipeline
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -44,8 +45,9 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
     stays, all else is computed in float32. Deterministic for a number of threads.
 
     Attributes after fit: loss_ (the mean of the training loss in the last epoch), coef_ [classes, D] and
-    intercept_ (for normalised features; two classes share one row, as in scikit-learn), classes_,
-    n_features_in_. A ConvergenceWarning says where loss_ is no better than log(classes), that of W = 0.
+    intercept_ (for normalised features; two classes share one row, as in scikit-learn), pipeline_
+    (normalisation, then the regression), classes_, n_features_in_. A ConvergenceWarning says where loss_
+    is no better than log(classes), that of W = 0.
     """
 
     def __init__(
@@ -81,13 +83,17 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
             raise ValueError(
                 f"SGDProbe: y must hold at least 2 classes, got 1 class ({self.classes_[0]!r})"
             )
-        self.scaler_ = make_pipeline(scaler(self.normalise, "SGDProbe")).fit(X)
-        x = torch.tensor(self.scaler_.transform(X))
+        scaled = make_pipeline(scaler(self.normalise, "SGDProbe"))
+        x = torch.tensor(scaled.fit_transform(X))
         with torch.enable_grad(), full_float32(x.device):
             weight, bias = self._descended(x, torch.from_numpy(label))
         if len(self.classes_) == 2:
             weight, bias = weight[1:] - weight[:1], bias[1:] - bias[:1]
         self.coef_, self.intercept_ = weight.numpy(), bias.numpy()
+        regression = LogisticRegression()  # which decides by these
+        regression.coef_, regression.intercept_ = self.coef_, self.intercept_
+        regression.classes_ = self.classes_
+        self.pipeline_ = Pipeline([*scaled.steps, ("regression", regression)])
         worst = math.log(len(self.classes_))
         if self.loss_ > worst:
             warnings.warn(
@@ -100,17 +106,17 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
 
     def predict(self, X: Any) -> np.ndarray:
         """Class of every row of X [N, D]: an array [N] of entries of classes_."""
-        scores = self.decision_function(X)
-        best = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(1)
-        chosen: np.ndarray = self.classes_[best]
-        return chosen
+        X = self._rows(X)
+        return np.asarray(self.pipeline_.predict(X))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """w·x + b per row: [N, classes], or [N] for two classes, positive meaning classes_[1]."""
+        X = self._rows(X)
+        return np.asarray(self.pipeline_.decision_function(X))
+
+    def _rows(self, X: Any) -> Any:
         check_is_fitted(self)
-        X = validate_data(self, to_numpy(X), dtype=(np.float64, np.float32), reset=False)
-        scores = self.scaler_.transform(X) @ self.coef_.T + self.intercept_
-        return np.asarray(scores[:, 0] if scores.shape[1] == 1 else scores)
+        return validate_data(self, to_numpy(X), dtype=(np.float64, np.float32), reset=False)
 
     def _descended(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """W [classes, D] and b [classes]."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from hrrl_ext.linear import MaxMarginClassifier, certify
 from hrrl_ext.norms import vector_norm
-from hrrl_ext.transfer import LinearProbe
+from hrrl_ext.transfer import LinearProbe, SGDProbe
 
 
 @pytest.fixture(scope="module")
@@ -113,13 +115,14 @@ def test_scalers_are_folded_into_the_weights(scaler, iris) -> None:
     assert model.predict(X[i : i + 1]) == y[i] != model.predict(x[None])
 
 
-def test_a_probe_is_certified_in_the_space_it_sees(iris) -> None:
+@pytest.mark.parametrize("make", [partial(LinearProbe, 1.0), partial(SGDProbe, 0.1, epochs=5)])
+def test_a_probe_is_certified_in_the_space_it_sees(make, iris) -> None:
     X, y = iris
     for kind in ("standard", None):
-        probe = LinearProbe(1.0, normalise=kind).fit(X, y)
+        probe = make(normalise=kind).fit(X, y)
         right = probe.predict(X) == y
         np.testing.assert_array_equal(certify(probe, X, y).radius > 0, right)
-    probe = LinearProbe(1.0, normalise="l2").fit(X, y)
+    probe = make(normalise="l2").fit(X, y)
     rows = Normalizer().transform(X)
     expected = certify(probe.pipeline_[-1], rows, y).radius
     np.testing.assert_array_equal(certify(probe, X, y).radius, expected)

@@ -1,7 +1,8 @@
-"""An SVM in a network's last layer's place decides as the SVM does, from images on."""
+"""A probe in a network's last layer's place decides as the probe does, from images on."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import predict
 from hrrl_ext.models import build_model
-from hrrl_ext.transfer import LinearProbe, extract_features
+from hrrl_ext.transfer import LinearProbe, SGDProbe, extract_features
 from hrrl_ext.transfer.frozen import frozen_classifier
 
 DIGITS = load_images("digits", split="train").subset(range(200))
@@ -22,13 +23,14 @@ def network() -> torch.nn.Module:
     return build_model("resnet18", num_classes=7, image_size=8, width=4).eval()
 
 
+@pytest.mark.parametrize("make", [partial(LinearProbe, C=0.1), partial(SGDProbe, 0.1, epochs=5)])
 @pytest.mark.parametrize("normalise", ["l2", "standard", None])
 @pytest.mark.parametrize("classes", [2, 10])
-def test_decides_as_the_probe_does(normalise: Any, classes: int) -> None:
+def test_decides_as_the_probe_does(make: Any, normalise: Any, classes: int) -> None:
     images = DIGITS.subset((DIGITS.target < classes).nonzero().flatten())
     model = network()
     features = extract_features(model, images)
-    probe = LinearProbe(C=0.1, normalise=normalise).fit(*features)
+    probe = make(normalise=normalise).fit(*features)
     frozen = frozen_classifier(model, probe)
     x, _ = images.__getitems__(range(len(images)))
     with torch.no_grad():
