@@ -14,6 +14,11 @@ def is_positive(x: object) -> bool:
     return isinstance(x, Real) and 0 < float(x) < np.inf
 
 
+def is_numbers(x: object, count: int) -> bool:
+    """Whether x is a tuple or list of so many real numbers."""
+    return isinstance(x, tuple | list) and len(x) == count and all(isinstance(v, Real) for v in x)
+
+
 def to_numpy(x: Any) -> Any:
     if not isinstance(x, torch.Tensor):
         return x

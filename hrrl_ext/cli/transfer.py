@@ -191,7 +191,7 @@ def _finetune_arguments(parser: CommandParser) -> None:
         "--method",
         default="plain",
         help="plain, l2sp or similarity; with settings l2sp:alpha=0.1,beta=0.01 or "
-        "similarity:w_sim=3,squared=true (also mean, normalise)",
+        "similarity:w_sim=3,squared=true (also mean, normalise, gather, classifier)",
     )
     parser.add_argument(
         "--classifier", help="name of the last layer, where it is not the last linear"

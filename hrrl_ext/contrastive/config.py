@@ -57,9 +57,9 @@ class ContrastiveConfig:
     jigsaw_side: int = 3
     """Of pirl: cells of the jigsaw along each side; for images of fewer than 16 pixels 2."""
     norm_groups: int = 8
-    """Parts of a batch that batch normalisation sees each by itself, over all processes, each of which
-    has one at least; the keys' are of other images than the queries'. With 1 the network can tell a
-    query's key by the statistics that they share."""
+    """Parts of a batch that batch normalisation sees each by itself, over all processes: each process has
+    as many, and one at least; the keys' are of other images than the queries'. With 1 the network can
+    tell a query's key by the statistics that they share."""
     bank: int = 10_000
     """Training images, drawn once, whose features are measured at each evaluation, and are the neighbours
     that validation images have."""
@@ -90,6 +90,22 @@ class ContrastiveConfig:
         if self.crop_scale == 0:
             raise ValueError("crop_scale must be above 0, the least share that a crop shows; got 0")
         self.make_views(0)  # for its errors, before any work
+        self._require_used()
+
+    def _require_used(self) -> None:
+        """ValueError where a setting of views is given to those that have no use for it."""
+        of_urrl, of_all = ("p", "share_family"), ("crop_scale", "flip", "blur", "augmix")
+        unused = {"urrl": (), "own": of_urrl + of_all}.get(self.views, of_urrl)
+        for name in unused:
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                of = (
+                    "an object of your own has its settings itself"
+                    if name in of_all
+                    else "it is of urrl"
+                )
+                raise ValueError(
+                    f"{name}={value} does nothing with views={self.views!r}: {of}; leave it out"
+                )
 
     def make_views(self, seed: int) -> Views:
         """What ``views`` names; T_urrl where it is own."""

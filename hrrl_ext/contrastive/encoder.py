@@ -111,7 +111,8 @@ class JigsawEncoder(Encoder):
 class KeyEncoder(nn.Module):
     """A copy of an encoder, head and all, whose weights follow it and carry no gradient.
 
-    Buffers are its own: running statistics, of the keys' passes, which nothing here reads.
+    Buffers are its own: running statistics, of the keys' passes, which only frozen layers read. These
+    are in eval mode for keys as for queries.
     """
 
     def __init__(self, encoder: Encoder, momentum: float) -> None:
@@ -121,8 +122,10 @@ class KeyEncoder(nn.Module):
 
     @torch.no_grad()
     def follow(self, encoder: Encoder) -> None:
-        """θ_k ← m θ_k + (1 - m) θ_q, of parameters alone."""
+        """θ_k ← m θ_k + (1 - m) θ_q, of parameters alone; and each layer in the mode of the other's."""
         self._average([*self.encoder.parameters()], [*encoder.parameters()], torch.ones(()))
+        for ours, theirs in zip(self.encoder.modules(), encoder.modules(), strict=True):
+            ours.training = theirs.training
 
     @torch.no_grad()
     def forward(self, x: Tensor, groups: int = 1) -> Tensor:

@@ -42,6 +42,7 @@ class InstDis(Contrastive):
         whole = self.processes.whole(rows, count)
         self._negatives = self.memory.drawn(self.config.queue, whole, self.seed, self.done)
         self._z.clear()
+        self._groups = self._groups_of(move.config.accumulate)
         means = move(self.losses, *views, self.memory.entries[rows], target)  # θ moves
         z = self.processes.whole(torch.cat(self._z), count)
         self.memory.put(whole, z)  # after the loss, which compares with what is older
@@ -51,7 +52,7 @@ class InstDis(Contrastive):
         self, model: nn.Module, x: Tensor, _: Tensor, entry: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """InfoNCE of some images with their entries, and the loss of the probe."""
-        z, logits = model(x, self._groups(len(x)))
+        z, logits = model(x, self._groups)
         self._z.append(z.detach())
         return self._learned(self._compared(z, entry), z, logits, target)
 
@@ -77,7 +78,7 @@ class PIRL(InstDis):
         self, model: nn.Module, x: Tensor, parts: Tensor, entry: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Both losses of some images, and that of the probe."""
-        z, of_parts, logits = model(x, parts, self._groups(len(x)))
+        z, of_parts, logits = model(x, parts, self._groups)
         self._z.append(z.detach())
         share = self.config.jigsaw
         each = share * self._compared(of_parts, entry) + (1 - share) * self._compared(z, entry)

@@ -26,18 +26,19 @@ class MoCo(Contrastive):
     against_collapse = "Lower lr, or raise key_momentum"
 
     def begin(self) -> None:
-        self.keys = KeyEncoder(self.model, self.config.key_momentum).train()
+        self.keys = KeyEncoder(self.model, self.config.key_momentum)
         queue = KeyQueue(self.config.queue, self.config.dim, self.seed)
         self.queue = queue.to(self.batches.device)
 
     @property
     def filled(self) -> bool:
-        return self.done * self.batch_size >= self.config.queue
+        return self.seen >= self.config.queue
 
     def step(self, batch: tuple[Tensor, ...], move: Move) -> Tensor:
         query_view, key_view, target, *_ = batch
         self.keys.follow(self.model)  # θ_k ← m θ_k + (1 - m) θ_q
         mine, keys = self._encoded(key_view, move)
+        self._groups = self._groups_of(move.config.accumulate)
         means = move(self.losses, query_view, mine, target)  # against the queue; θ_q moves
         self.queue.put(keys)  # after the logits: no key is a negative of its own step
         return self._count(means)
@@ -46,7 +47,7 @@ class MoCo(Contrastive):
         self, model: nn.Module, x: Tensor, key: Tensor, target: Tensor
     ) -> tuple[Tensor, Tensor]:
         """InfoNCE of some queries, and the loss of the probe."""
-        z, logits = model(x, self._groups(len(x)))
+        z, logits = model(x, self._groups)
         each = info_nce(z, key, self.queue.keys, temperature=self.config.temperature)
         return self._learned(each, z, logits, target)
 
@@ -64,7 +65,7 @@ class MoCo(Contrastive):
         self.processes.agree(self.keys.buffers())
         with torch.no_grad(), move.autocast():
             shuffled = self.processes.whole(view, count)[order[here]]
-            keys = self.keys(shuffled, self._groups(len(shuffled)))
+            keys = self.keys(shuffled, self._groups_of(1))
         keys = self.processes.whole(keys, count)[order.argsort()]
         return keys[here], keys
 

@@ -72,6 +72,7 @@ class Contrastive(Recipe):
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
+        self._groups = 1  # of the step
         self._sums = torch.zeros(3, dtype=torch.float64, device=batches.device)
         self._last = torch.zeros(3, device=batches.device)
         self._best: tuple[float, float] | None = None  # accuracy of neighbours, its epoch's loss
@@ -110,9 +111,17 @@ class Contrastive(Recipe):
         self.done += 1
         return self._last
 
-    def _groups(self, images: int) -> int:
-        """Of batch normalisation, for a part of a batch: of the same size as those of a whole one."""
-        return max(1, images * self.config.norm_groups // self.batch_size)
+    @property
+    def seen(self) -> int:
+        """Images that steps were made with, each as often as it came."""
+        epochs, steps = divmod(self.done, len(self.batches.sizes))
+        return epochs * sum(self.batches.sizes) + sum(self.batches.sizes[:steps])
+
+    def _groups_of(self, accumulate: int) -> int:
+        """Of batch normalisation, for each part of this process's part of the batch: of the same size as
+        those of a whole batch, and as many in every process."""
+        images = self.batches.sizes[self._steps] * self.config.norm_groups
+        return max(1, images // (self.batch_size * self.processes.size * accumulate))
 
     # --- what it reports
 
@@ -146,7 +155,7 @@ class Contrastive(Recipe):
         assert isinstance(model, Encoder)
         bank, labels, _ = self._features(model, self.measured.bank)
         bank, labels = (torch.cat(self.processes.gather(t)) for t in (bank, labels))
-        measured: dict[str, Any] = {"rank_me": rank_me(bank)}
+        measured: dict[str, Any] = {"rank_me": rank_me(bank) if bank.any() else 0.0}
         if self.measured.validation is None:
             return measured
         config = self.config

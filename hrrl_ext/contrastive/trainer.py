@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from ..training.opening import (
     check_model,
     open_reading,
     open_run,
+    place,
     trial,
 )
 from ..training.progress import ProgressStyle
@@ -55,7 +57,9 @@ class URRLTrainer(Trainer):
             "timm:NAME", or any module that maps images [B, 3, H, W] in [0, 1] to logits [B, C] by a last
             linear layer, trained in place.
         data: images; whatever :func:`hrrl_ext.data.load_images` opens. Their labels train the last layer
-            alone, on features that carry no gradient, and are measured by: no feature depends on them.
+            alone, on features that carry no gradient, and are measured by. No feature depends on them,
+            but by what is of all gradients together: the norm of clip_norm, and in fp16 the steps that
+            are left out as one overflows.
         validation: images to measure on after each epoch; a source is opened with split="test".
         views: one of :class:`ContrastiveConfig`'s by name, or an object in its place with a method
             ``two(images, index, epoch)``, such as :class:`hrrl_ext.data.Views`, whose ``str`` is then
@@ -72,7 +76,8 @@ class URRLTrainer(Trainer):
         root: where data sets of torchvision lie, or the images of a list, if not beside it.
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
-        keep_gib: images of up to so many GiB, as uint8, are decoded once and kept; 0 keeps none.
+        keep_gib: images of up to so many GiB, as uint8, are decoded once and kept, of data, of the bank
+            among them and of validation each; 0 keeps none.
         on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`.
         progress: "auto", "bar", "plain" or "off".
         tensorboard: short for loggers=["tensorboard"].
@@ -126,8 +131,7 @@ class URRLTrainer(Trainer):
     ) -> None:
         of_loop, of_method = parted(config, ContrastiveTraining, ContrastiveConfig, "URRLTrainer")
         training = ContrastiveTraining(**of_loop)
-        method, make = _with_views(views, of_method, training.seed)
-        _check_groups(method, training)
+        method, make = _with_views(views, of_method, training.seed, saved=out is not None)
         self.after_step = after_step
         processes, device_ = start_processes(device)
         loggers = asked_for(loggers, tensorboard)
@@ -146,6 +150,8 @@ class URRLTrainer(Trainer):
         images = as_begun(open_images(data, "train", "data"), run if resume else None)
         buffer = training.shuffle_buffer
         batches = ViewBatches(images, make, training.batch_size, shuffle_buffer=buffer, **options)
+        batch_size = min(training.batch_size, len(images))
+        _check_groups(method, batch_size)
         measured = _measured(
             images,
             None if validation is None else open_images(validation, "test", "validation"),
@@ -155,9 +161,11 @@ class URRLTrainer(Trainer):
         )
         network = build_network(model, images, method.width, training.seed)
         begin_from(init, init_part, network, resume=resume)
+        place(network, device_, processes)
+        _check_views(images, make)
         if isinstance(make, Jigsaw):
             _check_parts(network, images, make)
-        self.encoder = _encoder(network.to(device_), images, method, training.seed)
+        self.encoder = _encoder(network, images, method, training.seed)
         if training.channels_last:
             self.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = _RECIPES[method.method](
@@ -167,7 +175,7 @@ class URRLTrainer(Trainer):
             method,
             processes,
             seed=training.seed,
-            batch_size=training.batch_size,
+            batch_size=batch_size,
             model_name=model if isinstance(model, str) else model_name,
         )
         self.loop = Loop(
@@ -187,11 +195,16 @@ class URRLTrainer(Trainer):
 
 
 def _with_views(
-    views: str | TwoViews, of_method: dict[str, Any], seed: int
+    views: str | TwoViews, of_method: dict[str, Any], seed: int, *, saved: bool
 ) -> tuple[ContrastiveConfig, TwoViews]:
     """The settings, and what makes the views: by its name, or the user's own."""
     if views == "own":
         raise ValueError("views='own' is an object that makes views; give it as views")
+    if saved and re.search(" at 0x[0-9a-fA-F]+>", text := str(views)):
+        raise ValueError(
+            f"views: {text} is its text, by which a run in out knows it again, and another in every "
+            "process; give it a __repr__ of its settings, as a dataclass has"
+        )
     name: Any = views if isinstance(views, str) else "own"
     method = ContrastiveConfig(views=name, **of_method)
     make = method.make_views(seed) if isinstance(views, str) else views
@@ -234,11 +247,28 @@ def _check_parts(network: nn.Module, images: ImageSet, jigsaw: Jigsaw) -> None:
         ) from error
 
 
-def _check_groups(method: ContrastiveConfig, training: ContrastiveTraining) -> None:
-    if 2 * method.norm_groups > training.batch_size:
+def _check_views(images: ImageSet, make: TwoViews) -> None:
+    """That what makes views takes the images, before the run has begun."""
+    x, _ = images.__getitems__([0, 1])
+    try:
+        views = make.two(x, torch.arange(2), 0)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"views: {make} fails on images {list(x.shape[1:])} of {images.name}: {error}"
+        ) from error
+    shapes = [list(view.shape) if isinstance(view, torch.Tensor) else view for view in views]
+    if len(shapes) != 2 or any(shape[:1] != [2] or shape[-3] != x.shape[1] for shape in shapes):
+        raise ValueError(
+            f"views: {make} must give two views of a batch, [B, {x.shape[1]}, H, W] each; of two images "
+            f"{list(x.shape)} it gave {shapes}"
+        )
+
+
+def _check_groups(method: ContrastiveConfig, batch: int) -> None:
+    if 2 * method.norm_groups > batch:
         raise ValueError(
             f"norm_groups={method.norm_groups} leave fewer than two images of a batch of "
-            f"{training.batch_size} to each, and batch normalisation needs two; lower norm_groups"
+            f"{batch} to each, and batch normalisation needs two; lower norm_groups"
         )
 
 

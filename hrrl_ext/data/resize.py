@@ -30,7 +30,7 @@ ImageSize: TypeAlias = int | Sequence[int]
 """The side of a square in pixels, or height and width."""
 
 
-def sides(image_size: ImageSize) -> tuple[int, int]:
+def sides(image_size: ImageSize, name: str = "image_size") -> tuple[int, int]:
     """Height and width. Raises TypeError or ValueError unless they are whole and positive."""
     pair = [image_size] * 2 if isinstance(image_size, int) else image_size
     if (
@@ -39,11 +39,11 @@ def sides(image_size: ImageSize) -> tuple[int, int]:
         or any(isinstance(side, bool) or not isinstance(side, int) for side in pair)
     ):
         raise TypeError(
-            "image_size must be an int, the side of a square in pixels, or (height, width), got "
+            f"{name} must be an int, the side of a square in pixels, or (height, width), got "
             f"{image_size!r}"
         )
     if min(pair) < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
+        raise ValueError(f"{name} must be at least 1, got {image_size}")
     return pair[0], pair[1]
 
 

@@ -24,7 +24,7 @@ from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
 from ..training.loggers import Loggers, asked_for
-from ..training.opening import check_init, open_reading, open_run
+from ..training.opening import check_init, open_reading, open_run, place
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
@@ -144,7 +144,7 @@ class RetrievalTrainer(Trainer):
             load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
         words = self.model.words
         assert words is not None
-        self.model.to(device_)
+        place(self.model, device_, processes)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         encoded = partial(EncodedPairs, device=device_, processes=processes)

@@ -27,6 +27,7 @@ from ..training.opening import (
     check_model,
     open_reading,
     open_run,
+    place,
 )
 from ..training.progress import ProgressStyle
 from .config import HRRLConfig, Levels, by_config, with_levels
@@ -164,7 +165,7 @@ class HRRLTrainer(Trainer):
         self.model = build_network(model, sets.images, method.width, training.seed)
         begin_from(init, init_part, self.model, resume=resume)
         freeze(self.model, method.freeze)
-        self.model.to(device_)
+        place(self.model, device_, processes)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         check_model(self.model, sets.images)

@@ -101,6 +101,13 @@ def begin_from(
     warn_unnormalised(model, f"init {os.fspath(init)}")
 
 
+def place(model: nn.Module, device: torch.device, processes: Processes) -> None:
+    """Moves the model to its device, and gives every process the weights and buffers of the first:
+    before anything is made of them, such as copies, or features that stay."""
+    model.to(device)
+    processes.agree(t.detach() for t in (*model.parameters(), *model.buffers()))
+
+
 def described(model_name: str | None, images: ImageSet, width: int) -> dict[str, Any]:
     """What is needed to open the network of a run again, and what it was trained on."""
     channels = images.image_shape[0]

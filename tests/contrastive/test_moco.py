@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -258,6 +259,59 @@ def test_a_shortcut_is_told_and_the_best_is_remembered() -> None:
         row_of(again, loss=2.0, knn_accuracy=0.4)
 
 
+def test_features_of_zeros_are_told_and_no_error() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.ReLU(), nn.Linear(8, 10))
+    net[1].bias.data.fill_(-1e3)
+    made = URRLTrainer(net, **SETTINGS)
+    assert made.recipe.evaluate(made.encoder) == {"rank_me": 0.0}
+
+
+def test_fewer_images_than_a_batch_are_as_many_groups() -> None:
+    """And short batches are counted as what they are."""
+    made = trainer(data=DIGITS.subset(range(12)), batch_size=64)
+    assert made.recipe._groups_of(1) == 4 and made.recipe._groups_of(2) == 2
+    made.recipe.done = 3
+    assert made.recipe.seen == 36
+    made = trainer()
+    made.recipe.done, made.recipe._steps = 7, 6
+    assert made.recipe.seen == len(DIGITS) == 100 and made.recipe._groups_of(1) == 1
+
+
+# --- views of one's own
+
+
+class Own:
+    """Without a text of its own."""
+
+    def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
+        return images, images
+
+
+def test_own_views_are_looked_at_before_the_run(tmp_path: Path) -> None:
+    made = URRLTrainer("convnet", **SETTINGS | {"views": Own()})
+    assert made.recipe.batches.views is not None
+    with pytest.raises(
+        ValueError, match=r"Own object at .* another in every process; give it a __repr__"
+    ):
+        trainer(views=Own(), out=tmp_path / "run")
+
+    class Fails(Own):
+        def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
+            raise TypeError("no grey")
+
+    class One(Own):
+        def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
+            return (images[0], images[1])
+
+    with pytest.raises(ValueError, match=r"fails on images \[3, 8, 8\] of .*: no grey"):
+        trainer(views=Fails())
+    with pytest.raises(
+        ValueError, match=r"two views of a batch, \[B, 3, H, W\] each; .* gave \[\[3, 8, 8\]"
+    ):
+        trainer(views=One())
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(FloatingPointError, match=r"not finite in epoch 1, step \d\. Lower lr, or"):
         trainer(lr=1e30).fit()
@@ -273,6 +327,14 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ({"temperature": -1.0}, "temperature must be positive"),
         ({"key_momentum": 1.5}, r"key_momentum must lie in \[0, 1\], got 1.5"),
         ({"p": 1.5}, r"p must lie in \[0, 1\], got 1.5"),
+        (
+            {"crop_scale": 0.5},
+            "crop_scale=0.5 does nothing with views='own': an object of your own has",
+        ),
+        (
+            {"views": "moco", "p": 0.3},
+            "p=0.3 does nothing with views='moco': it is of urrl; leave it out",
+        ),
         ({"augmix": 20.0}, "severity must lie between 0.1 and 10, got 20"),
         ({"crop_scale": 0.0}, "crop_scale must be above 0"),
         (
@@ -281,7 +343,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ),
         ({"views": "own"}, "views='own' is an object"),
         ({"norm_groups": 9}, "norm_groups=9 leave fewer than two images of a batch of 16"),
-        ({"batch_size": 1, "norm_groups": 1}, "norm_groups=1 leave fewer than two"),
+        ({"batch_size": 1, "norm_groups": 1}, "at least two images of a batch, which has 1"),
         ({"patience": 2}, "patience needs validation"),
         ({"data": DIGITS.subset([0])}, "at least two images of a batch, which has 16 of 1 images"),
     ],

@@ -20,13 +20,13 @@ SMALL = [
 def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
-        "method: instdis\nviews: augmix:all\np: 0.25\nlr: 0.02\noptimizer_options: {nesterov: true}\n"
+        "method: instdis\nviews: urrl\np: 0.25\nlr: 0.02\noptimizer_options: {nesterov: true}\n"
     )
     out = tmp_path / "run"
     assert main(["pretrain", "--config", str(config), *SMALL, "--out", str(out)]) == 0
     assert f"saved {out}" in capsys.readouterr().out
     settings = json.loads((out / "config.json").read_text())["training"]
-    assert (settings["views"], settings["p"], settings["lr"]) == ("augmix:all", 0.25, 0.02)
+    assert (settings["views"], settings["p"], settings["lr"]) == ("urrl", 0.25, 0.02)
     assert settings["method"] == "instdis"
     assert settings["epochs"] == 200 and settings["schedule"] == "cosine"
     assert load_model(out).fc.out_features == 10

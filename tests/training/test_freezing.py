@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hrrl_ext import HRRLTrainer, URRLTrainer, finetune
 from hrrl_ext._modes import in_mode, to_train
-from hrrl_ext.contrastive import ContrastiveConfig
+from hrrl_ext.contrastive import ContrastiveConfig, MoCo
 from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.robust import HRRLConfig
 from hrrl_ext.training import CheckpointError
@@ -134,13 +134,18 @@ def test_no_optimiser_decays_what_is_frozen(optimizer: str) -> None:
 
 
 def test_pretraining_freezes_by_the_networks_own_names() -> None:
+    """For the keys' encoder too, whose layers would be in train mode, with other features, else."""
     model = Net()
     start = state(model)
-    URRLTrainer(
+    trainer = URRLTrainer(
         model, data=IMAGES, freeze="conv1+bn1", epochs=2, batch_size=16, norm_groups=2, queue=32, dim=8,
         device="cpu", progress="off",
-    ).fit()  # fmt: skip
+    )  # fmt: skip
+    trainer.fit()
     assert moved(model, start) == set(start) - OF_STEM
+    assert isinstance(trainer.recipe, MoCo)
+    keys = trainer.recipe.keys.encoder.backbone
+    assert isinstance(keys, Net) and not keys.bn1.training and keys.fc.training
 
 
 def test_clusters_are_of_the_layers_that_train() -> None:

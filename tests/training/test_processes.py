@@ -134,20 +134,23 @@ def test_a_batch_in_parts_is_the_same_step(parts: int, tau: Any) -> None:
 
 
 PRETRAINING = """
-import re, sys, torch
+import os, re, sys, torch
 sys.path.insert(0, {tests!r})
 from crops import Crops
 from safetensors.torch import save_file
 from hrrl_ext import URRLTrainer
 from hrrl_ext.data import load_images
+from hrrl_ext.models import build_model
 from hrrl_ext.processes import stop_processes
 
 STATISTICS = re.compile("running_|num_batches")  # of a process's own passes
 digits, others = (load_images("digits", split=split).subset(range(96)) for split in ("train", "test"))
 found = {{}}
 for method in ("moco", "pirl"):
-    trainer = URRLTrainer("convnet", data=digits, validation=others, views=Crops(), epochs=2, batch_size=16, queue=40,
-                          dim=8, lr=0.01, temperature=0.1, norm_groups=4, key_momentum=0.9, width=4, neighbours=9,
+    torch.manual_seed(int(os.environ.get("RANK", 0)))  # a network of one's own differs by process
+    model = build_model("convnet", num_classes=10, image_size=8, width=4)
+    trainer = URRLTrainer(model, data=digits, validation=others, views=Crops(), epochs=2, batch_size=16, queue=40,
+                          dim=8, lr=0.01, temperature=0.1, norm_groups=4, key_momentum=0.9, neighbours=9,
                           method=method, jigsaw_side=2, device="cpu", progress="off")
     assert trainer.processes.size == int(sys.argv[2])
     row, state = trainer.fit().last, trainer.recipe.state_dict()

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from ... import ops
+from ..._arrays import is_numbers
 from ..._streams import Draws
 from ..augmix import ImageProgram
+from ..resize import ImageSize, sides
 
 _ATTEMPTS = 10
 _CROP = ops.IMAGE_OPERATIONS.index("crop")
@@ -28,25 +30,31 @@ class RandomResizedCrop:
         scale: the least share of the area and the most. MoCo has (0.2, 1), training on ImageNet
             (0.08, 1).
         ratio: width over height, the least and the most.
-        size: side of the result in pixels, a square; None keeps the sides of the images.
+        size: of the result in pixels: the side of a square, or (height, width). None keeps the sides of
+            the images.
         flip: its probability.
     """
 
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    size: int | None = None
+    size: ImageSize | None = None
     flip: float = 0.5
 
     def __post_init__(self) -> None:
         for name, most in (("scale", 1.0), ("ratio", math.inf)):
-            low, high = getattr(self, name)
-            if not 0 < low <= high <= most:
+            value = getattr(self, name)
+            if not (is_numbers(value, 2) and 0 < value[0] <= value[1] <= most):
                 raise ValueError(
                     f"RandomResizedCrop: {name} must be the least and the most, above 0"
-                    f"{' and at most 1' if most == 1 else ''}, got {(low, high)}"
+                    f"{' and at most 1' if most == 1 else ''}, got {value!r}"
+                    + (
+                        f"; the size of the result is size={value}"
+                        if isinstance(value, int)
+                        else ""
+                    )
                 )
-        if self.size is not None and self.size < 1:
-            raise ValueError(f"RandomResizedCrop: size must be at least 1 pixel, got {self.size}")
+        if self.size is not None:
+            sides(self.size, "RandomResizedCrop: size")  # refuses what is none
         if not 0 <= self.flip <= 1:
             raise ValueError(f"RandomResizedCrop: flip must be a probability, got {self.flip}")
 
@@ -55,10 +63,10 @@ class RandomResizedCrop:
         levels where the sides stay: then a native operator does it."""
         height, width = images.shape[2:]
         box = self.boxes(draws, height, width)
-        sides = (height, width) if self.size is None else (self.size, self.size)
-        if sides == (height, width):
+        size = (height, width) if self.size is None else sides(self.size)
+        if size == (height, width):
             return crop_program(box)(images)
-        return resized_crop(images, box, sides)
+        return resized_crop(images, box, size)
 
     def boxes(self, draws: Draws, height: int, width: int) -> Tensor:
         """[B, 5] float64: top, left, height and width of each part, and whether it is flipped, 0 or 1"""

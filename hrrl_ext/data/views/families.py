@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ... import ops
+from ..._arrays import is_numbers
 from ..._streams import Draws
 from ...spec import not_known
 from ..augmix import AugMix, AugMixOperations, ImageProgram, blur_weights
@@ -48,12 +49,12 @@ class MoCoViews:
                 raise ValueError(
                     f"MoCoViews: {name} must be a probability, got {getattr(self, name)}"
                 )
-        if min(self.jitter) < 0 or self.jitter[3] > 0.5:
+        if not is_numbers(self.jitter, 4) or min(self.jitter) < 0 or self.jitter[3] > 0.5:
             raise ValueError(
                 "MoCoViews: jitter must be four strengths of at least 0, that of the hue at most 0.5; "
                 f"got {self.jitter}"
             )
-        if not 0 < self.sigma[0] <= self.sigma[1]:
+        if not (is_numbers(self.sigma, 2) and 0 < self.sigma[0] <= self.sigma[1]):
             raise ValueError(
                 f"MoCoViews: sigma must be the least and the most, above 0, got {self.sigma}"
             )
