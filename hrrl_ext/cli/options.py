@@ -136,7 +136,7 @@ def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None
         nargs="+",
         required=True,
         help="training images: digits, .npz parts, a folder, a metadata .csv, torchvision:NAME, "
-        "hf:FOLDER, wds:SHARDS",
+        "hf:FOLDER, wds:SHARDS, files:FOLDER of images without classes",
     )
     if concepts:
         parser.add_argument(

@@ -75,6 +75,7 @@ class Contrastive(Recipe):
         self._groups = 1  # of the step
         self._sums = torch.zeros(3, dtype=torch.float64, device=batches.device)
         self._last = torch.zeros(3, device=batches.device)
+        self._labelled = batches.images.num_classes > 1
         self._best: tuple[float, float] | None = None  # accuracy of neighbours, its epoch's loss
         self._told: list[str] = []
 
@@ -131,11 +132,13 @@ class Contrastive(Recipe):
 
     def running(self) -> str:
         loss, hits, spread = self._means()
-        return f"loss {loss:.3f}  spread {spread:.2f}  probe {100 * hits:.1f} %"
+        probe = f"  probe {100 * hits:.1f} %" if self._labelled else ""
+        return f"loss {loss:.3f}  spread {spread:.2f}{probe}"
 
     def row(self, measured: Row) -> dict[str, Any]:
         loss, hits, spread = self._means()
-        row = {"loss": loss, "spread": spread, "train_accuracy": hits} | dict(measured)
+        of_labels = {"train_accuracy": hits} if self._labelled else {}
+        row = {"loss": loss, "spread": spread} | of_labels | dict(measured)
         self._warn(row)
         self._sums, self._steps = torch.zeros_like(self._sums), 0
         return row

@@ -59,7 +59,8 @@ class URRLTrainer(Trainer):
         data: images; whatever :func:`hrrl_ext.data.load_images` opens. Their labels train the last layer
             alone, on features that carry no gradient, and are measured by. No feature depends on them,
             but by what is of all gradients together: the norm of clip_norm, and in fp16 the steps that
-            are left out as one overflows.
+            are left out as one overflows. Without labels, "files:photos/", all images are of one class,
+            and loss, spread and RankMe are what is measured.
         validation: images to measure on after each epoch; a source is opened with split="test".
         views: one of :class:`ContrastiveConfig`'s by name, or an object in its place with a method
             ``two(images, index, epoch)``, such as :class:`hrrl_ext.data.Views`, whose ``str`` is then
@@ -289,5 +290,10 @@ def _measured(
     bank = in_order(images.subset(drawn_once(len(images), method.bank, training.seed)))
     if validation is None:
         return Measured(bank, None)
+    if images.num_classes < 2:
+        raise ValueError(
+            f"validation: it is measured by the labels of data, and {images.name} has one class alone; "
+            "leave it out, and measure the features of the run by hrrl extract and hrrl probe"
+        )
     validation = with_classes(validation, images.classes, of="data", data="validation")
     return Measured(bank, in_order(validation))

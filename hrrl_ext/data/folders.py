@@ -191,7 +191,8 @@ def no_class_folders(root: Path) -> str:
     if (image := next(filter(is_image, files), None)) is not None:
         return (
             f"{root}: no class folders, but images in itself, such as {image!r}; {expected}, or a "
-            "metadata CSV that has the class of each file"
+            f'metadata CSV that has the class of each file; "files:{root}" takes all images as of one '
+            "class, to pretrain on"
         )
     return f"{root}: no class folders; {expected}" + (f", got {listed(files)}" if files else "")
 

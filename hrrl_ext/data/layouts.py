@@ -14,7 +14,7 @@ from .folders import FolderImages, ImageFiles, class_folders
 from .lists import CsvImages, metadata_of
 from .named_files import NamedFiles
 from .resize import ImageSize
-from .splits import SPLITS, split_of, split_within
+from .splits import SPLITS, splits_among
 from .tables import read_table
 
 _ANNOTATIONS = "{}_annotations.txt"  # of tiny-imagenet: file, class, box, between tabs
@@ -59,11 +59,7 @@ def split_folders(root: Path) -> dict[str, Path]:
     itself. Raises ValueError where two folders are one split.
     """
     names = folders_in(root)
-    found = {name: split for name in names if (split := split_of(name))}
-    if not found:  # seg_train and seg_test, but not the classes "train station" and "bus"
-        found = {name: split for name in names if (split := split_within(name))}
-        if len(found) < len(names) or len(set(found.values())) < 2:
-            return {}
+    found = splits_among(names)
     if not any(folders_in(root / name) or metadata_of(root / name) for name in found):
         return {}
     folders: dict[str, Path] = {}

@@ -26,6 +26,8 @@ from .resize import ImageSize, sides
 from .shards import PREFIX as SHARDS
 from .shards import open_shards
 from .torchvision_sets import open_torchvision
+from .unlabelled import PREFIX as FILES
+from .unlabelled import image_files
 
 __all__ = [
     "ArrayImages",
@@ -44,6 +46,7 @@ Source: TypeAlias = "FilePath | Sequence[FilePath] | tuple[Array, Ids] | ImageSe
 _LAYOUTS = (
     '"digits"; a NumPy archive (.npz) with image and label, or a list of its parts; a folder '
     "root/class/image.png or root/{train,val,test}/class/image.png; "
+    '"files:FOLDER", all images below it, of one class; '
     "a metadata .csv with columns of images and classes; a .txt list of Stanford Online Products; "
     '"torchvision:NAME" with root=...; "hf:FOLDER", a data set of Hugging Face\'s that is saved on disk; '
     '"wds:train-{000..127}.tar", shards of WebDataset\'s; a tuple (images, target); or an ImageSet'
@@ -89,6 +92,8 @@ def load_images(
       concept_names, class_to_concept; or x_train, y_train, x_test, ... of Keras and MedMNIST
     - a folder: root/{train,val,test}/class/image, or root/class/image; "test" falls back to "val";
       with a metadata.csv the classes are there
+    - "files:FOLDER", all images in a folder and below it, of one class, "image"; of folders train, val
+      and test in it those of the split
     - a metadata CSV, TSV or JSON lines: "meta.csv", or with its columns named
       "meta.csv:image=FILE,label=CLASS,split=SPLIT", see `CsvImages`
     - Ebay_train.txt, Ebay_test.txt of Stanford Online Products, see `ProductImages`
@@ -168,6 +173,8 @@ def _open(
         )
     if isinstance(source, ImageSet):
         return source
+    if isinstance(source, str) and source.startswith(FILES):
+        return image_files(Path(source.removeprefix(FILES)), split, _required(image_size, source))
     if isinstance(source, str) and source == "digits":
         return _digits(split)
     if isinstance(source, (str, os.PathLike)) and is_list(source):

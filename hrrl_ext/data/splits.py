@@ -28,6 +28,16 @@ def split_within(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def splits_among(names: Sequence[str]) -> dict[str, str]:
+    """Those of the names that are of splits, each with its split."""
+    found = {name: split for name in names if (split := split_of(name))}
+    if not found:  # seg_train and seg_test, but not the classes "train station" and "bus"
+        found = {name: split for name in names if (split := split_within(name))}
+        if len(found) < len(names) or len(set(found.values())) < 2:
+            return {}
+    return found
+
+
 def split_of_row(value: str, where: str) -> str:
     """Of the value in a column, which may also be a number; those of `_ASIDE` are splits of their own."""
     name = value.strip().lower()

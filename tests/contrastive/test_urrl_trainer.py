@@ -135,3 +135,18 @@ def test_after_step_is_called(tmp_path: Path) -> None:
     )
     made.fit()
     assert seen == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    """Loss, spread and RankMe are measured, nothing by a label; and it is fine-tuned as any other."""
+    images = DIGITS.with_images(DIGITS.images, torch.zeros_like(DIGITS.target))
+    images.classes = ["image"]
+    settings = SETTINGS | {"data": images, "epochs": 1}
+    row = URRLTrainer("convnet", **settings, out=tmp_path / "run").fit().last
+    assert {"loss", "spread", "rank_me"} <= row.keys()
+    assert not {"train_accuracy", "accuracy", "knn_accuracy"} & row.keys()
+    assert load_model(tmp_path / "run").fc.out_features == 1
+    with pytest.raises(
+        ValueError, match=r"measured by the labels of data, and .* has one class alone"
+    ):
+        URRLTrainer("convnet", **settings, validation=OTHERS)

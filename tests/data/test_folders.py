@@ -207,7 +207,7 @@ def test_missing_and_empty_folders(tmp_path):
     save(tmp_path, {"1.png": 0})
     with pytest.raises(
         FileNotFoundError,
-        match=r"no class folders, but images in itself, such as '1\.png'; .* metadata CSV",
+        match=r"no class folders, but images in itself, such as '1\.png'; .* metadata CSV .*; \"files:.*\" takes all",
     ):
         FolderImages(tmp_path, image_size=4)
     (tmp_path / "empty").mkdir()

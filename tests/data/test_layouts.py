@@ -392,3 +392,33 @@ def test_camelyon17_with_columns_of_ones_own(camelyon):
     write(camelyon, CAMELYON.replace(",0,0,1\n", ",0,0,7\n"))
     with pytest.raises(ValueError, match="line 3: split must be 0 or 1, got '7'"):
         opened(camelyon)
+
+
+# --- images without classes
+
+
+def test_files_are_all_that_is_below(tmp_path):
+    names = ["2019/b.png", "2019/may/a.png", "c.png", "z.jpg"]
+    save(tmp_path, *names, ".hidden/d.png")
+    write(tmp_path / "notes.txt", "")
+    with pytest.warns(
+        UserWarning, match=r"4 images are taken; left out are other files, 1 x \.txt"
+    ):
+        images = load_images(f"files:{tmp_path}", split="test", image_size=6)
+    assert [os.path.relpath(file, tmp_path) for file in images.sources] == names
+    assert images.classes == ["image"] and images.target.tolist() == [0] * 4
+    torch.testing.assert_close(images[2][0], fit_picture(picture(2), 6))
+    assert load_images(f"files:{tmp_path}:decode=reduced", image_size=6).reduced
+    (tmp_path / "empty").mkdir()
+    for name, message in (("2020", "no such folder"), ("empty", "no image in it or below it")):
+        with pytest.raises(FileNotFoundError, match=message):
+            load_images(f"files:{tmp_path / name}", image_size=6)
+
+
+def test_files_of_a_split(tmp_path):
+    save(tmp_path, "Training/a.png", "Training/x/b.png", "valid/c.png")
+    for split, count in (("train", 2), ("val", 1), ("test", 1), ("all", 3)):
+        assert len(load_images(f"files:{tmp_path}", split=split, image_size=6)) == count
+    (tmp_path / "valid").rename(tmp_path / "more")
+    with pytest.raises(ValueError, match="no folder of split 'val', only 'train'"):
+        load_images(f"files:{tmp_path}", split="val", image_size=6)
