@@ -44,7 +44,6 @@ class Contrastive(Recipe):
 
     Args:
         model: on its device, as it is trained.
-        batch_size: of all but the last batch of an epoch, over all processes.
         model_name: what :func:`hrrl_ext.models.build_model` calls the backbone, if it does.
     """
 
@@ -62,12 +61,16 @@ class Contrastive(Recipe):
         processes: Processes,
         *,
         seed: int,
-        batch_size: int,
         model_name: str | None = None,
     ) -> None:
         self.model, self.batches, self.measured = model, batches, measured
         self.config, self.processes, self.model_name = config, processes, model_name
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.batch_size = seed, batches.sizes[0]
+        if 2 * config.norm_groups > self.batch_size:
+            raise ValueError(
+                f"norm_groups={config.norm_groups} leave fewer than two images of a batch of "
+                f"{self.batch_size} to each, and batch normalisation needs two; lower norm_groups"
+            )
         self.begin()
         self.done = 0
         """Steps of the run."""

@@ -151,8 +151,6 @@ class URRLTrainer(Trainer):
         images = as_begun(open_images(data, "train", "data"), run if resume else None)
         buffer = training.shuffle_buffer
         batches = ViewBatches(images, make, training.batch_size, shuffle_buffer=buffer, **options)
-        batch_size = min(training.batch_size, len(images))
-        _check_groups(method, batch_size)
         measured = _measured(
             images,
             None if validation is None else open_images(validation, "test", "validation"),
@@ -163,7 +161,6 @@ class URRLTrainer(Trainer):
         network = build_network(model, images, method.width, training.seed)
         begin_from(init, init_part, network, resume=resume)
         place(network, device_, processes)
-        _check_views(images, make)
         if isinstance(make, Jigsaw):
             _check_parts(network, images, make)
         self.encoder = _encoder(network, images, method, training.seed)
@@ -176,7 +173,6 @@ class URRLTrainer(Trainer):
             method,
             processes,
             seed=training.seed,
-            batch_size=batch_size,
             model_name=model if isinstance(model, str) else model_name,
         )
         self.loop = Loop(
@@ -246,31 +242,6 @@ def _check_parts(network: nn.Module, images: ImageSet, jigsaw: Jigsaw) -> None:
             f"{of}, and {type(network).__name__} fails on these: {error}; lower jigsaw_side, raise "
             "image_size, or give a network for images of any size"
         ) from error
-
-
-def _check_views(images: ImageSet, make: TwoViews) -> None:
-    """That what makes views takes the images, before the run has begun."""
-    x, _ = images.__getitems__([0, 1])
-    try:
-        views = make.two(x, torch.arange(2), 0)
-    except (IndexError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"views: {make} fails on images {list(x.shape[1:])} of {images.name}: {error}"
-        ) from error
-    shapes = [list(view.shape) if isinstance(view, torch.Tensor) else view for view in views]
-    if len(shapes) != 2 or any(shape[:1] != [2] or shape[-3] != x.shape[1] for shape in shapes):
-        raise ValueError(
-            f"views: {make} must give two views of a batch, [B, {x.shape[1]}, H, W] each; of two images "
-            f"{list(x.shape)} it gave {shapes}"
-        )
-
-
-def _check_groups(method: ContrastiveConfig, batch: int) -> None:
-    if 2 * method.norm_groups > batch:
-        raise ValueError(
-            f"norm_groups={method.norm_groups} leave fewer than two images of a batch of "
-            f"{batch} to each, and batch normalisation needs two; lower norm_groups"
-        )
 
 
 def _measured(

@@ -55,6 +55,7 @@ class ViewBatches:
                 f"batch_size: every process needs at least two images of a batch, which has {batch_size} "
                 f"of {len(images)} images for {processes.size} of them"
             )
+        _check_views(images, views)
         self.images, self.views, self.seed = images, views, seed
         self.device, self.processes = device, processes
         self._shuffling = Shuffling(images, shuffle_buffer)
@@ -78,6 +79,23 @@ class ViewBatches:
                 t.to(self.device, non_blocking=True) for t in (self.images.target[rows], rows)
             )
             yield first, second, target, rows
+
+
+def _check_views(images: ImageSet, make: TwoViews) -> None:
+    """That what makes views takes the images, before the run has begun."""
+    x, _ = images.__getitems__([0, 1])
+    try:
+        views = make.two(x, torch.arange(2), 0)
+    except (IndexError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"views: {make} fails on images {list(x.shape[1:])} of {images.name}: {error}"
+        ) from error
+    shapes = [list(view.shape) if isinstance(view, Tensor) else view for view in views]
+    if len(shapes) != 2 or any(shape[:1] != [2] or shape[-3] != x.shape[1] for shape in shapes):
+        raise ValueError(
+            f"views: {make} must give two views of a batch, [B, {x.shape[1]}, H, W] each; of two images "
+            f"{list(x.shape)} it gave {shapes}"
+        )
 
 
 def _slice(part: range) -> slice:

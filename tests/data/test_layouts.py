@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from hrrl_ext.data import CsvImages, load_images, named_files
+from hrrl_ext.data.folders import ImageFiles
 from hrrl_ext.data.resize import fit_picture
 
 Image = pytest.importorskip("PIL.Image")
@@ -405,10 +406,13 @@ def test_files_are_all_that_is_below(tmp_path):
         UserWarning, match=r"4 images are taken; left out are other files, 1 x \.txt"
     ):
         images = load_images(f"files:{tmp_path}", split="test", image_size=6)
+    assert isinstance(images, ImageFiles)
     assert [os.path.relpath(file, tmp_path) for file in images.sources] == names
     assert images.classes == ["image"] and images.target.tolist() == [0] * 4
     torch.testing.assert_close(images[2][0], fit_picture(picture(2), 6))
-    assert load_images(f"files:{tmp_path}:decode=reduced", image_size=6).reduced
+    assert load_images(f"files:{tmp_path}:decode=reduced", image_size=6).name.endswith(
+        "decode=reduced"
+    )
     (tmp_path / "empty").mkdir()
     for name, message in (("2020", "no such folder"), ("empty", "no image in it or below it")):
         with pytest.raises(FileNotFoundError, match=message):
