@@ -1,4 +1,4 @@
-"""InfoNCE against a queue (comparisons.py), forward and backward to the queries; and steps of MoCo v2.
+"""InfoNCE against a queue (comparisons.py), forward and backward to the queries.
 
 Peers of the loss: MoCo's own lines, which make all B x (K + 1) logits; and attention by torch's public
 function, with a key of zeros whose share of the softmax says what the others sum to. The floor is the two
@@ -7,23 +7,16 @@ products that each of them has: the logits, and the sum of the queue that they w
 
 from __future__ import annotations
 
-import copy
-import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from comparisons import Call, Comparison, Compiler, agree, generator, plain
 from shapes import Negatives
-from torch import Tensor, nn
+from torch import Tensor
 
-from hrrl_ext import URRLTrainer
 from hrrl_ext.contrastive import info_nce
-from hrrl_ext.data import ArrayImages
-from hrrl_ext.models import resnet18
 
 TEMPERATURE = 0.2
 AGREEMENT = 1e-6
@@ -102,141 +95,3 @@ def negatives(case: Negatives, device: str) -> Comparison:
         held=(query, key, queue),
         unchecked=frozenset({"products"}),
     )
-
-
-# --- a step
-
-
-@dataclass(frozen=True)
-class PretrainingCase:
-    width: int
-    dtype: str
-    batch: int = 256
-    keys: int = 4096
-    side: int = 32
-
-    def __str__(self) -> str:
-        return f"resnet18-w{self.width}-B{self.batch}-K{self.keys}-{self.dtype}"
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return {"shape": (self.batch, 3, self.side, self.side), "dtype": self.dtype}
-
-    def views(self, device: str) -> tuple[Tensor, Tensor]:
-        g = torch.Generator().manual_seed(0)
-        x, y = (torch.rand(self.batch, 3, self.side, self.side, generator=g) for _ in range(2))
-        return x.to(device), y.to(device)
-
-
-class _NoViews:
-    def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        return images, images
-
-
-def our_step(case: PretrainingCase, device: str) -> Call:
-    images = torch.zeros(case.batch, 3, case.side, case.side, dtype=torch.uint8)
-    trainer = URRLTrainer(
-        data=ArrayImages(images, torch.zeros(case.batch, dtype=torch.int64), classes=["a", "b"]),
-        views=_NoViews(), width=case.width, batch_size=case.batch, queue=case.keys, lr=1e-3,
-        schedule="constant", precision=case.dtype, device=device, progress="off",
-    )  # fmt: skip
-    target = torch.zeros(case.batch, dtype=torch.int64, device=device)
-    move = trainer.loop.move.of(case.batch)
-    batch = (*case.views(device), target)
-    trainer.encoder.train()
-
-    def step() -> Tensor:
-        trainer.recipe._steps = 0
-        return trainer.recipe.step(batch, move)[0]
-
-    return step
-
-
-class SplitBatchNorm(nn.BatchNorm2d):
-    """As in MoCo's notebook for CIFAR: eight groups as channels of their own."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        mean, var = (t.repeat(8) for t in (self.running_mean, self.running_var))  # type: ignore[union-attr]
-        out = F.batch_norm(
-            x.view(-1, c * 8, h, w), mean, var, self.weight.repeat(8), self.bias.repeat(8), True,
-            self.momentum or 0.0, self.eps,
-        ).view(n, c, h, w)  # fmt: skip
-        self.running_mean.copy_(mean.view(8, c).mean(0))  # type: ignore[union-attr]
-        self.running_var.copy_(var.view(8, c).mean(0))  # type: ignore[union-attr]
-        return out
-
-
-def notebook_step(case: PretrainingCase, device: str) -> Call:
-    """MoCo's notebook, with the two-layer head."""
-    query = resnet18(2, stem="small", width=case.width)
-    features = query.num_features
-    query.fc = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 128))  # type: ignore[assignment]
-    for module in query.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = SplitBatchNorm
-    query = query.to(device).train()
-    key = copy.deepcopy(query).requires_grad_(False)
-    queue = F.normalize(torch.randn(128, case.keys, device=device), dim=0)
-    optimizer = torch.optim.SGD(query.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    x, y = case.views(device)
-    place = 0
-
-    def step() -> Tensor:
-        nonlocal place
-        with torch.no_grad():
-            for k, q in zip(key.parameters(), query.parameters(), strict=True):
-                k.data = k.data * 0.999 + q.detach() * 0.001
-        with torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bf16"):
-            z = F.normalize(query(x), dim=1)
-            with torch.no_grad():
-                order = torch.randperm(len(y), device=device)
-                keys = F.normalize(key(y[order]), dim=1)[order.argsort()]
-            positive = torch.einsum("nc,nc->n", z, keys)[:, None]
-            negative = torch.einsum("nc,ck->nk", z, queue.clone().detach())
-            logits = torch.cat([positive, negative], dim=1) / TEMPERATURE
-            loss = F.cross_entropy(logits.float(), logits.new_zeros(len(x), dtype=torch.int64))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        queue[:, place : place + len(keys)] = keys.T.float()
-        place = (place + len(keys)) % case.keys
-        return loss.detach()
-
-    return step
-
-
-def lightly_step(case: PretrainingCase, device: str) -> Call:
-    """lightly's parts, as its examples put them together: batch normalisation sees a batch whole."""
-    modules = importlib.import_module("lightly.models.modules")
-    tools: Any = importlib.import_module("lightly.models.utils")
-    losses = importlib.import_module("lightly.loss")
-    backbone = resnet18(2, stem="small", width=case.width)
-    features = backbone.num_features
-    backbone.fc = nn.Identity()  # type: ignore[assignment]
-    query = nn.Sequential(backbone, modules.MoCoProjectionHead(features, features, 128))
-    query = query.to(device).train()
-    key = copy.deepcopy(query)
-    tools.deactivate_requires_grad(key)
-    criterion = losses.NTXentLoss(temperature=TEMPERATURE, memory_bank_size=(case.keys, 128))
-    criterion = criterion.to(device)
-    optimizer = torch.optim.SGD(query.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-4)
-    x, y = case.views(device)
-
-    def step() -> Tensor:
-        tools.update_momentum(query, key, m=0.999)
-        with torch.autocast(device, torch.bfloat16, enabled=case.dtype == "bf16"):
-            z = query(x)
-            with torch.no_grad():
-                shuffled, order = tools.batch_shuffle(y)
-                keys = tools.batch_unshuffle(key(shuffled), order)
-            loss: Tensor = criterion(z, keys)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
-
-
-PRETRAINING_STEPS = {"ours": our_step, "eager": notebook_step, "lightly": lightly_step}
