@@ -14,7 +14,7 @@ from ..data.batches import batch_sizes
 from ..data.fetching import Fetcher
 from ..data.image_sets import ImageSet, as_float
 from ..processes import Processes
-from .pairs import Pairs
+from .pairs import Pairs, as_features
 
 
 class EncodedPairs:
@@ -23,6 +23,7 @@ class EncodedPairs:
     Args:
         pairs: images, or features of them, with captions.
         texts: the captions as numbers of words, tokens [M, L] int64 and lengths [M] int64.
+        precomputed: whether features that the pairs have are what the image encoder gives.
         num_workers, keep_gib: of the images, as for :class:`hrrl_ext.data.Batches`.
     """
 
@@ -33,11 +34,13 @@ class EncodedPairs:
         *,
         device: torch.device,
         processes: Processes,
+        precomputed: bool = False,
         num_workers: int = 0,
         keep_gib: float = 0.0,
     ) -> None:
         self.pairs, self.texts = pairs, texts
         self.device, self.processes = device, processes
+        self.precomputed = precomputed
         self._source: Fetcher | Tensor
         if isinstance(pairs.images, ImageSet):
             options: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
@@ -45,16 +48,11 @@ class EncodedPairs:
         else:
             self._source = pairs.images.to(device)
 
-    @property
-    def precomputed(self) -> bool:
-        """Whether they have features in place of images."""
-        return isinstance(self._source, Tensor)
-
-    def with_features(self, features: Tensor) -> EncodedPairs:
-        """The same pairs, whose images are these features [N, F]."""
-        of = self.pairs
-        pairs = Pairs(features, of.captions, of.owner, group=of.image_group, name=of.name)
-        return EncodedPairs(pairs, self.texts, device=self.device, processes=self.processes)
+    def compute_features(self, encoder: Callable[[Tensor], Tensor], batch_size: int) -> None:
+        """From here on has what a frozen encoder makes of the images, computed once, in their place."""
+        features = self.of_images(encoder, batch_size)
+        self._source = as_features(features, self.pairs.name).to(self.device)
+        self.precomputed = True
 
     def images(self, rows: list[Tensor]) -> Iterator[Tensor]:
         """Of each of the rows [B] images [B, 3, H, W] as the set has them, or features [B, F]."""

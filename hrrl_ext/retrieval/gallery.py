@@ -281,9 +281,7 @@ def _embed_images(
         x = images.__getitems__(rows)[0]
         return model.encode_image(as_input(x, device, dtype, PixelCheck(model, "embed")))
     features = images[rows].to(device, dtype)
-    # Features of its own network, computed before.
-    skips = features.ndim == 2 and isinstance(model.built_as.get("model"), str)
-    return model.encode_image(features, precomputed=skips)
+    return model.encode_image(features, precomputed=model.precomputed(features))
 
 
 def _parts(rows: Sequence[int], size: int) -> list[Sequence[int]]:

@@ -134,6 +134,11 @@ class JointEmbedding(nn.Module):
 
     # --- embeddings
 
+    def precomputed(self, images: object) -> bool:
+        """Whether data are φ, computed before: rows of features, and a network by name takes images."""
+        by_name = isinstance(self.built_as.get("model"), str)
+        return by_name and isinstance(images, Tensor) and images.ndim == 2
+
     def features(self, images: Tensor) -> Tensor:
         """φ [B, F] as the encoder gives it: what may be computed once, where it is frozen."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):

@@ -62,7 +62,7 @@ class Pairs:
         group_names: Sequence[str] | None = None,
         name: str = "pairs",
     ) -> None:
-        self.images = images if isinstance(images, ImageSet) else _features(images, name)
+        self.images = images if isinstance(images, ImageSet) else as_features(images, name)
         self.captions = [as_text(text, f"{name}: caption {at}") for at, text in enumerate(captions)]
         n = len(self.images)
         self.owner = _ids(owner, len(self.captions), n, f"{name}: owner")
@@ -224,7 +224,7 @@ def _of_arrays(source: tuple[Any, ...], image_size: ImageSize | None) -> Pairs:
     return Pairs(images, [text for texts in lists for text in texts], owner)
 
 
-def _features(x: Any, name: str) -> Tensor:
+def as_features(x: Any, name: str) -> Tensor:
     x = torch.as_tensor(x).detach().cpu()
     if x.ndim < 2 or not x.is_floating_point():
         raise ValueError(f"{name}: features must be floats [N, ...], got {list(x.shape)} {x.dtype}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
 from ..training.loggers import Loggers, asked_for
-from ..training.opening import check_init, open_reading, open_run, place
+from ..training.opening import check_init, open_reading, open_run, place, told_channels
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
@@ -50,8 +51,9 @@ class RetrievalTrainer(Trainer):
 
     Args:
         model: the image encoder, by a name that :func:`hrrl_ext.models.build_model` knows, or any module
-            from images [B, 3, H, W] in [0, 1] to features [B, ``num_features``], trained in place; or a
-            whole :class:`JointEmbedding` with its words. Where data are features, a name has no meaning.
+            from images [B, 3, H, W] in [0, 1], or from what data have in their place, to features
+            [B, ``num_features``], trained in place; or a whole :class:`JointEmbedding` with its words.
+            Where data are features, a name has no meaning.
         text: "gru"; "huggingface:FOLDER", a trained text model; or any module from tokens and lengths to
             [B, ``num_features``].
         data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
@@ -150,15 +152,16 @@ class RetrievalTrainer(Trainer):
         encoded = partial(EncodedPairs, device=device_, processes=processes)
         files: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
         train, *val = (
-            encoded(of, words.encode(of.captions), **files)
+            encoded(
+                of,
+                words.encode(of.captions),
+                precomputed=self.model.precomputed(of.images),
+                **files,
+            )
             for of in (pairs, measured)
             if of is not None
         )
         _check_model(self.model, train)
-        if self.model.frozen:
-            train, *val = (
-                _with_features(self.model, of, training.batch_size) for of in (train, *val)
-            )
         self.recipe = VSE(
             self.model,
             _batches(train, training, method, level),
@@ -183,6 +186,11 @@ class RetrievalTrainer(Trainer):
             loggers=loggers,
             after_step=self._after_step,
         )
+        if self.model.frozen:  # by now with the weights that a run goes on with
+            with evaluating(self.model):
+                for of in (train, *val):
+                    if not of.precomputed:
+                        of.compute_features(self.model.features, training.batch_size)
 
     def train_step(self, *batch: Tensor, pairs: int | None = None) -> Tensor:
         """One step on a batch that ``batches`` yields, this process's part of ``pairs`` (all of it, if
@@ -293,7 +301,7 @@ def _built(
             )
         return model
     images, features = pairs.images, None
-    if not isinstance(images, ImageSet):
+    if isinstance(model, str) and not isinstance(images, ImageSet):
         if images.ndim != 2:
             raise ValueError(f"data: features must be [N, F], got {list(images.shape)}")
         model, features = FEATURES, images.shape[1]
@@ -337,14 +345,6 @@ def _words(
     return Words.of(pairs.captions, min_count=config.min_count)
 
 
-def _with_features(model: JointEmbedding, of: EncodedPairs, batch_size: int) -> EncodedPairs:
-    """The same pairs with what a frozen encoder makes of their images, computed once."""
-    if of.precomputed:
-        return of
-    with evaluating(model):
-        return of.with_features(of.of_images(model.features, batch_size))
-
-
 def _batches(
     train: EncodedPairs,
     training: RetrievalTraining,
@@ -361,11 +361,20 @@ def _batches(
 
 def _check_model(model: JointEmbedding, encoded: EncodedPairs) -> None:
     """One forward pass of one pair, so that a misfit shows before any work."""
-    row = torch.zeros(1, dtype=torch.int64)
-    with evaluating(model):
+    row, images = torch.zeros(1, dtype=torch.int64), encoded.pairs.images
+    of_images = isinstance(images, ImageSet)
+    with evaluating(model), told_channels(model, images) if of_images else nullcontext():
         (x,) = encoded.images([encoded.pairs.owner[row]])
-        model(
-            as_float(PixelCheck(model, "images", trained=True)(x)),
-            *encoded.captions(row),
-            precomputed=encoded.precomputed,
-        )
+        x = as_float(PixelCheck(model, "images", trained=True)(x))
+        try:
+            model(x, *encoded.captions(row), precomputed=encoded.precomputed)
+        except (RuntimeError, TypeError, ValueError) as error:
+            size = list(x.shape[1:])
+            raise ValueError(
+                f"the model fails on a pair of {encoded.pairs.name}: {error}; give an image encoder for "
+                + (
+                    f"images {size}, or the size it is for by image_size"
+                    if of_images
+                    else f"features {size}; for those that it has made itself nn.Identity() in its place"
+                )
+            ) from error

@@ -24,6 +24,7 @@ from hrrl_ext.retrieval import (
     Pairs,
     RetrievalTrainer,
     Words,
+    embed,
     evaluate,
     load_joint_embedding,
 )
@@ -235,7 +236,7 @@ def test_a_model_of_ones_own_has_the_numbers_that_the_loss_learns() -> None:
 def test_a_misfit_of_the_encoder_shows_before_any_work() -> None:
     encoder = nn.Sequential(nn.Flatten(), nn.Linear(5, 4))
     encoder.num_features = 4  # type: ignore[assignment]
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    with pytest.raises(ValueError, match=r"shapes cannot be multiplied.*for images \[3, 8, 8\]"):
         trainer(pictures(), model=encoder)
 
 
@@ -346,6 +347,20 @@ def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
     RetrievalTrainer(other, data=Pairs(features, of.captions, of.owner), **settings).fit()
     for name, value in other.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_an_encoder_over_features_is_trained_and_embeds() -> None:
+    encoder = nn.Sequential(nn.Linear(6, 6))
+    encoder.num_features = 6  # type: ignore[assignment]
+    before = encoder[0].weight.detach().clone()
+    own = trainer(model=encoder)
+    model = own.fit().model
+    assert own.model.image_encoder is encoder and not torch.equal(encoder[0].weight, before)
+    with torch.no_grad():
+        expected = model.eval().encode_image(pairs().images)
+    torch.testing.assert_close(embed(own.model, pairs()).image, expected)
+    with pytest.raises(ValueError, match=r"for features \[6\]; for those that it has made itself"):
+        trainer(model=Counted())
 
 
 def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:

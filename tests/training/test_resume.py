@@ -24,7 +24,9 @@ from torchrun import FORKS, connected, forked
 
 from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import ArrayImages, load_images
+from hrrl_ext.models import ConvNet
 from hrrl_ext.retrieval import RetrievalTrainer, load_pairs
+from hrrl_ext.retrieval.model import without_classifier
 
 DIGITS = load_images("digits", split="train").subset(range(100))
 
@@ -89,9 +91,9 @@ def pretrain(
 
 def join(out: Path, resume: bool = False, **settings: Any) -> RetrievalTrainer:
     torch.manual_seed(3 if not resume else 99)
-    return RetrievalTrainer(
-        "convnet", **(JOINT | settings), out=out, resume=resume, checkpoint_every=2
-    )
+    # A module's weights are others as a run goes on, until those of its checkpoint are there.
+    model = without_classifier(ConvNet(1, width=2)) if settings.get("freeze") else "convnet"
+    return RetrievalTrainer(model, **(JOINT | settings), out=out, resume=resume, checkpoint_every=2)
 
 
 START: dict[str, Callable[..., HRRLTrainer | URRLTrainer | RetrievalTrainer]] = {
