@@ -16,6 +16,7 @@ from ..data.columns import numbered
 from ..data.image_sets import ImageSet
 from ..losses import weighed
 from ..ops import ConceptLoss
+from ..spec import listed
 from ..training.loop import FIRST_STEPS
 from .config import RetrievalConfig
 from .measures import Ids
@@ -112,11 +113,17 @@ def named_concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], 
                 f"{concepts!r}"
             )
         found, of_image = of.images.target.unique(return_inverse=True)
-        return [of.images.classes[at] for at in found.tolist()], of_image
-    ids = np.asarray(to_numpy(concepts)).ravel().tolist()
-    if len(ids) != len(of.images):
+        names = [of.images.classes[at] for at in found.tolist()]
+    else:
+        ids = np.asarray(to_numpy(concepts)).ravel().tolist()
+        if len(ids) != len(of.images):
+            raise ValueError(
+                f"{argument} must have one entry for each of {len(of.images)} images, got {len(ids)}"
+            )
+        of_image, names = numbered(map(str, ids))
+    if len(names) < 2:  # q would stay at 1, and the worst concept be all
         raise ValueError(
-            f"{argument} must have one entry for each of {len(of.images)} images, got {len(ids)}"
+            f"{argument} must be two or more, and {of.name} has {listed(names)} alone, as where images "
+            f"have no classes; give the concept of each image, or leave {argument} out"
         )
-    of_image, names = numbered(map(str, ids))
     return names, of_image

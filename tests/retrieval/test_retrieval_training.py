@@ -194,6 +194,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"validation_concepts": [0, 1]}, "validation_concepts are of validation"),
     ({"validation": pairs(4), "validation_concepts": [0, 1]}, "each of 4 images, got 2"),
     ({"validation": pairs(4), "validation_concepts": "classes"}, "'classes' where they have any"),
+    (
+        {"data": pictures(), "concepts": "classes"},
+        "concepts must be two or more, and pairs has '0' alone",
+    ),
+    ({"concepts": ["a"] * 30}, "has 'a' alone, .*; give the concept of each image"),
     ({"min_count": 1000}, "no word is in the captions 1000 times"),
 ]
 
@@ -292,10 +297,11 @@ def test_recall_by_concept_is_in_the_row(tmp_path: Path) -> None:
     assert row["worst_concept_rsum"] == min(row["concept_rsum"].values())
     assert f"({found.worst_concept})" in own.recipe.line(row)
     assert "concept_rsum/9" in (tmp_path / "metrics.csv").read_text().splitlines()[0]
+    held_out = pictures(classes=2)
     by_class = trainer(
-        pictures(), model=Counted(), validation=pictures(), validation_concepts="classes"
+        pictures(), model=Counted(), validation=held_out, validation_concepts="classes"
     )
-    assert by_class.recipe.concepts == ["0"] * 24
+    assert by_class.recipe.concepts == ["0", "1"] * 12
 
 
 class Counted(nn.Module):
