@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,9 @@ def _evaluate_arguments(parser: CommandParser) -> None:
         help=".npz or .safetensors with image [N, D] and caption [M, D], or the names of CLIP, and "
         "caption_group [M], the image of each caption, where that is not the one in its row",
     )
-    parser.add_argument("--similarity", default="cosine", help="cosine, dot or order")
+    parser.add_argument(
+        "--similarity", help="cosine, dot or order; that of the file if not given, or cosine"
+    )
     parser.add_argument("--folds", help="coco-1k, or a number of folds to take means over")
     parser.add_argument("--ties", default="half", help="half or worst: what an equal answer counts")
     parser.add_argument(
@@ -99,9 +102,16 @@ def _evaluate(args: Namespace) -> None:
         raise FileExistsError(f"{args.out} exists; choose another out")
     found = {}
     for file in args.files:
+        embeddings = load_embeddings(file)
+        own, similarity = embeddings.similarity, args.similarity or embeddings.similarity
+        if own is not None and own != similarity:
+            warnings.warn(
+                f"{file} is of a model whose embeddings are compared by {own}, and is measured by "
+                f"{similarity}, as asked for",
+                stacklevel=2,
+            )
         found[file] = evaluate(
-            *load_embeddings(file),
-            similarity=args.similarity,
+            *embeddings._replace(similarity=similarity),
             folds=folds,
             ties=args.ties,
             bootstrap=args.bootstrap,

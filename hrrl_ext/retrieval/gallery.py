@@ -16,7 +16,6 @@ from torch import Tensor
 from .._arrays import to_numpy
 from .._modes import borrowed
 from .._pixels import PixelCheck
-from .._shapes import entries, having, many, maybe, record, text
 from ..data.decoding import SUFFIXES
 from ..data.files import images_below, tell_left_out
 from ..data.folders import DecodedImages, ImageFiles
@@ -27,16 +26,10 @@ from ..data.resize import ImageSize
 from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
 from ..storage import replacing
-from .embeddings import load_embeddings
+from .embeddings import load_about, load_embeddings
 from .index import Found, Index
 from .model import JointEmbedding
 from .pairs import Pairs, load_pairs
-from .ranks import check_similarity
-
-_ABOUT = record(
-    having(weights=maybe(text), source=entries, names=many(text), captions=many(text)),
-    similarity=text,
-)
 
 
 class Hit(NamedTuple):
@@ -105,25 +98,15 @@ class Gallery:
         and the ``similarity`` that is given."""
         found = load_embeddings(path)
         image, caption = torch.as_tensor(found.image), torch.as_tensor(found.caption)
-        path = Path(path)
-        if path.suffix != ".npz":
+        if not (told := load_about(Path(path))):
             return cls(image, caption, similarity)
+        for what, rows in (("names", image), ("captions", caption)):
+            if len(told.get(what, ())) not in (0, len(rows)):
+                raise ValueError(f"{path}: {what} are {len(told[what])}, of {len(rows)} rows")
         with np.load(path, allow_pickle=False) as stored:
-            if "about" not in stored.files:
-                return cls(image, caption, similarity)
             names = ("image_group", "caption_group", "owner")
             ids: dict[str, Any] = {n: torch.from_numpy(stored[n]) for n in names if n in stored}
-            about = stored["about"].tobytes()
-        try:
-            told = json.loads(about)
-            _ABOUT(told, "")
-            check_similarity(told["similarity"])
-            for what, rows in (("names", image), ("captions", caption)):
-                if len(told.get(what, ())) not in (0, len(rows)):
-                    raise ValueError(f"{what} are {len(told[what])}, of {len(rows)} rows")
-            return cls(image, caption, **ids, **told)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: about is not as hrrl embed writes it: {error}") from error
+        return cls(image, caption, **ids, **told)
 
     def require_model(self, model: JointEmbedding, where: str) -> None:
         """ValueError where these are embeddings of another model, which no search would notice."""

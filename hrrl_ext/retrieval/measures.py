@@ -77,8 +77,8 @@ def evaluate(
     image_group: Ids | None = None,
     caption_group: Ids | None = None,
     concepts: Ids | None = None,
+    similarity: str | None = None,
     *,
-    similarity: str = "cosine",
     folds: int | str | None = None,
     ties: str = "half",
     bootstrap: int = 0,
@@ -102,7 +102,8 @@ def evaluate(
             others.
         concepts: [N], of each image; the concept of a caption is that of its images. Recall by concept is
             of its queries, among all answers.
-        similarity: "cosine"; "dot", of rows as they are; or "order", -‖max(0, caption - image)‖.
+        similarity: "cosine", as if not given; "dot", of rows as they are; or "order",
+            -‖max(0, caption - image)‖.
         folds: split the groups, in the order of their first images, into so many folds, each with answers
             of its own, and take means over folds; "coco-1k" is five folds of 5,000 images.
         ties: "worst" counts an equal wrong answer whole.
@@ -113,6 +114,7 @@ def evaluate(
     Memory: twice the embeddings and a block of scores. No gradient. The same numbers give the same
     result on one device. ValueError for bad shapes, ids, numbers that are not finite; no query at all.
     """
+    similarity = "cosine" if similarity is None else similarity
     check_similarity(similarity)
     if ties not in TIES:
         raise ValueError(f"evaluate: ties {not_known(ties, TIES)}")

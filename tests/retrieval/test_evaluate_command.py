@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
-from hrrl_ext.retrieval import evaluate
+from hrrl_ext.retrieval import Gallery, evaluate
 
 pytest.importorskip("jsonargparse")
 
@@ -35,6 +36,18 @@ def test_it_prints_and_saves_what_the_function_returns(file, capsys) -> None:
     assert json.loads(out.read_text()) == {str(path): json.loads(json.dumps(expected.as_dict()))}
     assert main(["evaluate-retrieval", str(path), "--out", str(out)]) == 1
     assert "exists; choose another out" in capsys.readouterr().err
+
+
+def test_embeddings_are_compared_as_their_file_says(tmp_path, capsys) -> None:
+    rows, path = torch.eye(4), tmp_path / "order.npz"
+    Gallery(rows, rows, "order").save(path)
+    for options, said, told in (
+        ([], "; order, ", ""),
+        (["--similarity", "dot"], "; dot, ", "by order"),
+    ):
+        assert main(["evaluate-retrieval", str(path), *options]) == 0
+        printed = capsys.readouterr()
+        assert said in printed.out and told in printed.err and bool(told) == bool(printed.err)
 
 
 def test_errors_are_one_line(file, capsys) -> None:

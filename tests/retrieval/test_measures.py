@@ -255,6 +255,12 @@ def test_tensors_half_precision_and_files(tmp_path) -> None:
     np.savez(tmp_path / "b.npz", image=image, text=caption)
     with pytest.raises(ValueError, match=r"b\.npz must hold .*it holds \['image', 'text'\]"):
         load_embeddings(tmp_path / "b.npz")
+    others = np.array([{}], object)  # of another use, and not read
+    np.savez(tmp_path / "e.npz", image=f.detach().numpy(), caption=g.numpy(), others=others)
+    assert load_embeddings(tmp_path / "e.npz").similarity is None
+    np.savez(tmp_path / "e.npz", image=others, caption=g.numpy())
+    with pytest.raises(ValueError, match=r"e\.npz: image: Object arrays cannot be loaded"):
+        load_embeddings(tmp_path / "e.npz")
     (tmp_path / "c.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"c\.npz"):
         load_embeddings(tmp_path / "c.npz")
