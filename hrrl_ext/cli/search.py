@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from ..retrieval import Gallery, JointEmbedding
     from ..retrieval.gallery import Hit
 
+_OF_IMAGES = {"split": "all", "root": None, "batch_size": 256}
+"""Options of images that are embedded, and what they are if not given."""
+
+
 # --- embed
 
 
@@ -27,10 +31,11 @@ def _model_arguments(parser: CommandParser) -> None:
 
 
 def _images_arguments(parser: CommandParser) -> None:
-    parser.add_argument("--split", default="all", help="of the data, where it has splits")
+    parser.add_argument("--split", help="of the data, where it has splits")
     parser.add_argument("--root", help="folder that the names in a .csv, .jsonl or .json are of")
     parser.add_image_size("the model's if not given")
-    parser.add_argument("--batch_size", type=int, default=256)
+    parser.add_argument("--batch_size", type=int)
+    parser.set_defaults(**_OF_IMAGES)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--progress", default="auto", help="auto, bar, plain or off")
 
@@ -41,7 +46,7 @@ def _embed_arguments(parser: CommandParser) -> None:
         "--data",
         required=True,
         help="emoji, a .csv or .jsonl of image and caption, Karpathy's .json, a folder of *_ims.npy, "
-        "a folder of images, with a .txt beside each or without any",
+        "a folder of images, with a .txt beside each or beside none",
     )
     _images_arguments(parser)
     parser.add_argument("--out", required=True, help="file to write, .npz")
@@ -90,6 +95,8 @@ def _search(args: Namespace) -> None:
     for path in filter(None, (args.out, args.picture)):
         if Path(path).exists():
             raise FileExistsError(f"{path} exists; choose another")
+    if _is_embedded(args.index):
+        _require_no_images(args)
     model = _opened(args)
     gallery = _gallery(model, args)
     found = _found(model, gallery, args)
@@ -106,11 +113,26 @@ def _search(args: Namespace) -> None:
 def _gallery(model: JointEmbedding, args: Namespace) -> Gallery:
     from ..retrieval import Gallery
 
-    if Path(args.index).suffix not in (".npz", ".safetensors"):
+    if not _is_embedded(args.index):
         return _embedded(model, args.index, args)
     gallery = Gallery.load(args.index, model.compared)
     gallery.require_model(model, args.index)
     return gallery
+
+
+def _is_embedded(index: str) -> bool:
+    return Path(index).suffix in (".npz", ".safetensors")
+
+
+def _require_no_images(args: Namespace) -> None:
+    given = [name for name, default in _OF_IMAGES.items() if getattr(args, name) != default]
+    if args.image_size is not None and not args.image:
+        given.append("image_size")
+    if given:
+        raise ValueError(
+            f"--{given[0]} is of images that are to be embedded, and {args.index} is embedded; leave it "
+            "out, or give the images in its place"
+        )
 
 
 def _found(model: JointEmbedding, gallery: Gallery, args: Namespace) -> list[tuple[str, list[Hit]]]:
@@ -156,6 +178,7 @@ def _draw(gallery: Gallery, found: list[tuple[str, list[Hit]]], args: Namespace)
     images = data.images if isinstance(data, Pairs) else data
     if not isinstance(images, ImageSet):
         raise ValueError(f"--picture: {gallery.source['data']} holds features, no images")
+    gallery.require_images(images, args.index)
     plot_found(images, found, args.picture)
 
 
@@ -193,13 +216,16 @@ def _image_size(model: JointEmbedding, args: Namespace) -> Any:
 
 
 def _embedded(model: JointEmbedding, data: str, args: Namespace) -> Gallery:
+    from ..data.leaving_out import split_leave_out
     from ..processes import current_processes
     from ..retrieval import Pairs, embed, open_gallery_images
     from ..retrieval.pairs import EMOJI
     from ..training.progress import Progress
 
+    name, left_out = split_leave_out(data)  # each as it is found from any folder
+    name = name if name == EMOJI else str(Path(name).resolve())
     source = {
-        "data": data if data == EMOJI else str(Path(data).resolve()),
+        "data": name if left_out is None else f"{name}:leave_out={Path(left_out).resolve()}",
         "split": args.split,
         "image_size": _image_size(model, args),
         "root": None if args.root is None else str(Path(args.root).resolve()),

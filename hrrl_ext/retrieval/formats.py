@@ -267,12 +267,7 @@ def _precomputed(ims: Path, caps: Path) -> tuple[np.ndarray, list[str], np.ndarr
 
 def read_captioned_files(folder: Path, split: str) -> Captioned:
     """image.png with image.txt, in the folder and below it."""
-    splits = {name: of for name in folders_in(folder) if (of := split_of(name))}
-    chosen = [folder]
-    if splits:
-        wanted = _wanted(split, list(splits.values()), str(folder))
-        chosen = [folder / name for name, of in splits.items() if of in wanted]
-    files = sorted(file for top in chosen for file in files_below(top))
+    files = sorted(file for top in split_folders(folder, split) for file in files_below(top))
     images = [file for file in files if is_image(file)]
     texts = {file for file in files if file.lower().endswith(".txt")}
     if not images:
@@ -281,7 +276,7 @@ def read_captioned_files(folder: Path, split: str) -> Captioned:
     tell_left_out(folder, len(images), left)
     found = Captioned()
     for image in images:
-        text = f"{os.path.splitext(image)[0]}.txt"
+        text = _text_of(image)
         if text not in texts:
             raise FileNotFoundError(f"{image} has no captions: expected {text}, one in each line")
         lines = [(at, line) for at, line in enumerate(read_lines(Path(text)), 1) if line.strip()]
@@ -291,3 +286,22 @@ def read_captioned_files(folder: Path, split: str) -> Captioned:
             where = f"{text}, line {at}"
             found.add(image, as_text(line, where), None, where)
     return found
+
+
+def has_captioned_files(folder: Path) -> bool:
+    """Whether any image in the folder or below it has its text."""
+    files = set(files_below(folder))
+    return any(is_image(file) and _text_of(file) in files for file in files)
+
+
+def split_folders(folder: Path, split: str) -> list[Path]:
+    """Those of the splits that are asked for; the folder itself, where it has none."""
+    splits = {name: of for name in folders_in(folder) if (of := split_of(name))}
+    if not splits:
+        return [folder]
+    wanted = _wanted(split, list(splits.values()), str(folder))
+    return [folder / name for name, of in splits.items() if of in wanted]
+
+
+def _text_of(image: str) -> str:
+    return f"{os.path.splitext(image)[0]}.txt"

@@ -17,7 +17,7 @@ from .._arrays import to_numpy
 from .._modes import borrowed
 from .._pixels import PixelCheck
 from ..data.decoding import SUFFIXES
-from ..data.files import images_below, tell_left_out
+from ..data.files import files_below, is_image, tell_left_out
 from ..data.folders import DecodedImages, ImageFiles
 from ..data.image_sets import ImageSet
 from ..data.labelled import as_input
@@ -27,9 +27,10 @@ from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
 from ..storage import replacing
 from .embeddings import load_about, load_embeddings
+from .formats import has_captioned_files, split_folders
 from .index import Found, Index
 from .model import JointEmbedding
-from .pairs import Pairs, load_pairs
+from .pairs import EMOJI, Pairs, load_pairs
 
 
 class Hit(NamedTuple):
@@ -120,6 +121,19 @@ class Gallery:
                 f"{where} has embeddings of {self.image.shape[1]} numbers, the model gives {model.dim}"
             )
 
+    def require_images(self, images: ImageSet, where: str) -> None:
+        """ValueError where images are not those that were embedded, by their number and their names."""
+        names = _names(images)
+        if len(images) == len(self.image) and names == list(self.names):
+            return
+        pairs = enumerate(zip(self.names, names, strict=False))
+        differ = next((f"row {at} was {a}, and is {b}" for at, (a, b) in pairs if a != b), None)
+        told = differ or f"there were {len(self.image)}, and are {len(images)}"
+        raise ValueError(
+            f"{where}: {images.name} has other images than when it was embedded: {told}; make it again "
+            "with hrrl embed"
+        )
+
     def _hits(
         self, found: Found, of: Callable[[int], tuple[int | None, list[str]]]
     ) -> list[list[Hit]]:
@@ -163,24 +177,31 @@ def open_gallery_images(
     image_size: ImageSize | None = None,
     root: str | os.PathLike[str] | None = None,
 ) -> Pairs | ImageSet:
-    """What `load_pairs` opens; or a folder of image files without any text, which has no captions."""
+    """What `load_pairs` opens; or a folder of image files of which none has a text, so no captions."""
     data, file = split_leave_out(data)
     if file is not None:
         opened = open_gallery_images(data, split=split, image_size=image_size, root=root)
         return (
-            opened.without(file)
+            opened.without(file, split=split)
             if isinstance(opened, Pairs)
             else without(opened, file, split=split)
         )
     folder = Path(data)
-    if folder.is_dir() and not any(folder.glob("*_ims.npy")) and not any(folder.rglob("*.txt")):
-        files, left = images_below(folder)
+    features = any(folder.glob("*_ims.npy"))
+    if data != EMOJI and folder.is_dir() and not features and not has_captioned_files(folder):
+        if root is not None:
+            raise ValueError(
+                f"open_gallery_images: root goes with a file of names, and {folder} is a folder"
+            )
+        tops = [folder] if split == "all" else split_folders(folder, split)
+        found = [file for top in tops for file in files_below(top)]
+        files = sorted(filter(is_image, found))
         if not files:
             raise FileNotFoundError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         if image_size is None:
             raise ValueError(f"{folder} holds images of any size: give image_size=...")
-        tell_left_out(folder, len(files), left)
-        return without_classes(sorted(files), image_size, str(folder))
+        tell_left_out(folder, len(files), [file for file in found if not is_image(file)])
+        return without_classes(files, image_size, str(folder))
     return load_pairs(data, split=split, image_size=image_size, root=root)
 
 
@@ -245,12 +266,17 @@ def embed(
         image,
         caption,
         model.compared,
-        names=list(map(images.told, images.sources)) if isinstance(images, DecodedImages) else (),
+        names=_names(images),
         captions=captions,
         weights=weights_digest(model),
         source=source or {},
         **groups,
     )
+
+
+def _names(images: ImageSet | Tensor) -> list[str]:
+    """Of image files."""
+    return list(map(images.told, images.sources)) if isinstance(images, DecodedImages) else []
 
 
 def _embed_images(

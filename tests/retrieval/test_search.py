@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,10 +157,10 @@ def test_a_folder_without_texts_is_images_alone(model, photos, tmp_path) -> None
     for at, name in enumerate(("b.png", "deep/a.PNG", ".hidden.png")):
         (tmp_path / name).write_bytes((photos / f"{list(COLOURS)[at]}.png").read_bytes())
     (tmp_path / ".cache").mkdir()
-    for name in (".cache/c.png", "c.heic"):
+    for name in (".cache/c.png", "c.heic", "README.txt", ".cache/a.txt"):
         (tmp_path / name).write_bytes(b"")
     with pytest.warns(
-        UserWarning, match=r"2 images are taken; left out are other files, 1 x \.heic"
+        UserWarning, match=r"2 images are taken; left out are other files, 1 x \.txt, 1 x \.heic"
     ):
         images = open_gallery_images(tmp_path, image_size=4)
     gallery = embed(model, images)
@@ -176,6 +177,19 @@ def test_a_folder_without_texts_is_images_alone(model, photos, tmp_path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no images"):
         open_gallery_images(tmp_path / "empty", image_size=4)
+
+
+def test_a_split_of_images_alone_is_no_other(photos, tmp_path) -> None:
+    for split, name in (("train", "red"), ("test", "blue")):
+        (tmp_path / split).mkdir()
+        shutil.copy(photos / f"{name}.png", tmp_path / split)
+    opened = [open_gallery_images(tmp_path, split=split, image_size=4) for split in ("test", "all")]
+    assert [len(images) for images in opened] == [1, 2]
+    assert [Path(name).name for name in opened[0].sources] == ["blue.png"]
+    with pytest.raises(ValueError, match="split 'val' is not known"):
+        open_gallery_images(tmp_path, split="val", image_size=4)
+    with pytest.raises(ValueError, match="root goes with a file of names"):
+        open_gallery_images(tmp_path, root=tmp_path, image_size=4)
 
 
 # --- the commands
@@ -199,6 +213,29 @@ def test_a_caption_finds_its_images(folder, index, tmp_path, capsys) -> None:
         assert (pixels == colour).all(1).sum() > 1000
     assert main(["search", str(folder), str(index), "red", "--out", str(out)]) == 1
     assert "exists; choose another" in capsys.readouterr().err
+
+
+def test_a_picture_is_of_the_images_that_were_embedded(
+    folder, photos, tmp_path, monkeypatch, capsys
+) -> None:
+    """From whatever folder it is drawn, and not where the images are others by now."""
+    shutil.copytree(photos, tmp_path / "photos")
+    Path(tmp_path / "list.txt").write_text(f"{tmp_path / 'photos' / 'green.png'}\n")
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", "photos:leave_out=list.txt", "--out", "x.npz", "--progress", "off"]
+    assert main(["embed", str(folder), *data]) == 0
+    assert [Path(name).name for name in Gallery.load("x.npz").names] == ["blue.png", "red.png"]
+    monkeypatch.chdir(folder)
+    words = ["search", str(folder), str(tmp_path / "x.npz"), "red", "--picture"]
+    assert main([*words, str(tmp_path / "a.png")]) == 0
+    for suffix in (".png", ".txt"):
+        shutil.copy(photos / f"green{suffix}", tmp_path / "photos" / f"000{suffix}")
+    capsys.readouterr()
+    assert main([*words, str(tmp_path / "b.png")]) == 1
+    said = capsys.readouterr().err
+    assert re.search(
+        r"row 0 was .*blue\.png, and is .*000\.png; make it again with hrrl embed", said
+    )
 
 
 def test_an_image_finds_its_captions(folder, index, photos, capsys) -> None:
@@ -255,6 +292,15 @@ def test_errors_are_one_line(folder, photos, index, tmp_path, capsys) -> None:
         (["search", folder, index, "red", "--k", "0"], "from 1 on, got 0"),
         (["search", folder, tmp_path / "none", "red"], "does not exist"),
         (["search", tmp_path, index, "red"], "no model and no run"),
+        (
+            ["search", folder, index, "red", "--split", "test"],
+            "--split is of images that are to be",
+        ),
+        (["search", folder, index, "red", "--image_size", "4"], "--image_size is of images"),
+        (
+            ["search", folder, "emoji:leave_out=none", "red"],
+            f"leave_out: {Path.cwd() / 'none'} does",
+        ),
         (["embed", folder, "--data", photos, "--out", index], "exists; choose another out"),
         (["embed", folder, "--data", photos, "--out", tmp_path / "x.csv"], "must end in .npz"),
         (["embed", folder, "--data", "emojis", "--out", tmp_path / "x.npz"], "does not exist"),
