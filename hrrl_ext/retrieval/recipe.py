@@ -60,10 +60,6 @@ class VSE(Recipe):
     """
 
     chosen = "rsum"
-    advice = (
-        "Lower lr; begin with warmup_loss='semi_hard' or 'sum_hinge'; or train with freeze=True first, "
-        "and fine-tune from there by init."
-    )
     whole_batch = (
         "the negatives of a pair are all others of its batch, and a part of it has fewer; lower "
         "batch_size, or share the batch among processes, which gather their negatives"
@@ -86,6 +82,8 @@ class VSE(Recipe):
         self.validation, self.processes = validation, processes
         self.batch_size, self.concepts = batch_size, concepts
         self.level, self.loss_scale = level, loss_scale
+        encoder = () if batches.encoded.precomputed else model.image_encoder.parameters()
+        self.advice = _advice(config, any(p.requires_grad for p in encoder))
         self.queue: PairQueue | None = None
         if config.queue is not None:
             self.queue = PairQueue(config.queue, model.dim).to(batches.device)
@@ -234,8 +232,10 @@ class VSE(Recipe):
         spread = scores(image, caption, self.config.similarity).std().item()
         found = (
             f"in {where} the scores of a batch have a spread of {spread:.1g} only, and a pair a loss of "
-            f"{loss:.4g}, with a margin of {self.config.margin:g}"
+            f"{loss:.4g}"
         )
+        if self.config.hinge:
+            found += f", with a margin of {self.config.margin:g}"
         if spread < _LEAST_SPREAD:
             raise FloatingPointError(f"the embeddings have collapsed: {found}")
         self._warn_of_collapse(loss, spread, found)
@@ -361,3 +361,13 @@ class VSE(Recipe):
             self.level.load_state_dict(state["concepts"])
         if self.queue is not None:
             self.queue.load_state_dict(state["queue"])
+
+
+def _advice(config: RetrievalConfig, encoder_trained: bool) -> str:
+    """What to try where training fails, of what these settings leave to be tried."""
+    parts = ["Lower lr"]
+    if config.loss == "max_hinge":
+        parts.append("begin with warmup_loss='semi_hard' or 'sum_hinge'")
+    if encoder_trained:
+        parts.append("train with freeze=True first, and fine-tune from there by init")
+    return "; or ".join(parts) + "."
