@@ -36,9 +36,8 @@ def pictures(count: int = 24, *, classes: int = 1) -> Pairs:
     return Pairs(images, pairs(count).captions, pairs(count).owner)
 
 
-SMALL: dict[str, Any] = {
-    "dim": 8, "word_dim": 5, "text_width": 7, "batch_size": 16, "epochs": 2, "device": "cpu", "progress": "off",
-}  # fmt: skip
+SHORT: dict[str, Any] = {"batch_size": 16, "epochs": 2, "device": "cpu", "progress": "off"}
+SMALL: dict[str, Any] = SHORT | {"dim": 8, "word_dim": 5, "text_width": 7}
 
 
 def trainer(data: Pairs | None = None, **settings: Any) -> RetrievalTrainer:

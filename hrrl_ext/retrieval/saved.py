@@ -103,8 +103,8 @@ def load_joint_embedding(
     """The model of a folder, or of a run, in eval mode on the CPU.
 
     ``which`` of a run is "best", "last" or "ema"; if not given, the best, or the last of a run that was
-    not evaluated. Every tensor must be there and fit. One that has a module of your own is not built by
-    name: pass a fresh ``model``, which is filled.
+    not evaluated; there is nothing to choose in a folder of one model. Every tensor must be there and
+    fit. One that has a module of your own is not built by name: pass a fresh ``model``, which is filled.
     """
     folder = Path(folder)
     check_digests(folder)
@@ -124,6 +124,11 @@ def load_joint_embedding(
             where = folder / "config.json"
             raise ValueError(f"{where} is not as it was written: joint: {error!r}") from error
     if (folder / "model.safetensors").is_file():
+        if which is not None:
+            raise ValueError(
+                f"which={which!r} chooses among the models of a run, and {folder} holds one model; leave "
+                "it out"
+            )
         from_pretrained(folder, model)
     else:
         which = which or ("best" if (folder / "best").is_dir() else "last")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -52,8 +52,8 @@ class RetrievalTrainer(Trainer):
     Args:
         model: the image encoder, by a name that :func:`hrrl_ext.models.build_model` knows, or any module
             from images [B, 3, H, W] in [0, 1], or from what data have in their place, to features
-            [B, ``num_features``], trained in place; or a whole :class:`JointEmbedding` with its words.
-            Where data are features, a name has no meaning.
+            [B, ``num_features``], trained in place; or a whole :class:`JointEmbedding` with its words, to
+            which ``text`` and sizes are not given. Where data are features, a name has no meaning.
         text: "gru"; "huggingface:FOLDER", a trained text model; or any module from tokens and lengths to
             [B, ``num_features``].
         data: pairs to train on; whatever :func:`load_pairs` opens. All captions of an image, and all of
@@ -125,6 +125,7 @@ class RetrievalTrainer(Trainer):
         after_step: Callable[[RetrievalTrainer, int], object] | None = None,
         **config: Any,
     ) -> None:
+        _require_used(model, text, config)
         if isinstance(model, JointEmbedding):
             config = _of_model(model, config)
         training, method = configs(preset, config, "RetrievalTrainer")
@@ -202,6 +203,26 @@ class RetrievalTrainer(Trainer):
     @property
     def batches(self) -> PairBatches:
         return self.recipe.batches
+
+
+def _require_used(model: str | nn.Module, text: str | nn.Module, config: Mapping[str, Any]) -> None:
+    """That no setting is given which would change nothing, and stand in the run's config.json."""
+    names, why = ["word_dim", "text_width", "min_count"], ""
+    if isinstance(model, JointEmbedding):
+        if text != "gru":
+            raise ValueError(
+                f"text={text!r} is not used, as model has a text encoder; leave it out"
+            )
+        names, why = [*names, "width"], "model is built already"
+    elif isinstance(text, nn.Module):
+        names, why = names[:2], "text is a module"
+    elif text.startswith(f"{HF}:"):
+        why = f"{text} has words and sizes of its own"
+    defaults = RetrievalConfig()
+    for name in names if why else ():
+        default = getattr(defaults, name)
+        if config.get(name, default) != default:
+            raise ValueError(f"{name}={config[name]!r} is not used, as {why}; leave it out")
 
 
 def _of_model(model: JointEmbedding, config: dict[str, Any]) -> dict[str, Any]:

@@ -201,6 +201,8 @@ def test_a_folder_brings_the_same_bits_back(tmp_path, image: str, preset: str) -
     save_joint_embedding(model, tmp_path / "model")
     again = load_joint_embedding(tmp_path / "model")
     assert not again.training and again.settings() == model.settings()
+    with pytest.raises(ValueError, match="which='last' chooses among the models of a run"):
+        load_joint_embedding(tmp_path / "model", which="last")
     for ours, theirs in zip(model.eval()(*inputs), again(*inputs), strict=True):
         assert torch.equal(ours, theirs)
     assert torch.equal(again.encode_captions(CAPTIONS), model.encode_captions(CAPTIONS))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from retrieval_cases import SMALL, pairs, pictures, trainer
+from retrieval_cases import SHORT, pairs, pictures, trainer
 from test_retrieval_losses import by_hand
 from torch import Tensor, nn
 from torchrun import tensors_of
@@ -200,6 +200,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"concepts": ["a"] * 30}, "has 'a' alone, .*; give the concept of each image"),
     ({"min_count": 1000}, "no word is in the captions 1000 times"),
+    (
+        {"text": "huggingface:F"},
+        "word_dim=5 is not used, as huggingface:F has words and sizes of its",
+    ),
+    ({"text": GRUEncoder(9, width=2)}, "word_dim=5 is not used, as text is a module; leave it out"),
 ]
 
 
@@ -215,7 +220,7 @@ def model_of_ones_own(**settings: Any) -> JointEmbedding:
     return JointEmbedding(nn.Identity(), text, 3, image_features=6, words=words, **settings)
 
 
-OTHERS = {name: value for name, value in SMALL.items() if name != "dim"} | {"data": pairs()}
+OTHERS = SHORT | {"data": pairs()}
 
 
 def test_a_model_of_ones_own_brings_its_settings() -> None:
@@ -225,6 +230,10 @@ def test_a_model_of_ones_own_brings_its_settings() -> None:
     assert (own.recipe.config.dim, own.recipe.config.similarity) == (3, "order")
     with pytest.raises(ValueError, match="dim is 3 in model, got 4"):
         RetrievalTrainer(model, **OTHERS, dim=4)
+    for settings in ({"text": "huggingface:F"}, {"min_count": 5}, {"width": 16}, {"text_width": 7}):
+        (name,) = settings
+        with pytest.raises(ValueError, match=f"^{name}=.* is not used, as model"):
+            RetrievalTrainer(model, **OTHERS, **settings)
     model.words = None
     with pytest.raises(ValueError, match="model has no words"):
         RetrievalTrainer(model, **OTHERS)
@@ -343,7 +352,7 @@ def test_a_frozen_encoder_is_asked_once_and_stays() -> None:
     start = copy.deepcopy(model)
     with torch.no_grad():
         features = start.eval().features(of.images.images.float() / 255)
-    settings = {k: v for k, v in SMALL.items() if k != "dim"} | {"epochs": 3}
+    settings = SHORT | {"epochs": 3}
     RetrievalTrainer(model, data=of, validation=of, **settings).fit()
     assert encoder.images == 2 * len(of.images) + 1  # and one pair, to see that it fits
     for name, value in encoder.state_dict().items():
