@@ -78,7 +78,7 @@ class RetrievalConfig:
     text_width: int = 1024
     """Of the GRU's state."""
     min_count: int = 2
-    """Training captions that a word must occur in to be known."""
+    """Times that a word must come in the training captions to be known."""
     freeze: bool = False
     """Whether the image encoder stays as it is; its features are then computed once."""
     crop_padding: int = 0
