@@ -28,11 +28,11 @@ def pairs(count: int = 30, *, groups: int | None = None, size: int = 6) -> Pairs
     return Pairs(features, captions, owner, group=group)
 
 
-def pictures(count: int = 24, *, classes: int = 1) -> Pairs:
+def pictures(count: int = 24, *, classes: int = 1, channels: int = 3) -> Pairs:
     pixels = torch.randint(
         256, (count, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    images = ArrayImages(pixels, [at % classes for at in range(count)])
+    images = ArrayImages(pixels[:, :channels], [at % classes for at in range(count)])
     return Pairs(images, pairs(count).captions, pairs(count).owner)
 
 

@@ -53,8 +53,8 @@ def export(
     image.onnx, text.onnx    for onnxruntime and others; to write them takes the extra ``onnx``
     tokenizer.json           the words, where the model has them
 
-    image takes ``image`` [B, 3, H, W] in [0, 1], or features [B, F]; text takes ``tokens`` [B, L] and
-    ``lengths`` [B], int64. B and L are free, H and W those of the model. Both give ``encoded``
+    image takes ``image`` [B, C, H, W] in [0, 1], or features [B, F]; text takes ``tokens`` [B, L] and
+    ``lengths`` [B], int64. B and L are free, C, H and W those of the model. Both give ``encoded``
     [B, dim], with which what :meth:`JointEmbedding.encode_image` does to it is done.
 
     Args:
@@ -97,7 +97,7 @@ def _example(model: JointEmbedding) -> Tensor:
     size = model.built_as.get("image_size")
     if size is None:
         raise ValueError("export: the size of the model's images is not known; give images=")
-    return torch.rand(2, 3, *sides(size))
+    return torch.rand(2, model.built_as.get("channels", 3), *sides(size))
 
 
 def _write_torch(

@@ -43,8 +43,8 @@ class JointEmbedding(nn.Module):
         learned: numbers that a loss learns beside the embeddings, by name, and how they begin.
         words: what makes tokens of captions, kept for :meth:`encode_captions` and saved beside the
             weights.
-        built_as: model, image_size and width of the image encoder, by which a file brings it back;
-            `build_joint_embedding` gives it.
+        built_as: model, image_size, width and, unless 3, channels of the image encoder, by which a file
+            brings it back; `build_joint_embedding` gives it.
     """
 
     def __init__(

@@ -40,6 +40,7 @@ def build_joint_embedding(
     text: str | nn.Module = "gru",
     image_size: ImageSize | None = None,
     width: int = 64,
+    channels: int = 3,
     features: int | None = None,
     word_dim: int = 300,
     text_width: int = 1024,
@@ -53,8 +54,8 @@ def build_joint_embedding(
 
     Args:
         image: a network that :func:`hrrl_ext.models.build_model` knows, for images of ``image_size`` and
-            of ``width``; "features", where images come as features of width ``features``; or a module
-            of your own, which a folder does not bring back: it is to be given again.
+            ``channels``, of ``width``; "features", where images come as features of width ``features``;
+            or a module of your own, which a folder does not bring back: it is to be given again.
         words: of the training captions.
         text: "gru", of ``word_dim`` and ``text_width``; "huggingface:FOLDER", a trained model with a
             tokenizer.json, which takes the place of ``words``; or a module of your own.
@@ -62,9 +63,11 @@ def build_joint_embedding(
     """
     if isinstance(text, str):
         text, words = _text_encoder(text, words, word_dim, text_width)
+    built_as: dict[str, Any] = {"model": image, "image_size": image_size, "width": width}
+    built_as |= {} if channels == 3 else {"channels": channels}
     return JointEmbedding.of_preset(
         preset,
-        _image_encoder(image, image_size, width),
+        _image_encoder(**built_as),
         text,
         dim,
         normalise_features=normalise_features,
@@ -72,9 +75,7 @@ def build_joint_embedding(
         learned=learned,
         image_features=features,
         words=words,
-        built_as=None
-        if isinstance(image, nn.Module)
-        else {"model": image, "image_size": image_size, "width": width},
+        built_as=None if isinstance(image, nn.Module) else built_as,
     )
 
 
@@ -159,18 +160,23 @@ def _rebuilt(config: Mapping[str, Any], folder: Path) -> JointEmbedding:
             "another model"
         )
     built_as = {name: config[name] for name in ("model", "image_size", "width")}
-    image = _image_encoder(config["model"], config["image_size"], config["width"])
+    built_as |= {"channels": config["channels"]} if "channels" in config else {}
+    image = _image_encoder(**built_as)
     return JointEmbedding(image, encoder, **joint, words=words, built_as=built_as)
 
 
-def _image_encoder(image: str | nn.Module, image_size: ImageSize | None, width: int) -> nn.Module:
-    if isinstance(image, nn.Module):
-        return image
-    if image == FEATURES:
+def _image_encoder(
+    model: str | nn.Module, image_size: ImageSize | None, width: int, channels: int = 3
+) -> nn.Module:
+    if isinstance(model, nn.Module):
+        return model
+    if model == FEATURES:
         return nn.Identity()
     if image_size is None:
-        raise ValueError(f"build_joint_embedding: image={image!r} needs image_size=...")
-    return without_classifier(build_model(image, num_classes=1, image_size=image_size, width=width))
+        raise ValueError(f"build_joint_embedding: image={model!r} needs image_size=...")
+    return without_classifier(
+        build_model(model, num_classes=1, image_size=image_size, width=width, channels=channels)
+    )
 
 
 def _text_encoder(

@@ -341,6 +341,7 @@ def _built(
             text=text,
             image_size=size_of(images.image_shape) if isinstance(images, ImageSet) else None,
             width=config.width,
+            channels=images.image_shape[0] if isinstance(images, ImageSet) else 3,
             features=features,
             word_dim=config.word_dim,
             text_width=config.text_width,

@@ -29,6 +29,7 @@ from hrrl_ext.retrieval import (
     load_joint_embedding,
 )
 from hrrl_ext.retrieval.config import RetrievalTraining, configs
+from hrrl_ext.retrieval.exported import _example
 
 # --- a step
 
@@ -399,6 +400,15 @@ def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
     moved = [k for k, v in tuned.model.image_encoder.named_parameters()
              if not torch.equal(v, first.image_encoder.state_dict()[k])]  # fmt: skip
     assert moved
+
+
+def test_images_may_have_another_number_of_channels(tmp_path: Path) -> None:
+    own = trainer(pictures(channels=1), model="convnet", width=2, out=tmp_path, epochs=1)
+    model, again = own.fit().model.eval(), load_joint_embedding(tmp_path)
+    x = _example(again)
+    assert x.shape == (2, 1, 8, 8) and torch.equal(again.encode_image(x), model.encode_image(x))
+    with pytest.raises(ValueError, match=r"takes images of 1 channels, and .* has 3"):
+        RetrievalTrainer(own.model, data=pictures(), **SHORT)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
