@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._arrays import wide
+from .._arrays import unit_rows, wide
 from .._precision import full_float32
 from ..ops import Similarity, hardest_negatives
 from .hinges import MaxHinge, SumHinge, SumHingeOfEach, all_scores, pair_scores, tiles
@@ -54,7 +54,17 @@ class _Batch(NamedTuple):
 
 
 def pairs_of_groups(image_group: Tensor, caption_group: Tensor) -> Matches:
-    """Every image with every caption of its group: their rows, in the order of the images."""
+    """Every image with every caption of its group, of ids [I] and [C] int64.
+
+    Returns:
+        rows of images and rows of captions [P], in the order of the images, then of the captions.
+    """
+    for name, group in (("image_group", image_group), ("caption_group", caption_group)):
+        if group.dim() != 1 or group.is_floating_point():
+            raise ValueError(
+                f"pairs_of_groups: {name} must be whole numbers [N], got {list(group.shape)} "
+                f"{group.dtype}"
+            )
     order = caption_group.argsort(stable=True)
     groups = caption_group[order]
     first = torch.searchsorted(groups, image_group)
@@ -319,16 +329,22 @@ class Preset:
     """Of both embeddings, after normalising."""
 
     def embed(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings that the loss, and a search, compare. A row of zeros stays one."""
-        image = F.normalize(image, dim=1) if self.normalise_image else image
-        caption = F.normalize(caption, dim=1) if self.normalise_caption else caption
-        return (image.abs(), caption.abs()) if self.absolute else (image, caption)
+        """The embeddings that the loss, and a search, compare (`as_compared`)."""
+        image = as_compared(image, self.normalise_image, self.absolute)
+        return image, as_compared(caption, self.normalise_caption, self.absolute)
 
     def loss(self, image: Tensor, caption: Tensor, **settings: Any) -> Tensor:
         """Of embeddings as the networks return them; ``settings`` are those of :func:`max_hinge`."""
         settings = {"margin": self.margin, "similarity": self.similarity} | settings
         hinge = max_hinge if self.negatives == "hardest" else sum_hinge
         return hinge(*self.embed(image, caption), **settings)
+
+
+def as_compared(x: Tensor, unit: bool, absolute: bool) -> Tensor:
+    """Embeddings [B, D] in float32 or float64, with rows of norm 1, in their absolute values. A row of
+    zeros stays one."""
+    x = unit_rows(wide(x)) if unit else wide(x)
+    return x.abs() if absolute else x
 
 
 PRESETS = {
@@ -349,8 +365,19 @@ def info_nce(
 ) -> Tensor:
     """CLIP's loss: the mean of two cross-entropies, in which row n belongs to row n.
 
-    ``group`` [B]: other rows of one group are left out. ``reduction="none"``: of each pair. Plain
-    PyTorch, which keeps [B, B] scores."""
+    Args:
+        image, caption: [B, D] embeddings, floating.
+        group: [B] int64; other rows of one group are left out. None: every row is a group of its own.
+        temperature: what scores are divided by, a number or [].
+        reduction: "sum" over the pairs, their "mean", or "none": of each pair.
+
+    Returns:
+        the loss [], or of each pair [B], in float32, or float64 for float64. Plain PyTorch, which keeps
+        [B, B] scores.
+
+    Raises ValueError where the shapes are others.
+    """
+    _check_rows("info_nce", image, caption, group)
     score = _others_of_group_left_out(wide(image) @ wide(caption).T / temperature, group)
     row = torch.arange(len(image), device=image.device)
     of_image = F.cross_entropy(score, row, reduction=reduction)
@@ -368,13 +395,33 @@ def sigmoid_loss(
 ) -> Tensor:
     """SigLIP's loss: every score is a yes or no of its own, -Σ_nm log σ(±(scale s(n,m) + bias)) / B.
 
-    ``group`` as for :func:`info_nce`; so ``reduction``, where a score of two pairs is half of each.
-    Plain PyTorch, which keeps [B, B] scores."""
+    Args:
+        image, caption, group: as for :func:`info_nce`.
+        scale, bias: of the scores, each a number or [].
+        reduction: as for :func:`info_nce`; a score of two pairs is half of each.
+
+    Returns:
+        the loss [], or of each pair [B], in float32, or float64 for float64. Plain PyTorch, which keeps
+        [B, B] scores.
+
+    Raises ValueError where the shapes are others.
+    """
+    _check_rows("sigmoid_loss", image, caption, group)
     score = wide(image) @ wide(caption).T * scale + bias
     sign = 1 - 2 * torch.eye(len(image), dtype=score.dtype, device=image.device)
     terms = F.softplus(_others_of_group_left_out(sign * score, group))
     loss = (terms.sum(0) + terms.sum(1)) / 2 if reduction == "none" else terms.sum()
     return _reduced(loss, len(image), reduction)
+
+
+def _check_rows(name: str, image: Tensor, caption: Tensor, group: Tensor | None) -> None:
+    if image.dim() != 2 or image.shape != caption.shape:
+        raise ValueError(
+            f"{name}: image and caption must both be [B, D], row n of one with row n of the other, got "
+            f"{list(image.shape)} and {list(caption.shape)}; max_hinge and sum_hinge take other pairs"
+        )
+    if group is not None and group.shape != image.shape[:1]:
+        raise ValueError(f"{name}: group must be [{len(image)}], got {list(group.shape)}")
 
 
 def _others_of_group_left_out(score: Tensor, group: Tensor | None) -> Tensor:

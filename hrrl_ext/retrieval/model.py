@@ -15,7 +15,7 @@ from .._arrays import unit_rows, wide
 from ..models import ConvNet, ResNet18
 from ..ops import Similarity
 from ..spec import not_known
-from .losses import PRESETS, Preset
+from .losses import PRESETS, Preset, as_compared
 from .ranks import embedded, scores
 from .words import Vocabulary
 
@@ -155,12 +155,12 @@ class JointEmbedding(nn.Module):
         features = images if precomputed else self.features(images)
         if self.normalise_features:
             features = unit_rows(wide(features)).to(features.dtype)
-        return self._compared(self.project_image(features), self.normalise_image)
+        return as_compared(self.project_image(features), self.normalise_image, self.absolute)
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """g [B, dim] of captions as ``words.encode`` gives them."""
         state = self.text_encoder(tokens, lengths)
-        return self._compared(self.project_text(state), self.normalise_caption)
+        return as_compared(self.project_text(state), self.normalise_caption, self.absolute)
 
     def forward(
         self, images: Tensor, tokens: Tensor, lengths: Tensor, *, precomputed: bool = False
@@ -188,11 +188,6 @@ class JointEmbedding(nn.Module):
         """[N, M] of embeddings, without a gradient; the losses have ways of their own that keep less."""
         compared = self.compared
         return scores(embedded(image, compared), embedded(caption, compared), compared)
-
-    def _compared(self, x: Tensor, unit: bool) -> Tensor:
-        x = wide(x)
-        x = unit_rows(x) if unit else x
-        return x.abs() if self.absolute else x
 
     # --- files
 

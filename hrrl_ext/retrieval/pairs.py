@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -219,9 +219,20 @@ def _of_arrays(source: tuple[Any, ...], image_size: ImageSize | None) -> Pairs:
             f"load_pairs: {len(images)} images and {len(captions)} captions; give a text for "
             "each image, or a list of texts for each"
         )
-    lists = [[texts] if isinstance(texts, str | bytes) else list(texts) for texts in captions]
+    lists = [_texts_of(at, texts) for at, texts in enumerate(captions)]
     owner = [i for i, texts in enumerate(lists) for _ in texts]
     return Pairs(images, [text for texts in lists for text in texts], owner)
+
+
+def _texts_of(image: int, texts: Any) -> list[Any]:
+    if isinstance(texts, str | bytes):
+        return [texts]
+    if not isinstance(texts, Iterable):
+        raise TypeError(
+            f"load_pairs: image {image} must have a text, or a list of texts, got {texts!r}; leave out "
+            "images without any"
+        )
+    return list(texts)
 
 
 def as_features(x: Any, name: str) -> Tensor:

@@ -61,7 +61,8 @@ def test_embeddings_are_those_of_the_preset(image: str, preset: str) -> None:
     states = model.text_encoder.gru(model.text_encoder.embed(tokens))[0]
     psi = torch.stack([row[n - 1] for row, n in zip(states, lengths, strict=True)])
     g = psi @ model.project_text.weight.T + model.project_text.bias
-    f, g = PRESETS[preset].embed(f, g)
+    f, g = (f if preset == "VSE0" else F.normalize(f)), F.normalize(g)
+    f, g = (f.abs(), g.abs()) if preset == "Order0" else (f, g)
     image_embedding, caption_embedding = model(images, tokens, lengths)
     torch.testing.assert_close(image_embedding, f)
     torch.testing.assert_close(caption_embedding, g)

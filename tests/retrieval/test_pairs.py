@@ -302,6 +302,7 @@ def test_arrays_and_bytes() -> None:
     ("call", "error", "message"),
     [
         (lambda: load_pairs((np.eye(3), ["a"])), ValueError, "3 images and 1 captions"),
+        (lambda: load_pairs((np.eye(2), ["a", np.nan])), TypeError, "image 1 must have a text.* got nan"),
         (lambda: load_pairs((np.eye(1), [[]])), ValueError, "image 0 has no caption"),
         (lambda: load_pairs((np.eye(1), [b"\xff"])), ValueError, "caption 0 is not text in UTF-8"),
         (lambda: load_pairs((np.eye(1), [["a", None]])), TypeError, "caption 1 must be text, got NoneType"),

@@ -262,6 +262,12 @@ def test_presets_are_what_they_say() -> None:
     zero = torch.zeros(2, 5, requires_grad=True)
     PRESETS["VSE++"].loss(zero, zero).backward()
     assert zero.grad is not None and zero.grad.isfinite().all()
+    for tiny in (
+        0.0,
+        6e-8,
+    ):  # whose square, and the least norm that is divided by, are 0 in half precision
+        row, _ = PRESETS["VSE++"].embed(torch.full((1, 4), tiny).half(), zero)
+        assert row.tolist() == [[0.5 * (tiny > 0)] * 4]
 
 
 def test_info_nce_and_sigmoid() -> None:
@@ -295,6 +301,16 @@ def test_bad_input(arguments: dict[str, Any], message: str) -> None:
     for loss in (max_hinge, sum_hinge):
         with pytest.raises(ValueError, match=message):
             loss(**({"image": torch.ones(3, 4), "caption": torch.ones(3, 4)} | arguments))
+
+
+@pytest.mark.parametrize("loss", [retrieval.info_nce, retrieval.sigmoid_loss])
+def test_rows_that_are_no_pairs_are_told(loss: Any) -> None:
+    with pytest.raises(ValueError, match=r"must both be \[B, D\].*got \[4, 3\] and \[5, 3\]"):
+        loss(torch.ones(4, 3), torch.ones(5, 3))
+    with pytest.raises(ValueError, match=r"group must be \[4\], got \[5\]"):
+        loss(torch.ones(4, 3), torch.ones(4, 3), group=torch.arange(5))
+    with pytest.raises(ValueError, match=r"caption_group must be whole numbers.*float32"):
+        pairs_of_groups(torch.arange(3), torch.ones(3))
 
 
 @pytest.mark.slow
