@@ -7,20 +7,12 @@ from .exported import export
 from .gallery import Gallery, embed, open_gallery_images
 from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
-from .losses import (
-    PRESETS,
-    Keys,
-    Preset,
-    info_nce,
-    max_hinge,
-    pairs_of_groups,
-    sigmoid_loss,
-    sum_hinge,
-)
+from .losses import Keys, info_nce, max_hinge, pairs_of_groups, sigmoid_loss, sum_hinge
 from .measures import Retrieval, evaluate
 from .model import JointEmbedding
 from .pair_queue import PairQueue
 from .pairs import Pairs, load_pairs
+from .presets import PRESETS, Preset
 from .recipe import VSE
 from .saved import build_joint_embedding, load_joint_embedding, save_joint_embedding
 from .text_encoders import GRUEncoder

@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._modes import evaluating
 from .._streams import random_stream
 from ..data import Augmentation
 from ..data.batches import batch_sizes
 from ..data.fetching import Fetcher
 from ..data.image_sets import ImageSet, as_float
 from ..processes import Processes
+from .model import JointEmbedding
 from .pairs import Pairs, as_features
 
 
@@ -48,9 +50,12 @@ class EncodedPairs:
         else:
             self._source = pairs.images.to(device)
 
-    def compute_features(self, encoder: Callable[[Tensor], Tensor], batch_size: int) -> None:
-        """From here on has what a frozen encoder makes of the images, computed once, in their place."""
-        features = self.of_images(encoder, batch_size)
+    def compute_features(self, model: JointEmbedding, batch_size: int) -> None:
+        """From here on has what the frozen encoder makes of the images, computed once, in their place."""
+        if self.precomputed:
+            return
+        with evaluating(model):
+            features = self.of_images(model.features, batch_size)
         self._source = as_features(features, self.pairs.name).to(self.device)
         self.precomputed = True
 

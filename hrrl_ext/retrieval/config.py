@@ -18,7 +18,8 @@ from ..training.config import (
     require_positive,
 )
 from ..training.schedule import ScheduleName, Span, check_span
-from .losses import PRESETS, Reduction
+from .losses import Reduction
+from .presets import PRESETS
 
 Loss = Literal["max_hinge", "sum_hinge", "info_nce", "sigmoid"]
 Warmup = Literal["none", "sum_hinge", "semi_hard"]

@@ -62,7 +62,8 @@ def load_embeddings(path: str | os.PathLike[str]) -> Embeddings:
     if not pair:
         wanted = " or ".join(f"{i} and {c}" for i, c in NAMES)
         raise ValueError(f"load_embeddings: {path} must hold {wanted}; it holds {sorted(names)}")
-    return Embeddings(*arrays, **ids, similarity=load_about(path).get("similarity"))
+    image, caption = arrays
+    return Embeddings(image, caption, **ids, similarity=load_about(path).get("similarity"))
 
 
 def load_about(path: Path) -> dict[str, Any]:

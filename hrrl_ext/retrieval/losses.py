@@ -11,14 +11,13 @@ are items of another group:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .._arrays import unit_rows, wide
+from .._arrays import wide
 from .._precision import full_float32
 from ..ops import Similarity, hardest_negatives
 from .hinges import MaxHinge, SumHinge, SumHingeOfEach, all_scores, pair_scores, tiles
@@ -314,45 +313,6 @@ def _checked(
         caption_group = caption_group.view_as(caption_group)
     # Widened once: a gradient is then summed in float32 before it is rounded.
     return _Batch(wide(image), wide(caption), pairs, image_group, caption_group)
-
-
-@dataclass(frozen=True)
-class Preset:
-    """What the published variants differ in."""
-
-    negatives: Literal["hardest", "all"]
-    similarity: Similarity
-    margin: float = 0.2
-    normalise_image: bool = True
-    normalise_caption: bool = True
-    absolute: bool = False
-    """Of both embeddings, after normalising."""
-
-    def embed(self, image: Tensor, caption: Tensor) -> tuple[Tensor, Tensor]:
-        """The embeddings that the loss, and a search, compare (`as_compared`)."""
-        image = as_compared(image, self.normalise_image, self.absolute)
-        return image, as_compared(caption, self.normalise_caption, self.absolute)
-
-    def loss(self, image: Tensor, caption: Tensor, **settings: Any) -> Tensor:
-        """Of embeddings as the networks return them; ``settings`` are those of :func:`max_hinge`."""
-        settings = {"margin": self.margin, "similarity": self.similarity} | settings
-        hinge = max_hinge if self.negatives == "hardest" else sum_hinge
-        return hinge(*self.embed(image, caption), **settings)
-
-
-def as_compared(x: Tensor, unit: bool, absolute: bool) -> Tensor:
-    """Embeddings [B, D] in float32 or float64, with rows of norm 1, in their absolute values. A row of
-    zeros stays one."""
-    x = unit_rows(wide(x)) if unit else wide(x)
-    return x.abs() if absolute else x
-
-
-PRESETS = {
-    "VSE0": Preset("all", "cosine", normalise_image=False),
-    "VSE++": Preset("hardest", "cosine"),
-    "Order0": Preset("all", "order", margin=0.05, absolute=True),
-    "Order++": Preset("hardest", "order"),
-}
 
 
 def info_nce(

@@ -15,7 +15,7 @@ from .._arrays import unit_rows, wide
 from ..models import ConvNet, ResNet18
 from ..ops import Similarity
 from ..spec import not_known
-from .losses import PRESETS, Preset, as_compared
+from .presets import PRESETS, Preset, as_compared
 from .ranks import embedded, scores
 from .words import Vocabulary
 

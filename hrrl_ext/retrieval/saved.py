@@ -23,8 +23,8 @@ from ..pretrained import from_pretrained, read_config, save_pretrained
 from ..spec import not_known
 from ..training.run_folder import load_model
 from .hugging_face import HuggingFaceEncoder, TokenizerWords
-from .losses import Preset
 from .model import JointEmbedding, without_classifier
+from .presets import Preset
 from .text_encoders import GRUEncoder
 from .words import Vocabulary, Words
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, named_concepts
 from .config import RetrievalConfig, RetrievalTraining, configs
-from .losses import Preset
 from .measures import Ids
 from .model import JointEmbedding
 from .pairs import Pairs, Source, load_pairs
+from .presets import Preset
 from .recipe import VSE
 from .saved import FEATURES, HF, build_joint_embedding, load_words
 from .words import Vocabulary, Words
@@ -145,23 +144,13 @@ class RetrievalTrainer(Trainer):
         self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
             load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
-        words = self.model.words
-        assert words is not None
         place(self.model, device_, processes)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        encoded = partial(EncodedPairs, device=device_, processes=processes)
-        files: dict[str, Any] = {"num_workers": num_workers, "keep_gib": keep_gib}
-        train, *val = (
-            encoded(
-                of,
-                words.encode(of.captions),
-                precomputed=self.model.precomputed(of.images),
-                **files,
-            )
-            for of in (pairs, measured)
-            if of is not None
-        )
+        options: dict[str, Any] = {"device": device_, "processes": processes}
+        options |= {"num_workers": num_workers, "keep_gib": keep_gib}
+        known = (of for of in (pairs, measured) if of is not None)
+        train, *val = (_encoded(self.model, of, **options) for of in known)
         _check_model(self.model, train)
         self.recipe = VSE(
             self.model,
@@ -188,10 +177,8 @@ class RetrievalTrainer(Trainer):
             after_step=self._after_step,
         )
         if self.model.frozen:  # by now with the weights that a run goes on with
-            with evaluating(self.model):
-                for of in (train, *val):
-                    if not of.precomputed:
-                        of.compute_features(self.model.features, training.batch_size)
+            for of in (train, *val):
+                of.compute_features(self.model, training.batch_size)
 
     def train_step(self, *batch: Tensor, pairs: int | None = None) -> Tensor:
         """One step on a batch that ``batches`` yields, this process's part of ``pairs`` (all of it, if
@@ -367,6 +354,12 @@ def _words(
     return Words.of(pairs.captions, min_count=config.min_count)
 
 
+def _encoded(model: JointEmbedding, pairs: Pairs, **options: Any) -> EncodedPairs:
+    assert model.words is not None
+    texts = model.words.encode(pairs.captions)
+    return EncodedPairs(pairs, texts, precomputed=model.precomputed(pairs.images), **options)
+
+
 def _batches(
     train: EncodedPairs,
     training: RetrievalTraining,
@@ -384,19 +377,18 @@ def _batches(
 def _check_model(model: JointEmbedding, encoded: EncodedPairs) -> None:
     """One forward pass of one pair, so that a misfit shows before any work."""
     row, images = torch.zeros(1, dtype=torch.int64), encoded.pairs.images
-    of_images = isinstance(images, ImageSet)
-    with evaluating(model), told_channels(model, images) if of_images else nullcontext():
+    told = told_channels(model, images) if isinstance(images, ImageSet) else nullcontext()
+    with evaluating(model), told:
         (x,) = encoded.images([encoded.pairs.owner[row]])
         x = as_float(PixelCheck(model, "images", trained=True)(x))
         try:
             model(x, *encoded.captions(row), precomputed=encoded.precomputed)
         except (RuntimeError, TypeError, ValueError) as error:
-            size = list(x.shape[1:])
             raise ValueError(
                 f"the model fails on a pair of {encoded.pairs.name}: {error}; give an image encoder for "
                 + (
-                    f"images {size}, or the size it is for by image_size"
-                    if of_images
-                    else f"features {size}; for those that it has made itself nn.Identity() in its place"
+                    f"images {list(x.shape[1:])}, or the size it is for by image_size"
+                    if isinstance(images, ImageSet)
+                    else f"features {list(x.shape[1:])}, or nn.Identity() for those that it made itself"
                 )
             ) from error

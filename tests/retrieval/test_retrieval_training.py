@@ -375,7 +375,7 @@ def test_an_encoder_over_features_is_trained_and_embeds() -> None:
     with torch.no_grad():
         expected = model.eval().encode_image(pairs().images)
     torch.testing.assert_close(embed(own.model, pairs()).image, expected)
-    with pytest.raises(ValueError, match=r"for features \[6\]; for those that it has made itself"):
+    with pytest.raises(ValueError, match=r"for features \[6\], or nn.Identity\(\) for those"):
         trainer(model=Counted())
 
 
