@@ -137,7 +137,8 @@ def _require_no_images(args: Namespace) -> None:
 
 def _found(model: JointEmbedding, gallery: Gallery, args: Namespace) -> list[tuple[str, list[Hit]]]:
     from .._modes import evaluating
-    from ..retrieval.gallery import embed, without_classes
+    from ..data.unlabelled import without_classes
+    from ..retrieval.gallery import embed
 
     found: list[tuple[str, list[Hit]]] = []
     with evaluating(model):

@@ -28,6 +28,11 @@ def image_files(root: Path, split: str, image_size: ImageSize) -> ImageFiles:
     if splits and split != "all":
         wanted = chosen_split(split, sorted(set(splits.values())), f"{root}: no folder")
         tops = [root / name for name, of in splits.items() if of == wanted]
+    return images_within(root, tops, image_size)
+
+
+def images_within(root: Path, tops: Sequence[Path], image_size: ImageSize) -> ImageFiles:
+    """Those of some of its folders."""
     found = [file for top in tops for file in files_below(top)]
     images = sorted(filter(is_image, found))
     if not images:

@@ -16,13 +16,12 @@ from torch import Tensor
 from .._arrays import to_numpy
 from .._modes import borrowed
 from .._pixels import PixelCheck
-from ..data.decoding import SUFFIXES
-from ..data.files import files_below, is_image, tell_left_out
-from ..data.folders import DecodedImages, ImageFiles
+from ..data.folders import DecodedImages
 from ..data.image_sets import ImageSet
 from ..data.labelled import as_input
 from ..data.leaving_out import split_leave_out, without
 from ..data.resize import ImageSize
+from ..data.unlabelled import images_within
 from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
 from ..storage import replacing
@@ -194,20 +193,10 @@ def open_gallery_images(
                 f"open_gallery_images: root goes with a file of names, and {folder} is a folder"
             )
         tops = [folder] if split == "all" else split_folders(folder, split)
-        found = [file for top in tops for file in files_below(top)]
-        files = sorted(filter(is_image, found))
-        if not files:
-            raise FileNotFoundError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
         if image_size is None:
             raise ValueError(f"{folder} holds images of any size: give image_size=...")
-        tell_left_out(folder, len(files), [file for file in found if not is_image(file)])
-        return without_classes(files, image_size, str(folder))
+        return images_within(folder, tops, image_size)
     return load_pairs(data, split=split, image_size=image_size, root=root)
-
-
-def without_classes(files: Sequence[str], image_size: ImageSize, name: str) -> ImageSet:
-    """Image files of which nothing else is known."""
-    return ImageFiles(files, [0] * len(files), image_size=image_size, classes=["image"], name=name)
 
 
 def embed(

@@ -175,7 +175,7 @@ def test_a_folder_without_texts_is_images_alone(model, photos, tmp_path) -> None
     with pytest.raises(ValueError, match="give image_size="):
         open_gallery_images(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no images"):
+    with pytest.raises(FileNotFoundError, match="no image in it or below it"):
         open_gallery_images(tmp_path / "empty", image_size=4)
 
 
