@@ -188,6 +188,7 @@ class URRLTrainer(Trainer):
             loggers=loggers,
             after_step=self._after_step,
             freeze=method.freeze,
+            keep_start=init is not None or isinstance(model, nn.Module),
         )
 
 

@@ -175,6 +175,7 @@ class RetrievalTrainer(Trainer):
             progress=progress,
             loggers=loggers,
             after_step=self._after_step,
+            keep_start=init is not None or any(isinstance(m, nn.Module) for m in (model, text)),
         )
         if self.model.frozen:  # by now with the weights that a run goes on with
             for of in (train, *val):

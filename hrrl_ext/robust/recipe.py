@@ -320,7 +320,8 @@ class HRRL(Recipe):
             self.stored.load_state_dict(state["directions"])
         if self.discovery is not None:
             self.discovery.clustering.load_state_dict(state["clustering"])
-            self._take_clusters(self.discovery)
+            if self.discovery.clustering.centres:  # found by then
+                self._take_clusters(self.discovery)
             if self.sets.validation is not None:
                 self.sets.validation.concept = state["validation_concept"]
         self.objective.load_state_dict(state["objective"])

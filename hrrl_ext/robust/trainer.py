@@ -193,6 +193,7 @@ class HRRLTrainer(Trainer):
             loggers=loggers,
             after_step=self._after_step,
             freeze=method.freeze,
+            keep_start=init is not None or isinstance(model, nn.Module),
         )
 
     def train_step(

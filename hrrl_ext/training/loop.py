@@ -62,6 +62,7 @@ class Loop:
         loggers: what is told of each epoch: "tensorboard", "mlflow", "wandb", or a :class:`RunLogger`.
         after_step: called with the number of steps done, after each and before a checkpoint of it.
         freeze: what of the network is not trained, by names and patterns (training/freezing.py).
+        keep_start: save before the first step too: for weights that a process which goes on has not.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Loop:
         loggers: Loggers = (),
         after_step: Callable[[int], object] | None = None,
         freeze: Sequence[str] | None = None,
+        keep_start: bool = False,
     ) -> None:
         for name, limit in (("checkpoint_every", checkpoint_every), ("max_minutes", max_minutes)):
             if limit is not None and not limit > 0:
@@ -100,7 +102,7 @@ class Loop:
         self.history: list[dict[str, Any]] = []
         self.evaluations: list[dict[str, Any]] = []
         """Those within epochs, where evaluate_every is in steps."""
-        self._begun = resume
+        self._begun, self._keep_start = resume, keep_start
         if run is not None:
             run.take_for(processes)
             self._resume(run) if resume else run.require_free()
@@ -124,6 +126,9 @@ class Loop:
             self.run.begin(self.description(), str(self.device), self.processes.size, network)
             if self.history:
                 self.run.mend(self.history, list(map(self._line, self.history)))
+        if self._keep_start:
+            self._save()
+            self._keep_start = False
         first = len(self.history) * self.per_epoch + 1
         with (
             shown as progress,
@@ -382,6 +387,7 @@ class Loop:
             run.require_nothing_lost()
             return  # stopped before its first: nothing to take up
         self.step, state = run.load(self.recipe.model)
+        self._keep_start = False
         rank = self.processes.rank
         if len(state["rng"]) != self.processes.size:
             raise ValueError(

@@ -132,11 +132,12 @@ def result(trainer: HRRLTrainer) -> list[Any]:
     ids=str,
 )
 def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
-    """Stopped after 3 of 7 steps, with a checkpoint at the second; and again in the second epoch."""
+    """Stopped before the first checkpoint of a step; after 3 steps more of 7, with one at the second; and
+    again in the second epoch."""
     whole = start(tmp_path / "whole", **settings)
     whole.fit()
     trainer = start(tmp_path / "cut", **settings)
-    for steps in (3, 6, None):
+    for steps in (1, 3, 6, None):
         stop_after(trainer, steps)
         if steps is None:
             trainer.fit()
