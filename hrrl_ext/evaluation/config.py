@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..spec import make_plain, not_known
 
 
@@ -76,3 +79,12 @@ def evaluation_config(preset: str, **overrides: Any) -> EvaluationConfig:
         if name not in known:
             raise TypeError(f"evaluate: setting {not_known(name, known)}")
     return replace(PRESETS[preset], **overrides)
+
+
+def drawn(count: int, points: int | None, seed: int) -> Tensor:
+    """Row numbers of ``points`` of ``count`` images, in order; all if None or not as many.
+
+    Uniform without replacement, by the seed alone: fewer points are part of more.
+    """
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order[: count if points is None else points].sort().values

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
@@ -20,9 +19,9 @@ from ..data.resize import size_of
 from ..data.unreadable import left_out
 from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
-from ..spec import listed, nearest
-from .config import EvaluationConfig, evaluation_config
-from .corruptions import SEVERITIES
+from ..spec import listed
+from .config import EvaluationConfig, drawn, evaluation_config
+from .corrupted_images import CorruptedImages, corrupted_images, corruptions_together
 from .folder import EvaluationFolder
 from .parts import (
     BIN_SIZE,
@@ -37,8 +36,6 @@ from .parts import (
 from .perturbation_curve import default_steps, perturbation_curve
 from .predictions import are_probabilities, predict
 from .report import Report
-
-_IMAGENET_CLASSES = 1000
 
 
 def evaluate(
@@ -93,11 +90,9 @@ def evaluate(
     train_count = None if train is None else _train_count(train, asked, names)
 
     rows = drawn(len(images), config.points, config.seed)
+    corrupted = corrupted_images(opened, images, config, corruption_folder)
     images, concept = images.subset(rows), concept[rows]
     attacked = images.subset(drawn(len(images), config.attack_points, config.seed))
-    severities, corrupted_points, kinds = _severities(
-        images, opened.classes, config, corruption_folder
-    )
     steps = list(default_steps(images.image_shape) if config.steps is None else config.steps)
     is_random = _check_model(model, images, config.batch_size)
     description: Part = {
@@ -110,7 +105,7 @@ def evaluate(
         "grouped_by": "class" if by_class else "concept",
         "attack_points": len(attacked),
         "quick_attacks": config.quick_attacks,
-        "corruption_points": corrupted_points,
+        "corruption_points": corrupted.count,
         "corruptions_of": "hrrl_ext" if corruption_folder is None else str(corruption_folder),
         "seed": config.seed,
     }
@@ -122,9 +117,7 @@ def evaluate(
         "train_count": None if train_count is None else train_count.tolist(),
     }
     groups = _Groups(concept, names, train_count)
-    measures = _measures(
-        model, images, attacked, groups, steps, severities, kinds, config, processes
-    )
+    measures = _measures(model, images, attacked, groups, steps, corrupted, config, processes)
     with folder.held():
         folder.begin(description | begun_with, resume=resume)
         parts = folder.parts(measures, progress if processes.main else None)
@@ -135,22 +128,13 @@ def evaluate(
             name,
             {**description, "preset": preset, "seconds": seconds, **environment(device)},
             parts,
-            kinds,
+            corrupted,
             config,
             _warnings(opened, by_class, is_random, parts, attacks),
         )
         if folder.path is not None:
             report.to_json(folder.path / "report.json")
     return report
-
-
-def drawn(count: int, points: int | None, seed: int) -> Tensor:
-    """Row numbers of ``points`` of ``count`` images, in order; all if None or not as many.
-
-    Uniform without replacement, by the seed alone: fewer points are part of more.
-    """
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[: count if points is None else points].sort().values
 
 
 # --- the parts
@@ -170,8 +154,7 @@ def _measures(
     attacked: ImageSet,
     groups: _Groups,
     steps: list[float],
-    severities: Callable[[str], list[ImageSet]],
-    kinds: list[str],
+    corrupted: CorruptedImages,
     config: EvaluationConfig,
     processes: Processes,
 ) -> dict[str, Callable[[], Part]]:
@@ -186,7 +169,7 @@ def _measures(
         return attack_part(model, *x_target(), spec, images.classes, **options)
 
     def corruption(kind: str) -> Part:
-        return corruption_part(model, kind, severities(kind), **shared)
+        return corruption_part(model, kind, corrupted.severities(kind), **shared)
 
     def radius(norm: str) -> Part:
         return max_epsilon_part(model, *x_target(), norm, processes=processes)
@@ -197,7 +180,7 @@ def _measures(
             perturbation_curve(model, images, steps, **shared)
         ),
         "calibration": lambda: calibration_part(predictions(), seed),
-        **{f"corruption {kind}": partial(corruption, kind) for kind in kinds},
+        **{f"corruption {kind}": partial(corruption, kind) for kind in corrupted.kinds},
         **{f"attack {spec}": partial(attack, spec) for spec in config.attacks},
         **{f"max epsilon {norm}": partial(radius, norm) for norm in config.max_epsilon},
     }
@@ -207,18 +190,18 @@ def _report(
     name: str,
     about: dict[str, Any],
     parts: dict[str, Part],
-    kinds: list[str],
+    corrupted: CorruptedImages,
     config: EvaluationConfig,
     warnings: Iterator[tuple[str, str]],
 ) -> Report:
-    by_kind = [parts[f"corruption {kind}"] for kind in kinds]
+    by_kind = [parts[f"corruption {kind}"] for kind in corrupted.kinds]
     return Report(
         name=name,
         about=about,
         accuracy=parts["accuracy"],
         perturbation_curve=parts["perturbation curve"],
         calibration=parts["calibration"],
-        corruptions=_together(by_kind, about["classes"]) if by_kind else None,
+        corruptions=corruptions_together(by_kind, corrupted.of_imagenet) if by_kind else None,
         attacks=[parts[f"attack {spec}"] for spec in config.attacks],
         max_epsilon=[parts[f"max epsilon {norm}"] for norm in config.max_epsilon],
         warnings=[{"name": name, "text": text} for name, text in warnings],
@@ -226,65 +209,6 @@ def _report(
 
 
 # --- before anything is measured
-
-
-def _severities(
-    images: ImageSet,
-    classes: Sequence[str],
-    config: EvaluationConfig,
-    folder: str | os.PathLike[str] | None,
-) -> tuple[Callable[[str], list[ImageSet]], int, list[str]]:
-    """What gives a kind's images at severities 1 to 5, how many they are at each, and the kinds.
-
-    classes: as the data count them, and so the labels in a folder of arrays.
-    """
-    from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupted
-
-    known = [*CORRUPTIONS, *EXTRA_CORRUPTIONS]
-    if folder is None:
-        rows = drawn(len(images), config.corruption_points, config.seed)
-        clean = images.subset(rows)
-
-        def severities(kind: str) -> list[ImageSet]:
-            return [corrupted(clean, kind, s, seed=config.seed) for s in SEVERITIES]
-
-    else:
-        from .corruptions import open_corruptions
-
-        stored = open_corruptions(folder, classes=classes)
-        known = [kind for kind in known if kind in stored]
-        first = stored[next(iter(stored))][0]
-        rows = drawn(len(first), config.corruption_points, config.seed)
-        size, shape = size_of(images.image_shape), first.image_shape
-        if shape != images.image_shape:
-            warnings.warn(
-                f"{folder}: corrupted images of {shape[1]} x {shape[2]} pixels are resized to "
-                f"{images.image_shape[1]} x {images.image_shape[2]}, as the clean ones are; images of "
-                "their own size would be another benchmark",
-                stacklevel=3,
-            )
-
-        def severities(kind: str) -> list[ImageSet]:
-            return [
-                with_classes(s.subset(rows), images.classes).resized(size) for s in stored[kind]
-            ]
-
-    if tuple(config.corruptions) in ((), ("none",)):
-        return severities, len(rows), []
-    if images.image_shape[0] != 3:
-        raise ValueError(
-            f"corruptions are of RGB images, and {images.name} has {images.image_shape[0]} channels; "
-            'give corruptions=["none"] (--corruptions none)'
-        )
-    if tuple(config.corruptions) == ("all",):
-        return severities, len(rows), known
-    if unknown := [kind for kind in config.corruptions if kind not in known]:
-        raise ValueError(
-            f"corruptions: no kind is named {nearest(unknown, known)}"
-            + (f" in {folder}" if folder is not None else "")
-            + f'; give "all", "none" or some of {", ".join(known)}'
-        )
-    return severities, len(rows), list(config.corruptions)
 
 
 def _check_attacks(specs: Sequence[str], norms: Sequence[str]) -> None:
@@ -337,24 +261,6 @@ def _tensors(model: nn.Module, images: ImageSet) -> tuple[Tensor, Tensor]:
 
 
 # --- afterwards
-
-
-def _together(kinds: list[Part], num_classes: int) -> Part:
-    """All corruptions; the mean error, and ImageNet's mCE, are of the 15 that are not extra."""
-    from .corruptions import CORRUPTIONS, mean_corruption_error
-
-    error = {part["kind"]: [1 - s["accuracy"] for s in part["severities"]] for part in kinds}
-    counted = {kind: error[kind] for kind in CORRUPTIONS if kind in error}
-    whole = num_classes == _IMAGENET_CLASSES and len(counted) == len(CORRUPTIONS)
-    average = (
-        sum(map(sum, counted.values())) / (len(SEVERITIES) * len(counted)) if counted else None
-    )
-    return {
-        "count": kinds[0]["severities"][0]["count"],
-        "kinds": [{**part, "extra": part["kind"] not in CORRUPTIONS} for part in kinds],
-        "mean_error": average,
-        "mce": mean_corruption_error(counted) if whole else None,
-    }
 
 
 def _warnings(

@@ -16,6 +16,7 @@ from hrrl_ext.data import ArrayImages, ConceptMap, load_images
 from hrrl_ext.evaluation import (
     PRESETS,
     Report,
+    corrupted_images,
     equal_mass_bins,
     equal_width_bins,
     evaluate,
@@ -24,8 +25,9 @@ from hrrl_ext.evaluation import (
     rms_calibration_error,
     wilson_interval,
 )
+from hrrl_ext.evaluation.config import drawn, evaluation_config
 from hrrl_ext.evaluation.corruptions import write_corruptions
-from hrrl_ext.evaluation.evaluate import drawn
+from hrrl_ext.evaluation.page import page
 from hrrl_ext.models import resnet18
 
 DIGITS = load_images("digits", split="test")
@@ -142,20 +144,31 @@ def test_every_part_by_a_plain_route(model: nn.Module, calls: list[str]) -> None
     assert report.warnings == []
 
 
-def test_imagenets_mce_is_asked_for(calls: list[str]) -> None:
+def test_imagenets_mce_is_of_imagenet(
+    calls: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of examples of all its classes, no smaller than its images, with all kinds measured."""
+
     class Constant(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return 0 * x.flatten(1).sum(1, keepdim=True) + torch.arange(1000.0)
 
-    images = ArrayImages(
-        torch.rand(8, 3, 5, 5), [999] * 6 + [0, 1], classes=[str(c) for c in range(1000)]
-    )
-    whole = evaluate(Constant(), images, attacks=[]).corruptions
-    assert whole is not None
-    assert whole["mce"] == pytest.approx(100 * 0.25 / 0.75)
-    part = evaluate(Constant(), images, attacks=[], corruptions=["darker"]).corruptions
-    assert part is not None
-    assert part["mce"] is None
+    names = [str(c) for c in range(1000)]
+    images = ArrayImages(torch.rand(8, 3, 5, 6), [999] * 6 + [0, 1], classes=names)
+
+    def mce(**settings: Any) -> float | None:
+        found = evaluate(Constant(), images, attacks=[], steps=[0.0], **settings).corruptions
+        assert found is not None
+        return found["mce"]
+
+    assert mce() is None
+    monkeypatch.setattr(corrupted_images, "_IMAGENET_CLASSES", 3)
+    assert mce() is None  # too small
+    monkeypatch.setattr(corrupted_images, "_IMAGENET_SIDE", 5)
+    assert mce() == pytest.approx(100 * 0.25 / 0.75)
+    assert mce(corruptions=["darker"]) is None
+    monkeypatch.setattr(corrupted_images, "_IMAGENET_CLASSES", 1000)
+    assert mce() is None  # the model has these classes, the data have no examples of most
 
 
 def test_the_same_again_and_the_model_as_it_was(model: nn.Module, calls: list[str]) -> None:
@@ -416,7 +429,29 @@ def test_a_folder_of_corrupted_images(tmp_path: Path) -> None:
             k: v for k, v in other.items() if k not in drop
         }
     assert read.about["corruptions_of"] == str(tmp_path / "C")
-    few = evaluate(model, some, corruption_folder=tmp_path / "C", attacks=[], corruption_points=7)
-    assert few.about["corruption_points"] == 7
     with pytest.raises(ValueError, match=r"'fog'.* in .*C; give"):
         evaluate(model, some, corruption_folder=tmp_path / "C", corruptions=["fog"], attacks=[])
+
+
+def test_an_image_is_corrupted_alike_however_many_are_drawn(tmp_path: Path) -> None:
+    """Its noise is that of its number in the data, made here or in a folder; kinds by other names count
+    as extra ones."""
+    some = DIGITS.subset(range(40))
+    write_corruptions(some, tmp_path, kinds=["gaussian_noise"])
+    (tmp_path / "gaussian_noise.npy").rename(tmp_path / "rain.npy")
+    config = evaluation_config("quick", points=20, corruption_points=7)
+    with pytest.warns(UserWarning, match="resized"):
+        one = corrupted_images.corrupted_images(some, some.resized(9), config, tmp_path)
+    assert one.kinds == ["rain"] and one.count == 7
+    read = corrupted_images.corrupted_images(some, some, config, tmp_path).severities("rain")
+    made = corrupted_images.corrupted_images(some, some, config, None).severities("gaussian_noise")
+    expected = some.subset(drawn(40, 20, 0)).subset(drawn(20, 7, 0))
+    for x, y in zip(read, made, strict=True):
+        (images, target), everything = x.__getitems__(range(7)), y.__getitems__(range(7))
+        assert torch.equal(images, everything[0])
+        assert target.tolist() == everything[1].tolist() == expected.target.tolist()
+    report = evaluate(network(), some, corruption_folder=tmp_path, attacks=[], steps=[0.0])
+    assert report.corruptions is not None
+    assert [k["extra"] for k in report.corruptions["kinds"]] == [True]
+    assert report.corruptions["mean_error"] is None
+    assert "rain" in page([report])

@@ -14,7 +14,7 @@ import torch
 from test_evaluate import DIGITS, network
 
 from hrrl_ext.evaluation import evaluate
-from hrrl_ext.evaluation.evaluate import drawn
+from hrrl_ext.evaluation.config import drawn
 from hrrl_ext.evaluation.pictures import png, spectrum
 
 
