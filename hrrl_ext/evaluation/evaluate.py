@@ -20,6 +20,7 @@ from ..data.unreadable import left_out
 from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
 from ..spec import listed
+from ..storage import digest_of
 from .config import EvaluationConfig, drawn, evaluation_config
 from .corrupted_images import CorruptedImages, corrupted_images, corruptions_together
 from .folder import EvaluationFolder
@@ -111,15 +112,19 @@ def evaluate(
     }
     folder = EvaluationFolder(out, processes)
     begun_with = {
+        "class_names": images.classes,
+        "examples": digest_of({"target": images.target.tolist(), "concept": concept.tolist()}),
         "steps": steps,
         "concepts": names,
         "concept_count": torch.bincount(concept, minlength=len(names)).tolist(),
         "train_count": None if train_count is None else train_count.tolist(),
     }
+    # A folder that is older than the first two is taken for one with the data's own order of classes.
+    older = {"class_names": opened.classes, "examples": begun_with["examples"]}
     groups = _Groups(concept, names, train_count)
     measures = _measures(model, images, attacked, groups, steps, corrupted, config, processes)
     with folder.held():
-        folder.begin(description | begun_with, resume=resume)
+        folder.begin(description | begun_with, resume=resume, older=older)
         parts = folder.parts(measures, progress if processes.main else None)
         seconds = sum(part["seconds"] for part in parts.values())
         device = str(next((p.device for p in model.parameters()), "cpu"))

@@ -1,6 +1,6 @@
 """The folder of an evaluation, so that one which was interrupted goes on.
 
-evaluation.json           what is evaluated: the model's weights, data, points, seed
+evaluation.json           what is evaluated: the model's weights, data, order of classes, points, seed
 parts/accuracy.json ...   each part, as soon as it is measured
 report.json               all of them
 """
@@ -47,12 +47,15 @@ class EvaluationFolder:
             with self._work.held():
                 yield
 
-    def begin(self, description: Mapping[str, Any], *, resume: bool) -> None:
-        """Refuses a folder that holds another evaluation, or this one without ``resume``."""
+    def begin(
+        self, description: Mapping[str, Any], *, resume: bool, older: Mapping[str, Any]
+    ) -> None:
+        """Refuses a folder that holds another evaluation, or this one without ``resume``; ``older``
+        is what one had of the entries that it does not have yet."""
         if self._work is None:
             return
         if resume and self._work.taken:
-            self._work.require_same(description)
+            self._work.require_same(description, older)
             return
         self._work.require_free()
         self._work.describe(description)

@@ -274,14 +274,27 @@ def test_a_folder_that_is_taken(model: nn.Module, calls: list[str], tmp_path: Pa
     evaluate(model, DIGITS, **SMALL, out=tmp_path)
     with pytest.raises(FileExistsError, match="already holds an evaluation"):
         evaluate(model, DIGITS, **SMALL, out=tmp_path)
-    with pytest.raises(ValueError, match=r"other settings \(seed, concept_count differ\)"):
+    with pytest.raises(
+        ValueError, match=r"other settings \(seed, examples, concept_count differ\)"
+    ):
         evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, seed=1)
-    with pytest.raises(ValueError, match=r"\(grouped_by, concepts, concept_count differ\)"):
+    with pytest.raises(
+        ValueError, match=r"\(grouped_by, examples, concepts, concept_count differ\)"
+    ):
         evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, concepts=SHAPES)
     with pytest.raises(ValueError, match=r"\(train_count differ\)"):
         evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, train=load_images("digits"))
     with pytest.raises(ValueError, match=r"\(weights differ\)"):
         evaluate(network(1), DIGITS, **SMALL, out=tmp_path, resume=True)
+    order = DIGITS.classes[::-1]
+    with pytest.raises(ValueError, match=r"\(class_names, examples differ\)"):
+        evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, classes=order)
+    begun = json.loads((tmp_path / "evaluation.json").read_text())
+    del begun["class_names"], begun["examples"]  # as an older version wrote it
+    (tmp_path / "evaluation.json").write_text(json.dumps(begun))
+    with pytest.raises(ValueError, match=r"\(class_names differ\)"):
+        evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True, classes=order)
+    evaluate(model, DIGITS, **SMALL, out=tmp_path, resume=True)
 
 
 # Refusals, before anything is measured
