@@ -21,6 +21,7 @@ from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
 from ..spec import listed
 from ..storage import digest_of
+from .attacks.fourier import check_precision
 from .config import EvaluationConfig, drawn, evaluation_config
 from .corrupted_images import CorruptedImages, corrupted_images, corruptions_together
 from .folder import EvaluationFolder
@@ -82,7 +83,7 @@ def evaluate(
     outside [0, 1] and for names that are not known; FileExistsError for an ``out`` that is taken.
     """
     config = evaluation_config(preset, **settings)
-    _check_attacks(config.attacks, config.max_epsilon)
+    _check_attacks(model, config.attacks, config.max_epsilon)
     opened = load_images(data, split="test")
     images = opened if classes is None else with_classes(opened, classes)
     by_class = concepts is None and images.concept_map is None
@@ -216,15 +217,17 @@ def _report(
 # --- before anything is measured
 
 
-def _check_attacks(specs: Sequence[str], norms: Sequence[str]) -> None:
-    """By what reads them, and refuses what it does not know."""
+def _check_attacks(model: nn.Module, specs: Sequence[str], norms: Sequence[str]) -> None:
+    """By what reads them; refuses what it does not know, and norms that images of the model's dtype are
+    too coarse for."""
     if specs or norms:
         from .attacks import find_norm, parse_threat
 
-        for spec in specs:
-            parse_threat(spec)
-        for norm in norms:
-            find_norm(norm)
+        with borrowed(model, None) as (_, dtype):
+            for spec in specs:
+                check_precision("evaluate: attacks", find_norm(parse_threat(spec).norm), dtype)
+            for norm in norms:
+                check_precision("evaluate: max_epsilon", find_norm(norm), dtype)
 
 
 def _train_count(train: ImageSet, concepts: Concepts, names: Sequence[str]) -> Tensor:

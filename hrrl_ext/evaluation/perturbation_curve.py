@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .._arrays import wide
 from .._modes import borrowed
 from .._pixels import PixelCheck
 from ..data.labelled import as_input, labelled_batches
 from ..layers import logits_of
-from ..perturbation import ExamplePerturbation
 from ..processes import ALONE, Processes
+from .input_gradient import cross_entropy, input_gradient
 from .predictions import checked_logits
 
 _PIXEL_RMS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # of 255
@@ -68,7 +69,7 @@ def perturbation_curve(
     """
     if steps is not None and not (len(steps) and all(map(math.isfinite, steps))):
         raise ValueError(f"perturbation_curve: steps must be finite numbers, got {list(steps)}")
-    where, direction = "perturbation_curve", ExamplePerturbation(0.0)
+    where = "perturbation_curve"
     check = PixelCheck(model, where)
 
     def measured(
@@ -80,7 +81,10 @@ def perturbation_curve(
             steps = list(default_steps(images.shape[1:]) if steps is None else steps)
             x, target = as_input(images, there, dtype, check), labels.to(there, torch.int64)
             clean = checked_logits(model(x), target, row, where)
-            grad = direction.input_gradient(model, x, target)
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                losses = cross_entropy(wide(logits_of(model(leaf))), target)
+                grad = input_gradient(losses, leaf)
             moved = (logits_of(model(ops.perturb(x, grad, s)[0])) if s else clean for s in steps)
             correct = torch.stack([(y.argmax(1) == target).sum() for y in moved])
             yield steps, correct.cpu(), len(target)

@@ -55,16 +55,21 @@ class AttackResult:
     warnings: list[str]
 
 
-def parse_threat(spec: str) -> tuple[str, float]:
+class Threat(NamedTuple):
+    norm: str
+    eps: float
+
+
+def parse_threat(spec: str) -> Threat:
     norm, colon, radius = spec.partition(":")
     if not colon or norm not in ("linf", "l2", "fourier"):
         raise ValueError(f"an attack is written NORM:RADIUS, got {spec!r}")
     numerator, _, divisor = radius.partition("/")
-    return norm, float(numerator) / float(divisor or 1)
+    return Threat(norm, float(numerator) / float(divisor or 1))
 
 
 def find_norm(norm: str) -> str:
-    return parse_threat(f"{norm}:1")[0]
+    return parse_threat(f"{norm}:1").norm
 
 
 def evaluate_attack(

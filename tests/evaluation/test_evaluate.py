@@ -357,6 +357,18 @@ def test_settings_that_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("which", ["attacks", "max_epsilon"])
+def test_norms_that_half_precision_is_too_coarse_for(which: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).half()
+    named = {"attacks": ["linf:1/255", "fourier:8/255"], "max_epsilon": ["fourier-low"]}
+    settings: dict[str, Any] = {"attacks": [], which: named[which]}
+    with pytest.raises(
+        ValueError, match=rf"{which}: norm 'fourier.*got torch\.float16.*other norms"
+    ):
+        evaluate(model, DIGITS, out=tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_outside_0_to_1(model: nn.Module, calls: list[str]) -> None:
     with pytest.raises(ValueError, match=r"float images must lie in \[0, 1\]; image 1 holds"):
         evaluate(

@@ -39,6 +39,23 @@ def test_a_linear_model_by_hand() -> None:
     assert perturbation_curve(TwoSided(w), (x, target), [-0.39, -0.41]).correct == [3, 4]
 
 
+@pytest.mark.parametrize(("dtype", "lead"), [(torch.float32, 25.0), (torch.float16, 18.0)])
+def test_a_confident_example_moves_along_its_whole_gradient(
+    dtype: torch.dtype, lead: float
+) -> None:
+    """That of both logits, though in float32 the label's probability is 1, and in float16 the rest is 0."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].weight[0, 0], model[1].weight[1, 1] = 64.0, 64.0
+    x = torch.zeros(1, 3, 2, 2)
+    x[0, 0, 0, 0] = lead / 64
+    boundary = lead / 64 / math.sqrt(2)
+    steps = [0.95 * boundary, 1.05 * boundary]
+    curve = perturbation_curve(model.to(dtype), (x, torch.tensor([0])), steps)
+    assert curve.correct == [1, 0]
+
+
 def plain_curve(model: nn.Module, x: Tensor, target: Tensor, steps: list[float]) -> list[int]:
     correct = [0] * len(steps)
     for image, label in zip(x, target, strict=True):

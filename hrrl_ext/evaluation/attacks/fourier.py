@@ -95,6 +95,15 @@ class FourierLinf(Norm):
         return (low if self.mask == "low" else ~low).to(like.dtype)
 
 
+def check_precision(where: str, norm: Norm, dtype: torch.dtype) -> None:
+    """ValueError: images of this dtype are too coarse for the norm."""
+    if isinstance(norm, FourierLinf) and dtype.itemsize < 4:
+        raise ValueError(
+            f"{where}: norm {norm.name!r} needs float32 images, got {dtype}: rounding to it moves every "
+            "Fourier coefficient by a good part of eps; use model.float() and x.float(), or other norms"
+        )
+
+
 def _dft(delta: Tensor) -> Tensor:
     """[N, C, H, W] → [N, C, H, W // 2 + 1] complex: the rest are conjugates of these."""
     return torch.fft.rfft2(delta, norm="ortho")

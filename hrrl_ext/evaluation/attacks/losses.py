@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...losses import class_ids
+from ..input_gradient import cross_entropy
 
 Loss = Literal["ce", "dlr", "margin", "targeted dlr"]
 CLASSES_NEEDED = {"ce": 1, "margin": 2, "dlr": 3, "targeted dlr": 4}
@@ -20,7 +20,7 @@ def attack_loss(
     """[N]; ``towards`` [N] is the class aimed at, for "targeted dlr"."""
     target = class_ids(target)
     if loss == "ce":
-        return F.cross_entropy(logits, target, reduction="none")
+        return cross_entropy(logits, target)
     if loss == "margin":
         return -margin(logits, target)
     if towards is None:

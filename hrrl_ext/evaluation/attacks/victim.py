@@ -16,8 +16,9 @@ from ..._pixels import in_range, warn_unnormalised
 from ...layers import logits_of
 from ...norms import Ball, Norm
 from ...processes import Processes
+from ..input_gradient import input_gradient
 from ..predictions import usable_logits
-from .fourier import FourierLinf
+from .fourier import check_precision
 from .losses import CLASSES_NEEDED, Loss, attack_loss
 from .threats import find_norm
 
@@ -30,7 +31,8 @@ class Look(NamedTuple):
     fooled: Tensor
     """[N] bool: another class has the largest logit, and all are finite"""
     grad: Tensor
-    """∂loss/∂z in float32 or wider, 0 for an example where it is not finite, and if not asked for"""
+    """a positive multiple of ∂loss/∂z in float32 or wider, 0 for an example where it is not finite, and
+    if not asked for"""
 
 
 class Victim:
@@ -75,9 +77,7 @@ class Victim:
             logits = self._forward(leaf, target)
             check_loss(self.where, loss, logits.shape[1])
             losses = attack_loss(loss, logits, target, towards)
-            grad = z.new_zeros(())
-            if losses.requires_grad:  # not so where the model cuts the graph: a zero gradient
-                (grad,) = torch.autograd.grad(losses.sum(), leaf)
+            grad = input_gradient(losses, leaf) if gradient else z.new_zeros(())
             grad = _finite_examples(wide(grad).expand(z.shape))
         logits, losses = logits.detach(), losses.detach()
         losses = torch.where(usable_logits(logits), losses, -math.inf)
@@ -143,11 +143,7 @@ def attackable(where: str, x: Tensor, target: Tensor, eps: float, norm: str | No
         )
     if x.ndim != 4:
         raise ValueError(f"{where}: x must be images [N, 3, H, W], got {list(x.shape)}")
-    if isinstance(ball_norm, FourierLinf) and x.element_size() < 4:
-        raise ValueError(
-            f"{where}: norm {ball_norm.name!r} needs float32 images, got {x.dtype}: rounding to it "
-            "moves every Fourier coefficient by a good part of eps; use x.float()"
-        )
+    check_precision(where, ball_norm, x.dtype)
     whole = not (target.is_floating_point() or target.dtype == torch.bool)
     if target.shape != x.shape[:1] or not whole or target.device != x.device:
         raise ValueError(

@@ -13,9 +13,11 @@ from test_attack_norms import dual
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from hrrl_ext.evaluation import perturbation_curve
 from hrrl_ext.evaluation.attacks import apgd, fgsm, pgd, random_start, square
 from hrrl_ext.evaluation.attacks.apgd import _Halving, _Point, checkpoints
 from hrrl_ext.evaluation.attacks.losses import (
+    attack_loss,
     difference_of_logits_ratio,
     margin,
     targeted_difference_of_logits_ratio,
@@ -99,6 +101,31 @@ def test_losses_against_a_loop():
     assert_close(targeted, torch.tensor(t, dtype=torch.float64))
     scaled = difference_of_logits_ratio(1e6 * logits + 3, target)
     assert_close(scaled, torch.tensor(d, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def test_the_cross_entropy_of_the_confident():
+    """In float32 against float64, up to the smallest number of float32; of a single class it is flat."""
+    rows = torch.tensor([[30.0, 0, -1], [87, 0, 3], [-40, 2, 1], [7, -math.inf, 4]])
+    for label in (0, 2):
+        found, expected = (
+            rows.to(dtype).requires_grad_() for dtype in (torch.float32, torch.float64)
+        )
+        target = torch.full((len(rows),), label)
+        losses = attack_loss("ce", found, target)
+        (grad,) = torch.autograd.grad(losses.sum(), found)
+        plain = F.cross_entropy(expected, target, reduction="none")
+        (plain_grad,) = torch.autograd.grad(plain.sum(), expected)
+        assert_close(losses.double(), plain, rtol=1e-5, atol=1e-15)
+        others = [j for j in range(3) if j != label]
+        assert_close(grad[:, others].double(), plain_grad[:, others], rtol=1e-5, atol=1e-44)
+        assert_close(
+            grad.sum(1), torch.zeros(len(rows)), rtol=0, atol=1e-6 * grad.abs().max().item()
+        )
+        assert (grad.sum(1).abs() <= 1e-6 * grad.abs().amax(1)).all()
+    alone = torch.tensor([[5.0], [-2.0]], requires_grad=True)
+    losses = attack_loss("ce", alone, torch.zeros(2).long())
+    assert losses.tolist() == [0, 0]
+    assert torch.autograd.grad(losses.sum(), alone)[0].tolist() == [[0], [0]]
 
 
 def test_dlr_of_equal_logits_is_finite():
@@ -388,11 +415,25 @@ def test_a_zero_gradient_leaves_the_image(attack):
 @pytest.mark.parametrize("attack", ["pgd", "apgd"])
 def test_a_model_that_cuts_the_graph_has_a_zero_gradient(attack):
     class Cut(nn.Module):
+        """Between the images and its parameters."""
+
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(108, 2)
+
         def forward(self, x):
-            return torch.stack([x.detach().sum((1, 2, 3)), torch.zeros(len(x))], 1)
+            return self.last(x.detach().flatten(1))
+
+    class Without(Cut):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
 
     x = images(3)
-    assert torch.equal(ATTACKS[attack](Cut(), x, torch.zeros(3).long(), 0.1), x)
+    for model in (Cut(), Without()):
+        assert torch.equal(ATTACKS[attack](model, x, model(x).argmax(1), 0.1), x)
+        curve = perturbation_curve(model, (x, model(x).argmax(1)), [0.0, 3.0])
+        assert curve.correct == [3, 3]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
