@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from ..data import ImageSet
 
-_SETTINGS = ("attacks", "corruptions", "steps", "points", "attack_points", "corruption_points")
+_SETTINGS = (
+    *("attacks", "quick_attacks", "max_epsilon", "corruptions", "steps"),
+    *("points", "attack_points", "corruption_points"),
+)
 
 # --- evaluate
 
@@ -56,6 +59,10 @@ def _evaluate_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--preset", default="quick", help="quick or full")
     parser.add_argument("--attacks", nargs="+", help="such as linf:8/255 l2:0.5, or none")
+    parser.add_argument("--quick_attacks", type=bool, help="their short form, true or false")
+    parser.add_argument(
+        "--max_epsilon", nargs="+", help="norms to find the largest harmless radius in, or none"
+    )
     parser.add_argument("--corruptions", nargs="+", help="all, none, or kinds by name")
     parser.add_argument(
         "--corruption_folder", help="corrupted images to read: a folder of ImageNet-C or CIFAR-10-C"
@@ -82,8 +89,9 @@ def _evaluate(args: Namespace) -> None:
     models = _models(args)
     (processes, device), out = start_processes(args.device), Path(args.out)
     settings = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
-    if settings.get("attacks") == ["none"]:
-        settings["attacks"] = ()
+    for name in ("attacks", "max_epsilon"):
+        if settings.get(name) == ["none"]:
+            settings[name] = ()
     reports = []
     for name, entry in models.items():
         model, images, classes = _opened(entry, args)

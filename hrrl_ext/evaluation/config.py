@@ -24,7 +24,7 @@ class EvaluationConfig:
     quick_attacks: bool = True
     """The attacks' short form."""
     max_epsilon: Sequence[str] = ()
-    """Norms to find the largest harmless radius in."""
+    """Norms to find the largest harmless radius in; none where a preset is told ``attacks=[]`` alone."""
     corruptions: Sequence[str] = ("all",)
     """Kinds by name, "all" or "none"."""
     corruption_points: int | None = 500
@@ -78,7 +78,8 @@ def evaluation_config(preset: str, **overrides: Any) -> EvaluationConfig:
     for name in overrides:
         if name not in known:
             raise TypeError(f"evaluate: setting {not_known(name, known)}")
-    return replace(PRESETS[preset], **overrides)
+    unattacked = {"max_epsilon": ()} if "attacks" in overrides and not overrides["attacks"] else {}
+    return replace(PRESETS[preset], **unattacked | overrides)
 
 
 def drawn(count: int, points: int | None, seed: int) -> Tensor:

@@ -139,6 +139,25 @@ def test_it_goes_on(
     assert (out / "report.html").exists()
 
 
+def test_attacks_are_asked_for(
+    models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], calls: list[str]
+) -> None:
+    """None, though the preset has some and searches for radii; or the search alone."""
+    few = ["--data", "digits", "--points", "10", "--corruptions", "none", "--steps", "0"]
+    for number, (options, expected) in enumerate([
+        ("--preset full --attacks none", []),
+        ("--preset full --attacks none --max_epsilon l2", ["max l2"]),
+        ("--max_epsilon none --attacks linf:4/255 --quick_attacks false", ["linf:4/255"]),
+    ]):  # fmt: skip
+        out = tmp_path / str(number)
+        words = ["evaluate", models / "alone", *few, *options.split(), "--out", out]
+        status, _, stderr = run(capsys, *words)
+        assert status == 0, stderr
+        assert calls == expected
+        calls.clear()
+    assert Report.from_json(out / "alone").about["quick_attacks"] is False
+
+
 def test_names_tell_paths_apart() -> None:
     from hrrl_ext.cli.evaluation import _names
 

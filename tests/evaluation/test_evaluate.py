@@ -433,6 +433,9 @@ def test_presets_differ_as_they_say() -> None:
     assert quick.quick_attacks
     assert not full.quick_attacks
     assert full.corruption_points is None
+    assert evaluation_config("full", attacks=[]).max_epsilon == ()
+    assert evaluation_config("full", attacks=[], max_epsilon=["l2"]).max_epsilon == ("l2",)
+    assert evaluation_config("full", attacks=["l2:1"]).max_epsilon == full.max_epsilon
 
 
 # --- corrupted images of a folder
