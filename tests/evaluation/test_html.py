@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import stand_ins
 from test_evaluate import DIGITS, SHAPES, network
 
 from hrrl_ext.evaluation import Report, evaluate, write_html
-from hrrl_ext.evaluation.page import page
+from hrrl_ext.evaluation.page import page, sections
 from hrrl_ext.evaluation.page.sections import leaves
 from hrrl_ext.evaluation.page.svg import Point, interval_chart, line_chart, reliability_chart, ticks
 
@@ -160,12 +161,28 @@ def test_what_was_not_measured_is_left_out(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_reports_of_different_images_are_told_apart(reports: list[Report], text: str) -> None:
-    assert "Different images" not in text
     assert "on different images" not in text
-    other = json.loads(json.dumps(reports[1].to_dict()))
-    other.pop("format")
-    other["about"]["points"] = 7
-    assert "evaluated on different images" in page([reports[0], Report(**other)])
+    assert "in full" not in text
+
+    def told(other: Report, **about: object) -> dict[str, str]:
+        pair = [reports[0], replace(other, about=other.about | about)]
+        return {w["name"]: w["text"] for w in sections.warnings(pair) if "different" in w["name"]}
+
+    assert told(reports[1]) == {}
+    found = told(
+        reports[1], points=7, attack_points=7, corruptions_of="C", left_out={"data": ["a"]}
+    )
+    assert found == {
+        "different images": "The models were evaluated on different images: "
+        "left out, points, attack points, corruptions of"
+    }
+    assert told(reports[1], image_size=9)["different images"].endswith(": image size")
+    assert list(told(reports[1], quick_attacks=False)) == ["different attacks"]
+    other = {"attack_points": 7, "quick_attacks": False, "corruption_points": 7}
+    bare = replace(reports[1], attacks=[], max_epsilon=[], corruptions=None)
+    assert told(bare, **other) == {}  # of which it has no numbers
+    shown = page([reports[0], replace(reports[1], about=reports[1].about | other)])
+    assert "on different images: attack points, corruption points" in shown
 
 
 # Charts

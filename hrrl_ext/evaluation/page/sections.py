@@ -49,12 +49,8 @@ def summary(reports: Sequence[Report]) -> list[Row]:
 def warnings(reports: Sequence[Report]) -> list[Section]:
     """Each once, with the models that it is of."""
     of: dict[tuple[str, str, str], list[str]] = {}
-    drawn = {tuple(report.about[key] for key in ("data", "points", "seed")) for report in reports}
-    if len(drawn) > 1:
-        why = "Their numbers compare only as far as these images do."
-        of["different images", "the models were evaluated on different images", why] = [
-            report.name for report in reports
-        ]
+    for told in _unlike(reports):
+        of[told] = [report.name for report in reports]
     for report in reports:
         for w in report.warnings:
             told = (w["name"], w["text"], EXPLANATIONS.get(w["name"], ""))
@@ -63,6 +59,32 @@ def warnings(reports: Sequence[Report]) -> list[Section]:
         {"of": ", ".join(names), "name": name, "text": text[:1].upper() + text[1:], "why": why}
         for (name, text, why), names in of.items()
     ]
+
+
+def _unlike(reports: Sequence[Report]) -> Iterator[tuple[str, str, str]]:
+    """Warnings that the models were not evaluated alike; of what some were not evaluated by, none."""
+    attacked = [report for report in reports if report.attacks]
+    searched = [report for report in reports if report.attacks or report.max_epsilon]
+    corrupted = [report for report in reports if report.corruptions]
+    if unlike := [
+        *_differing(reports, "data", "left_out", "points", "image_size", "seed"),
+        *_differing(searched, "attack_points"),
+        *_differing(corrupted, "corruption_points", "corruptions_of"),
+    ]:
+        text = f"the models were evaluated on different images: {', '.join(unlike)}"
+        yield "different images", text, "Their numbers compare only as far as these images do."
+    if _differing(attacked, "quick_attacks"):
+        yield (
+            "different attacks",
+            "some models were attacked in the attacks' short form, others in full",
+            "The short form breaks fewer images: it flatters those that it attacked.",
+        )
+
+
+def _differing(reports: Sequence[Report], *names: str) -> list[str]:
+    """What of "about" is not the same in all reports, in words."""
+    abouts = [report.about for report in reports]
+    return [_words(n) for n in names if any(a.get(n) != abouts[0].get(n) for a in abouts)]
 
 
 def concepts(reports: Sequence[Report]) -> Section:
