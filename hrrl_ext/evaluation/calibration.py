@@ -39,7 +39,7 @@ def equal_mass_bins(confidence: Tensor, correct: Tensor, bin_size: int = 100) ->
     confidence have no order: each counts with the accuracy of all of them, the mean over their orders,
     so that the result does not depend on the order of the data.
     """
-    _check(confidence, correct)
+    confidence, correct = _checked(confidence, correct)
     if bin_size < 1:
         raise ValueError(f"equal_mass_bins: bin_size must be at least 1, got {bin_size}")
     values, tied = confidence.double().unique(return_inverse=True)  # sorted
@@ -57,7 +57,7 @@ def equal_width_bins(confidence: Tensor, correct: Tensor, num_bins: int = 15) ->
     A confidence of 0 lies in the first bin, one of exactly 1 in the last. Bins without an example are
     left out.
     """
-    _check(confidence, correct)
+    confidence, correct = _checked(confidence, correct)
     if num_bins < 1:
         raise ValueError(f"equal_width_bins: num_bins must be at least 1, got {num_bins}")
     edges = torch.arange(1, num_bins, dtype=torch.float64) / num_bins  # the inner ones
@@ -138,7 +138,8 @@ def _slope(z: Tensor, beta: float) -> tuple[float, float]:
     return mean.mean().item(), variance.mean().item()
 
 
-def _check(confidence: Tensor, correct: Tensor) -> None:
+def _checked(confidence: Tensor, correct: Tensor) -> tuple[Tensor, Tensor]:
+    """On the CPU, where bins are counted."""
     if confidence.ndim != 1 or correct.shape != confidence.shape or correct.dtype != torch.bool:
         raise ValueError(
             "calibration: confidence must be [N] and correct [N] bool, got "
@@ -148,6 +149,7 @@ def _check(confidence: Tensor, correct: Tensor) -> None:
         raise ValueError("calibration: confidence has no examples")
     if not bool(((confidence >= 0) & (confidence <= 1)).all()):  # NaN is not, either
         raise ValueError("calibration: confidence must lie in [0, 1]")
+    return confidence.cpu(), correct.cpu()
 
 
 def _bins(confidence: Tensor, correct: Tensor, number: Tensor) -> Bins:

@@ -33,6 +33,28 @@ def random(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return confidence, torch.rand(n, generator=generator) < confidence.square()
 
 
+class Elsewhere(Tensor):
+    """Stands for a tensor of a GPU: no operation takes it with one of the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        if func is Tensor.cpu:
+            return found.as_subclass(Tensor)
+        assert all(isinstance(x, cls) for x in args if isinstance(x, Tensor)), "two devices"
+        return found
+
+
+def test_tensors_of_a_gpu() -> None:
+    confidence, correct = random(230)
+    there = [x.as_subclass(Elsewhere) for x in (confidence, correct)]
+    for bins in (equal_mass_bins, equal_width_bins):
+        found, expected = bins(*there), bins(confidence, correct)
+        assert type(found.count) is type(found.confidence) is Tensor
+        assert torch.equal(found.confidence, expected.confidence)
+        assert torch.equal(found.accuracy, expected.accuracy)
+
+
 # Equal mass
 
 
