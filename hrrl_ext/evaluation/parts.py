@@ -145,19 +145,22 @@ def corruption_part(
     processes: Processes = ALONE,
 ) -> Part:
     """One kind at every severity; the calibration error is that of all severities together."""
-    options: dict[str, Any] = {"batch_size": batch_size, "processes": processes}
-    found = [predict(model, images, **options) for images in severities]
-    together = Predictions(*(torch.cat(x) for x in zip(*found, strict=True)))
+
+    def measured(images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Without their logits, which are several GB of a large set."""
+        predictions = predict(model, images, batch_size=batch_size, processes=processes)
+        return predictions.correct, predictions.confidence
+
+    correct, confidence = zip(*map(measured, severities), strict=True)
+    together = torch.cat(correct)
     return {
         "kind": kind,
         "severities": [
-            {"severity": s, **share(int(p.correct.sum()), len(p.correct))}
-            for s, p in zip(SEVERITIES, found, strict=True)
+            {"severity": s, **share(int(right.sum()), len(right))}
+            for s, right in zip(SEVERITIES, correct, strict=True)
         ],
-        "mean_error": 1 - together.correct.double().mean().item(),
-        "rms": rms_calibration_error(
-            equal_mass_bins(together.confidence, together.correct, BIN_SIZE)
-        ),
+        "mean_error": 1 - together.double().mean().item(),
+        "rms": rms_calibration_error(equal_mass_bins(torch.cat(confidence), together, BIN_SIZE)),
     }
 
 

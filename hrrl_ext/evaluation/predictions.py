@@ -14,6 +14,9 @@ from ..data.labelled import as_input, labelled_batches
 from ..layers import logits_of
 from ..processes import ALONE, Processes
 
+_CHUNK = 2**22  # logits that are widened to float64 at a time
+_ROUNDING = 1e-4  # of the largest logit: what two passes of the same numbers may differ on a GPU
+
 
 class Predictions(NamedTuple):
     """logits [N, C] float32 and labels [N] int64, both on the CPU, row i of one example."""
@@ -29,7 +32,8 @@ class Predictions(NamedTuple):
     @property
     def confidence(self) -> Tensor:
         """max_c softmax(logits)_c, [N] float64; exactly 1 where no other class is representable."""
-        return self.logits.double().softmax(1).amax(1)
+        rows = max(1, _CHUNK // self.logits.shape[1])
+        return torch.cat([z.double().softmax(1).amax(1) for z in self.logits.split(rows)])
 
 
 def predict(
@@ -95,6 +99,13 @@ def checked_logits(output: Any, target: Tensor, first_row: int, where: str) -> T
 def usable_logits(logits: Tensor) -> Tensor:
     """[N] bool: no NaN and no infinity, but -inf for classes that are masked, though not for all."""
     return logits.amax(1).isfinite()  # NaN passes through it
+
+
+def difference(first: Tensor, second: Tensor) -> float:
+    """The largest of logits [N, C] of two passes over the same images; 0 where it may be rounding."""
+    apart = (first - second).abs().masked_fill(first == second, 0.0)  # also of two that are -inf
+    largest = first.masked_fill(first == -torch.inf, 0.0).abs().max()
+    return 0.0 if apart.max() <= _ROUNDING * largest else apart.max().item()
 
 
 def are_probabilities(logits: Tensor) -> bool:

@@ -125,8 +125,8 @@ EXPLANATIONS: Mapping[str, str] = {
         "no average."
     ),
     "random predictions": (
-        "Two passes over the same images gave different classes. Averages of a random model are not "
-        "reproducible, and attacks by gradient overestimate its robustness."
+        "Two passes over the same images gave different logits, by more than rounding. Averages of a "
+        "random model are not reproducible, and attacks by gradient overestimate its robustness."
     ),
     "temperature": (
         "The likelihood is best at a limit of the search: the logits separate the fitted half "

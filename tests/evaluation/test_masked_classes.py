@@ -97,6 +97,7 @@ def test_the_worst_case_counts_like_without_them() -> None:
     assert torch.equal(masked.clean, kept.clean) and not masked.clean[0]
     assert abs(int(masked.survived.sum()) - int(kept.survived.sum())) <= 1
     assert 0 < masked.survived.sum() < masked.clean.sum()
+    assert masked.warnings == kept.warnings == []
 
 
 def test_training_on_them() -> None:

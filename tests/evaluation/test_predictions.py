@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from hrrl_ext.data import ArrayImages
-from hrrl_ext.evaluation import Predictions, predict
-from hrrl_ext.evaluation.predictions import are_probabilities
+from hrrl_ext.evaluation import Predictions, parts, predict, predictions
+from hrrl_ext.evaluation.predictions import are_probabilities, difference
 
 
 def images(n: int = 7) -> tuple[Tensor, Tensor]:
@@ -91,6 +94,41 @@ def test_probabilities_are_told_from_logits() -> None:
     one_off = logits.softmax(1)
     one_off[7] *= 1.01
     assert not are_probabilities(one_off)
+
+
+def test_two_passes_differ_by_more_than_rounding() -> None:
+    logits = torch.tensor([[1.0, -20.0, -torch.inf], [0.0, 3.0, -torch.inf]])
+    assert difference(logits, logits) == 0
+    moved = logits.clone()
+    moved[1, 1] += 1e-3
+    assert difference(logits, moved) == 0
+    moved[1, 1] += 0.5
+    assert difference(logits, moved) == pytest.approx(0.501)
+    moved[0, 2] = 0
+    assert difference(logits, moved) == torch.inf
+
+
+def test_confidences_are_found_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Predictions(torch.randn(11, 3), torch.zeros(11).long())
+    whole = found.confidence
+    monkeypatch.setattr(predictions, "_CHUNK", 12)
+    assert torch.equal(found.confidence, whole)
+
+
+def test_logits_of_corruptions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several GB of a large set: of one severity, what is counted is left when the next one is measured."""
+    kept: list[weakref.ref[Tensor]] = []
+
+    def counted(*args: Any, **settings: Any) -> Predictions:
+        assert all(logits() is None for logits in kept)
+        found = predict(*args, **settings)
+        kept.append(weakref.ref(found.logits))
+        return found
+
+    monkeypatch.setattr(parts, "predict", counted)
+    part = parts.corruption_part(network(), "fog", [images(4)] * 5, batch_size=4)
+    assert len(kept) == 5
+    assert [s["count"] for s in part["severities"]] == [4] * 5
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ...norms import Ball
+from ..predictions import are_probabilities, difference
 from .apgd import apgd
 from .result import MethodAccuracy
 from .starts import random_start
@@ -26,7 +27,6 @@ NAMES = (
     "huge-eps",
 )
 
-_NOISE = 1e-4  # of the largest logit: what two passes of the same numbers may differ on a GPU
 _ZERO_SHARE = 0.1  # of the points, with a gradient of zero
 _BROKEN_SHARE = 0.02  # of the right points, broken by a method that should be the weaker one
 _SAMPLE = 64  # points for the two checks that attack once more
@@ -35,18 +35,17 @@ _HUGE = 0.5  # in linf any image can become grey, and so any other within as muc
 
 
 def random_outputs(victim: Victim, x: Tensor, target: Tensor, logits: Tensor) -> list[str]:
-    difference = (victim.logits(x, target) - logits).abs().max()
-    if difference <= _NOISE * logits.abs().max():
+    apart = difference(victim.logits(x, target), logits)
+    if apart == 0:
         return []
     return [
-        f"random-outputs: two passes of the same images differ by {difference:.2g} in a logit; "
+        f"random-outputs: two passes of the same images differ by {apart:.2g} in a logit; "
         "attack the expectation over the randomness instead"
     ]
 
 
 def probabilities(logits: Tensor) -> list[str]:
-    within = bool(((logits >= 0) & (logits <= 1)).all())
-    if not within or not bool(((logits.sum(1) - 1).abs() < 1e-3).all()):
+    if not are_probabilities(logits):
         return []
     return [
         "probabilities: the outputs lie in [0, 1] and sum to 1; attack the logits, "
