@@ -22,6 +22,7 @@ from hrrl_ext.plots import (
     plot_variances,
     read_history,
 )
+from hrrl_ext.plots import runs as of_runs
 from hrrl_ext.plots.figures import of_run
 from hrrl_ext.robust import variance_gain
 
@@ -278,6 +279,26 @@ def test_runs_on_disk(tmp_path: Path) -> None:
         plot_runs([a, a / "metrics.jsonl"], tmp_path)
     with pytest.raises(ValueError, match="at least one"):
         plot_runs([], tmp_path)
+
+
+def test_runs_that_are_files_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are called by their files; what was recorded beside them belongs to none."""
+    seen: list[list[str]] = []
+    monkeypatch.setattr(of_runs, "plot_histories", lambda of, *_, **__: seen.append(list(of)) or [])
+    line = json.dumps(rows(1)[0]) + "\n"
+    write(tmp_path / "erm", line)
+    for name in ("erm.jsonl", "hrrl.jsonl", "metrics.jsonl"):
+        (tmp_path / name).write_text(line)
+    (tmp_path / "variance.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    both = [Path("erm.jsonl"), Path("hrrl.jsonl")]
+    assert plot_runs(both, tmp_path) == []
+    plot_runs([*both, "erm"], tmp_path)
+    assert seen == [["erm", "hrrl"], ["erm.jsonl", "hrrl.jsonl", "erm"]]
+    with pytest.raises(ValueError, match="nothing has been recorded"):
+        plot_runs([tmp_path, *both], tmp_path)
+    with pytest.raises(ValueError, match="the same run is given twice"):
+        plot_runs([both[0], tmp_path / "erm.jsonl"], tmp_path)
 
 
 # --- gradients

@@ -16,6 +16,7 @@ from .adversary import has_slow_phase, plot_h, plot_q
 from .figures import History, column, of_run, over_epochs, panels_of, save, shown
 from .gradients import plot_variances
 
+_METRICS = "metrics.jsonl"
 _NUMBERS = ("epoch", "loss", "accuracy", "worst_concept_accuracy", "mu", "lam", "s", "c")
 _BY_CONCEPT = ("q", "concept_accuracy")
 
@@ -26,23 +27,32 @@ def plot_runs(
     *,
     report: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
-    """:func:`plot_histories` of runs on disk: their folders, or files of metrics.jsonl themselves.
+    """:func:`plot_histories` of runs on disk: their folders, or files of metrics themselves.
 
-    Where runs have a variance.jsonl beside it, :func:`plot_variances` of these.
+    A run is called by its folder; one in a file of another name than metrics.jsonl by that. Where runs
+    have a variance.jsonl beside their metrics.jsonl, :func:`plot_variances` of these.
     """
     if not runs:
         raise ValueError("runs: give at least one folder of a run")
-    files = [Path(run) if regular(run).is_file() else Path(run) / "metrics.jsonl" for run in runs]
-    names = [file.resolve().parent.name for file in files]
-    if len(set(names)) < len(names):  # of the same name in several places
-        names = [str(file.parent) for file in files]
-    if len(set(names)) < len(names):
+    files = [Path(run) if regular(run).is_file() else Path(run) / _METRICS for run in runs]
+    if len({file.resolve() for file in files}) < len(files):
         raise ValueError(f"runs: the same run is given twice: {', '.join(map(str, runs))}")
-    histories = {name: read_history(file) for name, file in zip(names, files, strict=True)}
-    recorded = {n: f.with_name("variance.jsonl") for n, f in zip(names, files, strict=True)}
+    named = dict(zip(_names(files), files, strict=True))
+    histories = {name: read_history(file) for name, file in named.items()}
+    recorded = {n: f.with_name("variance.jsonl") for n, f in named.items() if f.name == _METRICS}
     recordings = {n: read_recording(f) for n, f in recorded.items() if f.is_file()}
     drawn = plot_histories(histories, out, report=report)
     return drawn + (plot_variances(recordings, out) if recordings else [])
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Of different files: the last part of each path, or all of it where that is the same for some."""
+    of_folder = [file.name == _METRICS for file in files]
+    short = [
+        f.resolve().parent.name if of else f.stem for f, of in zip(files, of_folder, strict=True)
+    ]
+    long = [str(f.parent if of else f) for f, of in zip(files, of_folder, strict=True)]
+    return short if len(set(short)) == len(files) else long
 
 
 def read_history(file: Path) -> list[dict[str, Any]]:
