@@ -284,7 +284,12 @@ def test_runs_on_disk(tmp_path: Path) -> None:
 def test_runs_that_are_files_of_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are called by their files; what was recorded beside them belongs to none."""
     seen: list[list[str]] = []
-    monkeypatch.setattr(of_runs, "plot_histories", lambda of, *_, **__: seen.append(list(of)) or [])
+
+    def named(histories: dict[str, Any], *_: object, **__: object) -> list[Path]:
+        seen.append(list(histories))
+        return []
+
+    monkeypatch.setattr(of_runs, "plot_histories", named)
     line = json.dumps(rows(1)[0]) + "\n"
     write(tmp_path / "erm", line)
     for name in ("erm.jsonl", "hrrl.jsonl", "metrics.jsonl"):

@@ -24,7 +24,7 @@ class CorruptedImages(NamedTuple):
 
     severities: Callable[[str], list[ImageSet]]
     """a kind's images at severities 1 to 5"""
-    count: int
+    points: int
     """images at each severity"""
     kinds: list[str]
     of_imagenet: bool
@@ -41,7 +41,7 @@ def corrupted_images(
     from .corruptions import CORRUPTIONS, EXTRA_CORRUPTIONS, corrupted
 
     known = [*CORRUPTIONS, *EXTRA_CORRUPTIONS]
-    sides = images.image_shape[1:]
+    sides = [*images.image_shape[1:]]
     if folder is None:
         rows = _drawn(len(images), config)
 

@@ -107,7 +107,7 @@ def evaluate(
         "grouped_by": "class" if by_class else "concept",
         "attack_points": len(attacked),
         "quick_attacks": config.quick_attacks,
-        "corruption_points": corrupted.count,
+        "corruption_points": corrupted.points,
         "corruptions_of": "hrrl_ext" if corruption_folder is None else str(corruption_folder),
         "seed": config.seed,
     }

@@ -470,7 +470,7 @@ def test_an_image_is_corrupted_alike_however_many_are_drawn(tmp_path: Path) -> N
     config = evaluation_config("quick", points=20, corruption_points=7)
     with pytest.warns(UserWarning, match="resized"):
         one = corrupted_images.corrupted_images(some, some.resized(9), config, tmp_path)
-    assert one.kinds == ["rain"] and one.count == 7
+    assert one.kinds == ["rain"] and one.points == 7
     read = corrupted_images.corrupted_images(some, some, config, tmp_path).severities("rain")
     made = corrupted_images.corrupted_images(some, some, config, None).severities("gaussian_noise")
     expected = some.subset(drawn(40, 20, 0)).subset(drawn(20, 7, 0))

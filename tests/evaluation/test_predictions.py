@@ -126,7 +126,7 @@ def test_logits_of_corruptions_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> 
         return found
 
     monkeypatch.setattr(parts, "predict", counted)
-    part = parts.corruption_part(network(), "fog", [images(4)] * 5, batch_size=4)
+    part = parts.corruption_part(network(), "fog", [ArrayImages(*images(4))] * 5, batch_size=4)
     assert len(kept) == 5
     assert [s["count"] for s in part["severities"]] == [4] * 5
 
