@@ -28,15 +28,17 @@ from ..norms import VectorNorm, vector_norm
 class Certificate:
     """Of each example: the radius within which the prediction stays right, and who is next.
 
-    radius  [N]. Below 0 the example is misclassified, and so far from being right. NaN where every
-            class has the same weights: then nothing depends on x
+    radius  [N]. Below 0 the example is misclassified, and at least so far from being right: of two
+            classes just so far. NaN where every class has the same weights: then nothing depends on x
     rival   [N] the class that is reached there, as in y
     norm    of the perturbations: the dual of the one that was named
+    right   [N] whether the example is classified rightly as it is
     """
 
     radius: Any
     rival: Any
     norm: str
+    right: Any
 
     def accuracy(self, eps: Any) -> Any:
         """The share of examples that are right whatever ‖δ‖ ≤ eps does; an array for several eps."""
@@ -44,7 +46,8 @@ class Certificate:
         if not (eps >= 0).all():
             raise ValueError(f"Certificate.accuracy: eps must be at least 0, got {eps.min()}")
         radius = np.asarray(to_numpy(self.radius))
-        share = (radius > eps[..., None]).mean(-1)
+        whatever = np.isnan(radius) & np.asarray(to_numpy(self.right))  # as nothing depends on x
+        share = (whatever | (radius > eps[..., None])).mean(-1)
         return share if eps.ndim else float(share)
 
     @property
@@ -80,8 +83,10 @@ def certify(head: Any, X: Any, y: Any, norm: str | VectorNorm = "l2") -> Certifi
             "in what is missing, or leave the row out"
         )
     target = linear.places(np.asarray(to_numpy(y)), len(rows))
-    radius, rival = linear.radii(rows, target, norm)
-    return Certificate(like(X, radius), like(X, linear.classes[rival]), norm.dual.name)
+    radius, rival, right = linear.radii(rows, target, norm)
+    return Certificate(
+        like(X, radius), like(X, linear.classes[rival]), norm.dual.name, like(X, right)
+    )
 
 
 @dataclass(frozen=True)
@@ -95,14 +100,9 @@ class Linear:
     @classmethod
     def of(cls, head: Any, X: np.ndarray) -> tuple[Linear, np.ndarray]:
         """A head as its scores, and X in the space where they are linear."""
-        head = getattr(head, "pipeline_", head)
-        if isinstance(head, BaseEstimator):
-            check_is_fitted(head)
-        if isinstance(head, Pipeline):
-            X, scale, shift = _through_scalers(head, X)
-            linear, X = cls.of(head[-1], X)
-            linear = cls(linear.W * scale, linear.b + linear.W @ shift, linear.classes)
-        elif isinstance(head, nn.Linear):
+        scalers, head = _unrolled(head)
+        X, scale, shift = _through_scalers(scalers, X)
+        if isinstance(head, nn.Linear):
             W = to_numpy(head.weight).astype(np.float64)
             b = np.zeros(len(W)) if head.bias is None else to_numpy(head.bias).astype(np.float64)
             linear = cls.of_rows(W, b, np.arange(max(2, len(W))))
@@ -126,7 +126,8 @@ class Linear:
             raise ValueError(
                 f"certify: X must be [N, {linear.W.shape[1]}], as the head takes it, got {list(X.shape)}"
             )
-        return linear, X
+        b = linear.b + (linear.W * shift).sum(1)
+        return cls(linear.W * scale, b, linear.classes), X
 
     @classmethod
     def of_rows(cls, W: np.ndarray, b: np.ndarray, classes: np.ndarray) -> Linear:
@@ -151,16 +152,18 @@ class Linear:
 
     def radii(
         self, X: np.ndarray, target: np.ndarray, norm: VectorNorm
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """min_j (s_y - s_j)/‖w_y - w_j‖ [N], and the j where it is."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """min_j (s_y - s_j)/‖w_y - w_j‖ [N], the j where it is, and whether y leads."""
         radius, rival = np.empty(len(X)), np.empty(len(X), dtype=np.int64)
+        right = np.empty(len(X), dtype=bool)
         for k, rows, lead, size in self._leads(X, target, norm):
             with np.errstate(divide="ignore", invalid="ignore"):
                 of = np.where(size > 0, lead / size, np.where(lead > 0, np.inf, -np.inf))
             of[:, k] = np.inf
             rival[rows] = of.argmin(1)
             radius[rows] = of.min(1) if size.any() else np.nan
-        return radius, rival
+            right[rows] = of.min(1) > 0
+        return radius, rival, right
 
     def worst_case(
         self, X: np.ndarray, target: np.ndarray, eps: float, norm: VectorNorm
@@ -183,29 +186,45 @@ class Linear:
             yield k, rows, lead, norm.size(torch.from_numpy(away)).numpy()
 
 
+def _unrolled(head: Any) -> tuple[list[tuple[str, Any]], Any]:
+    """The steps of pipelines within one another, also those of a probe, and what the last ends in.
+
+    All at once, since a Normalizer needs the rows as every step before it leaves them.
+    """
+    scalers: list[tuple[str, Any]] = []
+    while True:
+        head = getattr(head, "pipeline_", head)
+        if isinstance(head, BaseEstimator):
+            check_is_fitted(head)
+        if not isinstance(head, Pipeline):
+            return scalers, head
+        scalers += head.steps[:-1]
+        head = head[-1]
+
+
 def _through_scalers(
-    pipeline: Pipeline, X: np.ndarray
+    scalers: list[tuple[str, Any]], X: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """X, and scale and shift with which the last step sees scale * x + shift."""
-    scale, shift = np.ones(X.shape[1]), np.zeros(X.shape[1])
-    for name, step in pipeline.steps[:-1]:
+    """X, and scale and shift with which what follows sees scale * x + shift."""
+    scale, shift = np.ones(1), np.zeros(1)
+    for name, step in scalers:
         if step is None or step == "passthrough":
             continue
         if isinstance(step, Normalizer):
             X = step.transform(scale * X + shift)
-            scale, shift = np.ones(X.shape[1]), np.zeros(X.shape[1])
+            scale, shift = np.ones(1), np.zeros(1)
         elif isinstance(step, StandardScaler):
-            by = np.ones_like(scale) if step.scale_ is None else 1 / step.scale_
+            by = 1.0 if step.scale_ is None else 1 / step.scale_
             off = 0.0 if step.mean_ is None or not step.with_mean else step.mean_
             scale, shift = scale * by, (shift - off) * by
-        elif isinstance(step, MaxAbsScaler):
+        elif isinstance(step, MaxAbsScaler) and not getattr(step, "clip", False):  # since 1.9
             scale, shift = scale / step.scale_, shift / step.scale_
         elif isinstance(step, MinMaxScaler) and not step.clip:
             scale, shift = scale * step.scale_, shift * step.scale_ + step.min_
         else:
             raise TypeError(
                 f"certify: step {name!r}, a {type(step).__name__}, is none of StandardScaler, "
-                "MinMaxScaler (clip=False), MaxAbsScaler and Normalizer; transform X by the "
-                "first steps, and certify the last one: radii are then those of what it sees"
+                "MinMaxScaler and MaxAbsScaler (both with clip=False) and Normalizer; transform X by "
+                "the first steps, and certify the last one: radii are then those of what it sees"
             )
     return X, scale, shift

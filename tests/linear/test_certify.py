@@ -126,10 +126,15 @@ def test_a_probe_is_certified_in_the_space_it_sees(make, iris) -> None:
     rows = Normalizer().transform(X)
     expected = certify(probe.pipeline_[-1], rows, y).radius
     np.testing.assert_array_equal(certify(probe, X, y).radius, expected)
+    within = make_pipeline(StandardScaler(), make_pipeline(Normalizer(), LinearSVC()))
+    for model in (make_pipeline(StandardScaler(), make(normalise="l2")), within):
+        right = model.fit(X, y).predict(X) == y
+        assert 0.8 < right.mean() < 1
+        np.testing.assert_array_equal(certify(model, X, y).radius > 0, right)
 
 
 def test_equal_and_empty_weights() -> None:
-    """Classes with the same w are told by b alone; if all are, no radius is defined."""
+    """Classes with the same w are told by b alone; if all are, no radius is defined, and no eps matters."""
     layer = torch.nn.Linear(2, 3)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[1.0, 0], [1, 0], [0, 1]]))
@@ -139,7 +144,10 @@ def test_equal_and_empty_weights() -> None:
     assert certify(layer, x, [1], "l2").radius == -np.inf
     with torch.no_grad():
         layer.weight.zero_()
-    assert np.isnan(certify(layer, x, [0]).radius).all()
+    for label, share in ((0, 1.0), (1, 0.0)):
+        found = certify(layer, x, [label])
+        assert np.isnan(found.radius).all() and np.isnan(found.robust_radius)
+        assert found.accuracy([0.0, 100.0]).tolist() == [share, share]
 
 
 def test_what_cannot_be_certified_says_why(iris) -> None:
@@ -161,6 +169,12 @@ def test_what_cannot_be_certified_says_why(iris) -> None:
         certify(LinearRegression().fit(X, np.arange(150)), X, y)
     with pytest.raises(TypeError, match="step 'pca', a PCA, is none of"):
         certify(make_pipeline(PCA(), LogisticRegression(max_iter=2000)).fit(X, y), X, y)
+    clipping = make_pipeline(MaxAbsScaler(), LogisticRegression(max_iter=2000)).fit(X, y)
+    clipping[0].clip = True  # which scikit-learn has from 1.9 on
+    with pytest.raises(TypeError, match=r"a MaxAbsScaler, is none of .* \(both with clip=False\)"):
+        certify(clipping, X, y)
+    with pytest.raises(ValueError, match=r"X must be \[N, 4\], .* got \[150, 3\]"):
+        certify(make_pipeline(StandardScaler(), model).fit(X, y), X[:, :3], y)
     with pytest.raises(ValueError, match="norm 'l7x' is not known"):
         certify(model, X, y, "l7x")
     with pytest.raises(TypeError, match=r"must be dense, got a sparse matrix; use X.toarray\(\)"):
