@@ -18,7 +18,7 @@ from ..spec import not_known
 from .certify import Certificate, Linear, certify
 from .duality import NotSeparableError, Problem, Solution, size
 from .labels import named, not_separable, signs
-from .solve import NORMS, Solver, choose, solve
+from .solve import NORMS, WITHOUT_SLACK, Solver, choose, solve
 
 _PATH = 16  # values of lam, over five decades
 _DECADES = 5
@@ -162,7 +162,8 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """min mean hinge + lam ‖w‖ for each lam, of two classes; this classifier is not changed.
 
         lams None: 16 values over five decades, down from one at which w is 0 for certain. From
-        `lam_exact_` on downwards the margin is that of the hard problem, not only near it.
+        `lam_exact_` on downwards the margin is that of the hard problem, not only near it. By "auto",
+        where `solver` is one of separable data alone.
         """
         norm = self._check_parameters()
         device = X.device if isinstance(X, torch.Tensor) else "cpu"
@@ -207,7 +208,9 @@ class MaxMarginClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     def _call(self, problem: Problem, device: Any) -> Solution:
-        return solve(problem, self.solver, tol=self.tol, max_iter=int(self.max_iter), device=device)
+        of_path = problem.C is not None and self.C is None
+        solver = "auto" if of_path and self.solver in WITHOUT_SLACK else self.solver
+        return solve(problem, solver, tol=self.tol, max_iter=int(self.max_iter), device=device)
 
     def _linear(self) -> Linear:
         return Linear.of_rows(self.coef_, self.intercept_, self.classes_)

@@ -32,6 +32,7 @@ _NORMS_OF: dict[str, tuple[str, ...]] = {
     "steepest": NORMS,
     "prox": NORMS,
 }
+WITHOUT_SLACK = ("nnls", "steepest")
 _EXACT: dict[str, Callable[[Problem], Answer]] = {
     "lp": solve_lp,
     "nnls": solve_nnls,
@@ -59,7 +60,7 @@ def choose(problem: Problem, solver: str) -> str:
             f"MaxMarginClassifier: solver {solver!r} solves norm {' and '.join(_NORMS_OF[solver])}, "
             f"got norm={norm!r}; use {' or '.join(map(repr, able))}, or 'auto'"
         )
-    if solver in ("nnls", "steepest") and soft:
+    if solver in WITHOUT_SLACK and soft:
         raise ValueError(
             f"MaxMarginClassifier: solver {solver!r} has no slack, got C; use 'first-order' or 'auto'"
         )

@@ -267,6 +267,8 @@ def test_the_path_rises_as_lam_falls_and_begins_at_zero() -> None:
     margins = [point.margin for point in path if point.norm > 0]
     assert all(b >= a - 1e-9 for a, b in pairwise(margins))
     assert margins[-1] == pytest.approx(model.fit(X, y).robust_radius_, rel=1e-9)
+    hard = [MaxMarginClassifier("l2", solver=s).path(X, y, [0.1]) for s in ("nnls", "auto")]
+    assert hard[0] == hard[1]  # nnls has no slack
 
 
 SOFT = [("lp", "l1"), ("lp", "linf"), ("socp", "l2"), ("socp", "fourier-l1"), ("first-order", "l2")]
