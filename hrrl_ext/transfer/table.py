@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from torch import Tensor
+
+from .._arrays import to_numpy
 from .._shapes import count, entries, many, record, text
 from .._tables import aligned, markdown
 from ..data import Concepts, ImageSet, Source, with_classes
-from ..locks import writing_to
-from ..robust import HRRLTrainer
-from ..spec import not_known
-from ..storage import read_rows, write_rows
+from ..processes import start_processes
+from ..robust import HRRLConfig, HRRLTrainer
+from ..spec import not_known, plain
+from ..storage import WorkFolder, read_rows, write_rows
+from ..training import TrainingConfig, TrainingResult
 from ..training.run_folder import RunFolder
 from .features import extract_features
 from .probe import probe
@@ -27,6 +34,14 @@ VARIANTS = ("ERM", "EL", "CL", "HRRL")
 """Those of the paper."""
 BASELINES = ("Group DRO", "CVaR")
 """Other adversaries in CL's place: no example level."""
+_TRIALS = "trials.jsonl"
+_DEFAULTS = {
+    "model": "resnet18",
+    **dict.fromkeys(("validation_concepts", "init", "init_part", "penalty")),
+    **asdict(TrainingConfig()),
+    **asdict(HRRLConfig()),
+}
+"""Of what a trial depends on; what else HRRLTrainer takes is where and how it is computed."""
 
 
 def variant_config(name: str, tau: float, lam: float) -> dict[str, Any]:
@@ -107,7 +122,7 @@ class TransferTable:
 
     @property
     def columns(self) -> list[str]:
-        return [*self.trials[0].source, *self.trials[0].targets]
+        return [*self.trials[0].source, *self.trials[0].targets] if self.trials else []
 
     def rows(self, base: str | None = None) -> list[list[str]]:
         """Header and one row per variant, in per cent; with ``base`` the differences from it."""
@@ -150,52 +165,120 @@ def transfer_table(
     :class:`hrrl_ext.training.TrainingConfig`) but for tau, lam and the adversary; with one seed they
     start from the same weights and see the same batches. With ``out`` each finished trial is kept in
     ``out/trials.jsonl`` and not computed again; its run, with the model, is the folder
-    ``out/models/VARIANT-SEED``, and one that was interrupted goes on there.
+    ``out/models/VARIANT-SEED``, and one that was interrupted goes on there. More variants and seeds can
+    be asked for; ValueError where anything else differs from what the trials there are of. A training
+    that ``max_minutes`` ends is no trial: ``report`` is told, and the next call goes on with it.
     """
     seeds, variants = list(seeds), list(variants)
     if not seeds or not variants:
         raise ValueError("transfer_table needs at least one seed and one variant")
+    if not isinstance(model := config.get("model", "resnet18"), str):
+        raise TypeError(
+            "transfer_table trains a network for each trial and needs model by name, got "
+            f"{type(model).__name__}"
+        )
+    if start_processes(config.get("device", "auto"))[0].size > 1:
+        raise ValueError("transfer_table is work of one process; start it without torchrun")
     of_variant = {variant: variant_config(variant, tau, lam) for variant in variants}
-    with nullcontext() if out is None else writing_to(out):
-        path = None if out is None else Path(out) / "trials.jsonl"
-        trials = [] if path is None else _read(path)
+    source = {"data": data, "concepts": concepts, "validation": validation}
+    kept = None if out is None else WorkFolder(out, "a transfer table", "table.json")
+    description = {} if kept is None else _description(source, targets, tau, lam, config)
+    with nullcontext() if kept is None else kept.held():
+        trials = [] if kept is None else _of_before(kept, description)
         done = {(trial.variant, trial.seed) for trial in trials}
-        for seed in seeds:
-            for variant in variants:
-                if (variant, seed) in done:
-                    continue
-                run = None
-                if out is not None:
-                    run = RunFolder(Path(out) / "models" / f"{variant.replace(' ', '-')}-{seed}")
-                    if not run.checkpoints:  # stopped before its first one
-                        shutil.rmtree(run.path, ignore_errors=True)
-                result = HRRLTrainer(
-                    data=data,
-                    concepts=concepts,
-                    validation=validation,
-                    seed=seed,
-                    out=None if run is None else run.path,
-                    resume=run is not None and bool(run.checkpoints),
-                    progress="off",
-                    **(config | of_variant[variant]),
-                ).fit()
-                measured = ("accuracy", "worst_concept_accuracy") if validation is not None else ()
-                accuracies = {}
-                for target in targets:
-                    train, test = (
-                        extract_features(result.model, s) for s in (target.train, target.test)
-                    )
-                    accuracies[target.name] = probe(train, test).accuracy
-                trial = Trial(
-                    variant, seed, {m: result.last[m] for m in measured}, accuracies, result.history
-                )
-                trials.append(trial)
-                if path is not None:
-                    write_rows(path, map(asdict, trials))
-                shown = {**trial.source, **trial.targets}
-                numbers = "  ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
-                report(f"{variant:4}  seed {seed}  {numbers}")
+        for seed, variant in product(seeds, variants):
+            if (variant, seed) in done:
+                continue
+            run = None
+            if kept is not None:
+                run = RunFolder(kept.path / "models" / f"{variant.replace(' ', '-')}-{seed}")
+                if not run.checkpoints:  # stopped before its first one
+                    shutil.rmtree(run.path, ignore_errors=True)
+            trainer = HRRLTrainer(
+                **source,
+                seed=seed,
+                out=None if run is None else run.path,
+                resume=run is not None and bool(run.checkpoints),
+                progress="off",
+                **(config | of_variant[variant]),
+            )
+            result = trainer.fit()
+            if not trainer.loop.over:
+                report(f"{variant:4}  seed {seed}  stopped in epoch {len(result.history) + 1}")
+                continue
+            trial = _measured(variant, seed, result, targets, validation is not None)
+            trials.append(trial)
+            if kept is not None:
+                kept.describe(description)
+                write_rows(kept.path / _TRIALS, map(asdict, trials))
+            shown = {**trial.source, **trial.targets}
+            numbers = "  ".join(f"{name} {100 * value:.1f}" for name, value in shown.items())
+            report(f"{variant:4}  seed {seed}  {numbers}")
         return TransferTable([t for t in trials if t.variant in variants and t.seed in seeds])
+
+
+def _measured(
+    variant: str, seed: int, result: TrainingResult, targets: Sequence[Target], validated: bool
+) -> Trial:
+    source = ("accuracy", "worst_concept_accuracy") if validated else ()
+    accuracies = {}
+    for target in targets:
+        train, test = (extract_features(result.model, s) for s in (target.train, target.test))
+        accuracies[target.name] = probe(train, test).accuracy
+    return Trial(variant, seed, {m: result.last[m] for m in source}, accuracies, result.history)
+
+
+# --- what is kept
+
+
+def _of_before(kept: WorkFolder, description: Mapping[str, Any]) -> list[Trial]:
+    """The trials in the folder, if they are of this description."""
+    if kept.taken:
+        kept.require_same(description, {"settings": _DEFAULTS})
+    trials = _read(kept.path / _TRIALS)
+    if trials and not kept.taken:
+        raise ValueError(
+            f"transfer_table: {kept.path} has trials of before settings were kept with them in "
+            "table.json; choose another out"
+        )
+    return trials
+
+
+def _description(
+    source: Mapping[str, Any],
+    targets: Sequence[Target],
+    tau: float,
+    lam: float,
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What every trial is of, but for its variant and seed."""
+    given = {name: value for name, value in config.items() if name in _DEFAULTS}
+    return {
+        **{name: _said(value) for name, value in source.items()},
+        "targets": {t.name: [_said(t.train), _said(t.test)] for t in targets},
+        "settings": _said({**_DEFAULTS, **given, "tau": tau, "lam": lam}),
+    }
+
+
+def _said(value: Any) -> Any:
+    """As it stands in JSON: images by name and number, arrays by a digest, what else by its type."""
+    value = plain(value)
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, ImageSet):
+        return [value.name, len(value)]
+    if isinstance(value, Mapping):
+        return {str(name): _said(entry) for name, entry in value.items()}
+    if isinstance(value, Tensor | np.ndarray):
+        array = np.ascontiguousarray(to_numpy(value))
+        return [list(array.shape), hashlib.sha256(array.data).hexdigest()]
+    if isinstance(value, Sequence):
+        return [_said(entry) for entry in value]
+    if is_dataclass(value):
+        return {type(value).__name__: _said(vars(value))}
+    return type(value).__name__
 
 
 def _read(path: Path) -> list[Trial]:

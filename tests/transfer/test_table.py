@@ -17,7 +17,9 @@ import transfer_cifar100
 from hrrl_ext.data import load_images, lower_resolution
 from hrrl_ext.evaluation import predict
 from hrrl_ext.plots import plot_histories
+from hrrl_ext.processes import Processes
 from hrrl_ext.training import load_model
+from hrrl_ext.transfer import table
 from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_config
 
 DIGITS = load_images("digits", split="train").subset(range(150))
@@ -147,11 +149,41 @@ def test_plots_without_validation(tmp_path: Path) -> None:
     assert [p.name for p in plot_histories({"run": rows}, tmp_path)] == ["loss.png", "q.png"]
 
 
-def test_trials_are_plain_json(tmp_path: Path) -> None:
-    transfer_table(DIGITS, **(SMALL | {"epochs": 1}), variants=["ERM"], out=tmp_path)
+def test_trials_are_plain_json_and_of_one_call(tmp_path: Path) -> None:
+    """A training that was stopped is no trial, and of another call none is taken."""
+    lines: list[str] = []
+    call: dict[str, Any] = {"variants": ["ERM"], "out": tmp_path, "report": lines.append}
+    call |= SMALL | {"epochs": 1, "concepts": DIGITS.target.numpy()}
+    stopped = transfer_table(DIGITS, **call, max_minutes=1e-9)
+    assert stopped.trials == [] and str(stopped) == "features"
+    assert lines == ["ERM   seed 0  stopped in epoch 1"]
+    assert len(transfer_table(DIGITS, **call).trials) == 1
+    for name, other in (
+        ("tau", 0.3),
+        ("epochs", 2),
+        ("targets", [TARGET, replace(TARGET, name="more")]),
+        ("concepts", 9 - DIGITS.target.numpy()),
+        ("validation", DIGITS.subset(range(20))),
+    ):
+        with pytest.raises(ValueError, match=rf"other settings \({name} differ\)"):
+            transfer_table(DIGITS, **(call | {name: other}))
+    with pytest.raises(ValueError, match=r"other settings \(data differ\)"):
+        transfer_table(DIGITS.subset(range(20)), **call)
+    assert len(transfer_table(DIGITS, **call, device="cpu").trials) == 1
     stored = json.loads((tmp_path / "trials.jsonl").read_text())
     assert stored["variant"] == "ERM"
     assert torch.tensor(stored["targets"]["half"]) <= 1
+    (tmp_path / "table.json").unlink()
+    with pytest.raises(ValueError, match=r"trials of before .* table.json; choose another out"):
+        transfer_table(DIGITS, **call)
+
+
+def test_networks_are_made_by_name_in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TypeError, match="needs model by name, got Linear"):
+        transfer_table(DIGITS, **SMALL, model=torch.nn.Linear(1, 1))
+    monkeypatch.setattr(table, "start_processes", lambda device: (Processes(0, 2), device))
+    with pytest.raises(ValueError, match="work of one process; start it without torchrun"):
+        transfer_table(DIGITS, **SMALL)
 
 
 def test_the_results_page_is_written_by_its_example(tmp_path: Path) -> None:
