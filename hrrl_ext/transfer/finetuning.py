@@ -213,16 +213,16 @@ def error_curve(histories: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[di
     """Test error over epochs (Figure 3), runs side by side: rows {"epoch": 1, NAME: 0.25, ...} of shares.
 
     histories: rows of metrics per run, as in ``TrainingResult.history`` or by
-    :func:`hrrl_ext.plots.read_history`. A run that is shorter than another has None in the rows after
-    its end. ValueError: a run without a validation set.
+    :func:`hrrl_ext.plots.read_history`. A run has None in rows of epochs that it was not measured
+    after, as after its end. ValueError: a run without a validation set.
     """
     for name, rows in histories.items():
-        if not rows or "accuracy" not in rows[-1]:
+        if not any("accuracy" in row for row in rows):
             raise ValueError(
                 f"error_curve: {name} has no accuracy over epochs; train it with validation images"
             )
     errors = {
-        name: {row["epoch"]: 1 - row["accuracy"] for row in rows}
+        name: {row["epoch"]: 1 - row["accuracy"] for row in rows if "accuracy" in row}
         for name, rows in histories.items()
     }
     epochs = sorted({epoch for error in errors.values() for epoch in error})

@@ -404,6 +404,8 @@ def test_the_curve_of_test_error():
         {"epoch": 1, "ERM": 0.75, "HRRL": 0.75},
         {"epoch": 2, "ERM": 0.0, "HRRL": None},
     ]
+    between = [{"epoch": 1, "loss": 1.0}, rows[1], {"epoch": 3, "loss": 0.5}]  # evaluate_every=2
+    assert error_curve({"CL": between}) == [{"epoch": 2, "CL": 0.0}]
     assert error_curve({}) == []
     with pytest.raises(
         ValueError, match="HRRL has no accuracy over epochs; train it with validation"
