@@ -71,7 +71,8 @@ def extract_features(
                 mapping the first entry counts
     pool        of a layer's output: maps [B, C, H, W] (also [B, C, H, W, T]) become their mean over
                 the positions [B, C], tokens [B, T, D] their mean over the tokens [B, D]; False
-                flattens both. The input of the classifier is always flattened
+                flattens both. The input of the classifier is always flattened. What looks like
+                [B, S, S, C], as within Swin, whose channels come last, is refused
     device      where the model runs; None: where its parameters are. A model moved for the call
                 is moved back
 
@@ -151,10 +152,7 @@ def _feature_batches(
         ):
             x = as_input(images, there, dtype, check)
             if features is None:
-                found = find_classifiers(model, x[:2])
-                way_out = "name the one whose input is the feature with classifier="
-                otherwise = "name the layer whose output, pooled, is the feature with layer="
-                classifier = the_classifier(model, found, "extract_features", way_out, otherwise)
+                classifier = read_classifier(model, x)
                 features = hooks.enter_context(_features_of(model, classifier, layer, pool))
             features.clear()
             model(x)
@@ -162,6 +160,17 @@ def _feature_batches(
                 features, len(images), row, "classifier" if layer is None else "layer"
             )
             yield Features(rows_of_batch, target.to("cpu", torch.int64, copy=True))
+
+
+def read_classifier(
+    model: nn.Module,
+    x: Tensor,
+    where: str = "extract_features",
+    otherwise: str = "name the layer whose output, pooled, is the feature with layer=",
+) -> nn.Linear:
+    """The layer whose input is the feature where none is named, as these images show."""
+    way_out = "name the one whose input is the feature with classifier="
+    return the_classifier(model, find_classifiers(model, x[:2]), where, way_out, otherwise)
 
 
 def _features_of(
@@ -192,6 +201,12 @@ def _pooled(x: Tensor) -> Tensor:
     """The mean over positions, or over tokens; in float32, since sums of halves overflow."""
     if x.ndim < 3:
         return x
+    if x.ndim == 4 and x.shape[1] == x.shape[2] != x.shape[3]:
+        raise ValueError(
+            f"extract_features: the output of layer, {list(x.shape)}, looks as if its channels came "
+            "last, and maps are pooled as [B, C, H, W]; name a layer after which channels come second "
+            "(permute in torchvision's Swin), or take all of it with pool=False"
+        )
     return x.float().mean(dim=1 if x.ndim == 3 else tuple(range(2, x.ndim)))
 
 

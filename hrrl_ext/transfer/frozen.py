@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..layers import captured, find_head, layer_name
+from ..layers import captured, find_layer, layer_name
+from .features import read_classifier
 from .probe import LinearProbe
 from .sgd_probe import SGDProbe
 
@@ -31,11 +32,15 @@ class _Decisions(nn.Module):
 class _OnFeatures(nn.Module):
     """A head on what the network hands to one of its layers, whatever becomes of it there."""
 
-    def __init__(self, network: nn.Module, classifier: str, head: nn.Module) -> None:
+    def __init__(self, network: nn.Module, classifier: str | None, head: nn.Module) -> None:
         super().__init__()
         self.network, self.classifier, self.head = network, classifier, head
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.classifier is None:
+            needed = "a probe can stand in the place of an nn.Linear alone"
+            found = read_classifier(self.network, x, "frozen_classifier", needed)
+            self.classifier = layer_name(self.network, found)
         layer = self.network.get_submodule(self.classifier)
         with captured(layer, "input", lambda feature: feature) as features:
             self.network(x)
@@ -57,8 +62,8 @@ def frozen_classifier(
     """A copy of ``model`` whose logits are the decisions of ``probe``, fitted on its features.
 
     probe       a fitted :class:`LinearProbe` or :class:`SGDProbe` of labels 0 .. C-1, each of them seen
-    classifier  the layer in whose place it is, or its name, as features were extracted; None: the last
-                nn.Linear
+    classifier  the layer in whose place it is, or its name, as features were extracted; None: that which
+                the first images show, as :func:`extract_features` finds it
 
     From images to decisions in one differentiable module: corruptions, perturbations and attacks
     reach the features through it. The features stay as they were learned. Two classes have the logits
@@ -76,7 +81,9 @@ def frozen_classifier(
         bias = bias - weight @ scaler.mean_
     if len(classes) == 2:
         weight, bias = (np.concatenate([-x, x]) / 2 for x in (weight, bias))
-    name = layer_name(model, find_head(model, classifier, "frozen_classifier: classifier"))
-    head = _Decisions(weight, bias, unit=probe.normalise == "l2")
-    like = next(model.get_submodule(name).parameters())
-    return _OnFeatures(copy.deepcopy(model), name, head.to(like)).eval()
+    name = None
+    if classifier is not None:
+        layer = find_layer(model, classifier, "frozen_classifier: classifier")
+        name = layer_name(model, layer)
+    head = _Decisions(weight, bias, unit=probe.normalise == "l2").to(next(model.parameters()))
+    return _OnFeatures(copy.deepcopy(model), name, head).eval()

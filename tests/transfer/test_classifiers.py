@@ -202,6 +202,11 @@ def test_the_classifier_is_found_whatever_the_order() -> None:
     x = TASK.images.float() / 255
     found = extract_features(model, (x, TASK.target)).features
     assert torch.equal(found, torch.relu(model.hidden(x.flatten(1))))
+    probe = LinearProbe(C=1.0).fit(found, TASK.target)
+    with torch.no_grad():
+        frozen = frozen_classifier(model, probe)(x).double()
+    expected = torch.as_tensor(probe.decision_function(found))
+    torch.testing.assert_close(frozen, expected, rtol=0, atol=1e-4)
 
 
 def test_features_of_several_are_asked_for_by_name() -> None:

@@ -94,6 +94,14 @@ def test_the_rule_of_pooling(give, pooled):
     assert out.features.dtype == torch.float32
 
 
+def test_maps_whose_channels_come_last_are_not_pooled_over_them():
+    """As those of Swin; (2, 3) would be a mean over columns and channels."""
+    model, data = Parts(lambda x: x.permute(0, 2, 3, 1)), images(2)
+    with pytest.raises(ValueError, match=r"\[2, 8, 8, 3\], looks as if its channels.*pool=False"):
+        extract_features(model, data, layer="layer")
+    assert extract_features(model, data, layer="layer", pool=False).features.shape == (2, 192)
+
+
 def test_halves_are_pooled_in_float32():
     x = torch.ones(1, 3, 64, 64)
     x[..., ::2] += 2**-10
