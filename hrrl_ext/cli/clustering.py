@@ -141,7 +141,7 @@ def _variance(args: Namespace) -> None:
     from ..clustering.folder import ClusterFolder
     from ..data.classes import require_same_classes
     from ..data.unreadable import left_out
-    from ..pretrained import read_config
+    from ..pretrained import classes_of, read_config
     from ..processes import start_processes
     from ..storage import write_json
     from ..training.run_folder import open_model
@@ -162,7 +162,8 @@ def _variance(args: Namespace) -> None:
     snapshot = None
     if args.snapshot is not None:
         known = read_config(Path(args.snapshot), "classes")["classes"]
-        require_same_classes(images.classes, known, of=args.model, data=args.snapshot)
+        own = classes_of(args.model) or images.classes  # which --classes may call otherwise
+        require_same_classes(own, known, of=args.model, data=args.snapshot)
         earlier = open_model(args.snapshot).to(device)
         of_earlier = MeanGradient(earlier, images, parameters=parameters)
         snapshot = of_earlier.snapshot(processes=processes)

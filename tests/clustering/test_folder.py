@@ -233,6 +233,24 @@ def test_variance(capsys: Any, saved: Path, tmp_path: Path) -> None:
         assert message in stderr
 
 
+def test_a_snapshot_has_the_classes_of_the_model_whatever_the_images_call_them(
+    capsys: Any, saved: Path, tmp_path: Path
+) -> None:
+    words = CONFIG | {"classes": [f"digit {n}" for n in range(10)]}
+    save_pretrained(from_pretrained(saved / "model"), tmp_path / "words", words)
+    names = [f"figure {n}" for n in range(10)]
+    (tmp_path / "classes.txt").write_text("\n".join(names))
+    with np.load(saved / "data.npz") as data:
+        np.savez(tmp_path / "data.npz", **(dict(data) | {"class_names": np.array(names)}))
+    status, stdout, stderr = run(
+        capsys, "variance", tmp_path / "words", "--data", tmp_path / "data.npz", "--classes",
+        tmp_path / "classes.txt", "--snapshot", tmp_path / "words", "--num_batches", "2",
+        "--batch_size", "4", "--estimators", "SVRG", "--device", "cpu",
+    )  # fmt: skip
+    assert status == 0, stderr
+    assert "SVRG" in stdout
+
+
 def test_variance_needs_what_it_is_asked_for(capsys: Any, saved: Path) -> None:
     for name, needed in (("SVRG", "snapshot="), ("GC", "assignment=")):
         status, _, stderr = run(
