@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
@@ -31,7 +32,6 @@ from .layers import (
 )
 from .strata import least_variance
 
-Mode = Literal["eval", "train"]
 _TRIED = 3  # examples; no dimension of a layer's own is likely to be as long
 _POOL = 2  # examples per cluster that the first centres are chosen from
 _RESOLUTION = 1e-6  # of float32 products: what a distance is known to, relative to its terms
@@ -71,11 +71,10 @@ class GradientClustering:
             raises the objective. "frozen": a_i = argmin_k N_k ‖C_k - g_i‖² (Eq. 4.3), with the sizes
             of the last round; it rarely settles, since all the examples that find a small cluster
             cheap go there together. False: ordinary k-means, which lowers Σ_i ‖C_{a_i} - g_i‖².
-        mode: "eval" for batch normalisation with running statistics and no dropout; "train" is
-            refused where batch normalisation makes an example's gradient depend on the others.
         batch_size: examples per pass through the model. It does not change the result, but for
             rounding.
         seed: of the choice of the first centres.
+        mode: goes with the next version, and changes nothing: see below.
 
     A pass over the data is a forward pass and a backward pass to what the layers wrote; no gradient
     of a parameter is computed. A round is one pass, in which the sums of U are taken for the
@@ -87,7 +86,9 @@ class GradientClustering:
     objective, of which each of the two then weighs half. Where no example is away from its centre it
     stays empty.
 
-    The gradients are those of the sum of the losses, with each example's pixels as they are. On
+    The gradients are those of the sum of the losses, with each example's pixels as they are, in eval
+    mode: batch normalisation by the batch would make an example's depend on the others, and dropout
+    another one in each pass. On
     several processes (torchrun) each passes over its share of the data. Deterministic on the CPU
     given the seed, the batch size and the number of threads.
 
@@ -109,7 +110,7 @@ class GradientClustering:
         rank: int = 1,
         center: CentreRule = "svd",
         weighted: bool | Literal["frozen"] = True,
-        mode: Mode = "eval",
+        mode: str | None = None,
         batch_size: int = 128,
         seed: int = 0,
     ) -> None:
@@ -123,13 +124,18 @@ class GradientClustering:
             )
         if weighted not in (True, False, "frozen"):
             raise ValueError(f"weighted must be True, False or 'frozen', got {weighted!r}")
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be 'eval' or 'train', got {mode!r}")
+        if mode is not None:
+            warnings.warn(
+                "GradientClustering: mode goes with the next version; leave it out, gradients are those "
+                "of eval mode, in which each example has one of its own",
+                DeprecationWarning,
+                stacklevel=2,
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.model, self.layers = model, find_layers(model, layers)
         self._tried = layers is not None
-        self.num_clusters, self.rank, self.weighted, self.mode = num_clusters, rank, weighted, mode
+        self.num_clusters, self.rank, self.weighted = num_clusters, rank, weighted
         self.center: CentreRule = center
         self.batch_size, self.seed = batch_size, seed
         self._like = next(iter(self.layers.values())).weight
@@ -428,7 +434,7 @@ class GradientClustering:
 
     @contextmanager
     def _borrowed(self) -> Iterator[None]:
-        with in_mode(self.model, self.mode), torch.no_grad():
+        with in_mode(self.model, "eval"), torch.no_grad():
             check_independence(self.model)
             yield
 

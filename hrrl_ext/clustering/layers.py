@@ -161,8 +161,8 @@ def check_independence(model: nn.Module) -> None:
         ):
             raise ValueError(
                 f"{name or type(module).__name__} normalises by the statistics of the batch, so the "
-                "gradient of an example depends on the others in it, and none is its own; use "
-                "mode='eval' and a batch norm with running statistics"
+                "gradient of an example depends on the others in it, and none is its own; use eval "
+                "mode and a batch norm with running statistics"
             )
 
 

@@ -78,7 +78,7 @@ class VarianceRecorder:
     after a resumption makes them anew, as "refreshed" shows.
 
     On several processes (torchrun) all must call it at the same steps, with the same weights and
-    buffers; the first writes. Deterministic where model and clustering are.
+    buffers; they share the passes, and the first writes. Deterministic where model and clustering are.
 
     Raises ValueError for what :func:`gradient_variance` and :class:`GradientClustering` refuse, for a
     clustering of another model, and for a file that is no recording.
@@ -154,6 +154,7 @@ class VarianceRecorder:
             parameters=self.gradient.parameters,
             form=self.form,
             seed=random_stream(self.seed, "recorder", step).initial_seed(),
+            processes=current_processes(),
         )
         self._record(step, measured)
         return measured
@@ -164,7 +165,7 @@ class VarianceRecorder:
             self.clustering.restart()  # so that a resumed run finds the same
             self.clustering.fit(data, loss, rounds=self.rounds)
         if "SVRG" in self.estimators:
-            self._snapshot = self.gradient.snapshot(self.batch_size)
+            self._snapshot = self.gradient.snapshot(self.batch_size, processes=current_processes())
         self._refreshed = step
 
     def _record(self, step: int, measured: VarianceTable) -> None:

@@ -284,7 +284,6 @@ def test_a_gradient_that_is_not_finite() -> None:
         ({"center": "median"}, "'svd' or 'mean', got 'median'"),
         ({"rank": 0}, "rank must be at least 1"),
         ({"rank": 2, "center": "mean"}, "use center='svd'"),
-        ({"mode": "test"}, "'eval' or 'train'"),
         ({"batch_size": 0}, "batch_size"),
         ({"weighted": "size"}, "True, False or 'frozen'"),
         ({"layers": ["1"]}, "'1' is a ReLU"),
@@ -315,10 +314,18 @@ def test_data_that_makes_no_sense() -> None:
 
 
 def test_batch_statistics_are_refused() -> None:
-    net = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
     with pytest.raises(ValueError, match="1 normalises by the statistics of the batch"):
-        GradientClustering(net, 3, mode="train").fit(points(20))
-    GradientClustering(net, 3).fit(points(20), rounds=1)
+        GradientClustering(nn.Sequential(nn.Linear(12, 4), norm), 3).fit(points(20))
+
+
+def test_dropout_and_batch_normalisation_are_as_in_evaluation() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    expected = GradientClustering(net.eval(), 3).fit(points(20), rounds=2)
+    with pytest.warns(DeprecationWarning, match="mode goes with the next version; leave it out"):
+        found = GradientClustering(net.train(), 3, mode="train").fit(points(20), rounds=2)
+    assert torch.equal(found.distance, expected.distance) and net.training
 
 
 def test_restart_is_a_new_one() -> None:

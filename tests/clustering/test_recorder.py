@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from hrrl_ext.clustering import (
 )
 from hrrl_ext.clustering.recorder import read_recording
 from hrrl_ext.data import load_images
+from hrrl_ext.processes import Processes
 
 DIGITS = load_images("digits", split="train").subset(range(64))
 SMALL: dict[str, Any] = {"batch_size": 8, "num_batches": 3}
@@ -218,6 +220,26 @@ def test_a_run_ends_with_the_same_bits_and_a_resumed_one_goes_on_recording(tmp_p
     for rows, refreshed in ((through, [2, 4, 4, 8]), (halting, [2, 4, 6, 8])):
         for name in ("SVRG", "GC"):
             assert [r["refreshed"] for r in rows if r["estimator"] == name] == refreshed
+
+
+def test_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several that call it alike; here each of the two whose turns are counted is this one."""
+    measured: list[int] = []
+
+    class Two(Processes):
+        def turns(self, items: Any) -> Any:
+            measured.append(self.size)
+            return super().turns(items)
+
+        def sum(self, x: Tensor) -> Tensor:
+            return x
+
+        def in_order(self, items: Any) -> Any:
+            return itertools.cycle(items)
+
+    monkeypatch.setattr("hrrl_ext.clustering.recorder.current_processes", lambda: Two(0, 2))
+    recorder(net(), tmp_path / "v.jsonl", estimators=["SG-B", "SVRG"])(0)
+    assert measured == [2, 2, 2]  # the snapshot and both estimators
 
 
 def test_the_hook_given_at_once() -> None:
