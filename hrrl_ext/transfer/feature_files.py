@@ -28,6 +28,7 @@ from ..data.ids import checked_ids
 from ..storage import replacing, require_shape, written_whole
 
 _SUFFIXES = (".safetensors", ".npz")
+_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32}
 
 
 class Features(NamedTuple):
@@ -55,18 +56,20 @@ def save_features(
 def load_features(path: str | os.PathLike[str]) -> Features:
     """What `save_features` or `stream_features` wrote, on the CPU, bit for bit.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it holds anything else.
+    Of a file that others wrote, features in another precision become float32, and labels of other
+    integers int64; what it holds besides is not read. Raises FileNotFoundError if there is no such file,
+    ValueError if it holds anything else.
     """
     path = Path(path)
     if not regular(path).is_file():
         raise FileNotFoundError(f"load_features: no file {path}; save_features writes one")
-    tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    names, tensors = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
     if missing := {"features", "labels"} - tensors.keys():
         raise ValueError(
-            f"load_features: {path} lacks {sorted(missing)}, it holds {sorted(tensors)}; "
+            f"load_features: {path} lacks {sorted(missing)}, it holds {sorted(names)}; "
             "expected features [N, D] and labels [N]"
         )
-    loaded = Features(tensors["features"], tensors["labels"])
+    loaded = _as_saved(tensors["features"], tensors["labels"])
     where = f"load_features: {path}"
     _check_features(loaded, where)
     if (classes := load_classes(path)) is not None:
@@ -186,18 +189,30 @@ def _write_npz(
             shutil.copyfileobj(rows, f)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path) -> tuple[list[str], dict[str, Tensor]]:
     with reading(f"load_features: {path} is not a safetensors file"):
-        return load_file(path)
+        tensors = load_file(path)
+    return list(tensors), tensors
 
 
-def _read_npz(path: Path) -> dict[str, Tensor]:
+def _read_npz(path: Path) -> tuple[list[str], dict[str, Tensor]]:
+    """What it holds, and of that the numbers: others may keep anything beside them."""
     with (
         reading(f"load_features: {path} is not an .npz of numbers"),
         np.load(path, allow_pickle=False) as arrays,
     ):
-        names = [name for name in arrays.files if name != "class_names"]
-        return {name: torch.from_numpy(arrays[name]) for name in names}
+        names = arrays.files
+        own = [name for name in names if name in Features._fields]
+        return names, {name: torch.from_numpy(arrays[name]) for name in own}
+
+
+def _as_saved(features: Tensor, labels: Tensor) -> Features:
+    """In the types that `save_features` writes, where these hold the same numbers, up to rounding."""
+    if features.is_floating_point():
+        features = features.float()
+    if labels.dtype in _INTEGERS:
+        labels = labels.long()
+    return Features(features, labels)
 
 
 def _check_features(features: Features, where: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -455,6 +456,26 @@ def test_save_refuses(tmp_path, features, message):
     with pytest.raises(ValueError, match=message):
         save_features(tmp_path / "f.safetensors", features)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("precision", "integers"), [("float16", "int32"), ("float64", "uint8"), ("float32", "uint32")]
+)
+def test_load_takes_what_others_wrote(tmp_path, precision, integers):
+    """In their types, and beside whatever else they kept."""
+    rows = np.array([[0.5, 1.0], [2.0, -3.0]], precision)
+    labels = np.array([1, 0], integers)
+    paths = np.array(["a.png", "b.png"])
+    np.savez(tmp_path / "f.npz", features=rows, labels=labels, paths=paths)
+    loaded = load_features(tmp_path / "f.npz")
+    assert (loaded.features.dtype, loaded.labels.dtype) == (torch.float32, torch.int64)
+    assert (loaded.features.tolist(), loaded.labels.tolist()) == (rows.tolist(), [1, 0])
+    np.savez(tmp_path / "f.npz", features=rows, paths=paths)
+    with pytest.raises(ValueError, match=r"lacks \['labels'\], it holds \['features', 'paths'\]"):
+        load_features(tmp_path / "f.npz")
+    np.savez(tmp_path / "f.npz", features=rows, labels=labels * 0.5)
+    with pytest.raises(ValueError, match=r"labels must be \[2\] int64, .* torch\.float"):
+        load_features(tmp_path / "f.npz")
 
 
 def test_load_without_a_file(tmp_path):
