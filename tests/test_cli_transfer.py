@@ -37,6 +37,10 @@ def test_from_a_run_to_a_finetuned_run(
     options = [source, *FAST, "--method", "l2sp:alpha=0.1", "--validation", "digits", "--out", out]
     status, stdout, stderr = run(capsys, "finetune", *options)
     assert (status, stdout) == (0, f"saved {out}\n"), stderr
+    named = ("--classifier", "fc", "--data", "digits", "--out", tmp_path / "named.npz")
+    assert run(capsys, "extract", "--model", source, *named)[0] == 0
+    status, _, stderr = run(capsys, "extract", "--model", source, *named, "--layer", "layer1")
+    assert status == 1 and "give one of the two" in stderr
     rows = [json.loads(row) for row in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["lr"] for row in rows] == pytest.approx([0.01, 0.001])
     assert (out / "plots" / "error.png").is_file()
@@ -145,12 +149,20 @@ def test_neighbours_and_concepts(
         accuracies.append(re.findall(r"^accuracy +(\S+)", stdout))
         assert (status, "fit 1 of 1, C = 1" in stderr) == (0, svm is streamed)
     assert accuracies[0] == accuracies[1] != []
-    sgd = (*probe, "--method", "sgd", "--lr", "3", "--epochs", "20", "--normalise", "none")
+    sgd = (
+        *probe, "--method", "sgd", "--lr", "3", "--epochs", "20", "--normalise", "none", "--momentum",
+        "0.8", "--milestones", "10", "15",
+    )  # fmt: skip
     status, stdout, _ = run(capsys, *sgd)
     assert status == 0 and re.search(r"lr +3.0000\nepochs +20\nloss +\d", stdout)
     status, _, stderr = run(capsys, *probe, "--k", "5")
     assert (status, stderr.count("\n")) == (1, 1)
     assert "svm's setting 'k' is not known" in stderr
+    for option, value in (("solver", "streamed"), ("device", "cpu"), ("max_iter", "9")):
+        status, _, stderr = run(capsys, *probe, "--method", "sgd", f"--{option}", value)
+        assert status == 1 and f"sgd's setting '{option}' is not known" in stderr
+    status, _, stderr = run(capsys, *probe, "--C", "1", "--max_iter", "1")
+    assert status == 0 and "did not converge in 1 iterations" in stderr
 
 
 @pytest.mark.parametrize(

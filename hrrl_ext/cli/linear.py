@@ -46,6 +46,9 @@ def _robust_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument("--C", type=float, help="cost of slack, for data that is not separable")
     parser.add_argument("--tol", type=float, help="gap at which first-order and prox end; 1e-3")
+    parser.add_argument(
+        "--max_iter", type=int, help="most steps of first-order, steepest and prox; 100000"
+    )
     parser.add_argument("--eps", nargs="+", type=float, help="sizes of attack in the table")
     parser.add_argument("--out", help="folder for weights, radii, the table and the picture")
 
@@ -61,7 +64,8 @@ def _robust(args: Namespace) -> None:
         raise FileExistsError(f"{args.out} exists; choose another out")
     sets = _sets(args)
     training = sets["training"]
-    model = MaxMarginClassifier(args.norm, solver=args.solver, C=args.C, tol=args.tol)
+    steps = {} if args.max_iter is None else {"max_iter": args.max_iter}
+    model = MaxMarginClassifier(args.norm, solver=args.solver, C=args.C, tol=args.tol, **steps)
     model.fit(training.X, training.y)
     found = {name: model.certify(examples.X, examples.y) for name, examples in sets.items()}
     eps = np.sort(args.eps) if args.eps else _grid(found)

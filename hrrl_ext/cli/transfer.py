@@ -38,6 +38,9 @@ def _extract_arguments(parser: CommandParser) -> None:
         "--layer", help="whose output it is; the input of the last layer if not given"
     )
     parser.add_argument(
+        "--classifier", help="whose input it is, where it is not what the logits come from"
+    )
+    parser.add_argument(
         "--pool",
         action=jsonargparse.ActionYesNo,
         default=True,
@@ -69,6 +72,7 @@ def _extract(args: Namespace) -> None:
         args.out,
         model.to(device),
         images,
+        classifier=args.classifier,
         layer=args.layer,
         pool=args.pool,
         batch_size=args.batch_size,
@@ -97,20 +101,37 @@ def _probe_arguments(parser: CommandParser) -> None:
     parser.add_argument("--normalise", help="of svm and sgd: l2 (the default), standard or none")
     parser.add_argument(
         "--solver",
-        default="auto",
-        help="of svm: liblinear; streamed, in memory that does not grow with the examples; or auto",
+        help="of svm: liblinear; streamed, in memory that does not grow with the examples; auto if not "
+        "given",
     )
-    parser.add_argument("--device", default="auto", help="where svm is streamed")
+    parser.add_argument(
+        "--device", help="where svm is streamed: cpu, cuda or cuda:N; auto if not given"
+    )
+    parser.add_argument("--max_iter", type=int, help="of svm; 2000 if not given")
     parser.add_argument("--lr", type=float, help="of sgd; 30 if not given")
     parser.add_argument("--weight_decay", type=float, help="of sgd; 0 if not given")
+    parser.add_argument("--momentum", type=float, help="of sgd; 0.9 if not given")
     parser.add_argument("--batch_size", type=int, help="of sgd; 256 if not given")
     parser.add_argument("--epochs", type=int, help="of sgd; 100 if not given")
+    parser.add_argument(
+        "--milestones",
+        nargs="+",
+        type=int,
+        help="of sgd: epochs after which lr is a tenth; 60 and 80 %% of them if not given",
+    )
     parser.add_argument("--k", type=int, help="of knn: neighbours; 200 if not given")
     parser.add_argument("--temperature", type=float, help="of knn's votes; 0.1 if not given")
     parser.add_argument(
         "--concepts", help="cifar100, imagenet or a file of class indices: accuracy by concept too"
     )
     parser.add_argument("--out", help="JSON file for the result")
+
+
+_OF_METHODS = (
+    "C", "normalise", "solver", "device", "max_iter", "lr", "weight_decay", "momentum", "batch_size",
+    "epochs", "milestones", "k", "temperature",
+)  # fmt: skip
+"""Settings of one method or another; which of them go with the one that is chosen, `probe` says."""
 
 
 def _probe(args: Namespace) -> None:
@@ -121,18 +142,14 @@ def _probe(args: Namespace) -> None:
     from ..transfer import load_features
     from ..transfer.probe import probe
 
-    given: dict[str, Any] = {
-        "C": args.C if args.C in (None, "search") else number("C", args.C),
-        "normalise": args.normalise,
-        **{name: getattr(args, name) for name in ("lr", "weight_decay", "batch_size", "epochs")},
-        "k": args.k,
-        "temperature": args.temperature,
-    }
+    given: dict[str, Any] = {name: getattr(args, name) for name in _OF_METHODS}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("C", "search") != "search":
+        given["C"] = number("C", args.C)
     if given.get("normalise") == "none":
         given["normalise"] = None
     if args.method == "svm":
-        given |= {"solver": args.solver, "device": choose_device(args.device)}
+        given["device"] = choose_device(args.device or "auto")
         given["progress"] = lambda line: print(line, file=sys.stderr, flush=True)
     concepts = None if args.concepts is None else _concept_map(args.concepts)
     train, test = load_features(args.train), _labelled_as(args.train, args.test)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,9 @@ def test_from_an_archive_to_a_certificate(digits: Path, tmp_path: Path, capsys) 
         assert (out / "certified.png").read_bytes().startswith(b"\x89PNG")
     status, _, stderr = run(capsys, "robust-linear", *options)
     assert status == 1 and "exists; choose another out" in stderr
+    few = ("--classes", "3", "7", "--solver", "prox", "--C", "1", "--max_iter", "1")
+    status, _, stderr = run(capsys, "robust-linear", digits, *few)
+    assert status == 0 and re.search(r"after 1 iterations the gap is .* raise max_iter", stderr)
 
 
 def test_every_kind_of_file_holds_the_same(digits: Path, tmp_path: Path, capsys) -> None:
