@@ -25,6 +25,8 @@ from .normalising import Normalise, scaler
 
 __all__ = ["SGDProbe"]
 
+_PRECISIONS = (np.float32, np.float64)  # which stay; what is in neither becomes the first
+
 
 class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn is untyped
     """Softmax regression by SGD with momentum, as MoCo's linear evaluation has it.
@@ -75,7 +77,7 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
         """Fit on features X [N, D] and labels y [N]; ValueError on fewer than two classes, and where the
         loss is not finite."""
         self._check_parameters()
-        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=(np.float64, np.float32))
+        X, y = validate_data(self, to_numpy(X), to_numpy(y), dtype=_PRECISIONS)
         check_classification_targets(y)
         self.classes_: np.ndarray
         self.classes_, label = np.unique(y, return_inverse=True)
@@ -84,7 +86,7 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
                 f"SGDProbe: y must hold at least 2 classes, got 1 class ({self.classes_[0]!r})"
             )
         scaled = make_pipeline(scaler(self.normalise, "SGDProbe"))
-        x = torch.tensor(scaled.fit_transform(X))
+        x = torch.from_numpy(np.require(scaled.fit_transform(X), requirements="CW"))
         with torch.enable_grad(), full_float32(x.device):
             weight, bias = self._descended(x, torch.from_numpy(label))
         if len(self.classes_) == 2:
@@ -116,7 +118,7 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
 
     def _rows(self, X: Any) -> Any:
         check_is_fitted(self)
-        return validate_data(self, to_numpy(X), dtype=(np.float64, np.float32), reset=False)
+        return validate_data(self, to_numpy(X), dtype=_PRECISIONS, reset=False)
 
     def _descended(self, x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """W [classes, D] and b [classes]."""

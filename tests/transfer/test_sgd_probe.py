@@ -31,6 +31,18 @@ def test_check_estimator() -> None:
     check_estimator(SGDProbe(1.0, epochs=10))
 
 
+@pytest.mark.parametrize(
+    ("given", "computed"),
+    [("float64", "float64"), ("float32", "float32"), ("float16", "float32"), ("int64", "float32")],
+)
+def test_the_precision_that_it_computes_in(given: str, computed: str) -> None:
+    X, y = clouds()
+    X = (8 * X).astype(given)
+    X.setflags(write=False)
+    model = SGDProbe(0.1, epochs=1, normalise=None).fit(X, y)
+    assert model.coef_.dtype == model.decision_function(X).dtype == np.dtype(computed)
+
+
 # --- its steps, and what they come to
 
 
