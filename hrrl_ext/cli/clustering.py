@@ -21,6 +21,8 @@ from .parser import CommandParser
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
+    from ..data import ImageSet
+
 # --- cluster
 
 
@@ -139,9 +141,7 @@ def _variance(args: Namespace) -> None:
     """Measure how noisy mini-batch gradients are, uniform and stratified, at a trained model."""
     from ..clustering import MeanGradient, gradient_variance
     from ..clustering.folder import ClusterFolder
-    from ..data.classes import require_same_classes
     from ..data.unreadable import left_out
-    from ..pretrained import classes_of, read_config
     from ..processes import start_processes
     from ..storage import write_json
     from ..training.run_folder import open_model
@@ -161,9 +161,7 @@ def _variance(args: Namespace) -> None:
         batch_size = args.batch_size
     snapshot = None
     if args.snapshot is not None:
-        known = read_config(Path(args.snapshot), "classes")["classes"]
-        own = classes_of(args.model) or images.classes  # which --classes may call otherwise
-        require_same_classes(own, known, of=args.model, data=args.snapshot)
+        _require_classes_of(args.model, args.snapshot, images)
         earlier = open_model(args.snapshot).to(device)
         of_earlier = MeanGradient(earlier, images, parameters=parameters)
         snapshot = of_earlier.snapshot(processes=processes)
@@ -198,6 +196,15 @@ def _variance(args: Namespace) -> None:
         }
         write_json(args.out, result)
         print(f"saved {args.out}")
+
+
+def _require_classes_of(model: str, snapshot: str, images: ImageSet) -> None:
+    """That both have the same classes; --classes may call those of the images otherwise."""
+    from ..data.classes import require_same_classes
+    from ..pretrained import classes_of, read_config
+
+    known = read_config(Path(snapshot), "classes")["classes"]
+    require_same_classes(classes_of(model) or images.classes, known, of=model, data=snapshot)
 
 
 COMMANDS: Commands = {
