@@ -86,7 +86,7 @@ class SGDProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # sklearn
                 f"SGDProbe: y must hold at least 2 classes, got 1 class ({self.classes_[0]!r})"
             )
         scaled = make_pipeline(scaler(self.normalise, "SGDProbe"))
-        x = torch.from_numpy(np.require(scaled.fit_transform(X), requirements="CW"))
+        x = torch.from_numpy(np.require(scaled.fit_transform(X), requirements=["C", "W"]))
         with torch.enable_grad(), full_float32(x.device):
             weight, bias = self._descended(x, torch.from_numpy(label))
         if len(self.classes_) == 2:

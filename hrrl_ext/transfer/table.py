@@ -180,7 +180,7 @@ def transfer_table(
     if start_processes(config.get("device", "auto"))[0].size > 1:
         raise ValueError("transfer_table is work of one process; start it without torchrun")
     of_variant = {variant: variant_config(variant, tau, lam) for variant in variants}
-    source = {"data": data, "concepts": concepts, "validation": validation}
+    source: dict[str, Any] = {"data": data, "concepts": concepts, "validation": validation}
     kept = None if out is None else WorkFolder(out, "a transfer table", "table.json")
     description = {} if kept is None else _description(source, targets, tau, lam, config)
     with nullcontext() if kept is None else kept.held():
