@@ -120,8 +120,8 @@ def _summary(model: MaxMarginClassifier, attack: str, n: int, d: int) -> list[st
     elif radius > 0:
         said = f"no {attack} perturbation below {radius:.4g} changes a training prediction"
     else:
-        by = "" if len(model.classes_) == 2 else "at least "
-        said = f"training examples are misclassified, the worst by {by}{-radius:.4g} in {attack}"
+        least = "" if len(model.classes_) == 2 else "at least "
+        said = f"training examples are misclassified, the worst by {least}{-radius:.4g} in {attack}"
     lam = f"{np.min(model.lam_exact_):.4g}"
     by = f"exact for lam up to {lam}" if model.C is None else f"lam {lam}"
     weights = f"{np.count_nonzero(model.coef_)} of {model.coef_.size} weights are not 0"
