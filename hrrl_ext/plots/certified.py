@@ -34,11 +34,14 @@ def plot_certified(
     figure, (axes,) = panels_of(1)
     for number, (name, certificate) in enumerate(certificates.items()):
         radii = np.sort(np.asarray(to_numpy(certificate.radius), dtype=np.float64))
+        style = of_run(number) | {"label": shown(name)}
+        if np.isnan(radii).any():  # nothing depends on x
+            axes.axhline(100 * certificate.accuracy(0.0), **style)
+            continue
         right = radii[radii > 0]
         # right at eps, if eps is below the radius: a step down at each
         share = 100 * np.arange(len(right), -1, -1) / len(radii)
-        radii_of_steps, style = np.concatenate([[0.0], right]), of_run(number)
-        axes.step(radii_of_steps, share, where="post", label=shown(name), **style)
+        axes.step(np.concatenate([[0.0], right]), share, where="post", **style)
     if radius > 0:
         axes.axvline(radius, color="0.5", linestyle=":", linewidth=1.0)
     axes.set(
