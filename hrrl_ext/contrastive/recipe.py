@@ -20,7 +20,7 @@ from ..evaluation.neighbours import KNeighbours
 from ..evaluation.rank import rank_me
 from ..processes import Processes
 from ..training import Move, Recipe
-from ..training.opening import described
+from ..training.opening import described, labels_digest, measured_on
 from ..training.recipe import Row
 from .config import ContrastiveConfig
 from .encoder import Encoder
@@ -236,12 +236,15 @@ class Contrastive(Recipe):
     # --- its state
 
     def description(self) -> dict[str, Any]:
-        of_network = described(self.model_name, self.batches.images, self.config.width)
-        validation = self.measured.validation
-        left = left_out(
-            data=self.batches.images, validation=None if validation is None else validation.images
-        )
-        return of_network | left | {"views": str(self.batches.views)}
+        images, measured = self.batches.images, self.measured.validation
+        validation = None if measured is None else measured.images
+        return {
+            **described(self.model_name, images, self.config.width),
+            "labels": labels_digest(images.target),
+            **measured_on(validation, *([] if validation is None else [validation.target])),
+            **left_out(data=images, validation=validation),
+            "views": str(self.batches.views),
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -25,6 +25,7 @@ from ..data.unreadable import left_out
 from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
 from ..training import Move, Recipe
+from ..training.opening import labels_digest, measured_on
 from ..training.progress import Progress
 from ..training.recipe import Row
 from ..training.schedule import in_steps
@@ -35,6 +36,7 @@ from .losses import info_nce, max_hinge, sigmoid_loss, sum_hinge
 from .measures import CUTS, Retrieval, evaluate, summary
 from .model import JointEmbedding
 from .pair_queue import PairQueue
+from .pairs import Pairs
 from .ranks import scores
 from .saved import described
 
@@ -339,11 +341,15 @@ class VSE(Recipe):
         pairs = self.batches.encoded.pairs
         measured = None if self.validation is None else self.validation.pairs
         concepts = {} if self.level is None else {"concepts": self.level.names}
+        of_pairs = [] if self.level is None else [self.level.concept]
+        of_measured = [] if measured is None else _labels(measured)
         return {
             **described(self.model),
             "data": pairs.name,
             "images": len(pairs.images),
             "captions": len(pairs),
+            "labels": labels_digest(*_labels(pairs), *of_pairs),
+            **measured_on(measured, *of_measured, *([] if self.concepts is None else [self.concepts])),
             **left_out(data=pairs, validation=measured),
             "words": None if self.model.words is None else len(self.model.words),
             **concepts,
@@ -361,6 +367,11 @@ class VSE(Recipe):
             self.level.load_state_dict(state["concepts"])
         if self.queue is not None:
             self.queue.load_state_dict(state["queue"])
+
+
+def _labels(pairs: Pairs) -> tuple[Sequence[str], Tensor, Tensor]:
+    """What makes them pairs, and positives of each other."""
+    return pairs.captions, pairs.owner, pairs.image_group
 
 
 def _advice(config: RetrievalConfig, encoder_trained: bool) -> str:

@@ -22,7 +22,7 @@ from ..losses import ClassificationLoss, Mixed
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
-from ..training.opening import described
+from ..training.opening import described, labels_digest, measured_on
 from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
@@ -286,14 +286,15 @@ class HRRL(Recipe):
     # --- its state
 
     def description(self) -> dict[str, Any]:
+        sets = self.sets
+        validation = None if sets.validation is None else sets.validation.images
         return {
-            **described(self.model_name, self.sets.images, self.config.width),
-            **left_out(
-                data=self.sets.images,
-                validation=None if self.sets.validation is None else self.sets.validation.images,
-            ),
+            **described(self.model_name, sets.images, self.config.width),
+            "labels": labels_digest(*sets.labels),
+            **measured_on(validation, *sets.validation_labels),
+            **left_out(data=sets.images, validation=validation),
             "concepts": (
-                list(self.sets.concept_names) if self.sets.found is None else str(self.sets.found)
+                list(sets.concept_names) if sets.found is None else str(sets.found)
             ),
             "penalty": self.penalty_name,
         }

@@ -41,6 +41,20 @@ class Sets:
     group_names: list[str] | None = None
     """of validation_concepts, where the concepts are found"""
 
+    @property
+    def labels(self) -> list[Tensor]:
+        """Class and concept of every example, as they were given: not the concepts that are found."""
+        given = [self.batches.concept] if self.found is None else []
+        return [self.images.target, *given]
+
+    @property
+    def validation_labels(self) -> list[Tensor]:
+        """The same of the validation set, if there is one."""
+        if self.validation is None:
+            return []
+        known = self.found is None or self.group_names is not None
+        return [self.validation.images.target, *([self.validation.concept] if known else [])]
+
 
 def open_sets(
     data: Source,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +121,38 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
         "data": images.name,
         "examples": len(images),
         "classes": list(images.classes),
+    }
+
+
+def labels_digest(*labels: Tensor | Sequence[str]) -> str:
+    """SHA-256 of what is known of every example, such as its class and its concept: a run that goes on
+    must have the same, and names and numbers of them do not tell."""
+    digest = hashlib.sha256()
+    for of_each in labels:
+        if isinstance(of_each, Tensor):
+            content = of_each.to("cpu", torch.int64).numpy().tobytes()
+        else:
+            content = json.dumps(list(of_each)).encode()
+        digest.update(b"%d " % len(content) + content)
+    return digest.hexdigest()
+
+
+class Named(Protocol):
+    """Images, or pairs."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+
+def measured_on(validation: Named | None, *labels: Tensor | Sequence[str]) -> dict[str, Any]:
+    """What accuracies of a run are of, for its description; ``labels`` are those of the validation set."""
+    if validation is None:
+        return {"validation": None}
+    return {
+        "validation": validation.name,
+        "validation_examples": len(validation),
+        "validation_labels": labels_digest(*labels),
     }
 
 

@@ -42,6 +42,8 @@ from .checkpoint import CheckpointError, checkpoints, last_good, load_checkpoint
 from .recipe import Row
 
 _NOTE = "note: "
+_NEWER = ("labels", "validation", "validation_examples", "validation_labels")
+"""Entries that config.json of an older run lacks: there nothing is known of them."""
 
 
 class RunFolder(WorkFolder):
@@ -96,7 +98,8 @@ class RunFolder(WorkFolder):
     def require_run(self, description: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         """That it holds a run, and of this description; a setting that is newer than the run had its
         default there."""
-        self.require_same(description, {"training": defaults})
+        unknown = {name: description[name] for name in _NEWER if name in description}
+        self.require_same(description, {"training": defaults} | unknown)
 
     def require_nothing_lost(self) -> None:
         """That a run without a checkpoint was stopped before its first, and would not be overwritten.

@@ -394,6 +394,9 @@ def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
     )
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in tuned.model.state_dict().items())
     tuned.fit(until=1)
+    with pytest.raises(ValueError, match=r"settings \(labels, validation_labels differ\)"):
+        unlike = Pairs(of.images, ["some other text", *of.captions[1:]], of.owner)
+        trainer(unlike, resume=True, **(settings | {"validation": other}))
     again = trainer(other, resume=True, **settings)  # with the words that it began with
     assert again.model.words is not None and len(again.model.words) == len(first.words)
     again.fit()

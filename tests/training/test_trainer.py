@@ -210,6 +210,20 @@ def test_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
         HRRLTrainer(**SMALL, tau=0.0, lam=None, out=tmp_path)
     with pytest.raises(ValueError, match=r"other settings \(tau, epochs differ\)"):
         HRRLTrainer(**SMALL, tau=0.5, lam=None, out=tmp_path, resume=True)
+    turned = [*range(1, 10), 0]
+    moved = ConceptMap(torch.tensor(turned), DIGITS.classes)  # of the same names
+    plain: dict[str, Any] = SMALL | {"epochs": 1, "tau": 0.0, "lam": None, "out": tmp_path}
+    for others in ({"concepts": moved}, {"data": DIGITS.relabelled(DIGITS.classes, turned)}):
+        with pytest.raises(ValueError, match=r"other settings \(labels differ\)"):
+            HRRLTrainer(**(plain | others), resume=True)
+    with pytest.raises(ValueError, match=r"other settings \(validation differ\)"):
+        HRRLTrainer(**plain, validation=DIGITS.subset(range(9)), resume=True)
+    config = json.loads(before[tmp_path / "config.json"])
+    del config["labels"], config["validation"]  # as an older run has it
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"other settings \(tau differ\)"):
+        HRRLTrainer(**(plain | {"tau": 0.5}), resume=True)
+    (tmp_path / "config.json").write_bytes(before[tmp_path / "config.json"])
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="out must be a folder"):
