@@ -253,11 +253,19 @@ def read_config(folder: Path, *needed: str) -> dict[str, Any]:
     return config
 
 
-def classes_of(source: str | os.PathLike[str]) -> list[str] | None:
-    """Their names, where ``source`` is a folder of :func:`save_pretrained` or the weights in it; None for
-    weights alone."""
+def described_in(source: str | os.PathLike[str]) -> Path:
+    """The folder that says what these weights are of: of a checkpoint, that of its run."""
     path = Path(source)
     folder = path.parent if path.name == "model.safetensors" else path
+    at = folder.absolute()
+    of_run = at.parent.name == "checkpoints" and at.name.startswith("step-")
+    return at.parent.parent if of_run else folder
+
+
+def classes_of(source: str | os.PathLike[str]) -> list[str] | None:
+    """Their names, where ``source`` is a folder of :func:`save_pretrained`, a checkpoint of a run, or the
+    weights in either; None for weights alone."""
+    folder = described_in(source)
     return read_config(folder).get("classes") if (folder / "config.json").is_file() else None
 
 

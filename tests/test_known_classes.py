@@ -220,6 +220,10 @@ def test_a_run_goes_on_with_its_own_order(tmp_path: Path) -> None:
         for out in (parted, whole)
     ]
     assert rows[0] == rows[1]
+    newest = max((whole / "checkpoints").iterdir())
+    for init in (newest, newest / "model.safetensors"):  # the run that it is of says the order
+        begun = HRRLTrainer("convnet", data=images(CLASSES), init=init, **FAST, epochs=1)
+        assert begun.images.classes == AS_TEXT
 
 
 def test_concepts_by_the_numbers_of_the_data(at: Path) -> None:

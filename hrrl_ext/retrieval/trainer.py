@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
 from ..data.unreadable import OnError, Reading
 from ..perturbation import FP16_LOSS_SCALE
-from ..pretrained import load_weights
+from ..pretrained import described_in, load_weights
 from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
@@ -350,7 +349,7 @@ def _words(
     its own."""
     if isinstance(text, str) and text.startswith(f"{HF}:"):
         return None
-    if begun is not None and (file := Path(begun) / "tokenizer.json").is_file():
+    if begun is not None and (file := described_in(begun) / "tokenizer.json").is_file():
         return load_words(file)
     return Words.of(pairs.captions, min_count=config.min_count)
 

@@ -393,6 +393,9 @@ def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
         == first.words.encode(["apple pear"])[0].tolist()
     )
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in tuned.model.state_dict().items())
+    newest = max((tmp_path / "frozen" / "checkpoints").iterdir())  # which has no words beside it
+    begun = trainer(other, init=newest, **(settings | {"out": None}))
+    assert begun.model.words is not None and len(begun.model.words) == len(first.words)
     tuned.fit(until=1)
     with pytest.raises(ValueError, match=r"settings \(labels, validation_labels differ\)"):
         unlike = Pairs(of.images, ["some other text", *of.captions[1:]], of.owner)
