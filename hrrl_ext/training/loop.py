@@ -16,6 +16,7 @@ from .._modes import to_train
 from .._state_dicts import not_finite
 from ..processes import Processes, naming_the_lost
 from .config import TrainingConfig
+from .draws import Draws
 from .freezing import freeze as freeze_layers
 from .loggers import Loggers, Told, check_loggers
 from .move import Move, require_pairs
@@ -97,6 +98,7 @@ class Loop:
         self.after_step = after_step
         self._held = freeze_layers(self._network(recipe.model), freeze)
         self.move = Move(recipe.model, config, processes, device)
+        self.draws = Draws(config.seed + processes.rank, device)
         self.step = 0
         """Steps done, of all epochs."""
         self.history: list[dict[str, Any]] = []
@@ -112,7 +114,7 @@ class Loop:
     def fit(self, until: int | None = None) -> TrainingResult:
         """Trains what is left of the run, or of its first ``until`` epochs: its schedule is the same."""
         held = nullcontext() if self.run is None else self.run.held_for(self.processes)
-        with naming_the_lost(self._to_go_on), held:
+        with naming_the_lost(self._to_go_on), held, self.draws.taken():
             return self._fit(until)
 
     def _fit(self, until: int | None) -> TrainingResult:
@@ -180,7 +182,6 @@ class Loop:
                 where = f"epoch {epoch + 1}/{self.config.epochs}, step {number}/{self.per_epoch}"
                 progress.step(self.step, where, text)
             if self.after_step is not None:
-                self.processes.agree(self.recipe.model.buffers())  # as the next step begins
                 self.after_step(self.step)
             if self._evaluated_within(epoch):
                 progress.line(f"step {self.step}  {self.recipe.line(self.evaluations[-1])}")
@@ -194,7 +195,6 @@ class Loop:
                 self._save()
             if stop:
                 return False
-        self.processes.agree(self.recipe.model.buffers())
         speed = clock.speed(number)
         self.history.append(self._row(epoch) | {"images_per_second": speed})
         if self.device.type == "cuda":
@@ -365,11 +365,11 @@ class Loop:
     def _save(self) -> None:
         if self.run is None:
             return
-        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        host, cuda = self.draws.state
         state = {
             "optimizer": self.move.optimizer.state_dict(),
             "scaler": self.move.scaler.state_dict(),
-            "rng": self.processes.gather(torch.get_rng_state()),
+            "rng": self.processes.gather(host),
             "rng_cuda": self.processes.gather(cuda),
             "history": self.history,
         } | self.recipe.state_dict()
@@ -399,7 +399,5 @@ class Loop:
         if self.move.average is not None:
             self.move.average.load_state_dict(state["ema"])
         self.recipe.load_state_dict(state)
-        torch.set_rng_state(state["rng"][rank])
-        if state["rng_cuda"][rank] is not None:
-            torch.cuda.set_rng_state(state["rng_cuda"][rank], self.device)
+        self.draws.state = state["rng"][rank], state["rng_cuda"][rank]
         self.history, self.evaluations = state["history"], state.get("evaluations", [])

@@ -55,7 +55,8 @@ class Move:
             self.average = AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
         self._averaging = _Averaging(model, processes)
         if processes.size > 1:
-            torch.manual_seed(config.seed + processes.rank)  # dropout draws its own masks
+            # Dropout draws its own masks, in a loop of one's own as well (Loop has a state for it).
+            torch.manual_seed(config.seed + processes.rank)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -74,11 +75,10 @@ class Move:
 
     def __call__(self, losses: Losses, *batch: Tensor) -> Tensor:
         examples = len(batch[0]) if self.examples is None else self.examples
-        self.processes.agree(self.model.buffers())
         self.optimizer.zero_grad(set_to_none=True)
         means = []
         model = self._averaging.model
-        for part, last in _parts(self.config.accumulate, batch, self.least):
+        for part, last in self._parts(batch):
             weight = len(part[0]) / examples
             with nullcontext() if last else _kept_gradients(model):
                 with self.autocast():
@@ -86,8 +86,21 @@ class Move:
                 self.scaler.scale(loss * (weight * self.processes.size)).backward()
             means.append(mean * weight)
         self._averaging.after_backward()
+        self.processes.agree(self.model.buffers())  # of its own part of the batch until here
         self._step()
         return self.processes.sum(sum(means[1:], means[0]))
+
+    def _parts(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
+        """The batch in ``accumulate`` parts (fewer, if they had fewer than ``least`` examples), and whether
+        each is the last.
+
+        As many in every process, whose shares differ by one: layers that ask the others (SyncBatchNorm)
+        wait for each of them.
+        """
+        share = len(batch[0]) if self.examples is None else self.examples // self.processes.size
+        count = max(1, min(self.config.accumulate, share // self.least))
+        for number, part in enumerate(zip(*(t.tensor_split(count) for t in batch), strict=True), 1):
+            yield part, number == count
 
     def _step(self) -> None:
         if self.config.clip_norm is not None:
@@ -128,25 +141,41 @@ class _Averaging:
         self._bare, self._processes = model, processes
         self.model = model
         """what a step calls"""
-        processes.agree(p.detach() for p in model.parameters())
+        self._unused: dict[str, nn.Parameter] = {}
+        processes.agree(t.detach() for t in (*model.parameters(), *model.buffers()))
 
     def after_backward(self) -> None:
-        if self._processes.size == 1 or self.model is not self._bare:
+        if self._processes.size == 1:
             return
-        trained = [p for p in self._bare.parameters() if p.requires_grad]
-        used = torch.tensor([p.grad is not None for p in trained], device=trained[0].device)
+        if self.model is not self._bare:
+            self._require_unused()
+            return
+        trained = {name: p for name, p in self._bare.named_parameters() if p.requires_grad}
+        device = next(iter(trained.values())).device
+        used = torch.tensor([p.grad is not None for p in trained.values()], device=device)
         used = self._processes.sum(used.float()) > 0
-        unused = [p for p, is_used in zip(trained, used.tolist(), strict=True) if not is_used]
-        for p in trained:
-            if not any(p is other for other in unused):
-                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-                share = (p.grad / self._processes.size).contiguous()  # which a sum takes alone
-                p.grad.copy_(self._processes.sum(share))
-        for p in unused:
+        for (name, p), is_used in zip(trained.items(), used.tolist(), strict=True):
+            if not is_used:
+                self._unused[name] = p
+                continue
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            share = (p.grad / self._processes.size).contiguous()  # which a sum takes alone
+            p.grad.copy_(self._processes.sum(share))
+        for p in self._unused.values():
             p.requires_grad_(False)
         self.model = DistributedDataParallel(self._bare, **_NO_BUFFERS)
-        for p in unused:
+        for p in self._unused.values():
             p.requires_grad_()
+
+    def _require_unused(self) -> None:
+        """Each process would move them by its own gradient."""
+        for name, p in self._unused.items():
+            if p.grad is not None:
+                raise ValueError(
+                    f"model: {name} had no part in the first step's loss and has one now, and gradients of "
+                    "several processes are averaged for what had; give every parameter that is to train a "
+                    "part from the first step on, times 0 if need be, or train on one process"
+                )
 
 
 def _kept_gradients(model: nn.Module) -> AbstractContextManager[None]:
@@ -188,13 +217,3 @@ def require_pairs(
         f"batch normalisation ({layers[0]!r}, {len(layers)} in all) a single example, of which there is "
         "no statistic; give two or more to every part, or a model whose batch normalisation is frozen"
     )
-
-
-def _parts(
-    count: int, batch: tuple[Tensor, ...], least: int
-) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
-    """A batch in so many parts (fewer, if they had fewer than ``least`` examples), and whether each is
-    the last."""
-    count = max(1, min(count, len(batch[0]) // least))
-    for number, part in enumerate(zip(*(t.tensor_split(count) for t in batch), strict=True), 1):
-        yield part, number == count

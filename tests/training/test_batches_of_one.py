@@ -11,9 +11,9 @@ from torch import nn
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
-from hrrl_ext.processes import Processes
+from hrrl_ext.processes import ALONE, Processes
 from hrrl_ext.training import TrainingConfig
-from hrrl_ext.training.move import _parts, learns_of_batches, require_pairs
+from hrrl_ext.training.move import Move, learns_of_batches, require_pairs
 
 DIGITS = load_images("digits", split="train")
 
@@ -89,11 +89,22 @@ def test_processes_have_their_share(
 
 
 @pytest.mark.parametrize("least", [1, 2])
-def test_parts(least: int) -> None:
+@pytest.mark.parametrize("count", range(1, 6))
+def test_parts(least: int, count: int) -> None:
+    """As many in every process: one that had another part alone would wait for the others in it."""
+    move = Move(network(), TrainingConfig(accumulate=count), ALONE, torch.device("cpu"))
+    move.least = least
     for size in range(1, 12):
-        for count in range(1, 6):
-            parts = list(_parts(count, (torch.arange(size), torch.zeros(size)), least))
-            assert torch.cat([part[0] for part, _ in parts]).tolist() == list(range(size))
-            assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
-            assert min(len(part[0]) for part, _ in parts) >= min(least, size)
-            assert len(parts) == max(1, min(count, size // least))  # no fewer than there can be
+        for processes in (1, 2, 3):
+            found = []
+            for rank in range(processes):
+                move.processes = Processes(rank, processes)
+                share = move.processes.part(size)
+                batch = (torch.tensor(share, dtype=torch.int64), torch.zeros(len(share)))
+                parts = list(move.of(size)._parts(batch))
+                assert torch.cat([part[0] for part, _ in parts]).tolist() == list(share)
+                assert [last for _, last in parts] == [False] * (len(parts) - 1) + [True]
+                assert min(len(part[0]) for part, _ in parts) >= min(least, size // processes)
+                found.append(len(parts))
+            # no fewer than there can be
+            assert found == [max(1, min(count, size // processes // least))] * processes

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 from torchrun import launched, run, tensors_of
 
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import accuracy
-from hrrl_ext.training import load_model
+from hrrl_ext.processes import Processes
+from hrrl_ext.training import Move, TrainingConfig, load_model
 
 DIGITS = load_images("digits", split="train").subset(range(203))
 
@@ -106,6 +108,27 @@ def test_two_processes_train_what_one_does(tmp_path: Path, tau: str) -> None:
         torch.testing.assert_close(first[name], value, rtol=1e-4, atol=2e-6)
 
 
+def test_a_parameter_that_comes_late_is_named() -> None:
+    """Its gradient would be averaged with nobody's. A group of one has the code of several."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        layers = nn.ModuleDict({"first": nn.Linear(3, 2), "late": nn.Linear(3, 2)})
+        move = Move(layers, TrainingConfig(), Processes(0, 2), torch.device("cpu"))
+        x = torch.rand(4, 3)
+
+        def losses(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+            loss = sum(layers[name](x).square().mean() for name in names)
+            return loss, loss.detach()
+
+        names = ["first"]
+        move(losses, x)
+        names = ["first", "late"]
+        with pytest.raises(ValueError, match=r"model: late\.weight had no part in the first step"):
+            move(losses, x)
+    finally:
+        dist.destroy_process_group()
+
+
 def model() -> nn.Module:
     torch.manual_seed(5)
     return nn.Sequential(nn.Flatten(), nn.Linear(192, 16), nn.Tanh(), nn.Linear(16, 10))
@@ -184,11 +207,11 @@ def test_two_processes_pretrain_what_one_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
     """With batch normalisation; one process writes, and a run that is continued gives the same bits.
-    Both evaluate the model that is saved, with the running statistics of the first."""
+    Both evaluate the average that is saved, with the running statistics of the first."""
     options: dict[str, Any] = {
         "data": "digits", "validation": "digits", "concepts": "classes", "epochs": 2, "width": 4,
         "batch_size": 128, "crop_padding": 1, "tau": 0.1, "lam": 20, "device": "cpu",
-        "batch_norm": "running",
+        "batch_norm": "running", "ema": 0.9,
     }  # fmt: skip
     arguments = ["-m", "hrrl_ext", "train", *(f"--{k}={v}" for k, v in options.items())]
     printed = launched(2, *arguments, f"--out={tmp_path / 'whole'}")
@@ -204,7 +227,7 @@ def test_the_command_line_on_two_processes(tmp_path: Path) -> None:
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     row = json.loads((stopped / "metrics.jsonl").read_text().splitlines()[-1])
     alone = HRRLTrainer(
-        load_model(stopped), data="digits", validation="digits", concepts="classes",
+        load_model(stopped, which="ema"), data="digits", validation="digits", concepts="classes",
         progress="off", device="cpu",
     )  # fmt: skip
     assert alone.validation is not None

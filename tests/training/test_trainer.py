@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import json
 import math
@@ -26,6 +27,7 @@ from hrrl_ext.data import ArrayImages, ConceptMap, load_images
 from hrrl_ext.robust import HRRLConfig
 from hrrl_ext.training import CheckpointError, TrainingConfig, load_model, run_folder
 from hrrl_ext.training.checkpoint import checkpoints
+from hrrl_ext.training.draws import Draws
 
 DIGITS = load_images("digits", split="train").subset(range(160))
 SMALL: dict[str, Any] = {
@@ -130,6 +132,23 @@ def test_same_seed_same_bits_and_no_global_randomness() -> None:
     assert same(weights(first.model), weights(second.model))
     assert rows(first.history) == rows(second.history)
     assert not same(weights(first.model), weights(other.model))
+
+
+def test_dropout_draws_by_the_seed_alone() -> None:
+    """Not from the global state, which stays as it was; and in two fits what it does in one."""
+    settings = SMALL | {"epochs": 2, "tau": 0.0, "lam": None}
+    torch.manual_seed(7)
+    start = Narrow()
+    state = torch.get_rng_state()
+    first = HRRLTrainer(copy.deepcopy(start), **settings).fit()
+    assert torch.equal(torch.get_rng_state(), state)
+    again = HRRLTrainer(copy.deepcopy(start), **settings)
+    again.fit(until=1)
+    torch.manual_seed(99)
+    assert same(weights(first.model), weights(again.fit().model))
+    other = HRRLTrainer(start, **settings)
+    other.loop.draws = Draws(1, torch.device("cpu"))
+    assert not same(weights(first.model), weights(other.fit().model))
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
