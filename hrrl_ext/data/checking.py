@@ -14,12 +14,13 @@ import torch
 
 from .check_report import CheckReport, Part, first_places, part_at
 from .columns import sorted_names
-from .folders import DecodedImages, FolderImages, class_folders
-from .image_sets import ArrayImages, ImageSet
+from .folders import FolderImages, class_folders
+from .image_sets import ImageSet
 from .layouts import split_folders
 from .leaving_out import split_leave_out
 from .lists import metadata_of
 from .looking import BIT, LOOKED, Limits, look_at
+from .same import same_images
 from .sources import ANY_SIZE, Source, open_as_is, takes_root
 from .splits import SPLITS
 from .unreadable import in_threads, name_of
@@ -86,7 +87,7 @@ def open_parts(
                     raise
                 errors.append(error)
                 continue
-            if not any(_same(images, other) for other, _, _ in of_source):
+            if not any(same_images(images, other) for other, _, _ in of_source):
                 of_source.append((images, split, refused))
         if not of_source:
             raise errors[0]
@@ -134,17 +135,6 @@ def _whatever_classes(root: Path, split: str) -> ImageSet | None:
         return FolderImages(folder, image_size=ANY_SIZE, classes=sorted_names(classes))
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _same(images: ImageSet, other: ImageSet) -> bool:
-    """Whether a source gave one set for two splits."""
-    if not torch.equal(images.target, other.target):
-        return False
-    if isinstance(images, DecodedImages) and isinstance(other, DecodedImages):
-        return all(a == b for a, b in zip(images.sources, other.sources, strict=True))
-    if isinstance(images, ArrayImages) and isinstance(other, ArrayImages):
-        return torch.equal(images.images, other.images)
-    return images is other
 
 
 # --- reading

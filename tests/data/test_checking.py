@@ -23,7 +23,9 @@ from hrrl_ext.data import (
     without,
 )
 from hrrl_ext.data.check_report import KINDS
+from hrrl_ext.data.folders import DecodedImages
 from hrrl_ext.data.looking import STOPS
+from hrrl_ext.data.same import same_images
 
 Image = pytest.importorskip("PIL.Image")
 NOISE = np.random.default_rng(0)
@@ -207,6 +209,28 @@ def test_pictures_and_arrays_are_compared(tmp_path):
     assert [f.image for f in report.findings("leaked")] == [
         str(tmp_path / "a" / "0.png"), "image 1",
     ]  # fmt: skip
+
+
+def test_splits_of_one_length_are_told_by_their_images():
+    """Of a table `sources` are the numbers of rows."""
+
+    class Rows(DecodedImages):
+        def __init__(self, pictures, target):
+            super().__init__(
+                range(len(pictures)), target, image_size=40, classes=["a", "b"], name="x"
+            )
+            self.pictures = pictures
+
+        def _open(self, source):
+            if self.pictures[source] is None:
+                raise OSError("cannot decode")
+            return self.pictures[source]
+
+    pictures = [noise(), None, noise()]
+    one, other = Rows(pictures, [0, 1, 1]), Rows([noise(), None, noise()], [0, 1, 1])
+    assert same_images(one, Rows(pictures, [0, 1, 1])) and not same_images(one, other)
+    assert not same_images(one, Rows(pictures, [0, 1, 0]))
+    assert not same_images(one, Rows(pictures[:2], [0, 1]))
 
 
 def test_what_applies_to_arrays(tmp_path):
