@@ -74,8 +74,9 @@ def test_train_extract_probe(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (status, stderr.count("\n")) == (1, 1)
     assert "already holds a run" in stderr
     status, stdout, _ = run(
-        capsys, *TRAIN, "--out", out, "--tau", "0.1", "--lam", "5", "--resume", "--progress", "off"
-    )
+        capsys, *TRAIN, "--out", out, "--tau", "0.1", "--lam", "5", "--validation", "digits", "--resume",
+        "--progress", "off",
+    )  # fmt: skip
     assert (status, stdout) == (0, f"saved {out}\n")
 
 
@@ -260,6 +261,7 @@ def test_a_misspelt_key_is_found_in_every_file(
             1,
             "num_clusters must be a whole number, got 'x'",
         ),
+        ([*TRAIN, "--out", "x", "--validation_concepts", "c.csv"], 1, "concepts are of validation;"),
         ([*TRAIN, "--out", "x", "--concepts", "clusters:4,evry=2"], 1, "did you mean 'every'?"),
         (["train", "--data", "/no/such.npz", "--out", "x"], 1, "/no/such.npz"),
         (["train", "--data", "digits", "--out", "x"], 1, 'give "classes"'),

@@ -145,6 +145,11 @@ def image_run_arguments(parser: CommandParser, *, concepts: bool = True) -> None
             "DiscoveredConcepts), a JSON or CSV file; the data's own if not given",
         )
     parser.add_argument("--validation", nargs="+", help="images to measure accuracy on")
+    if concepts:
+        parser.add_argument(
+            "--validation_concepts",
+            help="of validation, where --concepts are of each example, or found: a CSV file, column:NAME",
+        )
     on_error_argument(parser)
     run_arguments(parser)
 

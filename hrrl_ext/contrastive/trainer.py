@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .._modes import evaluating
-from ..data import Batches, ImageSet, Source, load_images, with_classes
+from ..data import Batches, ImageSet, Source, load_images
 from ..data.image_sets import as_float
 from ..data.sources import takes_root
 from ..data.unreadable import OnError
@@ -23,6 +23,7 @@ from ..training.face import Trainer
 from ..training.loggers import Loggers, asked_for
 from ..training.opening import (
     as_begun,
+    as_measured,
     begin_from,
     build_network,
     check_model,
@@ -267,5 +268,4 @@ def _measured(
             f"validation: it is measured by the labels of data, and {images.name} has one class alone; "
             "leave it out, and measure the features of the run by hrrl extract and hrrl probe"
         )
-    validation = with_classes(validation, images.classes, of="data", data="validation")
-    return Measured(bank, in_order(validation))
+    return Measured(bank, in_order(as_measured(validation, images)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ from ..data import (
     Source,
     concepts_of,
     load_images,
-    with_classes,
 )
 from ..data.columns import PREFIX, column_concepts
 from ..data.concepts import require_examples
@@ -24,7 +24,9 @@ from ..data.ids import Ids, checked_ids
 from ..data.sources import takes_root
 from ..data.unreadable import Reading
 from ..processes import Processes
+from ..spec import listed
 from ..training import TrainingConfig
+from ..training.opening import as_measured
 from .config import HRRLConfig
 
 
@@ -60,7 +62,7 @@ def open_sets(
     data: Source,
     concepts: Concepts | DiscoveredConcepts,
     validation: Source | None,
-    validation_concepts: Ids | None,
+    validation_concepts: Ids | str | os.PathLike[str] | None,
     *,
     root: str | None,
     training: TrainingConfig,
@@ -119,12 +121,16 @@ def open_sets(
     sets = Sets(images, batches(images, concept, shuffle=True), names, found)
     if validation is not None:
         measured = open_images(validation, "test")
-        measured = with_classes(measured, images.classes, of="data", data="validation")
+        measured = as_measured(measured, images)
         kept, rows = reading.take(measured, "validation")
-        ids = _validation_concept(sets, measured, concepts, validation_concepts)[rows]
-        if found is not None and validation_concepts is not None:
-            sets.group_names = [f"group {k}" for k in range(int(ids.max()) + 1)]
-        sets.validation = batches(kept, ids, shuffle=False)
+        if validation_concepts is None:
+            ids = _validation_concept(sets, measured, concepts)
+        else:
+            ids, names = _given_concept(sets, measured, validation_concepts)
+            sets.group_names = None if found is None else names
+        sets.validation = batches(kept, ids[rows], shuffle=False)
+    elif validation_concepts is not None:
+        raise ValueError("validation_concepts are of validation; give both, or none")
     return sets
 
 
@@ -156,15 +162,33 @@ def _check_concepts(
         )
 
 
+def _given_concept(
+    sets: Sets, measured: ImageSet, given: Ids | str | os.PathLike[str]
+) -> tuple[Tensor, list[str]]:
+    """Of every validation image [N], and the names: where the concepts are found, those of groups of the
+    validation set alone."""
+    known = None if sets.found is not None else sets.concept_names
+    if not isinstance(given, str | os.PathLike):
+        bound = None if known is None else len(known)
+        ids = checked_ids(given, "validation_concepts", size=len(measured), bound=bound)
+        return ids, known or [f"group {k}" for k in range(int(ids.max()) + 1)]
+    ids, names = concepts_of(given, measured)
+    if known is None:
+        return ids, names
+    number = {name: k for k, name in enumerate(known)}
+    if unknown := [names[k] for k in ids.unique().tolist() if names[k] not in number]:
+        raise ValueError(
+            f"validation_concepts: {os.fspath(given)} has the concepts {listed(unknown)}, which the "
+            f"training images do not have; they have {listed(known)}"
+        )
+    return torch.tensor([number.get(name, -1) for name in names])[ids], known
+
+
 def _validation_concept(
-    sets: Sets, measured: ImageSet, concepts: Concepts | DiscoveredConcepts, ids: Ids | None
+    sets: Sets, measured: ImageSet, concepts: Concepts | DiscoveredConcepts
 ) -> Tensor:
-    """Of every validation image, [N]."""
+    """Of every validation image [N], as it follows from ``concepts``."""
     images, concept = sets.images, sets.batches.concept
-    if ids is not None:
-        # Groups of the validation set alone may be of any number.
-        known = None if sets.found is not None else len(sets.concept_names)
-        return checked_ids(ids, "validation_concepts", size=len(measured), bound=known)
     if sets.found is not None:
         return torch.zeros_like(measured.target)  # until they are found
     if isinstance(concepts, str) and concepts.startswith(PREFIX):

@@ -55,8 +55,9 @@ class HRRLTrainer(Trainer):
             them by clustering the examples' gradients at the start of the first epoch, or of several.
         validation: images to measure accuracy on after each epoch; a source is opened with
             split="test". Its concepts follow from its classes, or columns, by ``concepts``.
-        validation_concepts: ids per validation example, where ``concepts`` are ids per example, or are
-            found: then they are the groups that accuracy is measured of.
+        validation_concepts: of each validation example, where ``concepts`` are of each example, or are
+            found: then they are the groups that accuracy is measured of. Ids, or what ``concepts`` takes as
+            text, such as a CSV file.
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
             never stopped. Without it a folder that holds a run is refused.
@@ -117,7 +118,7 @@ class HRRLTrainer(Trainer):
         data: Source,
         concepts: Concepts | DiscoveredConcepts = None,
         validation: Source | None = None,
-        validation_concepts: Ids | None = None,
+        validation_concepts: Ids | str | os.PathLike[str] | None = None,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         init: str | os.PathLike[str] | None = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from ..data import ImageSet
 from ..data.classes import with_classes
 from ..data.image_sets import as_float
 from ..data.resize import size_of
+from ..data.same import same_images
 from ..data.unreadable import OnError, Reading
 from ..layers import logits_of
 from ..models import build_model, takes_channels
@@ -122,6 +124,35 @@ def described(model_name: str | None, images: ImageSet, width: int) -> dict[str,
         "examples": len(images),
         "classes": list(images.classes),
     }
+
+
+def as_measured(validation: ImageSet, images: ImageSet) -> ImageSet:
+    """The validation set as a model of ``images`` takes it: its classes counted by name, in their size.
+
+    ValueError for other classes or another number of channels. Warns where it is resized, and where it is
+    the training set.
+    """
+    validation = with_classes(validation, images.classes, of="data", data="validation")
+    (channels, *there), (known, *size) = validation.image_shape, images.image_shape
+    if channels != known:
+        raise ValueError(
+            f"validation: {validation.name} has images of {channels} channels, and data of {known}; give "
+            f"images of {known}"
+        )
+    if there != size:
+        warnings.warn(
+            f"validation: images of {there[0]} x {there[1]} pixels are resized to {size[0]} x {size[1]}, "
+            "the size of data; image_size takes another for both",
+            stacklevel=2,
+        )
+        validation = validation.resized((size[0], size[1]))
+    if same_images(validation, images):
+        warnings.warn(
+            f"validation: {validation.name} is the same images as data, so accuracy is that of training; "
+            "give others, or a source with splits of its own (train and val or test)",
+            stacklevel=2,
+        )
+    return validation
 
 
 def labels_digest(*labels: Tensor | Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import hrrl_ext
 from hrrl_ext import HRRLTrainer
 from hrrl_ext.data import ArrayImages, ConceptMap, load_images
+from hrrl_ext.data.concept_files import write_example_concepts
 from hrrl_ext.robust import HRRLConfig
 from hrrl_ext.training import CheckpointError, TrainingConfig, load_model, run_folder
 from hrrl_ext.training.checkpoint import checkpoints
@@ -550,7 +551,21 @@ def test_a_run_without_a_folder_that_diverges_has_nothing_saved() -> None:
         trainer.fit()
 
 
-def test_per_example_concepts() -> None:
+def test_validation_is_as_the_training_images() -> None:
+    """In channels and size, which a network that pools would not tell; and not the same."""
+    pixels, target = DIGITS.__getitems__(range(20))
+    with pytest.raises(ValueError, match="validation: .* images of 1 channels, and data of 3"):
+        HRRLTrainer(**SMALL, validation=ArrayImages(pixels[:, :1], target))
+    large = torch.nn.functional.interpolate(pixels, (12, 10))
+    with pytest.warns(UserWarning, match=r"images of 12 x 10 pixels are resized to 8 x 8, the size"):
+        trainer = HRRLTrainer(**SMALL, validation=ArrayImages(large, target))
+    assert trainer.validation is not None
+    assert trainer.validation.images.image_shape == (3, 8, 8)
+    with pytest.warns(UserWarning, match="validation: .* is the same images as data"):
+        HRRLTrainer(**SMALL, validation=DIGITS.subset(range(160)))
+
+
+def test_per_example_concepts(tmp_path: Path) -> None:
     ids = torch.arange(160) % 3
     trainer = HRRLTrainer(**(SMALL | {"concepts": ids, "epochs": 1}), tau=0.0, lam=5.0)
     assert trainer.objective.distribution.concept_count.tolist() == [54.0, 53.0, 53.0]
@@ -558,6 +573,17 @@ def test_per_example_concepts() -> None:
     with pytest.raises(ValueError, match="pass them as validation_concepts"):
         HRRLTrainer(**(SMALL | {"concepts": ids}), validation=DIGITS)
     HRRLTrainer(**(SMALL | {"concepts": ids}), validation=DIGITS, validation_concepts=ids)
+    by_file = {"data": DIGITS, "validation": DIGITS.subset([0, 1, 2])}
+    write_example_concepts(tmp_path / "data.csv", ["abc"[k] for k in ids])
+    by_file |= {"concepts": tmp_path / "data.csv", "validation_concepts": tmp_path / "other.csv"}
+    write_example_concepts(tmp_path / "other.csv", ["c", "b", "c"])
+    validation = HRRLTrainer(**(SMALL | by_file)).validation
+    assert validation is not None and validation.concept.tolist() == [2, 1, 2]
+    write_example_concepts(tmp_path / "other.csv", ["c", "b", "d"])
+    with pytest.raises(ValueError, match="other.csv has the concepts 'd', which .* have 'a', 'b', 'c'"):
+        HRRLTrainer(**(SMALL | by_file))
+    found = HRRLTrainer(**(SMALL | by_file | {"concepts": "clusters:2"}))
+    assert found.recipe.sets.group_names == ["b", "c", "d"]
 
 
 IMAGES = torch.zeros(6, 3, 8, 8, dtype=torch.uint8)
