@@ -142,6 +142,11 @@ class HRRLConfig:
             raise ValueError(
                 f"tau must be a number, or theorem2: {not_known(self.tau, ['theorem2'])}"
             )
+        if self.tau not in ("theorem2", 0) and self.tau_multiple != 1:
+            raise ValueError(
+                f"tau_multiple={self.tau_multiple:g} is of the lengths of tau='theorem2', and tau is "
+                f"{self.tau:g}; leave tau_multiple out, or take tau='theorem2'"
+            )
         if self.tau == "theorem2" and self.example_steps > 1:
             raise ValueError(
                 f"example_steps={self.example_steps} go to a ball of radius tau, and tau='theorem2' "
@@ -173,10 +178,21 @@ class HRRLConfig:
                 f"rho={self.rho:g} with adversary={self.adversary!r} and lam={self.lam}"
             )
 
+        if self.adversary == "cvar" and self.q0 is not None:
+            raise ValueError(
+                "q0 is what q is held at, and adversary='cvar' takes the worst share of the data as it is; "
+                "leave q0 out, or take another adversary"
+            )
+
     def _check_sampling(self) -> None:
         if not 0 <= self.balance <= 1:
             raise ValueError(f"balance must lie in [0, 1], got {self.balance}")
         if self.sampling == "uniform":
+            if self.balance != 1:
+                raise ValueError(
+                    f"balance={self.balance:g} is of sampling='class' or 'concept', and sampling is "
+                    "'uniform'; leave balance out, or give what is drawn evenly"
+                )
             return
         if self.stored:
             raise ValueError(

@@ -41,12 +41,16 @@ BY_ADVERSARY = {
 
 OF_TUNE = ("evaluate_every", "max_steps", "patience")
 """Settings of a training that the search gives."""
-_NEEDS: Mapping[str, tuple[str, str]] = {
-    "tau_multiple": ("tau", "theorem2"),
-    "eta_q": ("adversary", "group_dro"),
-    "alpha": ("adversary", "cvar"),
-    "max_weight": ("adversary", "chi_square"),
-    "rho": ("adversary", "chi_square"),
+_NUMBER = "a number"
+_NEEDS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "tau_multiple": {"tau": ["theorem2"]},
+    "lam": {"adversary": ["hrrl", "chi_square"]},
+    "c": {"adversary": ["hrrl"], "lam": [_NUMBER]},
+    "eta_q": {"adversary": ["group_dro"]},
+    "alpha": {"adversary": ["cvar"]},
+    "max_weight": {"adversary": ["chi_square"], "lam": [_NUMBER]},
+    "rho": {"adversary": ["chi_square"], "lam": [_NUMBER]},
+    "balance": {"sampling": ["class", "concept"]},
 }
 """What a setting is without effect without."""
 _NO_LEVELS: Mapping[str, Any] = {"tau": 0.0, "lam": None}
@@ -175,11 +179,13 @@ def read_grid(grid: Grid | Sequence[str], base: Mapping[str, Any]) -> dict[str, 
             raise ValueError(f"tune: grid: setting {not_known(name, known)}")
         if not values or len({*values}) < len(values):
             raise ValueError(f"tune: grid: {name} must list different numbers, got {values}")
-        other, needed = _NEEDS.get(name, (name, base.get(name)))
-        if base.get(other) != needed:
-            raise ValueError(
-                f"tune: grid: {name} is without effect but for {other}={needed!r}; give it"
-            )
+        for other, needed in _NEEDS.get(name, {}).items():
+            value = base.get(other, getattr(HRRLConfig, other))
+            if (_NUMBER if isinstance(value, int | float) else value) not in needed:
+                raise ValueError(
+                    f"tune: grid: {name} is without effect but for {other}="
+                    f"{' or '.join(needed if needed == [_NUMBER] else map(repr, needed))}; give it"
+                )
         for value in values:
             where = f"tune: grid: {name}={value:g}"
             if not (math.isfinite(value) and value > 0):

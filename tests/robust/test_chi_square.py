@@ -246,6 +246,8 @@ def test_bad_settings() -> None:
         HRRLConfig(rho=0.5)
     with pytest.raises(ValueError, match="with adversary='chi_square' and lam=None"):
         HRRLConfig(adversary="chi_square", rho=0.5, lam=None)
+    with pytest.raises(ValueError, match="q0 is what q is held at, and adversary='cvar'"):
+        HRRLConfig(adversary="cvar", q0=[0.5, 0.5])
 
 
 # --- in training

@@ -197,6 +197,7 @@ def test_smoothing_is_the_losss(make: Any) -> None:
         ({"example_steps": 0}, "example_steps must be positive, got 0"),
         ({"example_steps": 2, "example_level": "stored"}, "example_steps=2 are passes of their own"),
         ({"sampling": "classes"}, "sampling must be one of uniform, class, concept"),
+        ({"balance": 0.5}, "balance=0.5 is of sampling='class' or 'concept', and sampling is 'uniform'"),
         ({"sampling": "class", "balance": 1.5}, r"balance must lie in \[0, 1\], got 1.5"),
         ({"sampling": "class", "example_level": "stored"}, "several times in an epoch or not at all"),
         ({"sampling": "class", "logit_adjustment": 1.0}, "shares of the classes that logit_adjustment=1"),

@@ -173,6 +173,9 @@ def test_bad_input() -> None:
             Theorem2Perturbation(multiple)
     with pytest.raises(ValueError, match="tau_multiple must be positive"):
         HRRLConfig(tau="theorem2", tau_multiple=0)
+    with pytest.raises(ValueError, match=r"tau_multiple=3 is of .* and tau is 0.1; leave"):
+        HRRLConfig(tau=0.1, tau_multiple=3)
+    assert HRRLConfig(tau=0, tau_multiple=3).tau == 0  # without the level, as a baseline is
     with pytest.raises(ValueError, match=r"theorem2.*example_level='stored' keeps directions"):
         HRRLConfig(tau="theorem2", example_level="stored")
     with pytest.raises(ValueError, match=r"example_steps=3 .* tau=.theorem2. is one step"):
