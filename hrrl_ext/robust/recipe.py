@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._modes import evaluating
 from ..clustering.discovered import Discovery
 from ..concept_weights import CALIBRATION_BATCHES, ConceptDistribution, ConceptWeights
 from ..data import Augmentation, Batches, ImageSet
@@ -19,6 +18,7 @@ from ..data.unreadable import left_out
 from ..evaluation import accuracy
 from ..layers import logits_of
 from ..losses import ClassificationLoss, Mixed
+from ..perturbation import frozen_statistics
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
@@ -170,14 +170,16 @@ class HRRL(Recipe):
         self.tally = self._empty_tally()
 
     def _calibrate(self, move: Move) -> None:
-        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step."""
+        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step: such as
+        q moves by, with the statistics of the batch and dropout. Leaves no trace in either."""
         distribution = self.objective.distribution
         if self.config.c != "auto" or not isinstance(distribution, ConceptDistribution):
             return
         if distribution.lam is None:
             return
-        losses = []
-        with evaluating(self.model):  # leaves no trace in the running statistics
+        losses, cuda = [], [move.device] if move.device.type == "cuda" else []
+        frozen = frozen_statistics(self.model, "batch")
+        with frozen, torch.random.fork_rng(cuda), torch.no_grad():
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
             for (x, *labels), size in itertools.islice(batches, CALIBRATION_BATCHES):
                 target, concept, _ = self._labels(labels[0], labels[1], tuple(labels[2:]))

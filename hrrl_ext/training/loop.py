@@ -163,9 +163,10 @@ class Loop:
         first = self.step - epoch * self.per_epoch
         progress.epoch(f"epoch {epoch + 1}/{self.config.epochs}", self.step)
         new = epoch == 0
+        to_train(self.recipe.model, self._held)
         if first == 0:
             new |= self.recipe.before(epoch, self.move, progress)
-        to_train(self.recipe.model, self._held)
+            to_train(self.recipe.model, self._held)  # where that left other modes
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         clock = Clock(self.sizes, first)

@@ -23,12 +23,14 @@ from torch import Tensor, nn
 
 import hrrl_ext
 from hrrl_ext import HRRLTrainer
+from hrrl_ext.concept_weights import ConceptDistribution
 from hrrl_ext.data import ArrayImages, ConceptMap, load_images
 from hrrl_ext.data.concept_files import write_example_concepts
 from hrrl_ext.robust import HRRLConfig
 from hrrl_ext.training import CheckpointError, TrainingConfig, load_model, run_folder
 from hrrl_ext.training.checkpoint import checkpoints
 from hrrl_ext.training.draws import Draws
+from hrrl_ext.training.progress import Progress
 
 DIGITS = load_images("digits", split="train").subset(range(160))
 SMALL: dict[str, Any] = {
@@ -150,6 +152,20 @@ def test_dropout_draws_by_the_seed_alone() -> None:
     other = HRRLTrainer(start, **settings)
     other.loop.draws = Draws(1, torch.device("cpu"))
     assert not same(weights(first.model), weights(other.fit().model))
+
+
+def test_c_is_of_the_losses_that_q_moves_by() -> None:
+    """Of batch statistics: at first those that run are of no image. They stay, and so does the random state."""
+    trainer = HRRLTrainer(**SMALL, tau=0.0, lam=0.5, c="auto", s=9)
+    model, distribution = trainer.model.train(), trainer.objective.distribution
+    before, state = weights(model), torch.get_rng_state()
+    trainer.recipe.before(0, trainer.loop.move, Progress("off", 1))
+    assert same(weights(model), before) and torch.equal(torch.get_rng_state(), state)
+    expected = ConceptDistribution(distribution.concept_count, lam=0.5, s=9, c="auto")
+    with torch.no_grad():
+        found = [trainer.objective(model(x), *labels) for x, *labels in trainer.batches.epoch(0)]
+    expected.calibrate([out.concept_loss for out in found])
+    assert distribution.c == expected.c > 1
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
