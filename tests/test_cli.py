@@ -261,7 +261,11 @@ def test_a_misspelt_key_is_found_in_every_file(
             1,
             "num_clusters must be a whole number, got 'x'",
         ),
-        ([*TRAIN, "--out", "x", "--validation_concepts", "c.csv"], 1, "concepts are of validation;"),
+        (
+            [*TRAIN, "--out", "x", "--validation_concepts", "c.csv"],
+            1,
+            "concepts are of validation;",
+        ),
         ([*TRAIN, "--out", "x", "--concepts", "clusters:4,evry=2"], 1, "did you mean 'every'?"),
         (["train", "--data", "/no/such.npz", "--out", "x"], 1, "/no/such.npz"),
         (["train", "--data", "digits", "--out", "x"], 1, 'give "classes"'),

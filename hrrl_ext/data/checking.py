@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from .check_report import CheckReport, Part, first_places, part_at
 from .columns import sorted_names

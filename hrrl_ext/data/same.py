@@ -12,10 +12,10 @@ _LOOKS = 5
 
 
 def same_images(one: ImageSet, other: ImageSet) -> bool:
-    """As far as labels tell, and files, or pixels of a few: of a source of one split that was asked for two.
+    """As far as labels and files tell, or pixels: of one split of a source that was asked for two.
 
-    Images in memory are compared all. Of what is neither there nor in files of their own, such as rows of a
-    table, a few are decoded from either set.
+    Images in memory are compared all. Of those that are neither there nor in files of their own, such as
+    rows of a table, a few are decoded from either set.
     """
     if one is other:
         return True

@@ -342,14 +342,16 @@ class VSE(Recipe):
         measured = None if self.validation is None else self.validation.pairs
         concepts = {} if self.level is None else {"concepts": self.level.names}
         of_pairs = [] if self.level is None else [self.level.concept]
-        of_measured = [] if measured is None else _labels(measured)
+        of_measured: list[Tensor | Sequence[str]] = []
+        if measured is not None:
+            of_measured = [*_labels(measured), self.concepts or []]
         return {
             **described(self.model),
             "data": pairs.name,
             "images": len(pairs.images),
             "captions": len(pairs),
             "labels": labels_digest(*_labels(pairs), *of_pairs),
-            **measured_on(measured, *of_measured, *([] if self.concepts is None else [self.concepts])),
+            **measured_on(measured, *of_measured),
             **left_out(data=pairs, validation=measured),
             "words": None if self.model.words is None else len(self.model.words),
             **concepts,

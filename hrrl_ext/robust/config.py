@@ -180,8 +180,8 @@ class HRRLConfig:
 
         if self.adversary == "cvar" and self.q0 is not None:
             raise ValueError(
-                "q0 is what q is held at, and adversary='cvar' takes the worst share of the data as it is; "
-                "leave q0 out, or take another adversary"
+                "q0 is what q is held at, and adversary='cvar' takes the worst share of the data as they "
+                "are; leave q0 out, or take another adversary"
             )
 
     def _check_sampling(self) -> None:

@@ -170,8 +170,11 @@ class HRRL(Recipe):
         self.tally = self._empty_tally()
 
     def _calibrate(self, move: Move) -> None:
-        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step: such as
-        q moves by, with the statistics of the batch and dropout. Leaves no trace in either."""
+        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step.
+
+        They are such as q moves by, with the statistics of the batch and with dropout; neither running
+        statistics nor the random state are others afterwards.
+        """
         distribution = self.objective.distribution
         if self.config.c != "auto" or not isinstance(distribution, ConceptDistribution):
             return
@@ -295,9 +298,7 @@ class HRRL(Recipe):
             "labels": labels_digest(*sets.labels),
             **measured_on(validation, *sets.validation_labels),
             **left_out(data=sets.images, validation=validation),
-            "concepts": (
-                list(sets.concept_names) if sets.found is None else str(sets.found)
-            ),
+            "concepts": list(sets.concept_names) if sets.found is None else str(sets.found),
             "penalty": self.penalty_name,
         }
 

@@ -56,8 +56,8 @@ class HRRLTrainer(Trainer):
         validation: images to measure accuracy on after each epoch; a source is opened with
             split="test". Its concepts follow from its classes, or columns, by ``concepts``.
         validation_concepts: of each validation example, where ``concepts`` are of each example, or are
-            found: then they are the groups that accuracy is measured of. Ids, or what ``concepts`` takes as
-            text, such as a CSV file.
+            found: then they are the groups that accuracy is measured of. Ids, or as text what
+            ``concepts`` takes, such as a CSV file.
         out: folder of the run; None saves nothing.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
             never stopped. Without it a folder that holds a run is refused.

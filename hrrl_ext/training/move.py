@@ -91,8 +91,8 @@ class Move:
         return self.processes.sum(sum(means[1:], means[0]))
 
     def _parts(self, batch: tuple[Tensor, ...]) -> Iterator[tuple[tuple[Tensor, ...], bool]]:
-        """The batch in ``accumulate`` parts (fewer, if they had fewer than ``least`` examples), and whether
-        each is the last.
+        """The batch in ``accumulate`` parts (fewer, if they had fewer than ``least`` examples), and
+        whether each is the last.
 
         As many in every process, whose shares differ by one: layers that ask the others (SyncBatchNorm)
         wait for each of them.
@@ -172,9 +172,9 @@ class _Averaging:
         for name, p in self._unused.items():
             if p.grad is not None:
                 raise ValueError(
-                    f"model: {name} had no part in the first step's loss and has one now, and gradients of "
-                    "several processes are averaged for what had; give every parameter that is to train a "
-                    "part from the first step on, times 0 if need be, or train on one process"
+                    f"model: {name} had no part in the first step's loss and has one now, and several "
+                    "processes average the gradients of what had; give every parameter that is to train "
+                    "a part from the first step on, times 0 if need be, or train on one process"
                 )
 
 

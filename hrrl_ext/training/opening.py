@@ -177,7 +177,7 @@ class Named(Protocol):
 
 
 def measured_on(validation: Named | None, *labels: Tensor | Sequence[str]) -> dict[str, Any]:
-    """What accuracies of a run are of, for its description; ``labels`` are those of the validation set."""
+    """What accuracies of a run are of, for its description; ``labels`` are of the validation set."""
     if validation is None:
         return {"validation": None}
     return {

@@ -53,8 +53,9 @@ class Recipe(Protocol):
     """Why the loss cannot be taken in parts of the batch, if it cannot: accumulation is refused so."""
 
     def before(self, epoch: int, move: Move, progress: Progress) -> bool:
-        """As an epoch begins, counted from 0; not where one is taken up within it. The model is in the modes
-        that it trains in. Whether something new begins, whose first steps are to be looked at one by one."""
+        """As an epoch begins, counted from 0; not where one is taken up within it. The model is in the
+        modes that it trains in. Whether something new begins, whose first steps are to be looked at one
+        by one."""
         return False
 
     def step(self, batch: tuple[Tensor, ...], move: Move) -> object:

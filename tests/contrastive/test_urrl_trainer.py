@@ -124,8 +124,8 @@ def test_files_and_refusals(run: tuple[URRLTrainer, Path], tmp_path: Path) -> No
         URRLTrainer(
             "convnet", **(SETTINGS | {"temperature": 0.3}), validation=OTHERS, out=out, resume=True, ema=0.5
         )  # fmt: skip
+    given = {"validation": OTHERS.subset(range(9)), "out": out, "resume": True}
     with pytest.raises(ValueError, match=r"\(validation_examples, validation_labels, ema differ\)"):
-        given = {"validation": OTHERS.subset(range(9)), "out": out, "resume": True}
         URRLTrainer("convnet", **(SETTINGS | given))
     with pytest.raises(ValueError, match="init begins a new run and resume continues one"):
         URRLTrainer("convnet", **SETTINGS, out=tmp_path, resume=True, init=out / "best")

@@ -397,8 +397,8 @@ def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
     begun = trainer(other, init=newest, **(settings | {"out": None}))
     assert begun.model.words is not None and len(begun.model.words) == len(first.words)
     tuned.fit(until=1)
+    unlike = Pairs(of.images, ["some other text", *of.captions[1:]], of.owner)
     with pytest.raises(ValueError, match=r"settings \(labels, validation_labels differ\)"):
-        unlike = Pairs(of.images, ["some other text", *of.captions[1:]], of.owner)
         trainer(unlike, resume=True, **(settings | {"validation": other}))
     again = trainer(other, resume=True, **settings)  # with the words that it began with
     assert again.model.words is not None and len(again.model.words) == len(first.words)

@@ -219,10 +219,19 @@ def test_a_level_is_trained_as_a_run_of_its_own(tmp_path: Path) -> None:
         ({"grid": ["width=4,8"]}, "'width' is not known"),
         ({"grid": ["alpha=0.5"]}, "alpha is without effect but for adversary='cvar'"),
         ({"grid": ["c=2,10"]}, "c is without effect but for lam=a number; give it"),
-        ({"grid": ["c=2"], "lam": 1.0, "adversary": "chi_square"}, "c is without .* adversary='hrrl'"),
-        ({"grid": ["max_weight=2,4"], "adversary": "chi_square"}, "max_weight is without .* lam=a num"),
+        (
+            {"grid": ["c=2"], "lam": 1.0, "adversary": "chi_square"},
+            "c is without .* adversary='hrrl'",
+        ),
+        (
+            {"grid": ["max_weight=2,4"], "adversary": "chi_square"},
+            "max_weight is without .* lam=a num",
+        ),
         ({"grid": ["lam=3"], "adversary": "cvar"}, "adversary='hrrl' or 'chi_square'; give it"),
-        ({"grid": ["balance=0.5"]}, "balance is without effect but for sampling='class' or 'concept'"),
+        (
+            {"grid": ["balance=0.5"]},
+            "balance is without effect but for sampling='class' or 'concept'",
+        ),
         ({"grid": ["tau_multiple=1,3"]}, "tau_multiple is without effect but for tau='theorem2'"),
         ({"grid": ["tau_multiple=0"], "tau": "theorem2"}, "tau_multiple=0: a level is positive"),
         ({"grid": ["lam=30,-1"]}, "lam=-1: a level is positive"),
