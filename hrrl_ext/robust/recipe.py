@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ..clustering.discovered import Discovery
 from ..concept_weights import CALIBRATION_BATCHES, ConceptDistribution, ConceptWeights
 from ..data import Augmentation, Batches, ImageSet
-from ..data.unreadable import left_out
 from ..evaluation import accuracy
 from ..layers import logits_of
 from ..losses import ClassificationLoss, Mixed
@@ -22,7 +21,7 @@ from ..perturbation import frozen_statistics
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.loop import FIRST_STEPS
-from ..training.opening import described, labels_digest, measured_on
+from ..training.opening import described
 from ..training.progress import Progress
 from ..training.recipe import Row
 from . import report
@@ -291,14 +290,9 @@ class HRRL(Recipe):
     # --- its state
 
     def description(self) -> dict[str, Any]:
-        sets = self.sets
-        validation = None if sets.validation is None else sets.validation.images
         return {
-            **described(self.model_name, sets.images, self.config.width),
-            "labels": labels_digest(*sets.labels),
-            **measured_on(validation, *sets.validation_labels),
-            **left_out(data=sets.images, validation=validation),
-            "concepts": list(sets.concept_names) if sets.found is None else str(sets.found),
+            **described(self.model_name, self.sets.images, self.config.width),
+            **self.sets.description(),
             "penalty": self.penalty_name,
         }
 

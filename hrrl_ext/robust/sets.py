@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ from ..data.columns import PREFIX, column_concepts
 from ..data.concepts import require_examples
 from ..data.ids import Ids, checked_ids
 from ..data.sources import takes_root
-from ..data.unreadable import Reading
+from ..data.unreadable import Reading, left_out
 from ..processes import Processes
 from ..spec import listed
 from ..training import TrainingConfig
-from ..training.opening import as_measured
+from ..training.opening import as_measured, labels_digest, measured_on
 from .config import HRRLConfig
 
 
@@ -43,19 +44,24 @@ class Sets:
     group_names: list[str] | None = None
     """of validation_concepts, where the concepts are found"""
 
-    @property
-    def labels(self) -> list[Tensor]:
-        """Class and concept of every example, as they were given: not the concepts that are found."""
-        given = [self.batches.concept] if self.found is None else []
-        return [self.images.target, *given]
-
-    @property
-    def validation_labels(self) -> list[Tensor]:
-        """The same of the validation set, if there is one."""
-        if self.validation is None:
-            return []
-        known = self.found is None or self.group_names is not None
-        return [self.validation.images.target, *([self.validation.concept] if known else [])]
+    def description(self) -> dict[str, Any]:
+        """What a run is of, but for its network: with labels and concepts as they were given, which tell
+        nothing of concepts that are found."""
+        validation, given = self.validation, self.found is None
+        labels, its_labels = [self.images.target], list[Tensor]()
+        if given:
+            labels.append(self.batches.concept)
+        if validation is not None:
+            its_labels.append(validation.images.target)
+        if validation is not None and (given or self.group_names is not None):
+            its_labels.append(validation.concept)
+        measured = None if validation is None else validation.images
+        return {
+            "labels": labels_digest(*labels),
+            **measured_on(measured, *its_labels),
+            **left_out(data=self.images, validation=measured),
+            "concepts": list(self.concept_names) if given else str(self.found),
+        }
 
 
 def open_sets(
