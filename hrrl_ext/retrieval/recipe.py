@@ -25,6 +25,7 @@ from ..data.unreadable import left_out
 from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
 from ..training import Move, Recipe
+from ..training.draws import without_trace
 from ..training.opening import labels_digest, measured_on
 from ..training.progress import Progress
 from ..training.recipe import Row
@@ -215,7 +216,7 @@ class VSE(Recipe):
         if epoch > 0 or self.level is None or self.config.c != "auto" or self.config.lam is None:
             return False
         losses = []
-        with evaluating(self.model), torch.no_grad():  # leaves no trace in running statistics
+        with without_trace(self.model, move.device):
             for batch in itertools.islice(self.batches.epoch(0), CALIBRATION_BATCHES):
                 with move.autocast():
                     losses.append(self.losses(self.model, *batch)[1][1:])

@@ -17,9 +17,9 @@ from ..data import Augmentation, Batches, ImageSet
 from ..evaluation import accuracy
 from ..layers import logits_of
 from ..losses import ClassificationLoss, Mixed
-from ..perturbation import frozen_statistics
 from ..processes import Processes
 from ..training import Move, Recipe
+from ..training.draws import without_trace
 from ..training.loop import FIRST_STEPS
 from ..training.opening import described
 from ..training.progress import Progress
@@ -169,19 +169,15 @@ class HRRL(Recipe):
         self.tally = self._empty_tally()
 
     def _calibrate(self, move: Move) -> None:
-        """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step.
-
-        They are such as q moves by, with the statistics of the batch and with dropout; neither running
-        statistics nor the random state are others afterwards.
-        """
+        """For c="auto": c from the concept losses of a few mini-batches, as q moves by them, at θ_t and
+        without a step."""
         distribution = self.objective.distribution
         if self.config.c != "auto" or not isinstance(distribution, ConceptDistribution):
             return
         if distribution.lam is None:
             return
-        losses, cuda = [], [move.device] if move.device.type == "cuda" else []
-        frozen = frozen_statistics(self.model, "batch")
-        with frozen, torch.random.fork_rng(cuda), torch.no_grad():
+        losses = []
+        with without_trace(self.model, move.device):
             batches = zip(self.batches.epoch(0), self.batches.sizes, strict=True)
             for (x, *labels), size in itertools.islice(batches, CALIBRATION_BATCHES):
                 target, concept, _ = self._labels(labels[0], labels[1], tuple(labels[2:]))

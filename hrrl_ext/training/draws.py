@@ -6,7 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ..perturbation import frozen_statistics
+
+
+@contextmanager
+def without_trace(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Passes as in training, with the statistics of the batch and with dropout, without a gradient:
+    neither running statistics nor the random state are others afterwards."""
+    cuda = [device] if device.type == "cuda" else []
+    with frozen_statistics(model, "batch"), torch.random.fork_rng(cuda), torch.no_grad():
+        yield
 
 
 class Draws:
