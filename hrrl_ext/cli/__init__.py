@@ -128,7 +128,7 @@ def _on_all_processes(command: str, args: Namespace) -> None:
         raise ValueError(f"{command} is work of one process; start it without torchrun")
     from ..processes import joined
 
-    with joined(getattr(args, "device", "cpu")) as (processes, _):
+    with joined(getattr(args, "device", "cpu") or "auto") as (processes, _):
         if not processes.main:
             warnings.simplefilter("ignore")
         if processes.main or command in _SHARED:

@@ -66,11 +66,6 @@ class Contrastive(Recipe):
         self.model, self.batches, self.measured = model, batches, measured
         self.config, self.processes, self.model_name = config, processes, model_name
         self.seed, self.batch_size = seed, batches.sizes[0]
-        if 2 * config.norm_groups > self.batch_size:
-            raise ValueError(
-                f"norm_groups={config.norm_groups} leave fewer than two images of a batch of "
-                f"{self.batch_size} to each, and batch normalisation needs two; lower norm_groups"
-            )
         self.begin()
         self.done = 0
         """Steps of the run."""
@@ -123,9 +118,10 @@ class Contrastive(Recipe):
 
     def _groups_of(self, accumulate: int) -> int:
         """Of batch normalisation, for each part of this process's part of the batch: of the same size as
-        those of a whole batch, and as many in every process."""
-        images = self.batches.sizes[self._steps] * self.config.norm_groups
-        return max(1, images // (self.batch_size * self.processes.size * accumulate))
+        those of a whole batch, two images at least, and as many in every process."""
+        images, parts = self.batches.sizes[self._steps], self.processes.size * accumulate
+        groups = images * self.config.norm_groups // self.batch_size
+        return max(1, min(groups, images // 2) // parts)
 
     # --- what it reports
 

@@ -133,7 +133,7 @@ class URRLTrainer(Trainer):
     ) -> None:
         of_loop, of_method = parted(config, ContrastiveTraining, ContrastiveConfig, "URRLTrainer")
         training = ContrastiveTraining(**of_loop)
-        method, make = _with_views(views, of_method, training.seed, saved=out is not None)
+        method, make = _with_views(views, of_method, training, saved=out is not None)
         self.after_step = after_step
         processes, device_ = start_processes(device)
         loggers = asked_for(loggers, tensorboard)
@@ -194,7 +194,7 @@ class URRLTrainer(Trainer):
 
 
 def _with_views(
-    views: str | TwoViews, of_method: dict[str, Any], seed: int, *, saved: bool
+    views: str | TwoViews, of_method: dict[str, Any], training: ContrastiveTraining, *, saved: bool
 ) -> tuple[ContrastiveConfig, TwoViews]:
     """The settings, and what makes the views: by its name, or the user's own."""
     if views == "own":
@@ -205,7 +205,12 @@ def _with_views(
             "process; give it a __repr__ of its settings, as a dataclass has"
         )
     name: Any = views if isinstance(views, str) else "own"
-    method = ContrastiveConfig(views=name, **of_method)
+    method, seed = ContrastiveConfig(views=name, **of_method), training.seed
+    if 2 * method.norm_groups > training.batch_size:
+        raise ValueError(
+            f"norm_groups={method.norm_groups} leave fewer than two images of a batch of "
+            f"{training.batch_size} to each, and batch normalisation needs two; lower norm_groups"
+        )
     make = method.make_views(seed) if isinstance(views, str) else views
     return method, Jigsaw(make, method.jigsaw_side, seed) if method.method == "pirl" else make
 

@@ -12,9 +12,10 @@
 from .checkpoint import CheckpointError
 from .config import TrainingConfig
 from .loggers import RunLogger
-from .loop import Loop, TrainingResult
+from .loop import Loop
 from .move import Move
 from .recipe import Recipe
+from .result import TrainingResult
 from .run_folder import RunFolder, load_model
 
 __all__ = [

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ..processes import Processes
-from .loop import Loop, TrainingResult
+from .loop import Loop
+from .result import TrainingResult
 from .run_folder import RunFolder
 
 

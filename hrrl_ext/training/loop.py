@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,31 +21,13 @@ from .loggers import Loggers, Told, check_loggers
 from .move import Move, require_pairs
 from .progress import Clock, Progress, ProgressStyle
 from .recipe import Recipe, Row
+from .result import TrainingResult
 from .run_folder import RunFolder
 from .schedule import Schedule, default_milestones, in_steps, is_in_steps
 from .stopping import Stopping, read_together
 
 _LOOK_EVERY = 20  # steps between two looks at the numbers, each of which waits for the device
 FIRST_STEPS = 5  # of something new, each looked at: what is thrown off there stays so
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a run came to."""
-
-    model: nn.Module
-    """of the last iterate"""
-    history: list[dict[str, Any]]
-    """one row per epoch, as in metrics.jsonl"""
-    out: Path | None
-    ema: nn.Module | None = None
-    """the moving average of the weights, where there is one"""
-
-    @property
-    def last(self) -> dict[str, Any]:
-        if not self.history:
-            raise ValueError("the run was stopped before the end of its first epoch; resume it")
-        return self.history[-1]
 
 
 class Loop:
@@ -128,9 +109,8 @@ class Loop:
             self.run.begin(self.description(), str(self.device), self.processes.size, network)
             if self.history:
                 self.run.mend(self.history, list(map(self._line, self.history)))
-        if self._keep_start:
+        if self._keep_start and self.step == 0:
             self._save()
-            self._keep_start = False
         first = len(self.history) * self.per_epoch + 1
         with (
             shown as progress,

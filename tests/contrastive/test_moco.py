@@ -270,6 +270,7 @@ def test_fewer_images_than_a_batch_are_as_many_groups() -> None:
     """And short batches are counted as what they are."""
     made = trainer(data=DIGITS.subset(range(12)), batch_size=64)
     assert made.recipe._groups_of(1) == 4 and made.recipe._groups_of(2) == 2
+    assert trainer(data=DIGITS.subset(range(6)), batch_size=64).recipe._groups_of(1) == 3
     made.recipe.done = 3
     assert made.recipe.seen == 36
     made = trainer()
@@ -343,7 +344,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ),
         ({"views": "own"}, "views='own' is an object"),
         ({"norm_groups": 9}, "norm_groups=9 leave fewer than two images of a batch of 16"),
-        ({"batch_size": 1, "norm_groups": 1}, "at least two images of a batch, which has 1"),
+        ({"batch_size": 1, "norm_groups": 1}, "norm_groups=1 leave fewer than two"),
         ({"patience": 2}, "patience needs validation"),
         ({"data": DIGITS.subset([0])}, "at least two images of a batch, which has 16 of 1 images"),
     ],

@@ -225,9 +225,9 @@ def network(folder: Path, classes: list[str]) -> Path:
     return folder
 
 
-def photos(file: Path, classes: list[str]) -> Path:
+def photos(file: Path, classes: list[str], first: int = 0) -> Path:
     """The same digits under the same names, in the order of ``classes``; of FEWER those up to 4."""
-    digits = load_images("digits").subset(range(40))
+    digits = load_images("digits").subset(range(first, first + 40))
     image = digits.images.permute(0, 2, 3, 1).numpy()
     label = digits.target.numpy() % len(classes)
     if classes == TURNED:
@@ -280,12 +280,12 @@ def evaluate(at: Path, names: list[str]) -> list[str | Path]:
 
 
 def validation(at: Path, names: list[str]) -> list[str | Path]:
-    return train(photos(at / "data.npz", DIGITS), at / "out", "--validation", photos(at / "v.npz", names))  # fmt: skip
+    return train(photos(at / "data.npz", DIGITS), at / "out", "--validation", photos(at / "v.npz", names, 40))  # fmt: skip
 
 
 def finetune_validation(at: Path, names: list[str]) -> list[str | Path]:
     data, model = photos(at / "data.npz", DIGITS), network(at / "model", FEWER)
-    sets: list[str | Path] = ["--data", data, "--validation", photos(at / "v.npz", names)]
+    sets: list[str | Path] = ["--data", data, "--validation", photos(at / "v.npz", names, 40)]
     return ["finetune", model, *sets, "--out", at / "out", *QUICK]
 
 

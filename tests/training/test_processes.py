@@ -92,7 +92,7 @@ try:
 except OSError as error:
     named = f"cannot decode image {Files.damaged}.png. Repair or replace it. The run is saved in {out}; continue"
     assert str(error).startswith("process 1 stops with the first, which says why" if rank else named), error
-assert [path.name for path in stopped.run.checkpoints] == ["step-00000002"]
+assert stopped.run.checkpoints[-1].name == "step-00000002"
 Files.damaged = None
 again = files(out=out, resume=True).fit()
 for name, value in whole.model.state_dict().items():
