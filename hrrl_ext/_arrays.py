@@ -1,7 +1,10 @@
-"""Tensors as scikit-learn takes them, in full precision, and with rows of norm 1."""
+"""Tensors as scikit-learn takes them, in full precision, with rows of norm 1, and digests of labels."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Sequence
 from numbers import Real
 from typing import Any
 
@@ -48,3 +51,16 @@ def unit_rows(z: Tensor) -> Tensor:
 
 def _nonzero(scale: Tensor) -> Tensor:
     return scale.masked_fill(scale == 0, 1)
+
+
+def labels_digest(*labels: Tensor | Sequence[str]) -> str:
+    """SHA-256 of what is known of every example, such as its class and its concept: what goes on must
+    have the same, and names and numbers of them do not tell."""
+    digest = hashlib.sha256()
+    for of_each in labels:
+        if isinstance(of_each, Tensor):
+            content = of_each.to("cpu", torch.int64).numpy().tobytes()
+        else:
+            content = json.dumps(list(of_each)).encode()
+        digest.update(b"%d " % len(content) + content)
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._arrays import labels_digest
 from .._modes import evaluating
 from ..data import Batches
 from ..data.unreadable import left_out
@@ -20,7 +21,7 @@ from ..evaluation.neighbours import KNeighbours
 from ..evaluation.rank import rank_me
 from ..processes import Processes
 from ..training import Move, Recipe
-from ..training.opening import described, labels_digest, measured_on
+from ..training.opening import described, measured_on
 from ..training.recipe import Row
 from .config import ContrastiveConfig
 from .encoder import Encoder

@@ -90,11 +90,13 @@ def _check_views(images: ImageSet, make: TwoViews) -> None:
         raise ValueError(
             f"views: {make} fails on images {list(x.shape[1:])} of {images.name}: {error}"
         ) from error
-    shapes = [list(view.shape) if isinstance(view, Tensor) else view for view in views]
-    if len(shapes) != 2 or any(shape[:1] != [2] or shape[-3] != x.shape[1] for shape in shapes):
+    views = views if isinstance(views, tuple | list) else [views]
+    found = [list(v.shape) if isinstance(v, Tensor) else type(v).__name__ for v in views]
+    of_two = (isinstance(s, list) and s[:1] == [2] and s[-3:-2] == [x.shape[1]] for s in found)
+    if len(found) != 2 or not all(of_two):
         raise ValueError(
-            f"views: {make} must give two views of a batch, [B, {x.shape[1]}, H, W] each; of two images "
-            f"{list(x.shape)} it gave {shapes}"
+            f"views: {make} must give two views of a batch, tensors [B, {x.shape[1]}, H, W] each; of two "
+            f"images {list(x.shape)} it gave {found}"
         )
 
 

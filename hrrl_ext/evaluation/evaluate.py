@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .._arrays import labels_digest
 from .._environment import environment
 from .._modes import borrowed
 from .._pixels import PixelCheck
@@ -20,7 +21,6 @@ from ..data.unreadable import left_out
 from ..pretrained import weights_digest
 from ..processes import ALONE, Processes
 from ..spec import listed
-from ..storage import digest_of
 from .attacks.fourier import check_precision
 from .config import EvaluationConfig, drawn, evaluation_config
 from .corrupted_images import CorruptedImages, corrupted_images, corruptions_together
@@ -114,7 +114,7 @@ def evaluate(
     folder = EvaluationFolder(out, processes)
     begun_with = {
         "class_names": images.classes,
-        "examples": digest_of({"target": images.target.tolist(), "concept": concept.tolist()}),
+        "examples": labels_digest(images.target, concept),
         "steps": steps,
         "concepts": names,
         "concept_count": torch.bincount(concept, minlength=len(names)).tolist(),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import ops
+from .._arrays import labels_digest
 from .._modes import evaluating
 from .._precision import full_float32
 from .._tables import one_line
@@ -26,7 +27,7 @@ from ..perturbation import frozen_statistics, gradient_in
 from ..processes import Processes
 from ..training import Move, Recipe
 from ..training.draws import without_trace
-from ..training.opening import labels_digest, measured_on
+from ..training.opening import measured_on
 from ..training.progress import Progress
 from ..training.recipe import Row
 from ..training.schedule import in_steps

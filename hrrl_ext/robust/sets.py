@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._arrays import labels_digest
 from ..clustering.discovered import DiscoveredConcepts, read_concepts
 from ..data import (
     Batches,
@@ -27,7 +28,7 @@ from ..data.unreadable import Reading, left_out
 from ..processes import Processes
 from ..spec import listed
 from ..training import TrainingConfig
-from ..training.opening import as_measured, labels_digest, measured_on
+from ..training.opening import as_measured, measured_on
 from .config import HRRLConfig
 
 

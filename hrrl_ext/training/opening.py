@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from .._arrays import labels_digest
 from .._modes import in_mode
 from .._pixels import PixelCheck, warn_unnormalised
 from ..data import ImageSet
@@ -153,19 +152,6 @@ def as_measured(validation: ImageSet, images: ImageSet) -> ImageSet:
             stacklevel=2,
         )
     return validation
-
-
-def labels_digest(*labels: Tensor | Sequence[str]) -> str:
-    """SHA-256 of what is known of every example, such as its class and its concept: a run that goes on
-    must have the same, and names and numbers of them do not tell."""
-    digest = hashlib.sha256()
-    for of_each in labels:
-        if isinstance(of_each, Tensor):
-            content = of_each.to("cpu", torch.int64).numpy().tobytes()
-        else:
-            content = json.dumps(list(of_each)).encode()
-        digest.update(b"%d " % len(content) + content)
-    return digest.hexdigest()
 
 
 class Named(Protocol):

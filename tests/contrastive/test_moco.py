@@ -304,10 +304,18 @@ def test_own_views_are_looked_at_before_the_run(tmp_path: Path) -> None:
         def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, ...]:
             return (images[0], images[1])
 
+    class Arrays(Own):
+        def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Any, ...]:
+            return (images.numpy(), images.numpy())
+
+    with pytest.raises(ValueError, match=r"it gave \['ndarray', 'ndarray'\]"):
+        trainer(views=Arrays())
+
     with pytest.raises(ValueError, match=r"fails on images \[3, 8, 8\] of .*: no grey"):
         trainer(views=Fails())
     with pytest.raises(
-        ValueError, match=r"two views of a batch, \[B, 3, H, W\] each; .* gave \[\[3, 8, 8\]"
+        ValueError,
+        match=r"two views of a batch, tensors \[B, 3, H, W\] each; .* gave \[\[3, 8, 8\]",
     ):
         trainer(views=One())
     assert not (tmp_path / "run" / "config.json").exists()
