@@ -109,14 +109,14 @@ class Loop:
             self.run.begin(self.description(), str(self.device), self.processes.size, network)
             if self.history:
                 self.run.mend(self.history, list(map(self._line, self.history)))
-        if self._keep_start and self.step == 0:
-            self._save()
         first = len(self.history) * self.per_epoch + 1
         with (
             shown as progress,
             Stopping(self.processes, self.max_minutes) as stopping,
             Told(self.loggers, out, first, self.description()) as told,
         ):
+            if self._keep_start and self.step == 0:
+                self._save()
             while not self.over and (until is None or len(self.history) < until):
                 if stopping.asked(everywhere=True) or not self._epoch(progress, stopping):
                     stopping.leave(self._saved)

@@ -27,6 +27,7 @@ from hrrl_ext.data import ArrayImages, load_images
 from hrrl_ext.models import ConvNet
 from hrrl_ext.retrieval import RetrievalTrainer, load_pairs
 from hrrl_ext.retrieval.model import without_classifier
+from hrrl_ext.training.loop import Loop
 
 DIGITS = load_images("digits", split="train").subset(range(100))
 
@@ -303,7 +304,9 @@ def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     whole, cut, way = tmp_path / "whole", tmp_path / "cut", Way({"epochs": 30})
     assert ends(start_processes(whole, way)) == [0]
     (running,) = start_processes(cut, way)
-    while not list((cut / "checkpoints").glob("step-*")):  # it trains, and is far from through
+    while not list(
+        (cut / "checkpoints").glob("step-*[1-9]*")
+    ):  # it trains, and is far from through
         assert running.is_alive()
         time.sleep(0.01)
     running.terminate()
@@ -311,3 +314,21 @@ def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     assert "stopped by SIGTERM: saved in" in (tmp_path / "cut.txt").read_text(encoding="utf-8")
     assert ends(start_processes(cut, way, resume=True)) == [0]
     assert final(cut) == final(whole)
+
+
+def test_sigterm_while_the_start_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module's first checkpoint is of step 0: from its first file on, a run ends as it promises."""
+    save = Loop._save
+
+    def signalled(loop: Loop) -> None:
+        save(loop)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = start(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "_save", signalled)
+        with pytest.raises(SystemExit) as left:
+            trainer.fit()
+    assert left.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-00000000"]
+    assert len(start(tmp_path, resume=True).fit().history) == SETTINGS["epochs"]
