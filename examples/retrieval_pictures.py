@@ -15,6 +15,7 @@ from retrieval_rows import (
     Rows,
     curves,
     epochs_looked_at,
+    in_common,
     interval,
     negatives,
     of_hardest,
@@ -46,15 +47,14 @@ def draw_curves(rows: Rows, path: Path) -> None:
 def draw_negatives(rows: Rows, path: Path) -> None:
     """Fig. 3.6: recall at 1 and rsum by the size of the set of negatives, SH's as a line."""
     figure, panels = panels_of(2, sharey=False)
-    ways = {"-": [n for n in negatives(rows) if not n.endswith(BY_QUEUE)]}
-    if by_queue := [n for n in negatives(rows) if n.endswith(BY_QUEUE)]:
-        ways[":"] = ["VSE++", *by_queue]
+    ways = {"-": ([n for n in negatives(rows) if not n.endswith(BY_QUEUE)], rows)}
+    by_queue = [n for n in negatives(rows) if n.endswith(BY_QUEUE)]
+    if by_queue and (shared := in_common(rows)):
+        ways[":"] = (["VSE++", *by_queue], shared)
     for axes, measures in zip(panels, (("i2t_r1", "t2i_r1"), ("rsum",)), strict=True):
         for number, measure in enumerate(measures):
-            for line, names in ways.items():
-                found = [
-                    (set_size(n), *interval(of_splits(values(rows, n, measure)))) for n in names
-                ]
+            for line, (names, of) in ways.items():
+                found = [(set_size(n), *interval(of_splits(values(of, n, measure)))) for n in names]
                 size, mean, half = zip(*found, strict=True)
                 label = MEASURES[measure] + BY_QUEUE * (line == ":")
                 style = {"marker": "o", "capsize": 2, "color": f"C{number}", "linestyle": line}

@@ -73,6 +73,13 @@ def of_sizes(rows: Rows) -> Rows:
     return by_size + [r for r in rows if r["variant"] in ("VSE++", "SH") and tuple(r["at"]) in at]
 
 
+def in_common(rows: Rows) -> Rows:
+    """Trials of the splits and seeds that all of these variants have."""
+    at = {name: {tuple(r["at"]) for r in rows if r["variant"] == name} for name in negatives(rows)}
+    shared = set.intersection(*at.values()) if at else set()
+    return [row for row in rows if tuple(row["at"]) in shared]
+
+
 def negatives(rows: Rows) -> list[str]:
     """Variants by the size of the set of negatives, those by queue last; that of VSE++ is the batch."""
     names = {row["variant"] for row in rows if row["variant"] != "SH"}

@@ -390,8 +390,21 @@ def test_the_peak_is_of_the_same_trials() -> None:
     rows += [row("VSE++", 0, 1, -90), row("VSE0", 0, 0, 99)]
     by_size = retrieval_rows.of_sizes(rows)
     assert retrieval_rows.negatives(by_size) == names[:3]
-    assert retrieval_page.peak(by_size) == (
-        "Largest mean: rsum at 128, R@1, captions at 128, R@1, images at 128."
-    )
+    at_128 = "rsum at 128, R@1, captions at 128, R@1, images at 128."
+    told = f"Largest mean: {at_128} With those by queue, on the 1 trials that all have: "
+    assert retrieval_page.peak(by_size) == told + at_128
     rows[2] = row(names[2], 0, 0, 6)
-    assert "rsum at 1024 by queue" in retrieval_page.peak(retrieval_rows.of_sizes(rows))
+    queue = at_128.replace("128", "1024 by queue")
+    assert retrieval_page.peak(retrieval_rows.of_sizes(rows)) == told + queue
+
+
+def test_the_peak_with_sets_by_queue_is_of_the_trials_in_common() -> None:
+    """A lucky seed that sets by queue alone have, or do not have, decides nothing."""
+    names = ["VSE++, 64 negatives", "VSE++", "VSE++, 1024 negatives by queue"]
+    rows = [row(name, 0, 0, rsum) for name, rsum in zip(names, (5, 1, 4), strict=True)]
+    rows += [row(name, 0, 1, rsum) for name, rsum in zip(names[:2], (-90, 2), strict=True)]
+    rows += [row(names[2], 0, 2, 99)]
+    told = retrieval_page.peak(retrieval_rows.of_sizes(rows))
+    assert "mean: rsum at 128," in told and "on the 1 trials that all have: rsum at 64," in told
+    apart = [row(names[0], 0, 0, 1), row("VSE++", 0, 0, 2), row(names[2], 1, 0, 3)]
+    assert "queue" not in retrieval_page.peak(retrieval_rows.of_sizes(apart))
