@@ -11,7 +11,7 @@ MODELS_TORCH ?= torch==2.14.1 torchvision==0.29.1
 # A file of tests stays with one process, which builds what they share once; tests/conftest.py says which files come first.
 # Tests wait for what they start, and for the disk: half as many processes again as there are cores keep these busy.
 # A process that crashes, or a test that hangs, ends the run: a process that takes the place of another can wait for ever.
-WORKERS  := $(shell n=$$(( $$(nproc 2>/dev/null || echo 2) * 3 / 2 )); echo $$(( n < 8 ? n : 8 )))
+WORKERS  := $(shell n=$$(( $$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc 2>/dev/null || echo 2) * 3 / 2 )); echo $$(( n < 8 ? n : 8 )))
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --timeout 900
 
 BIN    := $(VENV)/bin
