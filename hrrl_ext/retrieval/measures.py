@@ -112,8 +112,8 @@ def evaluate(
         seed: of these samples.
 
     Memory: some three times the embeddings, beyond them, and a block of scores. No gradient. The same
-    numbers give the same result on one device. ValueError for bad shapes, ids,
-    numbers that are not finite; no query at all.
+    numbers give the same result on one device. ValueError for bad shapes, ids, numbers that are not
+    finite; no query at all.
     """
     similarity = "cosine" if similarity is None else similarity
     check_similarity(similarity)

@@ -304,9 +304,8 @@ def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     whole, cut, way = tmp_path / "whole", tmp_path / "cut", Way({"epochs": 30})
     assert ends(start_processes(whole, way)) == [0]
     (running,) = start_processes(cut, way)
-    while not list(
-        (cut / "checkpoints").glob("step-*[1-9]*")
-    ):  # it trains, and is far from through
+    # It trains, and is far from through.
+    while not list((cut / "checkpoints").glob("step-*[1-9]*")):
         assert running.is_alive()
         time.sleep(0.01)
     running.terminate()
