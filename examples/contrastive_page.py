@@ -174,6 +174,8 @@ def cost(rows: Sequence[Row], of_all: int) -> str:
 
 def write_page(rows: Sequence[Row], page: Path, of_all: int) -> None:
     """Tables between their marks; a page that is not there begins as their headings."""
+    if not rows:
+        raise ValueError(f"{page}: no trial is through yet, so there is nothing to write")
     tuned = of_families(rows)
     methods = [PLAIN, *LEVELS]
     main = [(start, method) for start in STARTS for method in methods]

@@ -69,6 +69,13 @@ def test_it_goes_on_and_writes_its_page(
     assert (tmp_path / "page" / "knn.png").stat().st_size > 1000
 
 
+def test_a_page_of_nothing_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    with pytest.raises(ValueError, match="no trial is through yet"):
+        example.main([str(tmp_path), "--out", str(tmp_path / "out"), "--page", str(page)])
+    assert not page.exists()
+
+
 def test_nothing_is_tuned_before_its_start(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def not_to_be_made(*_: object) -> None:
         raise AssertionError
