@@ -72,6 +72,12 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "pair_gradients(Tensor image, Tensor caption, Tensor row, Tensor column, Tensor weight, bool order) "
       "-> (Tensor grad_image, Tensor grad_caption)");
 
+  // score [I, C], bounds [2, I] and [2, C]: counts, int64 of their shapes, += how many scores of every row and of every
+  // column are above the first bound, and how many reach the second; on the CPU, for hrrl_ext.retrieval.evaluate
+  m.def(
+      "_count_scores(Tensor score, Tensor image_bounds, Tensor caption_bounds, Tensor(a!) image_counts, "
+      "Tensor(b!) caption_counts) -> ()");
+
   // query, key [B, D], queue [K, D] -> loss [B] of InfoNCE, and d loss_b / d query_b [B, D] ([0] unless asked for); on
   // CUDA, for hrrl_ext.contrastive.info_nce
   m.def(

@@ -127,6 +127,13 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
         dtype, hinges,
         {0, kRows, begin, end, losses.data() + range, sums.data() + range * kRows, of_captions.data(), panel.data()});
   });
+  // Ranges of rows, whose columns are counted apart
+  std::vector<int64_t> above(kRows), reached(kRows), by_column(static_cast<size_t>(2 * kRanges * size));
+  const hrrl::cpu::CountArgs counting{
+      in.data(), {side.data(), side.data()}, {in.data(), in.data()}, {above.data(), reached.data()}, size};
+  on_threads([&](int64_t begin, int64_t end) {
+    kernels.count_scores(dtype, counting, {begin, end, by_column.data() + begin / kAtOnce * 2 * size});
+  });
   for (bool order : {false, true}) {
     std::vector<double> scales(kRows), to_image(kRows * size), to_caption(kRows * size);
     const hrrl::cpu::PairArgs pairs{

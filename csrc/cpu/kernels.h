@@ -154,6 +154,20 @@ struct HingeRange {
   void* panel;                           // as of HardestRange
 };
 
+// How many scores are above a bound of their row, or column, and how many reach another
+// (csrc/cpu/kernels/count_scores.cpp)
+struct CountArgs {
+  const void* score;              // [I, C] float or double
+  const void* image_bounds[2];    // [I] as score
+  const void* caption_bounds[2];  // [C] as score
+  int64_t* image_counts[2];       // [I], added to
+  int64_t captions;               // C
+};
+struct CountRange {
+  int64_t begin, end;    // images
+  void* caption_counts;  // [2, C] int32_t beside float, int64_t beside double; added to
+};
+
 // What pairs add to the gradients of their rows (csrc/cpu/kernels/pair_gradients.cpp); indices are in range, or below
 // 0.
 struct PairArgs {
@@ -185,6 +199,7 @@ struct Kernels {
   void (*rank1_argmin)(const Rank1ArgminArgs&, int64_t begin, int64_t end);
   void (*hardest_negatives)(Dtype, const HardestArgs&, const HardestRange&);  // kFloat, kDouble
   void (*hinge_coefficients)(Dtype, const HingeArgs&, const HingeRange&);
+  void (*count_scores)(Dtype, const CountArgs&, const CountRange&);
   void (*pair_scales)(Dtype, const PairArgs&, int64_t begin, int64_t end);     // of pairs
   void (*pair_gradients)(Dtype, const PairArgs&, int64_t begin, int64_t end);  // of columns
   void (*perturb_stored)(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);
@@ -206,6 +221,7 @@ struct Kernels {
   void rank1_argmin(const Rank1ArgminArgs&, int64_t begin, int64_t end);                                   \
   void hardest_negatives(Dtype, const HardestArgs&, const HardestRange&);                                  \
   void hinge_coefficients(Dtype, const HingeArgs&, const HingeRange&);                                     \
+  void count_scores(Dtype, const CountArgs&, const CountRange&);                                           \
   void pair_scales(Dtype, const PairArgs&, int64_t begin, int64_t end);                                    \
   void pair_gradients(Dtype, const PairArgs&, int64_t begin, int64_t end);                                 \
   void perturb_stored(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);                        \

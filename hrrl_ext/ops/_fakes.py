@@ -309,6 +309,24 @@ def _(images: Tensor, operation: Tensor, parameter: Tensor, weight: Tensor, mix:
     return torch.empty_like(images)
 
 
+@torch.library.register_fake("hrrl_ext::_count_scores")
+def _(
+    score: Tensor,
+    image_bounds: Tensor,
+    caption_bounds: Tensor,
+    image_counts: Tensor,
+    caption_counts: Tensor,
+) -> None:
+    expect(
+        "_count_scores",
+        score=(score, "IC", REAL),
+        image_bounds=(image_bounds, "2I", (score.dtype,)),
+        caption_bounds=(caption_bounds, "2C", (score.dtype,)),
+        image_counts=(image_counts, "2I", INT64),
+        caption_counts=(caption_counts, "2C", INT64),
+    )
+
+
 @torch.library.register_fake("hrrl_ext::_info_nce")
 def _(
     query: Tensor, key: Tensor, queue: Tensor, temperature: float, with_grad: bool

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._arrays import unit_rows
 from .._precision import full_float32
 from .._products import inner_products
+from ..ops._library import operator
 from ..spec import not_known
 
 SIMILARITIES = ("cosine", "dot", "order")
@@ -25,6 +26,8 @@ _DECIDED = 10
 
 _BLOCK = {"cpu": (512, 1024), "cuda": (4096, 16384)}  # scores at once: those of a CPU stay in cache
 _PIECE = 2**18  # numbers at once in what is no matrix product, for the same reason
+
+_count_scores = operator("_count_scores")
 
 
 class Ranks(NamedTuple):
@@ -60,44 +63,40 @@ def ranks(
     """
     # In the order of the groups the right answers of a query are neighbours.
     rows, columns = image_group.argsort(stable=True), caption_group.argsort(stable=True)
-    image, caption = image[rows], caption[columns]
-    if image.dtype == torch.float64:
-        image, caption = embedded(image, similarity), embedded(caption, similarity)
     image_group, caption_group = image_group[rows], caption_group[columns]
     right_i, right_c = _span(image_group, caption_group), _span(caption_group, image_group)
-    best_i, best_c = _best(image, caption, right_i, similarity)
+    f, g = (_Side.of(x, order, similarity) for x, order in ((image, rows), (caption, columns)))
+    best_i, best_c = _best(f, g, right_i, similarity)
 
-    f, g = embedded(image, similarity), embedded(caption, similarity)
     count_i, count_c = (
-        _Count(best, _rounding(query, gallery, similarity, f.dtype), f.dtype)
-        for best, query, gallery in ((best_i, image, caption), (best_c, caption, image))
+        _Count(best, _rounding(query, gallery, similarity, image.dtype), image.dtype)
+        for best, query, gallery in ((best_i, f, g), (best_c, g, f))
     )
     for r, c, score in _blocks(f, g, right_i, similarity):
-        count_i.add(r, score)
-        count_c.add(c, score.T)
+        _add(score, count_i, r, count_c, c)
     if image.dtype != torch.float64:
-        _decide(count_i, image, caption, right_i, similarity)
-        _decide(count_c, caption, image, right_c, similarity, captions=True)
+        _decide(count_i, f, g, right_i, similarity)
+        _decide(count_c, g, f, right_c, similarity, captions=True)
     weight = TIES[ties]
     return Ranks(count_i.rank(weight, rows), count_c.rank(weight, columns))
 
 
 def _decide(
     count: _Count,
-    query: Tensor,
-    gallery: Tensor,
+    query: _Side,
+    gallery: _Side,
     right: Tensor,
     similarity: str,
     captions: bool = False,
 ) -> None:
     """Counts in float64 where it matters."""
     q = count.undecided()
-    query, right = query[q], right[:, q]
+    query, right = query.part(q), right[:, q]
     rounding = _rounding(query, gallery, similarity, torch.float64)
     again = _Count(count.best[q], rounding, torch.float64)
     for at, _, score in _blocks(query, gallery, right, similarity, captions=captions, exact=True):
         again.add(at, score)
-    count.above[q], count.equal[q] = again.above, again.equal
+    count.counts[:, q] = again.counts
 
 
 def check_similarity(similarity: str) -> None:
@@ -116,18 +115,45 @@ def embedded(x: Tensor, similarity: str) -> Tensor:
     return out
 
 
-def _exact(x: Tensor, similarity: str) -> Tensor:
-    """:func:`embedded` in float64, where no square of a float32 is out of range."""
-    return x.to(torch.float64, copy=True).div_(_norm(x, similarity)[:, None])
+class _Side(NamedTuple):
+    """Images, or captions, in the order of their groups."""
 
+    rows: Tensor
+    order: Tensor
+    """[n] int64: which of the rows, that are as they were given, they are."""
+    length: Tensor
+    """[n] float64, their norms."""
+    divisor: Tensor
+    """[n] float64: what they are divided by to be compared."""
+    compared: Tensor
+    """[n, D], the one copy that there is of them."""
 
-def _norm(x: Tensor, similarity: str) -> Tensor:
-    """[N] float64: what rows are divided by."""
-    if similarity != "cosine":
-        return x.new_ones(len(x), dtype=torch.float64)
-    at_once = max(1, _PIECE // max(1, x.shape[1]))
-    norm = torch.cat([torch.linalg.vector_norm(part.double(), dim=1) for part in x.split(at_once)])
-    return norm.masked_fill_(norm == 0, 1)
+    @staticmethod
+    def of(rows: Tensor, order: Tensor, similarity: str) -> _Side:
+        compared = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        at_once = max(1, _PIECE // max(1, rows.shape[1]))
+        for out, at in zip(compared.split(at_once), order.split(at_once), strict=True):
+            part = rows[at]
+            out.copy_(unit_rows(part) if similarity == "cosine" else part)
+        if rows.dtype == torch.float64:  # is exact itself
+            rows, order = compared, torch.arange(len(order), device=order.device)
+        length = torch.cat(
+            [torch.linalg.vector_norm(rows[at].double(), dim=1) for at in order.split(at_once)]
+        )
+        divides = (
+            (length > 0)
+            if similarity == "cosine"
+            else length.new_zeros(len(length), dtype=torch.bool)
+        )
+        return _Side(rows, order, length, length.where(divides, 1.0), compared)
+
+    def part(self, at: Tensor) -> _Side:
+        """What is exact of some of them."""
+        return self._replace(order=self.order[at], length=self.length[at], divisor=self.divisor[at])
+
+    def exact(self, at: slice) -> Tensor:
+        """In float64, where no square of a float32 is out of range."""
+        return self.rows[self.order[at]].double().div_(self.divisor[at, None])
 
 
 def scores(image: Tensor, caption: Tensor, similarity: str) -> Tensor:
@@ -144,45 +170,57 @@ def scores(image: Tensor, caption: Tensor, similarity: str) -> Tensor:
 
 
 class _Count:
-    """Of each query: wrong answers above its best right one, and as good as it."""
+    """Of each query: wrong answers above its best right one, and those at least as good as it."""
 
     def __init__(self, best: Tensor, rounding: Tensor | float, dtype: torch.dtype) -> None:
         self.best = best
-        self.high, self.low = (b.to(dtype) for b in (best + rounding, best - rounding))
-        self.above = torch.zeros_like(best)
-        self.equal = torch.zeros_like(best)
+        self.bounds = torch.stack([best + rounding, best - rounding]).to(dtype)
+        self.counts = torch.zeros_like(self.bounds, dtype=torch.int64)
 
     def add(self, at: slice, score: Tensor) -> None:
         """Scores of the queries ``at`` [q, m]; those of right answers are -inf."""
         # A comparison into floats and a product with ones: 3 times as fast as the sum of a mask, and
         # exact, as no block is 2^24 wide.
         mask, ones = torch.empty_like(score), score.new_ones(score.shape[1])
-        above = torch.gt(score, self.high[at, None], out=mask) @ ones
-        as_good = torch.ge(score, self.low[at, None], out=mask) @ ones
-        self.above[at] += above
-        self.equal[at] += as_good.sub_(above)
+        above, least = self.bounds[:, at, None]
+        self.counts[0, at] += (torch.gt(score, above, out=mask) @ ones).long()
+        self.counts[1, at] += (torch.ge(score, least, out=mask) @ ones).long()
 
     def undecided(self) -> Tensor:
         """Queries whose place among the first depends on the rounding."""
-        return ((self.equal > 0) & (self.above < _DECIDED)).nonzero().flatten()
+        above, at_least = self.counts
+        return ((at_least > above) & (above < _DECIDED)).nonzero().flatten()
 
     def rank(self, weight: float, order: Tensor) -> Tensor:
         """In the order that the queries were given in: row i of this one is query order[i]."""
-        rank = 1 + self.above + weight * self.equal
+        above, at_least = self.counts
+        rank = 1 + above + weight * (at_least - above).double()
         rank[self.best.isinf()] = torch.nan
         return torch.empty_like(rank).index_copy_(0, order, rank).cpu()
 
 
-def _rounding(
-    query: Tensor, gallery: Tensor, similarity: str, dtype: torch.dtype
-) -> Tensor | float:
+def _add(score: Tensor, images: _Count, rows: slice, captions: _Count, columns: slice) -> None:
+    """What a block of scores counts for both sides; on the CPU in one pass over it."""
+    if score.device.type != "cpu":
+        images.add(rows, score)
+        captions.add(columns, score.T)
+        return
+    _count_scores(
+        score,
+        images.bounds[:, rows],
+        captions.bounds[:, columns],
+        images.counts[:, rows],
+        captions.counts[:, columns],
+    )
+
+
+def _rounding(query: _Side, gallery: _Side, similarity: str, dtype: torch.dtype) -> Tensor | float:
     """By how much scores of a query may differ that are equal: the bound of a sum of D products. Rows of
     a collapsed model do come near it, as the same number is added D times."""
-    unit = torch.finfo(dtype).eps / 2 * query.shape[1]
+    unit = torch.finfo(dtype).eps / 2 * query.rows.shape[1]
     if similarity == "cosine":
         return unit
-    own, other = (torch.linalg.vector_norm(x, dim=1).double() for x in (query, gallery))
-    largest = other.amax() if len(other) else 0.0
+    own, largest = query.length, gallery.length.amax()
     return unit * (own + largest if similarity == "order" else own * largest)
 
 
@@ -202,19 +240,18 @@ def _pairs(right: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
     return row, column
 
 
-def _best(image: Tensor, caption: Tensor, right: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
+def _best(image: _Side, caption: _Side, right: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
     """The largest score of a right answer, [N] and [M] float64; inf where there is none."""
-    best = [x.new_full((len(x),), -torch.inf, dtype=torch.float64) for x in (image, caption)]
-    norm_i, norm_c = (_norm(x, similarity) for x in (image, caption))
-    at_once = max(1, _PIECE // max(1, image.shape[1]))
+    best = [x.length.new_full((len(x.order),), -torch.inf) for x in (image, caption)]
+    at_once = max(1, _PIECE // max(1, image.rows.shape[1]))
     for rows, columns in _tiles(image, caption):
         row, column = _pairs(right[:, rows], columns.start, columns.stop)
         for r, c in zip((row + rows.start).split(at_once), column.split(at_once), strict=True):
-            f, g = image[r].double(), caption[c].double()
+            f, g = (x.rows[x.order[at]].double() for x, at in ((image, r), (caption, c)))
             if similarity == "order":
                 score = -torch.linalg.vector_norm(g.sub_(f).clamp_min_(0), dim=1)
             else:
-                score = f.mul_(g).sum(1) / (norm_i[r] * norm_c[c])
+                score = f.mul_(g).sum(1) / (image.divisor[r] * caption.divisor[c])
             for top, at in zip(best, (r, c), strict=True):
                 top.scatter_reduce_(0, at, score, "amax")
     for top in best:
@@ -222,29 +259,30 @@ def _best(image: Tensor, caption: Tensor, right: Tensor, similarity: str) -> tup
     return best[0], best[1]
 
 
-def _tiles(query: Tensor, gallery: Tensor) -> Iterator[tuple[slice, slice]]:
-    q_rows, g_rows = _BLOCK.get(query.device.type, _BLOCK["cpu"])
-    for a in range(0, len(query), q_rows):
-        for b in range(0, len(gallery), g_rows):
-            yield slice(a, min(a + q_rows, len(query))), slice(b, min(b + g_rows, len(gallery)))
+def _tiles(query: _Side, gallery: _Side) -> Iterator[tuple[slice, slice]]:
+    n, m = len(query.order), len(gallery.order)
+    q_rows, g_rows = _BLOCK.get(query.rows.device.type, _BLOCK["cpu"])
+    for a in range(0, n, q_rows):
+        for b in range(0, m, g_rows):
+            yield slice(a, min(a + q_rows, n)), slice(b, min(b + g_rows, m))
 
 
 def _blocks(
-    query: Tensor,
-    gallery: Tensor,
+    query: _Side,
+    gallery: _Side,
     right: Tensor,
     similarity: str,
     *,
     captions: bool = False,
     exact: bool = False,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks of scores, -inf where an answer is right. Queries are images, or ``captions``; rows are
-    :func:`embedded`, or with ``exact`` as they are given, and become so in float64, block by block."""
+    """Blocks of scores, -inf where an answer is right. Queries are images, or ``captions``."""
     first, last = right.tolist()  # in order, as queries and gallery are
     for at, of in _tiles(query, gallery):
-        x, y = query[at], gallery[of]
         if exact:
-            x, y = _exact(x, similarity), _exact(y, similarity)
+            x, y = query.exact(at), gallery.exact(of)
+        else:
+            x, y = query.compared[at], gallery.compared[of]
         score = scores(y, x, similarity).T if captions else scores(x, y, similarity)
         if first[at.start] < of.stop and last[at.stop - 1] > of.start:
             row, column = _pairs(right[:, at], of.start, of.stop)

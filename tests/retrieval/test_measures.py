@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import memory
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,19 @@ def test_weights_are_repetitions() -> None:
     repeated = [np.repeat(rank, times) for rank, times in zip(ranks, weights, strict=True)]
     assert summary(*ranks, *weights) == pytest.approx(summary(*repeated))
     assert summary(*repeated)["i2t_median"] == np.median(repeated[0])
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_memory_is_a_copy_of_the_embeddings_and_a_few_blocks(similarity: str) -> None:
+    image, caption, owner = (torch.as_tensor(x) for x in problem(1000, 2500, 1024))
+    held = [image.float(), caption.float()]
+    size = sum(t.numel() * t.element_size() for t in held)
+
+    def step() -> None:
+        evaluate(held[0], held[1], caption_group=owner, similarity=similarity)
+
+    # Blocks: 2 MB of scores, and of what is worked out in float64 2 MB at a time.
+    assert memory.peak_bytes(step, held, None) < 2 * size + 12 * 2**20 < 3 * size
 
 
 # --- folds
