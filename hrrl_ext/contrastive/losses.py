@@ -89,19 +89,34 @@ def _in_pieces(
 def _attend(
     q: Tensor, negatives: Tensor, temperature: float, with_sum: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; their maximum m [B]; and, if asked for, the sum
-    Σ_j e^{l_j - m} n_j [B, D]."""
+    """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; what they were lessened by, m [B]; and, if asked
+    for, the sum Σ_j e^{l_j - m} n_j [B, D]."""
+    # m is the largest of the first piece, which will do for all unless one is larger by some 80.
+    for at_each in (False, True):
+        total, shift, weighted = _sums(q, negatives, temperature, with_sum, at_each)
+        if all(t.isfinite().all() for t in (total, weighted) if t is not None):
+            break
+    return (shift + total.log()).view(-1), shift.view(-1), weighted
+
+
+def _sums(
+    q: Tensor, negatives: Tensor, temperature: float, with_sum: bool, at_each: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Σ_j e^{l_j - m}, m and the weighted sum; m the largest logit, seen to ``at_each`` piece."""
     columns = max(1, _AT_ONCE // max(1, len(q)))
     shift, total = q.new_full((len(q), 1), -math.inf), q.new_zeros(len(q), 1)
     weighted = torch.zeros_like(q) if with_sum else None
-    for piece in negatives.split(columns) if len(negatives) else ():
+    for i, piece in enumerate(negatives.split(columns) if len(negatives) else ()):
         logits = inner_products(q, piece)
-        higher = torch.maximum(shift, logits.amax(1, keepdim=True) / temperature)
-        fade = (shift - higher).exp_()
-        torch.add(-higher, logits, alpha=1 / temperature, out=logits).exp_()
-        total.mul_(fade).add_(logits.sum(1, keepdim=True))
+        if at_each or i == 0:
+            higher = torch.maximum(shift, logits.amax(1, keepdim=True) / temperature)
+            fade, shift = (shift - higher).exp_(), higher
+            total.mul_(fade)
+            if weighted is not None:
+                weighted.mul_(fade)
+        torch.add(-shift, logits, alpha=1 / temperature, out=logits).exp_()
+        total.add_(logits.sum(1, keepdim=True))
         if weighted is not None:
-            weighted.mul_(fade).add_(inner_products(logits, piece.T))
-        shift = higher
+            weighted.add_(inner_products(logits, piece.T))
         del logits  # before the next are made
-    return (shift + total.log()).view(-1), shift.view(-1), weighted
+    return total, shift, weighted

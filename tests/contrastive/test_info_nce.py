@@ -7,7 +7,7 @@ import math
 import memory
 import pytest
 import torch
-from info_nce_cases import check, problem
+from info_nce_cases import by_cross_entropy, check, problem
 
 from hrrl_ext.contrastive import info_nce
 from hrrl_ext.contrastive import losses as module
@@ -85,6 +85,26 @@ def test_logits_of_any_size(scale: float) -> None:
     torch.testing.assert_close(loss, torch.tensor([0.0, scale + math.log(3)]))
     (grad,) = torch.autograd.grad(loss.sum(), query)
     torch.testing.assert_close(grad, torch.tensor([[0.0, 0.0], [-scale, 0.0]]))
+
+
+@pytest.mark.parametrize("ahead", [30.0, 87.0, 100.0, 1e4])
+@pytest.mark.parametrize("length", [1.0, 1e18])
+def test_a_late_negative_that_is_far_ahead(
+    ahead: float, length: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond what float32 has of the exponential of what the first piece is lessened by."""
+    monkeypatch.setattr(module, "_AT_ONCE", 6)
+    query, key, queue = problem(3, 11, 4)
+    with torch.no_grad():
+        queue[8] = query[1] * ahead / query[1].square().sum()
+        query, key, queue = query / length, key * length, queue * length
+    query.requires_grad_()
+    loss = info_nce(query, key, queue, temperature=1.0)
+    (grad,) = torch.autograd.grad(loss.sum(), query)
+    expected, slope = by_cross_entropy(query, key, queue, 1.0)
+    # Exponentials of differences up to 87, each to 24 bits of itself.
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad.double(), slope, rtol=0, atol=1e-5 * slope.abs().max().item())
 
 
 def test_what_is_no_number_shows() -> None:
