@@ -31,7 +31,9 @@ from stored_cases import CODES, PADDED, SIDES, check_moved, check_stored, kept
 from torch import Tensor
 
 from hrrl_ext import ops
+from hrrl_ext._streams import Draws
 from hrrl_ext.contrastive import info_nce
+from hrrl_ext.data import RandomResizedCrop
 from hrrl_ext.ops import Similarity
 
 pytestmark = [
@@ -140,6 +142,21 @@ def test_mix_chains(sides: tuple[int, int], dtype: torch.dtype, channels_last: b
         for program in (*each, *mix_cases.chains(*sides)):
             got = ops.mix_chains(x.to(DEVICE), *(t.to(DEVICE) for t in program))
             assert torch.equal(got.cpu(), ops.mix_chains(x, *program))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
+def test_resized_crops(dtype: torch.dtype) -> None:
+    """Of other sides by products, of their own by the operator: sums of pixels may round to the level
+    beside."""
+    images = torch.randint(0, 256, (9, 3, 40, 31), dtype=torch.uint8)
+    images = images if dtype == torch.uint8 else images / 255
+    for size in (16, (64, 50), None):
+        crop = RandomResizedCrop(size=size)
+        draws = [Draws.of_images(torch.arange(9), 0) for _ in range(2)]
+        found, want = crop(images.to(DEVICE), draws[0]).cpu(), crop(images, draws[1])
+        apart = (found.double() - want.double()).abs()
+        assert apart.max() <= (1 if dtype == torch.uint8 else 1e-5)
+        assert (apart > 1e-5).double().mean() <= 0.01
 
 
 @pytest.mark.parametrize("case", kc.CONCEPT_CASES, ids=str)
