@@ -23,6 +23,10 @@ TRANSFER_BARS = {"extraction": ("bare", 1 / 0.95), "finetuning_step": ("plain", 
 """Over the provider's time: features over the bare forward passes, similarity over a plain step."""
 RECALL_BAR = 1.1
 """retrieval.evaluate over the matrix product of all scores."""
+QUEUE_MEMORY_BAR = 0.02
+"""What info_nce allocates beyond its arguments, over them."""
+VIEWS_BAR = 0.1
+"""Both views of URRL over a step of pretraining on as many images."""
 ATTACK_BAR = 1.1
 """Steps of APGD over the forward and backward passes they contain."""
 
@@ -163,8 +167,13 @@ def _cpu_bars(facts: dict[str, Any]) -> list[Bar]:
             return _ratios(eager=2, compile=1, attention=1 / 1.2, products=0.75)
         case "mix_chains":
             return _ratios(eager=1, Pillow=10 if size <= 32 else 5)
+        case "augmix":
+            small = size <= 32
+            return _ratios(Pillow=10 if small else 5, torchvision=20 if small else 5)
         case "sum_hinge":
             return _ratios(eager=1.5 if size <= 256 and facts["shape"][0] >= 512 else 1)
+        case "semi_hard_negatives":  # a warm-up, in plain torch
+            return _ratios(eager=0)
         case "rank1_assign":
             linear = facts["kind"] == "linear"
             return _ratios(eager=1.3 if linear else 5 if size <= 32 else 1.5, compile=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 from collections.abc import Iterator
@@ -11,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from measurement import Measurement
+from memory import keep_freed_memory
 from places import Place, all_places, as_parameters
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from hrrl_ext import __version__, build_info
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 _LOAD_BEFORE: pytest.StashKey[float | None] = pytest.StashKey()
 
 
@@ -24,18 +23,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compile: torch.compile, which compiles for seconds")
     config.stash[_LOAD_BEFORE] = _load()
     keep_freed_memory()
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to give no freed memory back to the system; elsewhere does nothing.
-
-    By default it maps a tensor of more than 32 MiB anew for each call, whose page faults then take five
-    times as long as perturb; and a smaller one depending on what ran before, which made ratios jump.
-    """
-    libc = ctypes.CDLL(None) if platform.system() == "Linux" else None
-    if libc is not None and hasattr(libc, "mallopt"):
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @pytest.fixture(params=as_parameters(all_places()))

@@ -201,15 +201,25 @@ def _hinges(image: Tensor, caption: Tensor, order: bool) -> tuple[Tensor, Tensor
     return of_image, (0.2 + score - pair).clamp(min=0).masked_fill(own, 0)
 
 
-def eager_sum_hinge(image: Tensor, caption: Tensor) -> Tensor:
+def eager_sum_hinge(image: Tensor, caption: Tensor, order: bool) -> Tensor:
     """As vsepp writes it."""
-    of_image, of_caption = _hinges(image, caption, order=False)
+    of_image, of_caption = _hinges(image, caption, order)
     return of_image.sum() + of_caption.sum()
 
 
 def eager_max_hinge(image: Tensor, caption: Tensor, order: bool) -> Tensor:
     of_image, of_caption = _hinges(image, caption, order)
     return of_image.max(1).values.sum() + of_caption.max(0).values.sum()
+
+
+def eager_semi_hard_hinge(image: Tensor, caption: Tensor) -> Tensor:
+    """The hardest of the negatives that score below their pair, which is no negative of its own."""
+    score = image @ caption.T
+    pair = score.diagonal()
+    of_image = score.masked_fill(score >= pair[:, None], -torch.inf).amax(1)
+    of_caption = score.masked_fill(score >= pair, -torch.inf).amax(0)
+    below = 0.2 - pair
+    return ((below + of_image).clamp(min=0) + (below + of_caption).clamp(min=0)).sum()
 
 
 def gather_max_hinge(image: Tensor, caption: Tensor, order: bool) -> Tensor:

@@ -40,6 +40,8 @@ class PretrainingCase:
     side: int = 32
     images: int = 2048
     """of an epoch"""
+    channels_last: bool = False
+    """ours alone"""
 
     def __str__(self) -> str:
         return f"resnet18-w{self.width}-B{self.batch}-K{self.keys}-{self.dtype}"
@@ -66,7 +68,7 @@ def our_trainer(case: PretrainingCase, device: str) -> URRLTrainer:
     return URRLTrainer(
         data=ArrayImages(case.pictures(), target, classes=["a", "b"]), views="moco", blur=0.0,
         width=case.width, batch_size=case.batch, queue=case.keys, lr=1e-3, schedule="constant",
-        precision=case.dtype, device=device, progress="off",
+        precision=case.dtype, channels_last=case.channels_last, device=device, progress="off",
     )  # fmt: skip
 
 

@@ -12,8 +12,8 @@ import time
 from functools import partial
 
 import torch
-from conftest import keep_freed_memory
-from retrieval_bars import Row, Way, measured
+from memory import keep_freed_memory
+from turns import measured
 
 from hrrl_ext._products import inner_products
 
@@ -35,8 +35,7 @@ def main() -> None:
             torch.testing.assert_close(way().double(), exact, rtol=0, atol=1e-5 * d**0.5)
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            row = Row((x, y), {name: Way(way) for name, way in ways.items()})
-            seconds = measured(row, TURNS, time.perf_counter)
+            seconds = measured(ways, TURNS, time.perf_counter)
             of = {name: min(turns) for name, turns in seconds.items()}
             ratio = of["torch"] / of["ours"]
             cells = (f"{n}, {m}, {d}", threads, *(f"{1e3 * s:.3g}" for s in of.values()))

@@ -1,32 +1,27 @@
-#!/usr/bin/env python3
 """The bars of retrieval, in one table: losses of joint embeddings, and recall of 5,000 x 25,000.
 
     python bench/retrieval_bars.py > bench/results/retrieval-NAME.md
     python bench/retrieval_bars.py --only sum_hinge --threads 1
 
-Ways take turns, for a machine that others use: other load meets neighbours alike. Of one thread it is
-processor time, of two the wall clock. A ratio is theirs over ours, of the fastest turns; the quartiles
-are those of neighbouring turns. Every way is checked against
-float64 first. MB is what torch allocates at most beyond the embeddings; ours take O((I + C) D) more.
+How it is measured, turns.py says. Every way is checked against float64 first. Ours take O((I + C) D)
+beyond the embeddings; of all pairs of order similarity and of semi-hard negatives, which are plain torch,
+they take a tile of the scores as well.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import bars
-import memory
 import peers
 import torch
-from conftest import keep_freed_memory
 from places import Place
-from retrieval_comparisons import all_negatives, hardest_negatives
+from retrieval_comparisons import all_negatives, hardest_negatives, semi_hard_negatives
 from shapes import Embeddings
 from torch import Tensor
+from turns import Row, Rows, Way, compared, main
 
 from hrrl_ext import ops
 from hrrl_ext._products import inner_products
@@ -46,51 +41,30 @@ ORDER = [(128, 128), (128, 512), (1024, 128)]
 LARGE_ORDER = Embeddings(2048, 1024, "order")
 EAGER_ORDER = 2**24
 """Differences beyond which eager, which keeps each several times, is left out."""
-TURN = 2e-3
-"""Seconds of a turn at least."""
+SEMI_HARD = [(128, 128), (128, 2048), (1024, 128)]
 
 
-class Way(NamedTuple):
-    call: Callable[[], Any]
-    limit: float = 0.0
-    """Its time over ours at least; that of ours is not looked at."""
+def rows(place: Place) -> Rows:
+    cases: dict[str, Callable[[], Row]] = {}
 
-
-class Row(NamedTuple):
-    held: tuple[Tensor, ...]
-    ways: dict[str, Way]
-
-
-def rows() -> dict[str, Callable[[Place], Row]]:
-    """By operator and case; what it takes is drawn and checked when it is called."""
-    cases: dict[str, Callable[[Place], Row]] = {}
-
-    def add(compare: Callable[..., Any], case: Embeddings, *against: str) -> None:
-        name = "sum_hinge" if compare is all_negatives else "max_hinge"
-        cases[f"{name} {case}"] = lambda place: _row(compare, case, against, place)
+    def add(name: str, compare: Callable[..., Any], case: Embeddings, *against: str) -> None:
+        cases[f"{name} {case}"] = lambda: compared(compare(case, place.device), against, place)
 
     for size, batch in SIDES:
-        add(hardest_negatives, Embeddings(batch, size), "gather", "eager")
+        add("max_hinge", hardest_negatives, Embeddings(batch, size), "gather", "eager")
     for size, batch in ORDER:
         few = batch * batch * size <= EAGER_ORDER
         case = Embeddings(batch, size, "order")
-        add(hardest_negatives, case, "compile", *["gather", "eager"] * few)
-    cases[f"max_hinge {LARGE_ORDER}"] = large_order
+        add("max_hinge", hardest_negatives, case, "compile", *["gather", "eager"] * few)
+    cases[f"max_hinge {LARGE_ORDER}"] = partial(large_order, place)
+    for size, batch in SEMI_HARD:
+        add("max_hinge, semi-hard", semi_hard_negatives, Embeddings(batch, size), "eager")
     for size, batch in SIDES:
-        add(all_negatives, Embeddings(batch, size), "eager")
-    return cases | {"evaluate 5,000 x 25,000, D1024": recall}
-
-
-def _row(
-    compare: Callable[..., Any], case: Embeddings, against: Sequence[str], place: Place
-) -> Row:
-    comparison = compare(case, place.device)
-    facts = {"op": comparison.op, "device": place.device, **comparison.facts}
-    ways = {
-        name: Way(comparison.checked_call(name, place.compiled), bars.least_ratio(facts, name))
-        for name in ("ours", *against)
-    }
-    return Row(comparison.held, ways)
+        add("sum_hinge", all_negatives, Embeddings(batch, size), "eager")
+    for size, batch in ORDER:
+        if batch * batch * size <= EAGER_ORDER:
+            add("sum_hinge", all_negatives, Embeddings(batch, size, "order"), "eager")
+    return cases | {"evaluate 5,000 x 25,000, D1024": partial(recall, place)}
 
 
 def large_order(_: Place) -> Row:
@@ -139,66 +113,5 @@ def recall(_: Place) -> Row:
     return Row((image, caption), ways)
 
 
-def measured(row: Row, rounds: int, clock: Callable[[], float]) -> dict[str, list[float]]:
-    """Seconds of a call, by way and turn."""
-    calls: dict[str, int] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in row.ways}
-    for name, way in row.ways.items():
-        way.call()
-        begun = clock()
-        way.call()
-        calls[name] = max(1, round(TURN / (clock() - begun)))
-    slow = max(calls.values()) == 1
-    for _ in range(min(rounds, 5) if slow else rounds):
-        for name, way in row.ways.items():
-            way.call()  # meets the caches as another way left them, and is not counted
-            begun = clock()
-            for _ in range(calls[name]):
-                way.call()
-            seconds[name].append((clock() - begun) / calls[name])
-    return seconds
-
-
-def lines(case: str, row: Row, place: Place, rounds: int) -> Iterator[str]:
-    # Of one thread the processor's time, in which others have no part.
-    clock = time.process_time if place.threads == 1 else time.perf_counter
-    seconds = measured(row, rounds, clock)
-    held = sum(t.numel() * t.element_size() for t in row.held)
-    peak = {
-        n: (memory.peak_bytes(w.call, row.held, None) - held) / 1e6 for n, w in row.ways.items()
-    }
-    ours = [case, place.threads, f"{1e3 * min(seconds['ours']):.3g}", f"{peak['ours']:.3g}"]
-    if len(row.ways) == 1:
-        yield _cells(*ours, *["–"] * 5)
-    for name, way in list(row.ways.items())[1:]:
-        ratios = [b / a for a, b in zip(seconds["ours"], seconds[name], strict=True)]
-        ratio = min(seconds[name]) / min(seconds["ours"])
-        quartiles = ", ".join(f"{q:.2f}" for q in statistics.quantiles(ratios, n=4))
-        shown = f"{ratio:.2f}" if ratio >= way.limit else f"**{ratio:.2f}**"
-        yield _cells(*ours, name, shown, quartiles, f"{way.limit:.2f}", f"{peak[name]:.3g}")
-
-
-def _cells(*cells: object) -> str:
-    return "| " + " | ".join(map(str, cells)) + " |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only", default="", help="a word of the operator or the case")
-    args = parser.parse_args()
-    keep_freed_memory()
-    print(_cells("case", "threads", "ms", "MB", "against", "ratio", "quartiles", "bar", "its MB"))
-    print("| --- | ---: | ---: | ---: | --- | ---: | --- | ---: | ---: |")
-    for threads in args.threads:
-        torch.set_num_threads(threads)
-        place = Place("cpu", threads)
-        for case, build in rows().items():
-            if args.only in case:
-                for line in lines(case, build(place), place, args.rounds):
-                    print(line, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    main(__doc__, rows)

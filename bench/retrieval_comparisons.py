@@ -143,5 +143,17 @@ def pair_gradients(case: Embeddings, device: str) -> Comparison:
 
 @lru_cache(maxsize=1)
 def all_negatives(case: Embeddings, device: str) -> Comparison:
-    losses: dict[str, Loss] = {"ours": sum_hinge, "eager": peers.eager_sum_hinge}
+    losses: dict[str, Loss] = {
+        "ours": lambda f, g: sum_hinge(f, g, similarity=case.similarity),
+        "eager": lambda f, g: peers.eager_sum_hinge(f, g, case.similarity == "order"),
+    }
     return _comparison(case, device, "sum_hinge", losses["eager"], losses)
+
+
+@lru_cache(maxsize=1)
+def semi_hard_negatives(case: Embeddings, device: str) -> Comparison:
+    losses: dict[str, Loss] = {
+        "ours": lambda f, g: max_hinge(f, g, semi_hard=True),
+        "eager": peers.eager_semi_hard_hinge,
+    }
+    return _comparison(case, device, "semi_hard_negatives", losses["eager"], losses)

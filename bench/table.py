@@ -21,6 +21,7 @@ from bars import (
     ATTACK_BAR,
     LOOP_BAR,
     MEMORY_BAR,
+    QUEUE_MEMORY_BAR,
     STEP_BAR,
     STORED_BAR,
     TRANSFER_BARS,
@@ -40,6 +41,8 @@ PEERS = {
     "entmax": "entmax",
     "attention": "attention over the queue",
     "lightly": "lightly",
+    "Pillow": "Pillow",
+    "torchvision": "torchvision",
     "products": "its two products alone",
     "copy": "a copy",
 }
@@ -61,6 +64,10 @@ class Case:
     @property
     def op(self) -> str:
         return str(self.facts["op"])
+
+    @property
+    def peak_over_arguments(self) -> float | None:
+        return self.facts.get("peak_over_arguments")
 
     @property
     def place(self) -> str:
@@ -200,6 +207,10 @@ def op_table(cases: list[Case]) -> str:
         "IQR",
         *(PEERS[name] for name in peers),
     ]
+    if any(case.peak_over_arguments is not None for case in cases):
+        columns.append("peak over arguments")
+        for row, case in zip(rows, cases, strict=True):
+            row.append(_at_most(case.peak_over_arguments, 1 + QUEUE_MEMORY_BAR))
     return markdown(columns, rows)
 
 
@@ -339,6 +350,9 @@ def misses(cases: list[Case]) -> str:
         limit, us = most_microseconds(case.facts), 1e6 * case.seconds["ours"]
         if limit is not None and us > limit:
             missed.append((limit / us, [*row, "µs", f"{us:.2f}", f"≤ {limit:g}"]))
+        peak, most = case.peak_over_arguments, 1 + QUEUE_MEMORY_BAR
+        if peak is not None and peak > most:
+            missed.append((most / peak, [*row, "its arguments", f"{peak:.2f}", f"≤ {most:g}"]))
     if not missed:
         return "Nowhere in this run."
     rows = [row for _, row in sorted(missed, key=lambda item: item[0])]

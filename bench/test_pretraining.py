@@ -1,7 +1,8 @@
 """InfoNCE against a queue, a whole step of MoCo v2 and an epoch, against what else a user would write.
 
 The loss's floor is two products of the queries with the queue. Its bar on the CPU is twice eager's speed
-from K = 4,096 on, and at 65,536 keys a peak of memory of at most 1.02 times its arguments.
+from K = 4,096 on, and a peak of memory of at most 1.02 times its arguments, which at 4,096 keys
+the gradient alone is beyond. contrastive_bars.py has them in turns.
 """
 
 from __future__ import annotations

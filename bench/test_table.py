@@ -96,6 +96,22 @@ def test_ratios_are_the_others_time_over_ours_and_losses_are_shown() -> None:
     ]
 
 
+def test_pictures_and_the_memory_of_a_queue_have_bars() -> None:
+    seconds = {"ours": 1e-3, "Pillow": 11e-3, "torchvision": 19e-3}
+    augmix = [benchmark("augmix", "paper", name, taken) for name, taken in seconds.items()]
+    loss = benchmark("info_nce", "queue", "ours", 1e-3)
+    for one in augmix:
+        one["extra_info"]["shape"] = [64, 3, 32, 32]
+    loss["extra_info"]["peak_over_arguments"] = 1.04
+    text = report(results(*augmix, loss), "min")
+    assert rows(text, "augmix")[0][-2:] == ["11.0", "**19.0**"]
+    assert rows(text, "info_nce")[0][-1] == "**1.04**"
+    assert rows(text, "Below the bar") == [
+        ["augmix", "paper", "2", "torchvision", "19.0", "≥ 20"],
+        ["info_nce", "queue", "2", "its arguments", "1.04", "≤ 1.02"],
+    ]
+
+
 def test_the_time_of_a_gpu_is_its_own() -> None:
     ours, copy = (benchmark("perturb", "x", who, 1.0) for who in ("ours", "copy"))
     for one, seconds in ((ours, 30e-6), (copy, 25.5e-6)):

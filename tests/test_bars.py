@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import memory
 import pytest
+import torch
 from bars import bars, by_wall_clock, least_ratio, most_microseconds
 from device.cases import CALL_A, CALL_B
+from places import Place
+from turns import Row, Way, lines
 
 Facts = dict[str, Any]
 
@@ -127,3 +132,24 @@ def test_every_regime_is_measured() -> None:
         *(("project_simplex_backward", peer) for peer in ("copy", "eager", "compile", "entmax")),
         *(("rank1_assign", peer) for peer in ("copy", "gemm", "eager", "compile", "explicit", "")),
     } <= tried  # fmt: skip
+
+
+def test_turns_show_what_is_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is not installed, and what asks nothing."""
+    monkeypatch.setattr(memory, "peak_bytes", lambda call, held, _: 4000 + (call() or 0))
+    ways = {
+        "ours": Way(lambda: math.factorial(1000) * 0 + 3000),
+        "slow": Way(lambda: math.factorial(10_000) * 0, 2),
+        "fast": Way(lambda: 2000, 2),
+        "any": Way(lambda: None),
+        "absent": Way(None, 2),
+    }
+    row = Row((torch.ones(1000),), ways, memory_limit=0.5)
+    cells = [line.strip("| ").split(" | ") for line in lines("sum", row, Place("cpu", 1), 2)]
+    assert [(c[0], c[1], c[3]) for c in cells] == [("sum", "1", "0.003")] * 5
+    shown = {c[4]: (c[5], c[7], c[8]) for c in cells}
+    assert not shown["slow"][0].startswith("**") and shown["slow"][1:] == ("2.00", "0")
+    assert shown["fast"][0].startswith("**") and shown["fast"][1:] == ("2.00", "0.002")
+    assert not shown["any"][0].startswith("**") and shown["any"][1] == "–"
+    assert shown["absent"] == ("not installed", "2.00", "–")
+    assert shown["its arguments, MB"] == ("**75.0 %**", "at most 50 %", "0.004")

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""The bars of contrastive pretraining, in one table: InfoNCE with a queue, AugMix, and what views cost.
+
+    python bench/contrastive_bars.py > bench/results/contrastive-NAME.md
+    python bench/contrastive_bars.py --only info_nce --threads 1
+
+How it is measured, turns.py says. InfoNCE is loss and gradient, every way checked against float64 first
+to 1e-6; its memory is asked for as well, a share of queries, keys and queue. AugMix and both views of
+URRL, which are asked for per core, are measured on one thread alone. Both views of a batch are held
+against a step of MoCo on as many images of 32 pixels, by the network of examples/contrastive_evidence.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import bars
+from contrastive_comparisons import negatives
+from places import Place
+from pretraining_peers import PretrainingCase, step_on_views
+from shapes import Negatives
+from turns import Row, Rows, Way, compared, main
+from view_calls import BATCH, augmix_calls, both_views, photographs
+
+from hrrl_ext.data.augmix import AugMixOperations
+
+BATCHES, KEYS = (256, 128), (4096, 16_384, 65_536)
+OPERATIONS: tuple[AugMixOperations, ...] = ("paper", "all")
+STEPS = [PretrainingCase(16, dtype, batch, channels_last=True)
+         for dtype in ("bf16", "fp32") for batch in BATCHES]  # fmt: skip
+
+
+def rows(place: Place) -> Rows:
+    cases: dict[str, Callable[[], Row]] = {}
+    for batch in BATCHES:
+        for keys in KEYS:
+            case = Negatives(batch, keys)
+            cases[f"info_nce {case}"] = partial(info_nce, case, place)
+    if place.threads == 1:
+        for side in BATCH:
+            for operations in OPERATIONS:
+                name = f"augmix {BATCH[side]}x3x{side}x{side}-{operations}"
+                cases[name] = partial(augmix, side, operations)
+        cases |= {f"views of URRL, {case}": partial(views, case) for case in STEPS}
+    return cases
+
+
+def info_nce(case: Negatives, place: Place) -> Row:
+    comparison = negatives(case, place.device)
+    row = compared(comparison, ("eager", "attention", "products"), place)
+    return row._replace(memory_limit=bars.QUEUE_MEMORY_BAR)
+
+
+def augmix(side: int, operations: AugMixOperations) -> Row:
+    facts = {"op": "augmix", "device": "cpu", "shape": (BATCH[side], 3, side, side)}
+    calls = augmix_calls(side, operations)
+    ways = {name: Way(call, bars.least_ratio(facts, name)) for name, call in calls.items()}
+    return Row((photographs(side),), ways)
+
+
+def views(case: PretrainingCase) -> Row:
+    images = case.pictures()[: case.batch]
+    step = step_on_views(case, "cpu", "ours")
+    ours = Way(both_views(images, "urrl", blur=0.0))
+    return Row((images,), {"ours": ours, "a step": Way(step, 1 / bars.VIEWS_BAR)})
+
+
+if __name__ == "__main__":
+    main(__doc__, rows)
