@@ -384,12 +384,6 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def processor_hours(args: argparse.Namespace) -> float:
-    """Of all trainings that are through."""
-    parts = (part for trial in trials(args) for part in search(args, trial).found.values())
-    return sum(part["processor_seconds"] for part in parts) / 3600
-
-
 def work(args: argparse.Namespace) -> None:
     opened = cache(open_pairs)
 
@@ -438,7 +432,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         work(args)
     else:
         of_all = len(list(trials(args)))
-        write_page(rows(args), args.page, of_all, processor_hours(args))
+        write_page(rows(args), args.page, of_all)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,17 @@ python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse    # hou
 python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse --page docs/results/retrieval.md
 ```
 
+[FEATURES.npz](#a-file-of-features) is a file of features and captions. From the trials behind this page its tables come again by
+
+```
+python tools/records.py unpack docs/results/retrieval/trials.jsonl.gz runs/vse
+python examples/retrieval_evidence.py flickr8k-features-700.npz emoji --out runs/vse \\
+    --rates docs/results/retrieval/trials.csv --page docs/results/retrieval.md
+```
+
+which goes by the file's name and does not read it. Without `--page` the command goes on with these trials, and reads it. `--rates`
+takes the learning rates that were found; of those that were tried beside them not all are among the records.
+
 <!-- table: state -->
 <!-- end: state -->
 
@@ -175,10 +186,38 @@ some thirteen validation pictures, too few to choose an epoch by.
 
 <!-- table: lambda -->
 <!-- end: lambda -->
+
+## A file of features
+
+The photographs are 700 of Flickr8k, with five captions each: FEATURES.npz has their features by EfficientNet-lite0 with
+ImageNet's weights (its pooled last maps, 1,280 numbers of a photograph, float16; shorter side 256, the middle 224, not
+brought to norm 1), and the captions. Flickr8k is for non-commercial research, so neither is published here. Of photographs of
+your own, with as many captions of each (in a .txt beside it, a line each, or as [load_pairs](../retrieval.md) has them):
+
+<!-- setup
+from pathlib import Path
+from PIL import Image
+Path("photos").mkdir()
+for i in range(3):
+    Image.new("RGB", (40, 30), (80 * i, 0, 0)).save(f"photos/{i}.png")
+    Path(f"photos/{i}.txt").write_text(f"one of {i}\\nanother of {i}\\n")
+-->
+```python
+import numpy as np
+from hrrl_ext import extract_features
+from hrrl_ext.models import build_model
+from hrrl_ext.retrieval import load_pairs
+
+pairs = load_pairs("photos", image_size=64)
+network = build_model("resnet18", num_classes=10, image_size=64)    # yours, with its weights; of images in [0, 1]
+features = extract_features(network, pairs.images).features         # what comes before its last layer
+captions = [pairs.captions_of(row) for row in range(len(pairs.images))]
+np.savez("FEATURES.npz", features=features.numpy(), captions=captions)
+```
 """
 
 
-def write_page(rows: Rows, page: Path, of_all: int, hours: float) -> None:
+def write_page(rows: Rows, page: Path, of_all: int) -> None:
     """Brings the tables and pictures up to date, and all that stands between them stays; begins the page
     where it is not there yet."""
     if not rows:
@@ -193,7 +232,7 @@ def write_page(rows: Rows, page: Path, of_all: int, hours: float) -> None:
     by_size = of_sizes(features)
     sizes = [name for name in negatives(by_size) if name != "VSE++"]
     tables = {
-        "state": one_line(state(rows, of_all, hours)),
+        "state": one_line(state(rows, of_all)),
         "features": means([row for row in features if " negatives" not in row["variant"]]),
         "curves": by_epoch(features),
         "negatives": means(by_size, negatives(by_size)),
@@ -217,8 +256,12 @@ def write_page(rows: Rows, page: Path, of_all: int, hours: float) -> None:
     write_text(page, with_tables(page, tables))
 
 
-def state(rows: Rows, of_all: int, hours: float) -> str:
-    text = f"{len(rows)} of {of_all} trials are through, on {processor()}: {hours:.1f} hours of one core."
+def state(rows: Rows, of_all: int) -> str:
+    hours = sum(row["processor_seconds"] for row in rows if "best" in row) / 3600
+    text = (
+        f"{len(rows)} of {of_all} trials are through, on {processor()}; the trainings of the tables took "
+        f"{hours:.1f} hours of one core, the search of their learning rates beside."
+    )
     for data in dict.fromkeys(row["data"] for row in rows):
         of_data = [row for row in rows if row["data"] == data]
         told = []
