@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from hrrl_ext.retrieval import (
     HuggingFaceEncoder,
+    JointEmbedding,
     TokenizerWords,
     Words,
     build_joint_embedding,
@@ -88,13 +90,41 @@ def test_it_is_exported_for_any_number_and_length(folder, tmp_path) -> None:
     model = build_joint_embedding(
         "features", features=4, dim=3, text=f"huggingface:{folder}"
     ).eval()
-    export(model, tmp_path, formats=["torch"])
-    program = torch.export.load(tmp_path / "text.pt2").module()
+    files = export(model, tmp_path, formats=["torch"])
+    programs = {file.stem: torch.export.load(file).module() for file in files}
+    check_towers(model, lambda tower, *arguments: programs[tower](*arguments))
+
+
+@pytest.mark.slow
+def test_onnx_has_both_towers_for_any_number_and_length(folder, tmp_path) -> None:
+    pytest.importorskip("onnxscript", reason="the extra onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    model = build_joint_embedding(
+        "features", features=4, dim=3, text=f"huggingface:{folder}"
+    ).eval()
+    files = export(model, tmp_path, formats=["onnx"])
+    sessions = {file.stem: runtime.InferenceSession(file) for file in files}
+
+    def run(tower: str, *arguments: torch.Tensor) -> torch.Tensor:
+        names = [given.name for given in sessions[tower].get_inputs()]
+        feed = {name: x.numpy() for name, x in zip(names, arguments, strict=True)}
+        return torch.from_numpy(sessions[tower].run(["encoded"], feed)[0])
+
+    check_towers(model, run)
+
+
+def check_towers(model: JointEmbedding, run: Callable[..., torch.Tensor]) -> None:
+    """One text and several, which are padded."""
     assert model.words is not None
+    features = torch.rand(3, 4)
     for captions in (["a"], CAPTIONS):
         tokens, lengths = model.words.encode(captions)
-        expected = model.encode_text(tokens, lengths)
-        torch.testing.assert_close(program(tokens, lengths), expected, rtol=0, atol=2e-6)
+        with torch.no_grad():
+            expected = model.encode_text(tokens, lengths)
+        torch.testing.assert_close(run("text", tokens, lengths), expected, rtol=0, atol=2e-6)
+    with torch.no_grad():
+        expected = model.encode_image(features)
+    torch.testing.assert_close(run("image", features), expected, rtol=0, atol=2e-6)
 
 
 def test_weights_that_are_not_there_are_an_error(folder, tmp_path) -> None:
