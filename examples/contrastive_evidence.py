@@ -16,10 +16,11 @@ the network, which stays in --out: a seed is best ended where it was begun.
 
 Pretraining is measured as in the paper: a linear classifier, learned by SGD on frozen features of clean
 training images, on clean and corrupted test images. Settings are those of MoCo's notebook for CIFAR, but
-for the width and the batch, and are searched for no method. How strongly fine-tuning holds its start is
-chosen from MoCo's network, by accuracy on images of CIFAR-10's training set that are not trained on;
-from URRL's of the same seed it is what was chosen there. Of one seed all methods have the same images and
-first weights, and views of one family the same draws.
+for the width, the batch, crops from 0.2 of the area on (there 0.08) and a head of two layers (there one),
+and are searched for no method. How strongly fine-tuning holds its start is chosen from MoCo's network, by
+accuracy on images of CIFAR-10's training set that are not trained on; from URRL's of the same seed it is
+what was chosen there. Of one seed all methods have the same images and first weights, and views of one
+family the same draws.
 """
 
 from __future__ import annotations
