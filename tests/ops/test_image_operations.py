@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -181,12 +183,55 @@ def test_blur_is_a_gaussian(height: int, width: int) -> None:
     assert torch.equal(ours[0], x[0])
 
 
-def test_blur_is_pillows_in_the_main() -> None:
-    """Pillow's own is made of boxes, and MoCo's views are blurred by it: smooth images differ by two levels."""
+def smooth() -> Tensor:
     coarse = torch.rand(COUNT, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 255
-    x = torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear").to(torch.uint8)
-    sigma = uniform(0.5, 2.0)
+    return torch.nn.functional.interpolate(coarse, (64, 64), mode="bilinear").to(torch.uint8)
+
+
+@pytest.mark.parametrize("x", [images(32, 32), smooth()], ids=["all kinds", "smooth"])
+def test_hue_is_pillows_but_for_its_eight_bits(x: Tensor) -> None:
+    """torchvision turns Pillow's HSV, which cuts hue and saturation off to whole 255ths. A step of the hue is
+    6/255 of the chroma; there is another where the sum goes around, as a byte has 256. The saturation moves
+    the darkest channel by a level at most, and roundings by another. Even a turn of 0 moves levels there."""
+
+    def turned(image: Any, steps: float) -> Any:
+        hue, saturation, value = image.convert("HSV").split()
+        hue = hue.point([(level + int(steps)) % 256 for level in range(256)])
+        return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+
+    steps = uniform(-26, 26).floor()
+    steps[0] = 0
+    apart = (operations.hue(x, given(steps / 255)).int() - by_pillow(x, turned, steps).int()).abs()
+    chroma = (x.amax(1) - x.amin(1)).double()[:, None]
+    assert (apart <= 2 + 2 * 6 / 255 * chroma).all()
+    assert apart.double().mean() < 1 and apart[0].any()
+
+
+@pytest.mark.parametrize("x", [images(32, 32), smooth()], ids=["all kinds", "smooth"])
+def test_blur_is_pillows_but_for_its_boxes(x: Tensor) -> None:
+    """MoCo's views are blurred by Pillow, whose Gaussian is three boxes of the same variance. Levels of 0 to
+    255 come apart by 255/2 times the sum of what the weights differ by, and by the roundings: Pillow's six
+    and our two, half a level each. Not so at the edge, which Pillow lets go on anew for each box."""
+    sigma = uniform(0.1, 2.0)
     weights = torch.exp(-0.5 * (torch.arange(7) / sigma[:, None]) ** 2)
     weights = weights[:, 1:] / (1 + 2 * weights[:, 1:].sum(1, keepdim=True))
     theirs = by_pillow(x, lambda image, s: image.filter(ImageFilter.GaussianBlur(s)), sigma)
-    assert (operations.blur(x, weights).int() - theirs.int()).abs().max() <= 3
+    apart = (operations.blur(x, weights).int() - theirs.int()).abs()
+    for one, own, s in zip(apart, weights.numpy(), sigma.tolist(), strict=True):
+        whole = np.array([*own[::-1], 1 - 2 * own.sum(), *own])
+        boxes = three_boxes(s, len(whole) // 2)
+        differ = abs(np.outer(whole, whole) - np.outer(boxes, boxes)).sum()
+        assert one[:, 6:-6, 6:-6].max() <= 255 / 2 * differ + 4
+
+
+def three_boxes(sigma: float, reach: int) -> Any:
+    """[2 reach + 1] weights: three boxes of 2 l + 1 pixels, and a part of one more at each end, so that
+    their variances come to that of the Gaussian (Gwosdek et al., 2011)."""
+    variance = sigma**2 / 3
+    inner = math.floor((math.sqrt(12 * variance + 1) - 1) / 2)
+    end = (2 * inner + 1) * (inner * (inner + 1) - 3 * variance)
+    end /= 6 * (variance - (inner + 1) ** 2)
+    box = np.array([end, *[1.0] * (2 * inner + 1), end]) / (2 * inner + 1 + 2 * end)
+    three = np.convolve(np.convolve(box, box), box)
+    middle, most = len(three) // 2, max(reach, len(three) // 2)
+    return np.pad(three, most - middle)[most - reach : most + reach + 1]
