@@ -107,10 +107,11 @@ class Batches:
     (:meth:`Augmentation.draw`). With ``augmix`` x is a mixture; or, with ``mixtures``, x is not, and so
     many mixtures of it come last, each like x. With ``mixup`` x is a mixture with another image, and the
     share a [B] float32 of its own labels comes behind them, then target and concept of the other.
-    The order of the examples is a function of (seed, epoch), the augmentation of (seed, epoch,
-    batch number): starting at any epoch gives the same bits as getting there, with any num_workers.
-    What is erased and the shares of mixup are functions of (seed, epoch, index, how often the image came
-    before in the epoch); pairs are neighbours in its order, the same for every even batch size.
+    The order of the examples is a function of (seed, epoch), Augmentation of (seed, epoch, batch number):
+    starting at any epoch gives the same bits as getting there, with any num_workers. Random resized crops,
+    AugMix, what is erased and the shares of mixup are functions of (seed, epoch, index, how often the image
+    came before in the epoch), whatever the batch size; pairs are neighbours in the epoch's order, the same
+    for every even batch size.
     No global random state is read or changed. Every example comes exactly once per epoch, but see
     sampling. The last batch may be smaller; when shuffled (for training), a last one of a single
     example joins the batch before it, since batch normalisation cannot train on one value.
@@ -246,16 +247,18 @@ class Batches:
         self, x: Tensor, key: Tensor, here: slice, epoch: int, number: int
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Images [B, 3, H, W] → what is trained on, float; their views [B, 3]; their mixtures."""
-        generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
-        part, view = range(here.start, here.stop), torch.zeros(len(x), 3, dtype=torch.int64)
+        view = torch.zeros(len(x), 3, dtype=torch.int64)
         if isinstance(self.augment, RandomResizedCrop):
-            x = self.augment(x, Draws.of_generator(of, generator)[here])
+            x = self.augment(x, self._draws(key, "crop", epoch))
         elif self.augment is not None:
-            view = self.augment.draw(len(x), generator, part, of)
+            generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
+            view = self.augment.draw(len(x), generator, range(here.start, here.stop), of)
             x = self.augment.apply(x, view)
         copies = [as_float(x)]
         if self.augmix is not None:
-            mixed = [self.augmix(copies[0], generator, part, of) for _ in range(self.mixtures or 1)]
+            draws = self._draws(key, "augmix", epoch)
+            chains = [self.augmix.chains(draws.named(str(n))) for n in range(self.mixtures or 1)]
+            mixed = [self.augmix.apply(copies[0], of_copy) for of_copy in chains]
             copies = copies + mixed if self.mixtures else mixed
         if self.erasing is not None:  # the same of an image and of its mixtures
             copies = [self.erasing(x, self._draws(key, "erasing", epoch)) for x in copies]

@@ -29,20 +29,25 @@ def equal(left: list[tuple[Tensor, ...]], right: list[tuple[Tensor, ...]]) -> bo
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
-def test_batches_are_cropped_by_their_own_stream(dtype: torch.dtype) -> None:
+def test_images_are_cropped_by_their_own_draws(dtype: torch.dtype) -> None:
     here = batches(dtype)
     plain = list(batches(dtype, augment=None).epoch(2))
-    for number, ((x, *labels), (whole, *same)) in enumerate(zip(here.epoch(2), plain, strict=True)):
-        draws = Draws.of_generator(len(whole), random_stream(3, 2, number))
+    order = torch.randperm(20, generator=random_stream(3, 2, "order")).split(here.sizes)
+    for rows, (x, *labels), (whole, *same) in zip(order, here.epoch(2), plain, strict=True):
+        draws = Draws.of_images(rows, 3, "crop", 2)
         stored = (whole * 255).round().to(torch.uint8) if dtype == torch.uint8 else whole
         cropped = CROP(stored, draws)
         assert torch.equal(x, cropped / 255 if dtype == torch.uint8 else cropped)
         assert equal([tuple(labels)], [tuple(same)]) and not torch.equal(x, whole)
 
 
-def test_workers_processes_and_starts_do_not_count() -> None:
-    settings = {"augmix": AugMix()}
+@pytest.mark.parametrize("mixtures", [0, 2])
+def test_batch_size_workers_processes_and_starts_do_not_count(mixtures: int) -> None:
+    settings = {"augmix": AugMix(), "mixtures": mixtures}
     whole = list(batches(**settings).epoch(2))
+    at_once = list(batches(batch_size=20, **settings).epoch(2))
+    assert equal([tuple(map(torch.cat, zip(*whole, strict=True)))], at_once)
+    assert not mixtures or not torch.equal(*at_once[0][-2:])
     assert equal(list(batches(num_workers=2, **settings).epoch(2)), whole)
     assert equal(list(batches(**settings).epoch(2, start=1)), whole[1:])
     parts = [list(batches(processes=Processes(rank, 2), **settings).epoch(2)) for rank in (0, 1)]
@@ -50,6 +55,13 @@ def test_workers_processes_and_starts_do_not_count() -> None:
         together = tuple(torch.cat(both) for both in zip(first, second, strict=True))
         assert equal([together], [of_all])
     assert not equal(list(batches(**settings).epoch(1)), whole)
+
+
+def test_an_image_that_comes_twice_is_drawn_twice() -> None:
+    drawn = batches(batch_size=20, sampling="class").epoch(0)
+    plain = batches(batch_size=20, sampling="class", augment=None).epoch(0)
+    (x, *_), (whole, *_) = next(drawn), next(plain)
+    assert len(whole.unique(dim=0)) < len(x.unique(dim=0)) == 20
 
 
 def test_the_trainer_hands_it_on() -> None:
