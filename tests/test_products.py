@@ -6,10 +6,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from hrrl_ext import _products
 from hrrl_ext._products import inner_products
+from hrrl_ext.contrastive import info_nce
+from hrrl_ext.retrieval import sum_hinge
 
 needs_onednn = pytest.mark.skipif(
     not _products._onednn_answers(), reason="this torch has no oneDNN to call"
@@ -91,3 +94,40 @@ def test_a_torch_without_it_is_told_at_once(
 
     monkeypatch.setattr(_products, "_of_onednn", refuses)
     assert not _products._onednn_answers()
+
+
+@needs_onednn
+@pytest.mark.parametrize("there", [True, False], ids=["oneDNN", "none"])
+def test_losses_are_the_same_without_it(
+    calls: list[Tensor], monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """Products large enough for it, of what asks for them: by either way float64's, to the rounding of
+    float32. Where the operator is gone the machine's answer is torch's product, and nothing is raised."""
+    if not there:
+        monkeypatch.undo()
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None)
+        fresh = _products._onednn_is_faster.__wrapped__  # not what was found for this machine
+        monkeypatch.setattr(_products, "_onednn_is_faster", fresh)
+    query, queue = (F.normalize(t) for t in factors(64, 1500, 64))
+    key = F.normalize(query + 0.1 * queue[:64])
+    assert _products._large(query, queue, None)
+    found = [loss(query, key, queue) for loss in (by_queue, by_pairs)]
+    exact = [loss(query.double(), key.double(), queue.double()) for loss in (by_queue, by_pairs)]
+    for got, want in zip(found, exact, strict=True):
+        for one, other in zip(got, want, strict=True):
+            bound = 1e-6 * other.abs().max().item()
+            torch.testing.assert_close(one.double(), other, rtol=0, atol=bound)
+    plain = torch.equal(inner_products(query, queue), F.linear(query, queue))
+    assert plain if not there else calls
+
+
+def by_queue(query: Tensor, key: Tensor, queue: Tensor) -> list[Tensor]:
+    query = query.clone().requires_grad_()
+    loss = info_nce(query, key, queue, temperature=0.2)
+    return [loss.detach(), *torch.autograd.grad(loss.sum(), query)]
+
+
+def by_pairs(query: Tensor, key: Tensor, queue: Tensor) -> list[Tensor]:
+    pairs = [rows.clone().requires_grad_() for rows in (queue[:512], queue[512:1024])]
+    loss = sum_hinge(*pairs)
+    return [loss.detach(), *torch.autograd.grad(loss, pairs)]
