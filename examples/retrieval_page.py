@@ -74,7 +74,8 @@ python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse    # hou
 python examples/retrieval_evidence.py FEATURES.npz emoji --out runs/vse --page docs/results/retrieval.md
 ```
 
-[FEATURES.npz](#a-file-of-features) is a file of features and captions. From the trials behind this page its tables come again by
+[FEATURES.npz](#a-file-of-features) is a file of features and captions. From the trials behind this page
+its tables come again by
 
 ```
 python tools/records.py unpack docs/results/retrieval/trials.jsonl.gz runs/vse
@@ -82,8 +83,9 @@ python examples/retrieval_evidence.py flickr8k-features-700.npz emoji --out runs
     --rates docs/results/retrieval/trials.csv --page docs/results/retrieval.md
 ```
 
-which goes by the file's name and does not read it. Without `--page` the command goes on with these trials, and reads it. `--rates`
-takes the learning rates that were found; of those that were tried beside them not all are among the records.
+which goes by the file's name and does not read it. Without `--page` the command goes on with these
+trials, and reads it. `--rates` takes the learning rates that were found; of those that were tried
+beside them not all are among the records.
 
 <!-- table: state -->
 <!-- end: state -->
@@ -189,10 +191,11 @@ some thirteen validation pictures, too few to choose an epoch by.
 
 ## A file of features
 
-The photographs are 700 of Flickr8k, with five captions each: FEATURES.npz has their features by EfficientNet-lite0 with
-ImageNet's weights (its pooled last maps, 1,280 numbers of a photograph, float16; shorter side 256, the middle 224, not
-brought to norm 1), and the captions. Flickr8k is for non-commercial research, so neither is published here. Of photographs of
-your own, with as many captions of each (in a .txt beside it, a line each, or as [load_pairs](../retrieval.md) has them):
+The photographs are 700 of Flickr8k, with five captions each: FEATURES.npz has their features by
+EfficientNet-lite0 with ImageNet's weights (its pooled last maps, 1,280 numbers of a photograph,
+float16; shorter side 256, the middle 224, not brought to norm 1), and the captions. Flickr8k is for
+non-commercial research, so neither is published here. Of photographs of your own, with as many captions
+of each (in a .txt beside it, a line each, or as [load_pairs](../retrieval.md) has them):
 
 <!-- setup
 from pathlib import Path
@@ -209,7 +212,7 @@ from hrrl_ext.models import build_model
 from hrrl_ext.retrieval import load_pairs
 
 pairs = load_pairs("photos", image_size=64)
-network = build_model("resnet18", num_classes=10, image_size=64)    # yours, with its weights; of images in [0, 1]
+network = build_model("resnet18", num_classes=10, image_size=64)    # yours, with its weights
 features = extract_features(network, pairs.images).features         # what comes before its last layer
 captions = [pairs.captions_of(row) for row in range(len(pairs.images))]
 np.savez("FEATURES.npz", features=features.numpy(), captions=captions)

@@ -142,7 +142,9 @@ def test_the_learning_rate_is_searched_on_validation_pairs(
     text = retrieval_page.state([found[0] | {"processor_seconds": 4500}, last], 9)
     assert text.startswith("2 of 9 trials are through, on ")
     assert "; the trainings of the tables took 1.2 hours of one core" in text
-    assert ", the search of their learning rates beside. some: train 27 images, 54 captions;" in text
+    assert (
+        ", the search of their learning rates beside. some: train 27 images, 54 captions;" in text
+    )
     assert "; learning rate 0.4 taken 1 times." in text
     assert text.endswith("5 trainings collapsed; at all learning rates: VSE++ (split 0).")
 

@@ -108,10 +108,10 @@ class Batches:
     many mixtures of it come last, each like x. With ``mixup`` x is a mixture with another image, and the
     share a [B] float32 of its own labels comes behind them, then target and concept of the other.
     The order of the examples is a function of (seed, epoch), Augmentation of (seed, epoch, batch number):
-    starting at any epoch gives the same bits as getting there, with any num_workers. Random resized crops,
-    AugMix, what is erased and the shares of mixup are functions of (seed, epoch, index, how often the image
-    came before in the epoch), whatever the batch size; pairs are neighbours in the epoch's order, the same
-    for every even batch size.
+    starting at any epoch gives the same bits as getting there, with any num_workers. Random resized
+    crops, AugMix, what is erased and the shares of mixup are functions of (seed, epoch, index, how
+    often the image came before in the epoch), whatever the batch size; pairs are neighbours in the
+    epoch's order, the same for every even batch size.
     No global random state is read or changed. Every example comes exactly once per epoch, but see
     sampling. The last batch may be smaller; when shuffled (for training), a last one of a single
     example joins the batch before it, since batch normalisation cannot train on one value.
