@@ -174,20 +174,28 @@ def _negatives(
     if queue is not None and len(queue.group):
         older = [rows.detach().to(image.dtype) for rows in (queue.image, queue.caption)]
         tables.append((older[0], older[1], queue.group, queue.group))
-    found = []
-    for images, captions, *groups in tables:
-        captions_at, images_at = _search(
-            (image, caption), of_pairs, (images, captions), groups, similarity, positive
-        )
-        of_image = captions_at.scored(captions, lambda g: pair_scores(image, g, similarity))
-        of_caption = images_at.scored(images, lambda f: pair_scores(f, caption, similarity))
-        found.append((of_image, of_caption))
+    pairs = image, caption
+    found = [negatives_among(pairs, of_pairs, keys, similarity, positive) for keys in tables]
     if len(found) == 1:
         return found[0]
     of_image, of_caption = (
         torch.where(new >= old, new, old) for new, old in zip(*found, strict=True)
     )
     return of_image, of_caption
+
+
+def negatives_among(
+    pairs: tuple[Tensor, Tensor],
+    of_pairs: tuple[Tensor, Tensor],
+    keys: tuple[Tensor, Tensor, Tensor, Tensor],
+    similarity: Similarity,
+    positive: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same among ``keys`` alone: images, captions, and the groups of either."""
+    (image, caption), (images, captions, *groups) = pairs, keys
+    captions_at, images_at = _search(pairs, of_pairs, keys[:2], groups, similarity, positive)
+    of_image = captions_at.scored(captions, lambda g: pair_scores(image, g, similarity))
+    return of_image, images_at.scored(images, lambda f: pair_scores(f, caption, similarity))
 
 
 class _Chosen(NamedTuple):

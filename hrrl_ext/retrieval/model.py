@@ -159,7 +159,10 @@ class JointEmbedding(nn.Module):
 
     def encode_text(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """g [B, dim] of captions as ``words.encode`` gives them."""
-        state = self.text_encoder(tokens, lengths)
+        return self.encode_state(self.text_encoder(tokens, lengths))
+
+    def encode_state(self, state: Tensor) -> Tensor:
+        """g [B, dim] of what the text encoder gave, ψ [B, W]."""
         return as_compared(self.project_text(state), self.normalise_caption, self.absolute)
 
     def forward(
