@@ -40,7 +40,8 @@ def _train_arguments(parser: CommandParser) -> None:
     )
     parser.add_argument(
         "--concepts",
-        help="classes: concepts of the pairs, where those are the images' classes, for lam to weight",
+        help="concepts of the pairs, for lam to weight: classes, where those are the images' classes, or "
+        "clusters:K, of the pairs' gradients (see DiscoveredConcepts)",
     )
     parser.add_argument("--model", default="resnet18", help="name of the image encoder")
     parser.add_argument("--text", default="gru", help="gru, or huggingface:FOLDER")

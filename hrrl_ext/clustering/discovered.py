@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..data import Concepts, ImageSet
+from ..data import ImageSet
 from ..data.concepts import CLUSTERS
 from ..spec import make_plain, read_settings, readers_of, written
 from .centres import CentreRule
 from .clusters import GradientClustering
-from .examples import ExampleLoss
+from .examples import Data, ExampleLoss
 
 
 @dataclass(frozen=True)
 class DiscoveredConcepts:
-    """Clusters of the training examples' gradients as the concepts of :class:`hrrl_ext.HRRLTrainer`.
+    """Clusters of the training examples' gradients as the concepts of :class:`hrrl_ext.HRRLTrainer`, or
+    of pairs of an image and a caption as those of :class:`hrrl_ext.retrieval.RetrievalTrainer`.
 
     For data whose hidden sub-groups (a style, a background, a camera) nobody has labelled. Examples
     that a model has not learned yet, and for the same reason, have like gradients: they are a cluster
@@ -44,7 +46,8 @@ class DiscoveredConcepts:
         rounds: of A and U in the first clustering, each a pass over the data.
         refresh_rounds: of each later one, which goes on from the clusters of the one before.
         layers, rank, center, seed: see :class:`GradientClustering`. Clusters are not weighted by their
-            size (``weighted=False``): what is rare is to stay a cluster of its own.
+            size (``weighted=False``): what is rare is to stay a cluster of its own. Of pairs, layers are
+            "project_image" and "project_text", and seed is that of their fixed negatives, too.
 
     As text (:meth:`parse`), for configuration files and the command line: "clusters:10",
     "clusters:10,every=5,layers=fc+layer4.0.conv1".
@@ -64,6 +67,10 @@ class DiscoveredConcepts:
     by their labels too, as gradients need them. With validation_concepts it is that of the groups these
     are ids of, "group 0" to "group G-1", whatever the clusters: for labels of groups that only the
     validation set has, by which the settings and (``select``) the epoch can then be chosen.
+
+    Of pairs the gradient is that of the loss of the pair alone, its negatives being a fixed number of
+    other pairs, as they are embedded when it clusters; and there is no rsum by cluster, only that of
+    validation_concepts.
 
     Deterministic as the trainer is; the same ids in every process; centres, ids and adversary are in
     its checkpoints. Nothing here carries a gradient. Raises ValueError for numbers out of range and
@@ -120,7 +127,10 @@ class DiscoveredConcepts:
         return f"{CLUSTERS}{self.num_clusters}{''.join(changed)}"
 
 
-def read_concepts(concepts: Concepts | DiscoveredConcepts) -> Concepts | DiscoveredConcepts:
+Given = TypeVar("Given")
+
+
+def read_concepts(concepts: Given) -> Given | DiscoveredConcepts:
     """``concepts``, with the text of :class:`DiscoveredConcepts` read."""
     if isinstance(concepts, str) and concepts.startswith(CLUSTERS):
         return DiscoveredConcepts.parse(concepts)
@@ -153,13 +163,13 @@ class Discovery:
         every = self.settings.every
         return epoch == 0 or (every is not None and epoch % every == 0)
 
-    def find(self, images: ImageSet, report: Callable[[str], None] | None = None) -> None:
-        """Clusters ``images`` at the model's present weights; ``report`` is given a line per round."""
+    def find(self, data: Data, report: Callable[[str], None] | None = None) -> None:
+        """Clusters ``data`` at the model's present weights; ``report`` is given a line per round."""
         rounds = self.settings.rounds
         if self.clustering.centres:
             rounds = self.settings.refresh_rounds
-            self.clustering.follow(images, self._loss)
-        self.clustering.fit(images, self._loss, rounds=rounds, report=report)
+            self.clustering.follow(data, self._loss)
+        self.clustering.fit(data, self._loss, rounds=rounds, report=report)
 
     @property
     def names(self) -> list[str]:
@@ -167,7 +177,7 @@ class Discovery:
 
     @property
     def concept(self) -> Tensor:
-        """[N] int64, of the images that were clustered."""
+        """[N] int64, of the examples that were clustered."""
         return self.clustering.concepts()
 
     def assign(self, images: ImageSet) -> Tensor:

@@ -106,7 +106,7 @@ class PairBatches:
     A batch is images [B, 3, H, W] float32 in [0, 1] or features [B, F], tokens [B, L] int64, lengths [B]
     int64 on the CPU, and group [N] int64: that of each pair of the whole batch, of which this process has
     a part, in order. Items of one group are no negatives of each other. What else is known of the pairs,
-    each of ``more`` [M], follows in the same way.
+    each of ``more`` [M], and their ``concept`` [M], follows in the same way.
 
     The order is a function of (seed, epoch), the augmentation of (seed, epoch, batch number): starting at
     any epoch or batch gives the same bits as getting there, and on several processes the pairs of a batch
@@ -121,9 +121,12 @@ class PairBatches:
         seed: int = 0,
         augment: Augmentation | None = None,
         more: Sequence[Tensor] = (),
+        concept: Tensor | None = None,
     ) -> None:
         self.encoded, self.seed, self.augment = encoded, seed, augment
         self._of_pairs = (encoded.pairs.caption_group, *more)
+        self.concept = concept
+        """Of each pair; another one from the next epoch on, where it is set."""
         self.processes, self.device = encoded.processes, encoded.device
         count, least = len(encoded.pairs), 2 * self.processes.size
         if min(batch_size, count) < least:
@@ -146,6 +149,7 @@ class PairBatches:
         parts = [self.processes.part(len(batch)) for batch in rows]
         mine = [batch[part.start : part.stop] for batch, part in zip(rows, parts, strict=True)]
         pairs = self.encoded.pairs
+        of_pairs = self._of_pairs if self.concept is None else (*self._of_pairs, self.concept)
         images = self.encoded.images([pairs.owner[at] for at in mine])
         for number, (batch, at, part, x) in enumerate(
             zip(rows, mine, parts, images, strict=True), start
@@ -153,5 +157,5 @@ class PairBatches:
             if self.augment is not None:
                 draws = random_stream(self.seed, epoch, number)
                 x = self.augment(x, draws, part, len(batch))
-            of_whole = [of[batch].to(self.device, non_blocking=True) for of in self._of_pairs]
+            of_whole = [of[batch].to(self.device, non_blocking=True) for of in of_pairs]
             yield as_float(x), *self.encoded.captions(at), *of_whole

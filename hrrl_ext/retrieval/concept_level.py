@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from .._arrays import to_numpy
+from ..clustering import DiscoveredConcepts
 from ..concept_weights import ConceptDistribution
 from ..data.columns import numbered
 from ..data.image_sets import ImageSet
+from ..data.unreadable import Reading
 from ..losses import weighed
 from ..ops import ConceptLoss
 from ..spec import listed
@@ -28,7 +30,7 @@ class ConceptLevel:
 
     Args:
         names: [K] of the concepts.
-        concept: [M] int64, that of every pair: of its image.
+        concept: [M] int64, that of every pair.
         config: whose lam, s, c and q0 are of the distribution.
     """
 
@@ -74,10 +76,11 @@ class ConceptLevel:
             stacklevel=4,
         )
 
-    def row(self) -> dict[str, Any]:
-        """Of the epoch, whose sums begin anew."""
+    def row(self, *, counted: bool = False) -> dict[str, Any]:
+        """Of the epoch, whose sums begin anew; ``counted``, with how many pairs each concept has."""
         distribution = self.distribution
-        row = {
+        count = {"concept_count": self._by_name(torch.bincount(self.concept))} if counted else {}
+        row = count | {
             "concept_loss": self._by_name(self._sum / self._steps),
             "q": self._by_name(distribution.q),
             "effective_concepts": distribution.effective_concepts.item(),
@@ -103,13 +106,70 @@ class ConceptLevel:
         self._sum, self._steps = state["concept_loss"].to(self._sum), state["steps"]
 
 
+def readable(
+    opened: Pairs, concepts: Ids | DiscoveredConcepts | None, reading: Reading, of: str = "data"
+) -> tuple[Pairs, Any]:
+    """The pairs to take, and the concepts of their images, where these are ids."""
+    pairs, rows = opened.readable(reading, of)
+    if concepts is None or isinstance(concepts, str | DiscoveredConcepts) or pairs is opened:
+        return pairs, concepts
+    argument = "concepts" if of == "data" else f"{of}_concepts"
+    names, of_image = named_concepts(argument, opened, concepts)
+    return pairs, np.array(names)[of_image[rows].numpy()]
+
+
+def open_level(
+    pairs: Pairs,
+    concepts: Ids | DiscoveredConcepts | None,
+    config: RetrievalConfig,
+    device: torch.device,
+) -> ConceptLevel | None:
+    """Of the concepts of the images; of one alone, where they are to be found."""
+    if isinstance(concepts, DiscoveredConcepts):
+        _check_found(pairs, concepts, config)
+        return ConceptLevel(["cluster 0"], torch.zeros_like(pairs.owner), config, device)
+    if concepts is not None:
+        names, of_image = named_concepts("concepts", pairs, concepts)
+        return ConceptLevel(names, of_image[pairs.owner], config, device)
+    if config.lam is not None or config.q0 is not None:
+        raise ValueError(
+            f"lam={config.lam} and q0={config.q0} weight concepts, and there are none; give concepts, of "
+            "each training image, or leave both out"
+        )
+    return None
+
+
+def _check_found(pairs: Pairs, found: DiscoveredConcepts, config: RetrievalConfig) -> None:
+    if config.q0 is not None:
+        raise ValueError(
+            "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
+            "or give concepts that are known"
+        )
+    if len(pairs) < found.num_clusters:
+        raise ValueError(
+            f"concepts: {found} are more clusters than {pairs.name} has pairs, {len(pairs)}; "
+            "ask for fewer"
+        )
+
+
+def names_of_images(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
+    """Those of validation_concepts, of each image."""
+    if concepts is None:
+        return None
+    if measured is None:
+        raise ValueError("validation_concepts are of validation; give both, or none")
+    names, of_image = named_concepts("validation_concepts", measured, concepts)
+    return [names[k] for k in of_image.tolist()]
+
+
 def named_concepts(argument: str, of: Pairs, concepts: Ids) -> tuple[list[str], Tensor]:
     """Names of those that are there, sorted (`sorted_names`), and which of them each image has [N]; of
     classes in their order."""
     if isinstance(concepts, str):
         if concepts != "classes" or not isinstance(of.images, ImageSet):
+            found = " 'clusters:K'," if argument == "concepts" else ""
             raise ValueError(
-                f"{argument} must be ids of the images, or 'classes' where they have any, got "
+                f"{argument} must be ids of the images,{found} or 'classes' where they have any, got "
                 f"{concepts!r}"
             )
         found, of_image = of.images.target.unique(return_inverse=True)

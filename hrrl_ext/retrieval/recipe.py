@@ -18,8 +18,8 @@ from .._arrays import labels_digest
 from .._modes import evaluating
 from .._precision import full_float32
 from .._tables import one_line
+from ..clustering import DiscoveredConcepts
 from ..concept_weights import CALIBRATION_BATCHES
-from ..data.batches import batch_sizes
 from ..data.columns import sorted_names
 from ..data.image_sets import as_float
 from ..data.unreadable import left_out
@@ -30,13 +30,13 @@ from ..training.draws import without_trace
 from ..training.opening import measured_on
 from ..training.progress import Progress
 from ..training.recipe import Row
-from ..training.schedule import in_steps
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel
 from .config import RetrievalConfig
-from .losses import info_nce, max_hinge, sigmoid_loss, sum_hinge
 from .measures import CUTS, Retrieval, evaluate, summary
 from .model import JointEmbedding
+from .pair_clusters import PairClusters
+from .pair_losses import LossOfStep, PairLosses
 from .pair_queue import PairQueue
 from .pairs import Pairs
 from .ranks import scores
@@ -50,7 +50,7 @@ class VSE(Recipe):
     """min_θ Σ_(i,c) ℓ(i, c; θ), the negatives of a pair being others of its batch   (thesis, Eq. 3.4).
 
     With a concept level min_θ max_{q in Δ} Σ_k (q_k/N_k) Σ_{(i,c) in k} ℓ(i, c; θ) - (λ/2) ‖q - q0‖²
-    (HRRL, Eq. 4), k the concept of the image; with tau of the images x̃ = x + τ ∇ℓ/‖∇ℓ‖_F.
+    (HRRL, Eq. 4), k the concept of the pair; with tau of the images x̃ = x + τ ∇ℓ/‖∇ℓ‖_F.
 
     Args:
         model: on its device, as it is trained.
@@ -60,6 +60,7 @@ class VSE(Recipe):
         concepts: of each validation image, its name.
         level: q over the concepts of the pairs. The batches have, as far as they are needed, of each pair
             the image (with tau), the pair itself (with a queue) and the concept, in this order.
+        found: how concepts that are clusters are found; until they are, ``level`` is of a single one.
         loss_scale: of the input-gradient pass; see :class:`hrrl_ext.ExamplePerturbation`.
     """
 
@@ -80,6 +81,7 @@ class VSE(Recipe):
         batch_size: int,
         concepts: Sequence[str] | None = None,
         level: ConceptLevel | None = None,
+        found: DiscoveredConcepts | None = None,
         loss_scale: float = 1.0,
     ) -> None:
         self.model, self.batches, self.config = model, batches, config
@@ -91,6 +93,12 @@ class VSE(Recipe):
         self.queue: PairQueue | None = None
         if config.queue is not None:
             self.queue = PairQueue(config.queue, model.dim).to(batches.device)
+        self.pair_losses = PairLosses(model, config)
+        self.clusters: PairClusters | None = None
+        if found is not None:
+            of = self.pair_losses, batches.encoded
+            others = (config.negatives or batches.sizes[0]) + (config.queue or 0)
+            self.clusters = PairClusters(found, *of, negatives=others, batch_size=batch_size)
         self.done = 0
         """Steps of the run."""
         self._steps = 0  # of the epoch
@@ -177,52 +185,44 @@ class VSE(Recipe):
         return ops.perturb(images, grad, self.config.tau)[0]
 
     def _of_sets(self, image: Tensor, caption: Tensor, group: Tensor, *, each: bool) -> Tensor:
-        """The losses of the pairs, whose negatives are those of their set: of each, [N], or their sum."""
-        if self.config.negatives is None:
-            return self._of_pairs(image, caption, group, each=each)
-        sizes = batch_sizes(len(group), self.config.negatives, least=2)
-        sets = zip(*(x.split(sizes) for x in (image, caption, group)), strict=True)
-        losses = [self._of_pairs(*one, each=each) for one in sets]
-        return torch.cat(losses) if each else torch.stack(losses).sum()
-
-    def _of_pairs(self, image: Tensor, caption: Tensor, group: Tensor, *, each: bool) -> Tensor:
-        config, learned = self.config, self.model.learned
-        if not config.hinge:
-            of: dict[str, Any] = {"group": group, "reduction": "none" if each else "mean"}
-            if config.loss == "info_nce":
-                loss = info_nce(image, caption, temperature=(-learned["log_scale"]).exp(), **of)
-            else:
-                scale, bias = learned["log_scale"].exp(), learned["bias"]
-                loss = sigmoid_loss(image, caption, scale=scale, bias=bias, **of)
-            return loss if each else loss * len(group)
-        begins = self.done < in_steps(config.warmup_for, len(self.batches))
-        warmup = config.warmup_loss if begins else "none"
-        settings: dict[str, Any] = {
-            "image_group": group,
-            "caption_group": group,
-            "margin": config.margin,
-            "similarity": config.similarity,
-            "reduction": "none" if each else "sum",
-        }
-        if config.loss == "sum_hinge" or warmup == "sum_hinge":
-            return sum_hinge(image, caption, **settings)
-        semi_hard = config.semi_hard or warmup == "semi_hard"
         keys = None if self.queue is None else self.queue.keys()
-        return max_hinge(image, caption, semi_hard=semi_hard, queue=keys, **settings)
+        of = image, caption, group
+        return self.pair_losses.of_sets(self._loss_now, *of, queue=keys, each=each)
 
-    # --- as the first epoch begins
+    @property
+    def _loss_now(self) -> LossOfStep:
+        return self.pair_losses.at(self.done, len(self.batches))
+
+    # --- as an epoch begins
 
     def before(self, epoch: int, move: Move, progress: Progress) -> bool:
+        """Finds concepts, where they are to be found, and measures c="auto"."""
+        found = self.clusters is not None and self.clusters.due(epoch)
+        if self.clusters is not None and found:
+            report = partial(progress.work, "clustering")
+            self.clusters.find_pairs(self._loss_now, report)
+            self._take_clusters(self.clusters)
+        if found or (epoch == 0 and self.clusters is None):
+            self._calibrate(move)
+        if self.clusters is not None and found:
+            progress.line(self.clusters.summary())
+        return found
+
+    def _take_clusters(self, found: PairClusters) -> None:
+        """They are the concepts from here on, of an adversary that begins anew."""
+        self.level = ConceptLevel(found.names, found.concept, self.config, self.batches.device)
+        self.batches.concept = self.level.concept
+
+    def _calibrate(self, move: Move) -> None:
         """For c="auto": c from the concept losses of a few mini-batches, at θ_t and without a step."""
-        if epoch > 0 or self.level is None or self.config.c != "auto" or self.config.lam is None:
-            return False
+        if self.level is None or self.config.c != "auto" or self.config.lam is None:
+            return
         losses = []
         with without_trace(self.model, move.device):
             for batch in itertools.islice(self.batches.epoch(0), CALIBRATION_BATCHES):
                 with move.autocast():
                     losses.append(self.losses(self.model, *batch)[1][1:])
         self.level.distribution.calibrate(losses)
-        return False
 
     # --- what it reports
 
@@ -265,7 +265,7 @@ class VSE(Recipe):
     def row(self, measured: Row) -> dict[str, Any]:
         row = {"loss": self._mean()} | dict(measured)
         if self.level is not None:
-            row |= self.level.row()
+            row |= self.level.row(counted=self.clusters is not None)
         if self.queue is not None:
             row["queue_drift"] = self._drift(self.queue)
         self._loss, self._steps = torch.zeros_like(self._loss), 0
@@ -342,8 +342,10 @@ class VSE(Recipe):
     def description(self) -> dict[str, Any]:
         pairs = self.batches.encoded.pairs
         measured = None if self.validation is None else self.validation.pairs
-        concepts = {} if self.level is None else {"concepts": self.level.names}
+        concepts: dict[str, Any] = {} if self.level is None else {"concepts": self.level.names}
         of_pairs = [] if self.level is None else [self.level.concept]
+        if self.clusters is not None:  # not what is found
+            concepts, of_pairs = {"concepts": str(self.clusters.settings)}, []
         of_measured: list[Tensor | Sequence[str]] = []
         if measured is not None:
             of_measured = [*_labels(measured), self.concepts or []]
@@ -360,13 +362,19 @@ class VSE(Recipe):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"steps": (self.done, self._steps), "loss": self._loss}
+        state: dict[str, Any] = {"steps": (self.done, self._steps), "loss": self._loss}
+        if self.clusters is not None:
+            state["clustering"] = self.clusters.clustering.state_dict()
         parts = {"concepts": self.level, "queue": self.queue}
         return state | {k: part.state_dict() for k, part in parts.items() if part is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done, self._steps = state["steps"]
         self._loss = state["loss"].to(self._loss)
+        if self.clusters is not None:
+            self.clusters.clustering.load_state_dict(state["clustering"])
+            if self.clusters.clustering.centres:  # found by then
+                self._take_clusters(self.clusters)
         if self.level is not None:
             self.level.load_state_dict(state["concepts"])
         if self.queue is not None:

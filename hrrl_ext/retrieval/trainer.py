@@ -7,16 +7,17 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .._modes import evaluating
 from .._pixels import PixelCheck
+from ..clustering import DiscoveredConcepts
+from ..clustering.discovered import read_concepts
 from ..data import Augmentation
 from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
-from ..data.unreadable import OnError, Reading
+from ..data.unreadable import OnError
 from ..perturbation import FP16_LOSS_SCALE
 from ..pretrained import described_in, load_weights
 from ..processes import start_processes
@@ -26,7 +27,7 @@ from ..training.loggers import Loggers, asked_for
 from ..training.opening import check_init, open_reading, open_run, place, told_channels
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
-from .concept_level import ConceptLevel, named_concepts
+from .concept_level import ConceptLevel, names_of_images, open_level, readable
 from .config import RetrievalConfig, RetrievalTraining, configs
 from .measures import Ids
 from .model import JointEmbedding
@@ -59,8 +60,10 @@ class RetrievalTrainer(Trainer):
         validation: pairs to measure recall on after each epoch; a source is opened with split="val".
         validation_concepts: the concept of each validation image, a number or a name, to measure the rsum
             of each; or "classes", those that the images have, as the emoji do.
-        concepts: the concept of each training image, in the same way; that of a pair is its image's. With
-            ``lam`` an adversary weights them (HRRL, Eq. 4); ``lam=None`` reports their losses.
+        concepts: the concept of each training image, in the same way; that of a pair is its image's. Or
+            "clusters:K", or :class:`hrrl_ext.DiscoveredConcepts`: clusters of the pairs' gradients, found
+            while it trains; those of one image may be in several. With ``lam`` an adversary weights them
+            (HRRL, Eq. 4); ``lam=None`` reports their losses.
         preset: "VSE++", "VSE0", "Order++" or "Order0": sets those of loss, similarity, margin,
             normalise_image, normalise_caption, absolute and lr that are not given.
         out: folder of the run; None saves nothing. Its ``best`` is the epoch of the largest rsum.
@@ -105,7 +108,7 @@ class RetrievalTrainer(Trainer):
         text: str | nn.Module = "gru",
         validation: Source | None = None,
         validation_concepts: Ids | None = None,
-        concepts: Ids | None = None,
+        concepts: Ids | DiscoveredConcepts | None = None,
         preset: str = "VSE++",
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
@@ -136,11 +139,11 @@ class RetrievalTrainer(Trainer):
             raise ValueError("patience needs validation: without, no evaluation is better or worse")
         opened, measured = _open_pairs(data, validation, method, root)
         reading = open_reading(on_error, run if resume else None, num_workers, processes)
-        pairs, concepts = _readable(opened, concepts, reading)
+        pairs, given = readable(opened, read_concepts(concepts), reading)
         if measured is not None:
             asked = validation_concepts
-            measured, validation_concepts = _readable(measured, asked, reading, "validation")
-        level = _level(pairs, concepts, method, device_)
+            measured, validation_concepts = readable(measured, asked, reading, "validation")
+        level = open_level(pairs, given, method, device_)
         self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
             load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
@@ -159,8 +162,9 @@ class RetrievalTrainer(Trainer):
             method,
             processes,
             batch_size=training.batch_size,
-            concepts=_validation_concepts(measured, validation_concepts),
+            concepts=names_of_images(measured, validation_concepts),
             level=level,
+            found=given if isinstance(given, DiscoveredConcepts) else None,
             loss_scale=FP16_LOSS_SCALE if training.precision == "fp16" else 1.0,
         )
         self.loop = Loop(
@@ -257,42 +261,6 @@ def _open_pairs(
     return pairs, measured
 
 
-def _readable(
-    opened: Pairs, concepts: Ids | None, reading: Reading, of: str = "data"
-) -> tuple[Pairs, Ids | None]:
-    """The pairs to take, and the concepts of their images."""
-    pairs, rows = opened.readable(reading, of)
-    if concepts is None or isinstance(concepts, str) or pairs is opened:
-        return pairs, concepts
-    argument = "concepts" if of == "data" else f"{of}_concepts"
-    names, of_image = named_concepts(argument, opened, concepts)
-    return pairs, np.array(names)[of_image[rows].numpy()]
-
-
-def _level(
-    pairs: Pairs, concepts: Ids | None, config: RetrievalConfig, device: torch.device
-) -> ConceptLevel | None:
-    if concepts is not None:
-        names, of_image = named_concepts("concepts", pairs, concepts)
-        return ConceptLevel(names, of_image[pairs.owner], config, device)
-    if config.lam is not None or config.q0 is not None:
-        raise ValueError(
-            f"lam={config.lam} and q0={config.q0} weight concepts, and there are none; give concepts, of "
-            "each training image, or leave both out"
-        )
-    return None
-
-
-def _validation_concepts(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:
-    """Names, of each image."""
-    if concepts is None:
-        return None
-    if measured is None:
-        raise ValueError("validation_concepts are of validation; give both, or none")
-    names, of_image = named_concepts("validation_concepts", measured, concepts)
-    return [names[k] for k in of_image.tolist()]
-
-
 def _built(
     model: str | nn.Module,
     text: str | nn.Module,
@@ -370,9 +338,10 @@ def _batches(
     """With what the players, and a queue, need of each pair."""
     more = [train.pairs.owner] if method.tau > 0 else []
     more += [] if method.queue is None else [torch.arange(len(train.pairs))]
-    more += [] if level is None else [level.concept]
     augment = Augmentation(method.crop_padding, method.flip) if method.augmented else None
-    return PairBatches(train, training.batch_size, seed=training.seed, augment=augment, more=more)
+    options: dict[str, Any] = {"seed": training.seed, "augment": augment, "more": more}
+    concept = None if level is None else level.concept
+    return PairBatches(train, training.batch_size, concept=concept, **options)
 
 
 def _check_model(model: JointEmbedding, encoded: EncodedPairs) -> None:

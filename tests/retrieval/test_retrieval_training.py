@@ -507,6 +507,7 @@ for name, settings in {"max_hinge": {}, "sum_hinge": {"preset": "Order0", "reduc
                        "info_nce": {"loss": "info_nce"}, "sigmoid": {"loss": "sigmoid"},
                        "queue": {"queue": 30},
                        "players": {"tau": 0.1, "lam": 0.5, "c": "auto", "concepts": [0, 1, 2] * 10 + [2]},
+                       "clusters": {"lam": 2.0, "concepts": "clusters:4,every=3,rounds=3"},
                        }.items():
     own = trainer(pairs(31, groups=11), validation=pairs(12), epochs=4, batch_size=17, clip_norm=1.0,
                   min_count=1, **{"lr": 0.01} | settings)
@@ -515,6 +516,7 @@ for name, settings in {"max_hinge": {}, "sum_hinge": {"preset": "Order0", "reduc
     found |= {f"{name} {k}": value for k, value in result.model.state_dict().items()}
     if own.recipe.level is not None:
         found[f"{name} q"] = own.recipe.level.distribution.q
+        found[f"{name} concept"] = own.recipe.level.concept
     if own.recipe.queue is not None:
         found |= {f"{name} {k}": value for k, value in own.recipe.queue.state_dict().items()}
     found[f"{name} rows"] = torch.tensor([[row["loss"], row["rsum"]] for row in result.history])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("jsonargparse")
@@ -50,6 +51,20 @@ def test_the_command_line(
     assert main(words) == 1
     assert "already holds a run" in capsys.readouterr().err
     assert main([*words, "--resume"]) == 0
+
+
+def test_clusters_from_a_file_of_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    np.save("train_ims.npy", random.standard_normal((20, 5)).astype(np.float32))
+    Path("train_caps.txt").write_text("a red dog\na green leaf\n" * 20)
+    Path("run.yaml").write_text("concepts: clusters:3,rounds=2\nlam: 2.0\ndim: 4\nepochs: 1\n")
+    words = "train-retrieval --config=run.yaml --data=. --text_width=4 --word_dim=4 --device=cpu --out=run"
+    assert main([*words.split(), "--progress=off"]) == 0
+    assert json.loads(Path("run/config.json").read_text())["concepts"] == "clusters:3,rounds=2"
+    (row,) = map(json.loads, Path("run/metrics.jsonl").read_text().splitlines())
+    assert sum(row["concept_count"].values()) == 40
+    assert main([*words.split(), "--resume", "--concepts=clusters:3"]) == 1
 
 
 def test_concepts_on_the_command_line(tmp_path: Path) -> None:

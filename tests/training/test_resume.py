@@ -160,7 +160,9 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
         ("URRL", {"method": "instdis", "num_workers": 1}),  # the memory
         ("URRL", {"method": "pirl", "jigsaw_side": 2, "model": "convnet", "width": 4, "accumulate": 2}),
         ("VSE", {"warmup_loss": "semi_hard", "warmup_for": "4 steps"}),
-        ("VSE", {"freeze": True, "preset": "Order0"}),
+        # A start that is kept, before the first clustering; then two of them.
+        ("VSE", {"freeze": True, "preset": "Order0", "lam": 50.0, "c": "auto",
+                 "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"}),
         ("VSE", {"loss": "sigmoid", "precision": "bf16", "flip": True, "crop_padding": 1, "num_workers": 2}),
         ("VSE", {"loss": "info_nce", "precision": "fp16", "ema": 0.9, "evaluate_every": "2 steps"}),
         ("VSE", {"negatives": 30, "channels_last": True}),
