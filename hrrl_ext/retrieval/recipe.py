@@ -29,8 +29,9 @@ from ..training import Move, Recipe
 from ..training.draws import without_trace
 from ..training.opening import measured_on
 from ..training.progress import Progress
-from ..training.recipe import Row
+from ..training.recipe import Row, named_step
 from .batches import EncodedPairs, PairBatches
+from .collapse import CollapseWatch, Seen
 from .concept_level import ConceptLevel
 from .config import RetrievalConfig
 from .measures import CUTS, Retrieval, evaluate, summary
@@ -39,11 +40,9 @@ from .pair_clusters import PairClusters
 from .pair_losses import LossOfStep, PairLosses
 from .pair_queue import PairQueue
 from .pairs import Pairs
-from .ranks import scores
 from .saved import described
 
-_LEAST_SPREAD = 1e-4
-_LOOKED_AT = 128  # pairs whose scores, or embeddings, are looked at
+_LOOKED_AT = 128  # pairs of a queue whose embeddings are looked at
 
 
 class VSE(Recipe):
@@ -104,6 +103,7 @@ class VSE(Recipe):
         self._steps = 0  # of the epoch
         self._loss = torch.zeros((), dtype=torch.float64, device=batches.device)  # of its pairs
         self._last = torch.zeros_like(self._loss)  # per pair, of the last step
+        self._collapse = CollapseWatch(config, batches.device)
         self._warned = False
         self._pairs: tuple[Tensor, Tensor] | None = None  # of the last step
 
@@ -115,13 +115,14 @@ class VSE(Recipe):
         loss = means if self.level is None else means[0]
         if self.level is not None:
             self.level.update(means[1:])  # with the losses at θ_t
+        assert self._pairs is not None
         if self.queue is not None:  # after the loss: no pair is a negative of its own step
-            assert self._pairs is not None
             self.queue.put(*self._pairs, batch[3], batch[4 + (self.config.tau > 0)])
         self._loss += loss.double() * len(batch[-1])
         self._last = loss
         self._steps += 1
         self.done += 1
+        self._collapse.see(self.done, loss, *self._pairs)
         return loss
 
     def losses(
@@ -227,36 +228,26 @@ class VSE(Recipe):
     # --- what it reports
 
     def check(self, where: str) -> None:
-        """The loss of the last step, and whether its embeddings have become one point."""
-        loss = self._last.item()
+        """The loss of the last step, and whether embeddings have become one point since the last look."""
         if not torch.isfinite(self._last):
             raise FloatingPointError(f"the loss is not finite in {where}")
-        assert self._pairs is not None
-        image, caption = (rows[:_LOOKED_AT] for rows in self._pairs)
-        spread = scores(image, caption, self.config.similarity).std().item()
-        found = (
-            f"in {where} the scores of a batch have a spread of {spread:.1g} only, and a pair a loss of "
-            f"{loss:.4g}"
-        )
-        if self.config.hinge:
-            found += f", with a margin of {self.config.margin:g}"
-        if spread < _LEAST_SPREAD:
-            raise FloatingPointError(f"the embeddings have collapsed: {found}")
-        self._warn_of_collapse(loss, spread, found)
+        if (seen := self._collapse.at_one_point) is not None:
+            raise FloatingPointError(f"the embeddings have collapsed: {self._told(seen)}")
+        if not self._warned and (seen := self._collapse.at_margin) is not None:
+            self._warned = True
+            warnings.warn(
+                f"{self._told(seen)}: the hardest negatives hold the embeddings near one point, where "
+                f"training is slow, or stays. {self.advice}",
+                stacklevel=3,
+            )
         if self.level is not None:
             self.level.check(where)
 
-    def _warn_of_collapse(self, loss: float, spread: float, found: str) -> None:
-        """Once, where both hinges of a pair have come to be the margin: its own score is that of its
-        hardest negatives. Training leaves it again, or not."""
-        near = abs(loss / 2 - self.config.margin) < 0.01 * self.config.margin
-        if self._warned or self.config.loss != "max_hinge" or not near or spread > 0.01:
-            return
-        self._warned = True
-        warnings.warn(
-            f"{found}: the hardest negatives hold the embeddings near one point, where training is slow, "
-            f"or stays. {self.advice}",
-            stacklevel=4,
+    def _told(self, seen: Seen) -> str:
+        margin = f", with a margin of {self.config.margin:g}" if self.config.hinge else ""
+        return (
+            f"in {named_step(seen.step, len(self.batches))} the scores of a batch have a spread of "
+            f"{seen.spread:.1g} only, and a pair a loss of {seen.loss:.4g}{margin}"
         )
 
     def running(self) -> str:
@@ -362,7 +353,12 @@ class VSE(Recipe):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"steps": (self.done, self._steps), "loss": self._loss}
+        state: dict[str, Any] = {
+            "steps": (self.done, self._steps),
+            "loss": self._loss,
+            "collapse": self._collapse.state_dict(),
+            "warned": self._warned,
+        }
         if self.clusters is not None:
             state["clustering"] = self.clusters.clustering.state_dict()
         parts = {"concepts": self.level, "queue": self.queue}
@@ -371,6 +367,8 @@ class VSE(Recipe):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done, self._steps = state["steps"]
         self._loss = state["loss"].to(self._loss)
+        self._collapse.load_state_dict(state["collapse"])
+        self._warned = state["warned"]
         if self.clusters is not None:
             self.clusters.clustering.load_state_dict(state["clustering"])
             if self.clusters.clustering.centres:  # found by then

@@ -92,8 +92,8 @@ class RetrievalTrainer(Trainer):
 
     Deterministic given the seed and the number of threads. Bad arguments raise before any training.
     Embeddings that collapse to one point, or a loss that is not finite, stop the run at the next step
-    that is looked at (the first ones, every 20th, the last of an epoch) and leave the last checkpoint.
-    SIGTERM saves and exits with status 143.
+    that is looked at (the first ones, every 20th, the last of an epoch) and leave the last checkpoint;
+    a collapse is named by the step at which it began. SIGTERM saves and exits with status 143.
 
     Under torchrun the processes share every batch and gather their negatives: ``batch_size`` counts the
     pairs of all of them, and every pair has as many negatives as on one process. Only batch normalisation

@@ -20,7 +20,7 @@ from .freezing import freeze as freeze_layers
 from .loggers import Loggers, Told, check_loggers
 from .move import Move, require_pairs
 from .progress import Clock, Progress, ProgressStyle
-from .recipe import Recipe, Row
+from .recipe import Recipe, Row, named_step
 from .result import TrainingResult
 from .run_folder import RunFolder
 from .schedule import Schedule, default_milestones, in_steps, is_in_steps
@@ -158,7 +158,7 @@ class Loop:
             last = number == self.per_epoch or self.step == self.steps
             look = number % _LOOK_EVERY == 0 or last or (new and number <= FIRST_STEPS)
             if look:
-                self._look(epoch, number)
+                self._look()
                 text = f"{self.recipe.running()}  {clock.speed(number):.0f} img/s"
                 where = f"epoch {epoch + 1}/{self.config.epochs}, step {number}/{self.per_epoch}"
                 progress.step(self.step, where, text)
@@ -171,7 +171,7 @@ class Loop:
             if last:
                 break
             if stop or self._due:
-                self._look(epoch, number)
+                self._look()
                 self._check_weights()
                 self._save()
             if stop:
@@ -233,9 +233,9 @@ class Loop:
 
     # --- looks
 
-    def _look(self, epoch: int, number: int) -> None:
+    def _look(self) -> None:
         with self._the_last_good_state():
-            self.recipe.check(f"epoch {epoch + 1}, step {number}")
+            self.recipe.check(named_step(self.step, self.per_epoch))
 
     def _check_weights(self) -> None:
         """What is saved can be taken up: a finite loss may have had a gradient that was not."""

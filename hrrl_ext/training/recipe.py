@@ -105,3 +105,9 @@ class Recipe(Protocol):
 
 def scalars(row: Row) -> dict[str, Any]:
     return {name: value for name, value in row.items() if not isinstance(value, Mapping)}
+
+
+def named_step(step: int, per_epoch: int) -> str:
+    """A step of the run, from 1, as messages name it."""
+    epoch, number = divmod(step - 1, per_epoch)
+    return f"epoch {epoch + 1}, step {number + 1}"

@@ -6,7 +6,8 @@ import copy
 import json
 import math
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +461,54 @@ def test_a_collapse_is_named_at_its_step(
         if (tmp_path / "checkpoints").exists()
         else True
     )
+
+
+def at_one_point(steps: Sequence[int]) -> Callable[[RetrievalTrainer, int], object]:
+    """For after_step: puts all embeddings at one point in these steps, and back behind them."""
+    weights: dict[str, Tensor] = {}
+
+    def after_step(own: RetrievalTrainer, done: int) -> None:
+        if done + 1 in steps:
+            weights.update(weights or copy.deepcopy(own.model.state_dict()))
+            for linear in (own.model.project_image, own.model.project_text):
+                nn.init.zeros_(linear.weight)
+                nn.init.ones_(linear.bias)
+        elif done in steps:
+            own.model.load_state_dict(weights)
+
+    return after_step
+
+
+MANY = pairs(84)
+
+
+@pytest.mark.parametrize("settings", [{}, {"loss": "info_nce"}, {"preset": "Order++"}], ids=str)
+def test_a_collapse_is_named_by_its_step_where_no_look_is(settings: dict[str, Any]) -> None:
+    """At the 8th step; looks are at the first five and at the 20th. A state taken up knows of it too."""
+    own, again = (
+        trainer(MANY, batch_size=8, after_step=at_one_point(steps), **settings)
+        for steps in (range(8, 99), ())
+    )
+    assert len(own.batches) == 21
+    with pytest.raises(FloatingPointError, match="collapsed: in epoch 1, step 8 the scores"):
+        own.fit()
+    again.recipe.load_state_dict(own.recipe.state_dict())
+    with pytest.raises(FloatingPointError, match="collapsed: in epoch 1, step 8 the scores"):
+        again.recipe.check("epoch 1, step 20")
+
+
+def test_a_loss_at_twice_the_margin_is_warned_of_where_it_was() -> None:
+    """In one step alone, which does not stop the run. One that goes on says it no more."""
+    own, again = (
+        trainer(MANY, batch_size=8, after_step=at_one_point(steps)) for steps in ([8], [])
+    )
+    with pytest.warns(UserWarning, match="^in epoch 1, step 8 .* near one point") as caught:
+        own.fit(until=1)
+    assert len([w for w in caught if "near one point" in str(w.message)]) == 1
+    again.recipe.load_state_dict(own.recipe.state_dict())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.recipe.check("epoch 1, step 20")
 
 
 def test_a_loss_at_twice_the_margin_is_warned_of_once() -> None:
