@@ -28,6 +28,7 @@ from .encoder import Encoder
 from .views import ViewBatches
 
 _COLLAPSED = 0.1  # of the spread, which is 1 where queries point everywhere
+_STANDS = 0.01  # off log(K + 1), as a share of how far below it queries like their keys would be
 _FELL = 2.0  # standard errors that an accuracy of neighbours falls by, at least, to be told
 
 
@@ -76,6 +77,7 @@ class Contrastive(Recipe):
         self._last = torch.zeros(3, device=batches.device)
         self._labelled = batches.images.num_classes > 1
         self._best: tuple[float, float] | None = None  # accuracy of neighbours, its epoch's loss
+        self._standing = 0  # epochs in a row whose loss was log(K + 1)
         self._told: list[str] = []
 
     @abstractmethod
@@ -197,7 +199,8 @@ class Contrastive(Recipe):
         return loss, hits, math.sqrt(max(0.0, 1 - towards))
 
     def _warn(self, row: Row) -> None:
-        """Once each: of a collapse, and of a loss that falls by a way round the task."""
+        """Once each: of a collapse, of a loss that stands where no image is told, and of one that falls
+        by a way round the task."""
         agree = math.log(self.config.queue + 1)
         if row["spread"] < _COLLAPSED and self.filled:
             self._tell(
@@ -205,6 +208,18 @@ class Contrastive(Recipe):
                 f"all queries point the same way: their spread is {row['spread']:.2g}, where 1 is "
                 f"everywhere and 0 one point; the loss is {row['loss']:.3f}, and log(K + 1) = "
                 f"{agree:.3f} where no image can be told. {self.against_collapse}",
+            )
+        below = agree - math.log1p(self.config.queue * math.exp(-1 / self.config.temperature))
+        stands = self.filled and abs(row["loss"] - agree) < _STANDS * below
+        self._standing = self._standing + 1 if stands else 0
+        if (
+            self._standing == 2 and "collapse" not in self._told
+        ):  # it may pass by in one, on its way
+            self._tell(
+                "standing",
+                f"the loss was {row['loss']:.3f}, in two epochs now that of log(K + 1) = {agree:.3f}, "
+                "where no image is told from the negatives, though the spread of queries is "
+                f"{row['spread']:.2g}. {self.against_collapse}",
             )
         if "knn_accuracy" not in row:
             return
@@ -248,6 +263,7 @@ class Contrastive(Recipe):
             "steps": [self.done, self._steps],
             "sums": self._sums,
             "best_neighbours": self._best,
+            "standing": self._standing,
             "told": self._told,
         }
 
@@ -255,3 +271,4 @@ class Contrastive(Recipe):
         self.done, self._steps = state["steps"]
         self._sums = state["sums"].to(self._sums)
         self._best, self._told = state["best_neighbours"], state["told"]
+        self._standing = state.get("standing", 0)

@@ -96,8 +96,8 @@ class URRLTrainer(Trainer):
     the checkpoints.
 
     Deterministic given the seed and the number of threads. A loss that is not finite stops the run and
-    leaves the last checkpoint; a collapse, and a loss that falls while the accuracy of nearest neighbours
-    does, are warned of. SIGTERM saves and exits with status 143.
+    leaves the last checkpoint; a collapse, a loss that stands at log(K + 1), and one that falls while the
+    accuracy of nearest neighbours does, are warned of. SIGTERM saves and exits with status 143.
 
     Under torchrun the processes share every batch: ``batch_size`` and ``norm_groups`` count those of all
     of them, keys are shuffled over all, and every process has the same queue or memory.

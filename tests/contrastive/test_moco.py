@@ -207,7 +207,9 @@ def test_a_run_learns_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
         epochs=4, batch_size=64, queue=512, dim=64, temperature=0.1, key_momentum=0.99, width=16,
         progress="plain",
     )  # fmt: skip
-    first, *_, last = made.fit().history
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is wrong, so nothing is warned of
+        first, *_, last = made.fit().history
     assert first["knn_accuracy"] < last["knn_accuracy"] and last["loss"] < first["loss"] - 0.2
     assert last["loss"] < math.log(513) - 1.5 and last["spread"] > 0.5
     assert "k-NN" in capsys.readouterr().err
@@ -244,6 +246,26 @@ def test_a_collapse_is_told_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         row_of(made, loss=2.0, towards=1.0)
+
+
+def test_a_loss_that_stands_at_log_k_is_told_once() -> None:
+    """Of two epochs, one of them before the run was stopped; not of one on the way, as a memory has it."""
+    made, again = trainer(), trainer()
+    made.recipe.done = again.recipe.done = 99
+    at = math.log(25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in (at + 0.02, at - 0.04, at + 0.02):  # 1 % of what T = 0.2 leaves is 0.031
+            row_of(made, loss, towards=0.5)
+        again.recipe.load_state_dict(made.recipe.state_dict())
+    with pytest.warns(
+        UserWarning, match=r"two epochs now that of log\(K \+ 1\) = 3.219.* is 0.71\. L"
+    ):
+        row_of(again, at - 0.02, towards=0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            row_of(again, at, towards=0.5)
 
 
 def test_a_shortcut_is_told_and_the_best_is_remembered() -> None:
