@@ -14,12 +14,19 @@ from hrrl_ext.contrastive import losses as module
 
 
 @pytest.mark.parametrize("k", [0, 1, 7, 4096])
-@pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_equal_logits_are_the_log_of_their_number(k: int, temperature: float) -> None:
+@pytest.mark.parametrize("inverse", [1.0, 14.0, -100.0])
+def test_equal_logits_are_the_log_of_their_number(k: int, inverse: float) -> None:
+    """All of 1/T, or of -1/T, where e^logit is 0 in float32."""
     query = torch.eye(1, 5).expand(3, 5).contiguous().requires_grad_()
-    loss = info_nce(query, query.detach(), query[:1].detach().expand(k, 5), temperature=temperature)
+    key = math.copysign(1, inverse) * query.detach()
+    loss = info_nce(query, key, key[:1].expand(k, 5), temperature=1 / abs(inverse))
     # 1/T + log(K + 1) - 1/T: the last digits of 1/T.
-    torch.testing.assert_close(loss, torch.full((3,), math.log(k + 1)), rtol=1e-6, atol=2e-6)
+    tolerance = 2**-23 * abs(inverse)
+    torch.testing.assert_close(loss, torch.full((3,), math.log(k + 1)), rtol=1e-6, atol=tolerance)
+    (grad,) = torch.autograd.grad(loss.sum(), query)
+    assert (
+        grad.abs() < 10 * tolerance * abs(inverse)
+    ).all()  # Σ p_j n_j = k, before it is divided by T
 
 
 def test_an_empty_queue_is_no_loss() -> None:

@@ -51,6 +51,14 @@ def test_logits_that_rise_and_fall(emulation: Emulation) -> None:
             torch.testing.assert_close(grad.double(), slope, rtol=1e-5, atol=1e-5 * scale)
 
 
+def test_equal_logits_however_low(emulation: Emulation) -> None:
+    """All at -100, where e^logit is 0: rows that fill a tile up are none of them."""
+    query = torch.eye(1, 5).expand(3, 5).contiguous()
+    loss, grad = emulation.info_nce(query, -query, -query[:1].repeat(131, 1), 0.01)
+    torch.testing.assert_close(loss, torch.full((3,), 132.0).log(), rtol=0, atol=2e-5)
+    assert grad.isfinite().all()
+
+
 def test_bad_numbers_are_told(emulation: Emulation) -> None:
     query, key, queue = (t.detach() for t in problem(3, 130, 4))
     for bad in (NAN, torch.inf):

@@ -230,6 +230,12 @@ def test_splits_of_a_folder(tmp_path) -> None:
         load_pairs(tmp_path, split="test")
 
 
+def test_no_split_is_cut(tmp_path) -> None:
+    """The public code takes the first 5,000 captions of dev, and says nothing."""
+    pairs = load_pairs(precomputed(tmp_path, np.eye(1001, 2), "a\n" * 5005, "dev"), split="val")
+    assert len(pairs) == 5005 and len(pairs.images) == 1001
+
+
 @pytest.mark.parametrize(
     ("features", "captions", "message"),
     [

@@ -287,6 +287,20 @@ def test_info_nce_and_sigmoid() -> None:
     assert got.item() == pytest.approx(sigmoid / 7, rel=1e-12)
 
 
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("rows", [7, 131])
+def test_equal_logits_are_the_log_of_their_number(rows: int, sign: float) -> None:
+    """All at 100 or at -100, where e^logit is not finite, or 0, in float32."""
+    f = torch.eye(1, 5).expand(rows, 5).contiguous().requires_grad_()
+    g = (sign * f.detach()).requires_grad_()
+    loss = retrieval.info_nce(f, g, temperature=0.01)
+    assert loss.item() == pytest.approx(math.log(rows), abs=1e-5)  # beside 100 in float32
+    yes_or_no = retrieval.sigmoid_loss(f, g, scale=100.0, bias=0.0)
+    assert yes_or_no.item() == pytest.approx(100 * (rows - 1 if sign > 0 else 1))
+    for value in (loss, yes_or_no):
+        assert all(grad.isfinite().all() for grad in torch.autograd.grad(value, (f, g)))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -284,6 +284,28 @@ def test_a_run_measures_and_keeps_the_best(tmp_path: Path) -> None:
     assert (config["loss"], config["margin"], config["milestones"]) == ("max_hinge", 0.2, [3])
 
 
+def test_the_loss_of_a_row_is_the_mean_over_its_pairs() -> None:
+    """Of the steps' losses by their pairs, the last batch having fewer, to the rounding of float64."""
+    losses: list[float] = []
+    own = trainer(after_step=lambda own, _: losses.append(own.recipe._last.item()))
+    own.fit()
+    sizes = own.batches.sizes
+    assert sizes[-1] < sizes[0]
+    for epoch, row in enumerate(own.history):
+        of = losses[epoch * len(sizes) : (epoch + 1) * len(sizes)]
+        total = sum(n * loss for n, loss in zip(sizes, of, strict=True))
+        assert row["loss"] == pytest.approx(total / len(own.batches.encoded.pairs), rel=1e-14)
+
+
+def test_words_are_those_of_the_training_captions() -> None:
+    """One that validation alone has is unknown to the model, as any other is."""
+    held_out = Pairs(pairs(9).images, ["zebra"] * 9, range(9))
+    words = trainer(validation=held_out, min_count=1).model.words
+    assert words is not None
+    zebra, okapi, apple = words.encode(["zebra", "okapi", "apple"])[0].tolist()
+    assert zebra == okapi != apple
+
+
 def test_the_last_model_opens_without_validation(tmp_path: Path) -> None:
     own = trainer(out=tmp_path, loss="sigmoid")
     own.fit()
