@@ -298,6 +298,8 @@ def trials(args: argparse.Namespace) -> Iterator[Trial]:
             for of, variants in rounds:
                 for data in of:
                     for name, variant in variants.items():
+                        if variant.settings.get("negatives", 0) > args.batch_size:
+                            continue  # a part of a batch is smaller than it
                         yield Trial(data, name, variant, at, args.out, training(args, variant))
 
 

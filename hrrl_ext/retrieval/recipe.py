@@ -83,6 +83,11 @@ class VSE(Recipe):
         found: DiscoveredConcepts | None = None,
         loss_scale: float = 1.0,
     ) -> None:
+        if (config.negatives or 0) > batches.sizes[0]:
+            raise ValueError(
+                f"negatives={config.negatives} is more than the {batches.sizes[0]} pairs of a batch, "
+                "which are all there is; give at most as many, a larger batch_size, or leave it out"
+            )
         self.model, self.batches, self.config = model, batches, config
         self.validation, self.processes = validation, processes
         self.batch_size, self.concepts = batch_size, concepts

@@ -176,6 +176,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"margin": -0.1}, "margin must not be negative"),
     ({"loss": "max"}, "loss must be one of max_hinge"),
     ({"negatives": 1}, "pair alone, which has no negative"),
+    (
+        {"negatives": 17},
+        "negatives=17 is more than the 16 pairs of a batch, .* a larger batch_size",
+    ),
+    ({"negatives": 99, "batch_size": 99}, "negatives=99 is more than the 60 pairs of a batch"),
     ({"loss": "info_nce", "preset": "Order++"}, "similarity must be 'cosine', got 'order'"),
     ({"loss": "sum_hinge", "semi_hard": True}, "semi_hard and warmup_loss are of loss='max_hinge'"),
     (
