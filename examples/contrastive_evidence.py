@@ -253,6 +253,11 @@ def rows(args: argparse.Namespace) -> list[Row]:
     return found
 
 
+def failed(args: argparse.Namespace) -> list[str]:
+    """Trials whose training did; rows has none of them."""
+    return [str(trial) for trial in trials(args) if "failed" in (measured(args, trial) or {})]
+
+
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path)
@@ -277,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.page is None:
         work(args)
     else:
-        write_page(rows(args), args.page, of_all(args))
+        write_page(rows(args), args.page, of_all(args), failed(args))
 
 
 if __name__ == "__main__":

@@ -162,18 +162,20 @@ def chosen(rows: Sequence[Row]) -> str:
     return "; ".join(told) + "." if told else NOTHING
 
 
-def cost(rows: Sequence[Row], of_all: int) -> str:
+def cost(rows: Sequence[Row], of_all: int, failed: Sequence[str]) -> str:
     text = f"{len(rows)} of {of_all} trials, on {processor()}: "
     text += f"{sum(row['hours'] for row in rows):.1f} hours of one thread"
     of_moco = [row for row in rows if row["name"] == "MoCo" and not row["start"]]
     epochs = [s for row in of_moco for s in row["course"]["seconds"]]
     if epochs:
         text += f"; an epoch of MoCo {statistics.median(epochs):.0f} s"
-    return f"{text}."
+    lost = f" {len(failed)} more failed in training: {', '.join(failed)}." if failed else ""
+    return f"{text}.{lost}"
 
 
-def write_page(rows: Sequence[Row], page: Path, of_all: int) -> None:
-    """Tables between their marks; a page that is not there begins as their headings."""
+def write_page(rows: Sequence[Row], page: Path, of_all: int, failed: Sequence[str]) -> None:
+    """Tables between their marks; a page that is not there begins as their headings. ``failed`` are the
+    trials that no row is of, as their training failed."""
     if not rows:
         raise ValueError(f"{page}: no trial is through yet, so there is nothing to write")
     tuned = of_families(rows)
@@ -193,7 +195,7 @@ def write_page(rows: Sequence[Row], page: Path, of_all: int) -> None:
         "chosen": chosen(rows),
         "grid": levels(rows, [plain, *grid], OF_TUNING),
         "grid, paired": differences(rows, [(name, plain) for name in grid], OF_TUNING),
-        "cost": cost(rows, of_all),
+        "cost": cost(rows, of_all, failed),
     }
     if not page.exists():
         parts = ["# Pretraining on robust views, in small\n"]

@@ -104,7 +104,10 @@ def test_a_training_that_fails_is_kept_and_the_others_go_on(
     for told in ("MoCo 0: the loss is not finite\n", ""):
         example.work(args)
         assert capsys.readouterr().out == told
-    assert example.rows(args) == []
+    assert example.rows(args) == []  # and the page says which are missing
+    told = contrastive_page.cost([], 84, example.failed(args))
+    assert told.endswith("0.0 hours of one thread. 1 more failed in training: MoCo 0.")
+    assert contrastive_page.cost([], 84, []).endswith("one thread.")
 
 
 def test_images_held_out_are_others(data: Path) -> None:
