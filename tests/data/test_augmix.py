@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from hrrl_ext import ops
 from hrrl_ext.data import ArrayImages, Augmentation, AugMix, Batches
@@ -347,6 +348,27 @@ def test_workers_processes_and_starts_do_not_count(mixtures: int) -> None:
     assert not equal(batches(**settings).epoch(1), whole)
 
 
+class Mixed(Dataset[Tensor]):
+    """One image at a time, with draws by its number, as docs/data.md has it."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> Tensor:
+        return AugMix()(images()[index], generator(index))
+
+
+def test_one_image_in_a_data_set_that_workers_read() -> None:
+    """Its bits are those of the image in a batch of one, with any number of workers."""
+    alone, shared = (list(DataLoader(Mixed(), 5, num_workers=workers)) for workers in (0, 2))
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one, other)
+    mixed = torch.cat(alone)
+    assert torch.equal(mixed[7:8], AugMix()(images()[7:8], generator(7)))
+    assert not torch.equal(mixed, images())
+    assert AugMix()(images(channels=1)[0]).shape == (1, 9, 13)
+
+
 # --- what is refused
 
 
@@ -372,7 +394,7 @@ def test_settings(settings: dict[str, object], message: str) -> None:
     ("x", "error"),
     [
         (torch.zeros(2, 4, 8, 8), r"one channel or three, got \[2, 4, 8, 8\]"),
-        (torch.zeros(3, 8, 8), r"one channel or three, got \[3, 8, 8\]"),
+        (torch.zeros(2, 8, 8), r"one channel or three, got \[2, 8, 8\]"),
         (torch.zeros(2, 3, 8, 8).long(), "uint8, or float in .* got torch.int64"),
         (torch.zeros(2, 3, 8, 8).bool(), "uint8, or float in .* got torch.bool"),
     ],
