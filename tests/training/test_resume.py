@@ -154,10 +154,10 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
     [
         # The queue, which wraps in the third step, the key encoder and the shuffles as well.
         ("URRL", {}),
-        ("URRL", {"num_workers": 2, "ema": 0.5, **BUFFERED}),
+        ("URRL", {"views": "urrl", "num_workers": 2, "ema": 0.5, **BUFFERED}),
         ("URRL", {"precision": "bf16", "channels_last": True}),
         ("URRL", {"precision": "fp16", "accumulate": 2}),
-        ("URRL", {"method": "instdis", "num_workers": 1}),  # the memory
+        ("URRL", {"method": "instdis", "views": "augmix", "num_workers": 1}),  # the memory
         ("URRL", {"method": "pirl", "jigsaw_side": 2, "model": "convnet", "width": 4, "accumulate": 2}),
         ("VSE", {"warmup_loss": "semi_hard", "warmup_for": "4 steps"}),
         # A start that is kept, before the first clustering; then two of them.
@@ -263,7 +263,7 @@ def final(out: Path) -> dict[str, Any]:
         "weights": {name: value.tolist() for name, value in weights.items()},
         "recipe": {
             f"{of} {name}": t.tolist()
-            for of in ("objective", "keys", "queue")
+            for of in ("objective", "keys", "queue", "memory")
             for name, t in state.get(of, {}).items()
         },
         "rng": [rng.tolist() for rng in state["rng"]],
