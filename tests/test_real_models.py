@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from hrrl_ext import HRRLTrainer, evaluate, extract_features, finetune, load_model
+from hrrl_ext import HRRLTrainer, URRLTrainer, evaluate, extract_features, finetune, load_model
 from hrrl_ext.clustering import GradientClustering
 from hrrl_ext.data import ArrayImages
 from hrrl_ext.evaluation import predict
@@ -212,3 +213,29 @@ def test_everything_runs(name: str, tmp_path: Path) -> None:
         assert clusters.assignment.shape == (COUNT,)
     size_text = f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M weights, {size} px"
     print(f"{name:42} {size_text:24} " + "  ".join(f"{k} {v:.1f} s" for k, v in seconds.items()))
+
+
+@pytest.mark.parametrize("library", ["torchvision", "timm"])
+def test_what_pretraining_leaves_is_the_librarys(library: str, tmp_path: Path) -> None:
+    """A module as it is made there; its weights go into another one by load_state_dict alone."""
+
+    def make() -> nn.Module:
+        if library == "timm":
+            import timm
+
+            network: nn.Module = timm.create_model("resnet10t", num_classes=CLASSES)
+            return network
+        import torchvision
+
+        return torchvision.models.resnet18(num_classes=CLASSES)
+
+    data, other = images(64, CLASSES), make()
+    made = URRLTrainer(
+        make(), data=data, validation=data, views="moco", epochs=1, batch_size=6, queue=12, dim=4,
+        norm_groups=2, lr=1e-3, out=tmp_path, device="cpu", progress="off",
+    )  # fmt: skip
+    made.fit()
+    other.load_state_dict(load_file(tmp_path / "best/model.safetensors"))
+    x = torch.rand(2, 3, 64, 64)
+    assert torch.equal(other.eval()(x), made.encoder.backbone.eval()(x))
+    assert torch.equal(load_model(tmp_path, make()).eval()(x), other(x))

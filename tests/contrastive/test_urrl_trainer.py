@@ -61,6 +61,9 @@ def test_a_checkpoint_as_a_state_dict(run: tuple[URRLTrainer, Path]) -> None:
     newest = sorted((out / "checkpoints").iterdir())[-1]
     assert load_weights(plain, newest / "model.safetensors").complete
     assert same(plain, made.encoder.backbone)
+    other = build_model("convnet", num_classes=10, image_size=8, width=4)
+    other.load_state_dict(load_file(out / "best/model.safetensors"))  # as anybody's loop does
+    assert same(other, load_model(out, which="best"))
 
 
 def test_it_is_fine_tuned(run: tuple[URRLTrainer, Path], tmp_path: Path) -> None:
