@@ -13,9 +13,8 @@ from .ranks import scores
 
 _LEAST_SPREAD = 1e-4
 _LITTLE_SPREAD = 0.01
-_WATCHED = (
-    32  # pairs of a batch: few enough to cost little beside a step, of the order similarity too
-)
+_WATCHED = 32
+"""Pairs of a batch: few enough to cost little beside a step, of the order similarity too."""
 
 
 class Seen(NamedTuple):
