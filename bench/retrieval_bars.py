@@ -64,7 +64,9 @@ def rows(place: Place) -> Rows:
     for size, batch in ORDER:
         if batch * batch * size <= EAGER_ORDER:
             add("sum_hinge", all_negatives, Embeddings(batch, size, "order"), "eager")
-    return cases | {"evaluate 5,000 x 25,000, D1024": partial(recall, place)}
+    cases["evaluate 5,000 x 25,000, D1024"] = partial(recall, place, 0.08)
+    cases["evaluate 5,000 x 25,000, D1024, R@1 of a third"] = partial(recall, place, 0.3)
+    return cases
 
 
 def large_order(_: Place) -> Row:
@@ -85,11 +87,12 @@ def large_order(_: Place) -> Row:
     return Row((image, caption), {"ours": Way(loss_and_gradients)})
 
 
-def recall(_: Place) -> Row:
+def recall(_: Place, noise: float) -> Row:
+    """All right at 0.08; at 0.3 float32 leaves some queries open, which float64 decides."""
     g = torch.Generator().manual_seed(0)
     image = torch.nn.functional.normalize(torch.randn(5000, 1024, generator=g), dim=1)
     owner = torch.arange(25_000) // 5
-    caption = image[owner] + 0.08 * torch.randn(25_000, 1024, generator=g)
+    caption = image[owner] + noise * torch.randn(25_000, 1024, generator=g)
     caption = torch.nn.functional.normalize(caption, dim=1)
     out = image.new_empty(500, 25_000)
 
@@ -106,7 +109,9 @@ def recall(_: Place) -> Row:
     score = caption[some].double() @ image.double().T
     right = score.gather(1, owner[some, None])
     exact = 1 + (score > right).sum(1)
-    assert exact.tolist() == found.t2i_rank[some].tolist(), "ranks differ from float64's"
+    ranks = torch.from_numpy(found.t2i_rank)[some]
+    # Beyond the tenth place what float32 cannot tell apart counts half.
+    assert ((exact - ranks).abs() <= (exact > 10) * (1 + exact / 100)).all(), "not float64's ranks"
     ours = Way(lambda: evaluate(image, caption, caption_group=owner))
     limit = 1 / bars.RECALL_BAR
     ways = {"ours": ours, "product": Way(product, limit), "own product": Way(own_product, limit)}

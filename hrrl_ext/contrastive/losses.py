@@ -31,8 +31,9 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float) -
         [B], in float32 or, where the arguments are, float64; also under autocast.
 
     With p_j the softmax over a query's K + 1 logits, dℓ/dq = (Σ_j p_j n_j + (p⁺ - 1) k)/T: the sum is
-    what attention over the queue gives, and comes with the loss. The queue is gone through once, in
-    pieces combined by log-sum-exp; there is no [B, K] tensor, and backward is a product. Deterministic.
+    what attention over the queue gives, and comes with the loss. The queue is gone through in pieces,
+    once, or on the CPU twice where a logit is some 80 above those of the first piece; there is no [B, K]
+    tensor, and backward is a product. Deterministic.
     On CUDA two kernels do it, whose products are of full float32, and a query's bits those of any batch;
     elsewhere float32 products are those that torch is set to.
 
@@ -92,7 +93,7 @@ def _attend(
     """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; what they were lessened by, m [B]; and, if asked
     for, the sum Σ_j e^{l_j - m} n_j [B, D]."""
     # m is the largest of the first piece, which will do for all unless one is larger by some 80.
-    for at_each in (False, True):
+    for at_each in (True,) if torch.compiler.is_compiling() else (False, True):
         total, shift, weighted = _sums(q, negatives, temperature, with_sum, at_each)
         if all(t.isfinite().all() for t in (total, weighted) if t is not None):
             break

@@ -104,13 +104,13 @@ class AugMix:
         part: range | None = None,
         of: int | None = None,
     ) -> Tensor:
-        """images [B, C, H, W], or one of them, of any device → new ones of the same kind.
+        """images [B, C, H, W], or one image [C, H, W], of any device → new ones of the same kind.
 
         generator, part and of are as :class:`Augmentation` has them; without a generator the draws come
         from torch's global one, which a worker of a DataLoader has to itself.
         """
         if images.ndim == 3 and images.shape[0] in (1, 3):
-            return self(images[None], generator)[0]
+            return self(images[None], generator, part, of)[0]
         return self.apply(images, self.draw(len(images), generator, part, of))
 
     def draw(

@@ -13,8 +13,10 @@ from .ranks import scores
 
 _LEAST_SPREAD = 1e-4
 _LITTLE_SPREAD = 0.01
-_WATCHED = 32
-"""Pairs of a batch: few enough to cost little beside a step, of the order similarity too."""
+WATCHED = 32
+"""Pairs of a batch, or all: few enough to cost little beside a step, of the order similarity too."""
+_FEWEST = 4
+"""Of fewer the scores may be the same by chance, such as of one image in a short last batch."""
 
 
 class Seen(NamedTuple):
@@ -38,7 +40,9 @@ class CollapseWatch:
     @torch.no_grad()
     def see(self, step: int, loss: Tensor, image: Tensor, caption: Tensor) -> None:
         """Step ``step`` of the run, from 1: its loss of a pair [], and embeddings [B, D]."""
-        spread = scores(image[:_WATCHED], caption[:_WATCHED], self._similarity).std().double()
+        if len(image) < _FEWEST:
+            return
+        spread = scores(image[:WATCHED], caption[:WATCHED], self._similarity).std().double()
         loss = loss.double()
         now = torch.stack([torch.full_like(loss, step), loss, spread])
         since = _first(self._at_one_point, now)
@@ -63,7 +67,9 @@ class CollapseWatch:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         device = self._at_margin.device
-        self._at_one_point, self._at_margin = (t.to(device) for t in state.values())
+        self._at_one_point, self._at_margin = (
+            state.get(name, kept).to(device) for name, kept in self.state_dict().items()
+        )
 
 
 def _first(kept: Tensor, now: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class ConceptLevel:
         self._steps += 1
 
     def check(self, where: str) -> None:
-        """Warns once when q has run into a corner of the simplex."""
+        """Warns once, of these concepts, when q has run into a corner of the simplex."""
         distribution = self.distribution
         if self._warned or distribution.lam is None:
             return
@@ -99,11 +99,13 @@ class ConceptLevel:
             "distribution": self.distribution.state_dict(),
             "concept_loss": self._sum,
             "steps": self._steps,
+            "warned": self._warned,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.distribution.load_state_dict(state["distribution"])
         self._sum, self._steps = state["concept_loss"].to(self._sum), state["steps"]
+        self._warned = state.get("warned", False)
 
 
 def readable(

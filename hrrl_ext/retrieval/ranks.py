@@ -27,6 +27,10 @@ _DECIDED = 10
 _BLOCK = {"cpu": (512, 8192), "cuda": (4096, 16384)}
 """Scores at once: so many that their product is as fast as one of all, and on the CPU so few that they
 are in the last cache still when they are counted."""
+_EXACT_COLUMNS = 1024
+"""Of a block that float64 looks at, where a score takes several times the memory."""
+_SPARSE = 16
+"""Up to one score in so many is computed for itself in float64, rather than all by a product."""
 _PIECE = 2**18  # numbers at once in what is no matrix product, which stay in cache
 
 _count_scores = operator("_count_scores")
@@ -76,6 +80,7 @@ def ranks(
     )
     for r, c, score in _blocks(f, g, right_i, similarity):
         _add(score, count_i, r, count_c, c)
+        del score  # before the next are made
     if image.dtype != torch.float64:
         _decide(count_i, f, g, right_i, similarity)
         _decide(count_c, g, f, right_c, similarity, captions=True)
@@ -91,14 +96,37 @@ def _decide(
     similarity: str,
     captions: bool = False,
 ) -> None:
-    """Counts in float64 where it matters."""
-    q = count.undecided()
-    query, right = query.part(q), right[:, q]
-    rounding = _rounding(query, gallery, similarity, torch.float64)
-    again = _Count(count.best[q], rounding, torch.float64)
-    for at, _, score in _blocks(query, gallery, right, similarity, captions=captions, exact=True):
-        again.add(at, score)
-    count.counts[:, q] = again.counts
+    """Counts again where it matters, by float64's scores of what float32 cannot tell from the best."""
+    for q in count.undecided().split(_block(query)[0]):
+        own, right_q = query.part(q), right[:, q]
+        rounding = _rounding(own, gallery, similarity, torch.float64)
+        again = _Count(count.best[q], rounding, torch.float64)
+        above, least = count.bounds[:, q, None]
+        of = similarity, captions
+        for at, columns, score in _blocks(own, gallery, right_q, *of, width=_EXACT_COLUMNS):
+            near = ~((score > above[at]) | (score < least[at]))
+            exact = _exact(own, gallery, at, columns, near, *of)
+            again.add(at, torch.where(near, exact, score.double()))
+        count.counts[:, q] = again.counts
+
+
+def _exact(
+    query: _Side,
+    gallery: _Side,
+    at: slice,
+    of: slice,
+    near: Tensor,
+    similarity: str,
+    captions: bool,
+) -> Tensor:
+    """float64's scores of a block, where they are asked for."""
+    if near.sum() * _SPARSE < near.numel():
+        row, column = near.nonzero(as_tuple=True)
+        sides = (query, row + at.start), (gallery, column + of.start)
+        found = _of_pairs(*(sides[::-1] if captions else sides), similarity)
+        return found.new_zeros(near.shape).index_put_((row, column), found)
+    x, y = query.exact(at), gallery.exact(of)
+    return scores(y, x, similarity).T if captions else scores(x, y, similarity)
 
 
 def check_similarity(similarity: str) -> None:
@@ -147,8 +175,9 @@ class _Side(NamedTuple):
         return _Side(rows, order, length, divisor, compared)
 
     def part(self, at: Tensor) -> _Side:
-        """What is exact of some of them."""
-        return self._replace(order=self.order[at], length=self.length[at], divisor=self.divisor[at])
+        """Some of them."""
+        rows, *of_each = self
+        return _Side(rows, *(t[at] for t in of_each))
 
     def exact(self, at: slice) -> Tensor:
         """In float64, where no square of a float32 is out of range."""
@@ -161,10 +190,12 @@ def scores(image: Tensor, caption: Tensor, similarity: str) -> Tensor:
         with full_float32(image.device):
             return inner_products(image, caption)
     out = image.new_empty(len(image), len(caption))
-    at_once = max(1, _PIECE // max(1, caption.numel()))
-    for rows, f in zip(out.split(at_once), image.split(at_once), strict=True):
-        over = (caption - f[:, None]).clamp_min_(0)
-        torch.linalg.vector_norm(over, dim=2, out=rows)
+    width = max(1, _PIECE // max(1, image.shape[1]))
+    height = max(1, width // max(1, len(caption)))
+    for columns, g in zip(out.split(width, dim=1), caption.split(width), strict=True):
+        for part, f in zip(columns.split(height), image.split(height), strict=True):
+            over = (g - f[:, None]).clamp_min_(0)
+            part.copy_(torch.linalg.vector_norm(over, dim=2))
     return out.neg_()
 
 
@@ -219,7 +250,7 @@ def _rounding(query: _Side, gallery: _Side, similarity: str, dtype: torch.dtype)
     unit = torch.finfo(dtype).eps / 2 * query.rows.shape[1]
     if similarity == "cosine":
         return unit
-    own, largest = query.length, gallery.length.amax()
+    own, largest = query.length, gallery.length.amax() if len(gallery.length) else 0.0
     return unit * (own + largest if similarity == "order" else own * largest)
 
 
@@ -242,28 +273,44 @@ def _pairs(right: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
 def _best(image: _Side, caption: _Side, right: Tensor, similarity: str) -> tuple[Tensor, Tensor]:
     """The largest score of a right answer, [N] and [M] float64; inf where there is none."""
     best = [x.length.new_full((len(x.order),), -torch.inf) for x in (image, caption)]
-    at_once = max(1, _PIECE // max(1, image.rows.shape[1]))
     for rows, columns in _tiles(image, caption):
         row, column = _pairs(right[:, rows], columns.start, columns.stop)
-        for r, c in zip((row + rows.start).split(at_once), column.split(at_once), strict=True):
-            f, g = (x.rows[x.order[at]].double() for x, at in ((image, r), (caption, c)))
-            if similarity == "order":
-                score = -torch.linalg.vector_norm(g.sub_(f).clamp_min_(0), dim=1)
-            else:
-                score = f.mul_(g).sum(1) / (image.divisor[r] * caption.divisor[c])
-            for top, at in zip(best, (r, c), strict=True):
-                top.scatter_reduce_(0, at, score, "amax")
+        pairs = row + rows.start, column
+        score = _of_pairs((image, pairs[0]), (caption, pairs[1]), similarity)
+        for top, at in zip(best, pairs, strict=True):
+            top.scatter_reduce_(0, at, score, "amax")
     for top in best:
         top[top == -torch.inf] = torch.inf  # nothing is above it, nor as good
     return best[0], best[1]
 
 
-def _tiles(query: _Side, gallery: _Side) -> Iterator[tuple[slice, slice]]:
+def _of_pairs(
+    images: tuple[_Side, Tensor], captions: tuple[_Side, Tensor], similarity: str
+) -> Tensor:
+    """[P] float64: the scores of images and captions, of each side those of these numbers [P]."""
+    (image, row), (caption, column) = images, captions
+    score = image.length.new_empty(len(row))
+    at_once = max(1, _PIECE // max(1, image.rows.shape[1]))
+    for out, r, c in zip(*(t.split(at_once) for t in (score, row, column)), strict=True):
+        f, g = (x.rows[x.order[at]].double() for x, at in ((image, r), (caption, c)))
+        if similarity == "order":
+            out.copy_(torch.linalg.vector_norm(g.sub_(f).clamp_min_(0), dim=1)).neg_()
+        else:
+            out.copy_(f.mul_(g).sum(1)).div_(image.divisor[r] * caption.divisor[c])
+    return score
+
+
+def _block(query: _Side) -> tuple[int, int]:
+    return _BLOCK.get(query.rows.device.type, _BLOCK["cpu"])
+
+
+def _tiles(query: _Side, gallery: _Side, width: int | None = None) -> Iterator[tuple[slice, slice]]:
     n, m = len(query.order), len(gallery.order)
-    q_rows, g_rows = _BLOCK.get(query.rows.device.type, _BLOCK["cpu"])
-    for a in range(0, n, q_rows):
-        for b in range(0, m, g_rows):
-            yield slice(a, min(a + q_rows, n)), slice(b, min(b + g_rows, m))
+    height, widest = _block(query)
+    width = widest if width is None else min(width, widest)
+    for a in range(0, n, height):
+        for b in range(0, m, width):
+            yield slice(a, min(a + height, n)), slice(b, min(b + width, m))
 
 
 def _blocks(
@@ -271,19 +318,16 @@ def _blocks(
     gallery: _Side,
     right: Tensor,
     similarity: str,
-    *,
     captions: bool = False,
-    exact: bool = False,
+    width: int | None = None,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Blocks of scores, -inf where an answer is right. Queries are images, or ``captions``."""
     first, last = right.tolist()  # in order, as queries and gallery are
-    for at, of in _tiles(query, gallery):
-        if exact:
-            x, y = query.exact(at), gallery.exact(of)
-        else:
-            x, y = query.compared[at], gallery.compared[of]
+    for at, of in _tiles(query, gallery, width):
+        x, y = query.compared[at], gallery.compared[of]
         score = scores(y, x, similarity).T if captions else scores(x, y, similarity)
         if first[at.start] < of.stop and last[at.stop - 1] > of.start:
             row, column = _pairs(right[:, at], of.start, of.stop)
             score[row, column - of.start] = -torch.inf
         yield at, of, score
+        del score

@@ -31,7 +31,7 @@ from ..training.opening import measured_on
 from ..training.progress import Progress
 from ..training.recipe import Row, named_step
 from .batches import EncodedPairs, PairBatches
-from .collapse import CollapseWatch, Seen
+from .collapse import WATCHED, CollapseWatch, Seen
 from .concept_level import ConceptLevel
 from .config import RetrievalConfig
 from .measures import CUTS, Retrieval, evaluate, summary
@@ -251,8 +251,8 @@ class VSE(Recipe):
     def _told(self, seen: Seen) -> str:
         margin = f", with a margin of {self.config.margin:g}" if self.config.hinge else ""
         return (
-            f"in {named_step(seen.step, len(self.batches))} the scores of a batch have a spread of "
-            f"{seen.spread:.1g} only, and a pair a loss of {seen.loss:.4g}{margin}"
+            f"in {named_step(seen.step, len(self.batches))} the scores of {WATCHED} pairs have a spread "
+            f"of {seen.spread:.1g} only, and a pair a loss of {seen.loss:.4g}{margin}"
         )
 
     def running(self) -> str:
@@ -372,8 +372,8 @@ class VSE(Recipe):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.done, self._steps = state["steps"]
         self._loss = state["loss"].to(self._loss)
-        self._collapse.load_state_dict(state["collapse"])
-        self._warned = state["warned"]
+        self._collapse.load_state_dict(state.get("collapse", {}))  # older runs have neither
+        self._warned = state.get("warned", False)
         if self.clusters is not None:
             self.clusters.clustering.load_state_dict(state["clustering"])
             if self.clusters.clustering.centres:  # found by then
@@ -392,7 +392,7 @@ def _labels(pairs: Pairs) -> tuple[Sequence[str], Tensor, Tensor]:
 def _advice(config: RetrievalConfig, encoder_trained: bool) -> str:
     """What to try where training fails, of what these settings leave to be tried."""
     parts = ["Lower lr"]
-    if config.loss == "max_hinge":
+    if config.loss == "max_hinge" and config.warmup_loss == "none":
         parts.append("begin with warmup_loss='semi_hard' or 'sum_hinge'")
     if encoder_trained:
         parts.append("train with freeze=True first, and fine-tune from there by init")
