@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
     "word_dim": 128,
     "warmup_loss": "sum_hinge",
     "warmup_for": 5,
-    "epochs": 16,
+    "epochs": 14,
     "lr": 1e-3,
     "crop_padding": 2,
 }
