@@ -250,8 +250,9 @@ class VSE(Recipe):
 
     def _told(self, seen: Seen) -> str:
         margin = f", with a margin of {self.config.margin:g}" if self.config.hinge else ""
+        many = min(WATCHED, self.batches.sizes[0])
         return (
-            f"in {named_step(seen.step, len(self.batches))} the scores of {WATCHED} pairs have a spread "
+            f"in {named_step(seen.step, len(self.batches))} the scores of {many} pairs have a spread "
             f"of {seen.spread:.1g} only, and a pair a loss of {seen.loss:.4g}{margin}"
         )
 

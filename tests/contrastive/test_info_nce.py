@@ -114,6 +114,16 @@ def test_a_late_negative_that_is_far_ahead(
     torch.testing.assert_close(grad.double(), slope, rtol=0, atol=1e-5 * slope.abs().max().item())
 
 
+@pytest.mark.slow
+def test_compiles_as_one_graph() -> None:
+    arguments = problem(5, 13, 4)
+    compiled = torch.compile(lambda *rows: info_nce(*rows, temperature=0.1), fullgraph=True)
+    found, expected = compiled(*arguments), info_nce(*arguments, temperature=0.1)
+    torch.testing.assert_close(found, expected)
+    got, want = (torch.autograd.grad(x.sum(), arguments[0])[0] for x in (found, expected))
+    torch.testing.assert_close(got, want)
+
+
 def test_what_is_no_number_shows() -> None:
     query, key, queue = problem(3, 5, 4)
     queue[2, 1] = math.nan
