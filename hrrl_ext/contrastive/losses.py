@@ -93,10 +93,10 @@ def _attend(
     """log Σ_j e^{l_j} [B] of the logits l_j = q·n_j/T; what they were lessened by, m [B]; and, if asked
     for, the sum Σ_j e^{l_j - m} n_j [B, D]."""
     # m is the largest of the first piece, which will do for all unless one is larger by some 80. What is
-    # compiled cannot look at that.
-    traced = torch.compiler.is_compiling()
-    total, shift, weighted = _sums(q, negatives, temperature, with_sum, at_each=traced)
-    if not traced and not all(t.isfinite().all() for t in (total, weighted) if t is not None):
+    # compiled cannot look at that, nor another device without waiting for it.
+    looks = q.device.type == "cpu" and not torch.compiler.is_compiling()
+    total, shift, weighted = _sums(q, negatives, temperature, with_sum, at_each=not looks)
+    if looks and not all(t.isfinite().all() for t in (total, weighted) if t is not None):
         total, shift, weighted = _sums(q, negatives, temperature, with_sum, at_each=True)
     return (shift + total.log()).view(-1), shift.view(-1), weighted
 
