@@ -126,6 +126,19 @@ class DiscoveredConcepts:
         ]
         return f"{CLUSTERS}{self.num_clusters}{''.join(changed)}"
 
+    def check(self, name: str, count: int, examples: str, q0: object) -> None:
+        """ValueError where ``count`` examples, images or pairs, of ``name`` are fewer than the clusters,
+        or ``q0`` is given, which has an entry per concept."""
+        if q0 is not None:
+            raise ValueError(
+                "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
+                "or give concepts that are known"
+            )
+        if count < self.num_clusters:
+            raise ValueError(
+                f"concepts: {self} are more clusters than {name} has {examples}, {count}; ask for fewer"
+            )
+
 
 Given = TypeVar("Given")
 

@@ -128,7 +128,7 @@ def open_level(
 ) -> ConceptLevel | None:
     """Of the concepts of the images; of one alone, where they are to be found."""
     if isinstance(concepts, DiscoveredConcepts):
-        _check_found(pairs, concepts, config)
+        concepts.check(pairs.name, len(pairs), "pairs", config.q0)
         return ConceptLevel(["cluster 0"], torch.zeros_like(pairs.owner), config, device)
     if concepts is not None:
         names, of_image = named_concepts("concepts", pairs, concepts)
@@ -139,19 +139,6 @@ def open_level(
             "each training image, or leave both out"
         )
     return None
-
-
-def _check_found(pairs: Pairs, found: DiscoveredConcepts, config: RetrievalConfig) -> None:
-    if config.q0 is not None:
-        raise ValueError(
-            "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
-            "or give concepts that are known"
-        )
-    if len(pairs) < found.num_clusters:
-        raise ValueError(
-            f"concepts: {found} are more clusters than {pairs.name} has pairs, {len(pairs)}; "
-            "ask for fewer"
-        )
 
 
 def names_of_images(measured: Pairs | None, concepts: Ids | None) -> list[str] | None:

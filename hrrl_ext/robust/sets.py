@@ -157,16 +157,7 @@ def _check_concepts(
                 "several concepts, or another sampling"
             )
         return
-    if config.q0 is not None:
-        raise ValueError(
-            "q0 has an entry per concept, and clusters have no order to give it in; leave q0 out, "
-            "or give concepts that are known"
-        )
-    if len(images) < found.num_clusters:
-        raise ValueError(
-            f"concepts: {found} are more clusters than {images.name} has images, "
-            f"{len(images)}; ask for fewer"
-        )
+    found.check(images.name, len(images), "images", config.q0)
 
 
 def _given_concept(
