@@ -14,9 +14,8 @@ struct HardestNegatives {
   int64_t images, captions, size;
 };
 
-inline HardestNegatives prepare_hardest_negatives(const Tensor& image, const Tensor& caption, const Tensor& image_group,
-                                                  const Tensor& caption_group) {
-  constexpr const char* op = "hardest_negatives: ";
+inline HardestNegatives prepare_hardest_negatives(const char* op, const Tensor& image, const Tensor& caption,
+                                                  const Tensor& image_group, const Tensor& caption_group) {
   check_embeddings(op, image, caption);
   check_per_row(op, "image", "_group", image, image_group, ScalarType::Long);
   check_per_row(op, "caption", "_group", caption, caption_group, ScalarType::Long);

@@ -72,6 +72,13 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "pair_gradients(Tensor image, Tensor caption, Tensor row, Tensor column, Tensor weight, bool order) "
       "-> (Tensor grad_image, Tensor grad_caption)");
 
+  // image [I, D], caption [C, D], row and column [P] or none, groups [I], [C] -> (margin - s_row,column + s)+ of the
+  // hardest negative of either, hinge [2, P], and of what scores their sum is made: rows and columns [3 P], and
+  // weights; on the CPU, for hrrl_ext.retrieval.max_hinge
+  m.def(
+      "_max_hinge(Tensor image, Tensor caption, Tensor? row, Tensor? column, Tensor image_group, Tensor caption_group, "
+      "float margin, bool order) -> (Tensor hinge, Tensor rows, Tensor columns, Tensor weight)");
+
   // score [I, C], bounds [2, I] and [2, C]: counts, int64 of their shapes, += how many scores of every row and of every
   // column are above the first bound, and how many reach the second; on the CPU, for hrrl_ext.retrieval.evaluate
   m.def(

@@ -139,6 +139,7 @@ void run(const hrrl::cpu::Kernels& kernels, Dtype dtype, int64_t size) {
     const hrrl::cpu::PairArgs pairs{
         in.data(),         in.data(), row.data(), row.data(), side.data(), scales.data(), to_image.data(),
         to_caption.data(), kRows,     kRows,      size,       kRows,       order};
+    on_threads([&](int64_t begin, int64_t end) { kernels.pair_scores(dtype, pairs, begin, end); });
     on_threads([&](int64_t begin, int64_t end) { kernels.pair_scales(dtype, pairs, begin, end); });
     const int64_t slice = (size + kRanges - 1) / kRanges;
     on_threads([&](int64_t begin, int64_t) {

@@ -8,8 +8,8 @@ namespace hrrl::cpu {
   Kernels {                                                                                                            \
     name(best), isa::perturb, isa::concept_cross_entropy, isa::project_simplex, isa::project_simplex_backward,         \
         isa::update_distribution, isa::chi_square_response, isa::rank1_dot, isa::rank1_argmin, isa::hardest_negatives, \
-        isa::hinge_coefficients, isa::count_scores, isa::pair_scales, isa::pair_gradients, isa::perturb_stored,        \
-        isa::store_directions, isa::mix_chains                                                                         \
+        isa::hinge_coefficients, isa::count_scores, isa::pair_scores, isa::pair_scales, isa::pair_gradients,           \
+        isa::perturb_stored, isa::store_directions, isa::mix_chains                                                    \
   }
 
 const Kernels& kernels() {

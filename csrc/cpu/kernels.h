@@ -174,7 +174,7 @@ struct PairArgs {
   const void *image, *caption;  // [I, D], [C, D] float or double
   const int64_t *row, *column;  // [N]
   const void* weight;           // [N] as image
-  void* scale;                  // [N], what pair_scales leaves for pair_gradients
+  void* scale;                  // [N], what pair_scores gives, or what pair_scales leaves for pair_gradients
   void *grad_image, *grad_caption;
   int64_t images, captions, size, pairs;  // I, C, D, N
   bool order;
@@ -200,7 +200,8 @@ struct Kernels {
   void (*hardest_negatives)(Dtype, const HardestArgs&, const HardestRange&);  // kFloat, kDouble
   void (*hinge_coefficients)(Dtype, const HingeArgs&, const HingeRange&);
   void (*count_scores)(Dtype, const CountArgs&, const CountRange&);
-  void (*pair_scales)(Dtype, const PairArgs&, int64_t begin, int64_t end);     // of pairs
+  void (*pair_scores)(Dtype, const PairArgs&, int64_t begin, int64_t end);  // of pairs
+  void (*pair_scales)(Dtype, const PairArgs&, int64_t begin, int64_t end);
   void (*pair_gradients)(Dtype, const PairArgs&, int64_t begin, int64_t end);  // of columns
   void (*perturb_stored)(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);
   // scratch: store_scratch() doubles
@@ -222,6 +223,7 @@ struct Kernels {
   void hardest_negatives(Dtype, const HardestArgs&, const HardestRange&);                                  \
   void hinge_coefficients(Dtype, const HingeArgs&, const HingeRange&);                                     \
   void count_scores(Dtype, const CountArgs&, const CountRange&);                                           \
+  void pair_scores(Dtype, const PairArgs&, int64_t begin, int64_t end);                                    \
   void pair_scales(Dtype, const PairArgs&, int64_t begin, int64_t end);                                    \
   void pair_gradients(Dtype, const PairArgs&, int64_t begin, int64_t end);                                 \
   void perturb_stored(Dtype, const PerturbStoredArgs&, int64_t begin, int64_t end);                        \

@@ -9,7 +9,8 @@ namespace hrrl {
 std::tuple<Tensor, Tensor, Tensor, Tensor> hardest_negatives_cuda(const Tensor& image, const Tensor& caption,
                                                                   const Tensor& image_group,
                                                                   const Tensor& caption_group, bool order) {
-  const HardestNegatives h = prepare_hardest_negatives(image, caption, image_group, caption_group);
+  const HardestNegatives h =
+      prepare_hardest_negatives("hardest_negatives: ", image, caption, image_group, caption_group);
   if (h.images + h.captions > 0) {
     const int64_t workspace = cuda::hardest_workspace(h.images, h.captions);
     const Tensor scores = new_empty(h.image, {workspace}, ScalarType::Double);

@@ -47,23 +47,29 @@ class ConceptCrossEntropy(torch.autograd.Function):
                 "Use hrrl_ext.ops.reference.concept_cross_entropy for higher derivatives."
             )
         (grad_logits,) = ctx.saved_tensors
-        # While torch traces, or maps, as with is_grads_batched, there is no one value to look at.
-        traced = torch.compiler.is_compiling() or type(grad_loss) is not Tensor
-        f = torch._C._functorch
-        if traced or f.is_batchedtensor(grad_loss) or f.is_legacy_batchedtensor(grad_loss):
-            grad_logits = grad_logits * grad_loss
-        else:
-            grad_logits = _scaled(grad_logits, grad_loss)
-        return grad_logits.to(ctx.logits_dtype), *(None,) * 5
+        return _scaled(grad_logits, grad_loss).to(ctx.logits_dtype), *(None,) * 5
+
+
+def has_value(grad: Tensor) -> bool:
+    """Not while torch traces, nor where it maps, as with is_grads_batched."""
+    if torch.compiler.is_compiling() or type(grad) is not Tensor:
+        return False
+    f = torch._C._functorch
+    return not (f.is_batchedtensor(grad) or f.is_legacy_batchedtensor(grad))
+
+
+def is_one(grad: Tensor) -> bool:
+    """What loss.backward() itself sends, where seeing it costs nothing: then a pass is saved."""
+    return grad.is_cpu and grad.dim() == 0 and has_value(grad) and grad.item() == 1.0
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    """gradient * factor. loss.backward() itself sends 1: then the pass over the gradient is saved, on
-    CUDA by a kernel that looks at the factor, for which nothing waits."""
-    if gradient.is_cpu and factor.item() == 1.0:
+    """gradient * factor; on CUDA by a kernel that looks whether it is 1, for which nothing waits."""
+    if is_one(factor):
         return gradient
     # With retain_graph=True another backward pass begins from the same gradient.
-    if gradient.is_cuda and not torch._C._autograd._get_current_graph_task_keep_graph():
+    keeps = torch._C._autograd._get_current_graph_task_keep_graph
+    if gradient.is_cuda and has_value(factor) and not keeps():
         _scale_gradient(gradient, factor)
         return gradient
     return gradient * factor

@@ -193,6 +193,32 @@ def _(
     return index[0], score[0], index[1], score[1]
 
 
+@torch.library.register_fake("hrrl_ext::_max_hinge")
+def _(
+    image: Tensor,
+    caption: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    image_group: Tensor,
+    caption_group: Tensor,
+    margin: float,
+    order: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    expect(
+        "_max_hinge",
+        image=(image, "ID", REAL),
+        caption=(caption, "CD" if row is not None else "ID", (image.dtype,)),
+        row=(row, "P", INT64),
+        column=(column, "P", INT64),
+        image_group=(image_group, "I", INT64),
+        caption_group=(caption_group, "C" if row is not None else "I", INT64),
+    )
+    pairs = len(image if row is None else row)
+    hinge, weight = image.new_empty(2, pairs), image.new_empty(3 * pairs)
+    rows, columns = (image_group.new_empty(3 * pairs) for _ in range(2))
+    return hinge, rows, columns, weight
+
+
 @torch.library.register_fake("hrrl_ext::hinge_coefficients")
 def _(
     image: Tensor,

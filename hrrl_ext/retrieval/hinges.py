@@ -17,8 +17,12 @@ from ..ops import (
     pair_gradients,
     reference,
 )
+from ..ops._autograd import is_one
+from ..ops._library import operator
 
 Back = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+_max_hinge = operator("_max_hinge")
 
 TILE = 2**20
 """Scores that are kept at a time: few enough for a cache, and rows enough for products of matrices."""
@@ -43,29 +47,54 @@ class MaxHinge(torch.autograd.Function):
         similarity: Similarity,
         each: bool,
     ) -> Tensor:
-        caption_index, of_image, image_index, of_caption = hardest_negatives(
-            image, caption, image_group, caption_group, similarity
-        )
-        f, g = image, caption
-        if row is None or column is None:
-            row = column = torch.arange(len(image), device=image.device)
+        pairs = image, caption, row, column, image_group, caption_group
+        if image.is_cpu:
+            hinge, *of = _max_hinge(*pairs, margin, similarity == "order")
         else:
-            f, caption_index, of_image = (t[row] for t in (f, caption_index, of_image))
-            g, image_index, of_caption = (t[column] for t in (g, image_index, of_caption))
-        positive = pair_scores(f, g, similarity)
-        hinge = torch.stack((of_image, of_caption)).add_(margin - positive).clamp_(min=0)
-        pairs = torch.cat((row, row, image_index)), torch.cat((column, caption_index, column))
-        ctx.save_for_backward(image, caption, *pairs, hinge)
+            hinge, *of = max_hinge_by_torch(*pairs, margin, similarity)
+        ctx.save_for_backward(image, caption, *of)
         ctx.similarity = similarity
         return hinge.sum(0) if each else hinge.sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        image, caption, row, column, hinge = ctx.saved_tensors
-        weight = torch.where(hinge > 0, grad, 0)
-        weight = torch.cat((weight.sum(0).neg_(), weight.view(-1)))
+        image, caption, row, column, weight = ctx.saved_tensors
+        if not is_one(grad):
+            weight = (weight.view(3, -1) * grad).view(-1)
         grads = pair_gradients(image, caption, row, column, weight, ctx.similarity)
         return *grads, *(None,) * 7
+
+
+def max_hinge_by_torch(
+    image: Tensor,
+    caption: Tensor,
+    row: Tensor | None,
+    column: Tensor | None,
+    image_group: Tensor,
+    caption_group: Tensor,
+    margin: float,
+    similarity: Similarity,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The operator _max_hinge where it has no kernel: the hinges [2, P] of both directions, and the pairs
+    [3 P] whose scores, weighted, are their sum."""
+    caption_index, of_image, image_index, of_caption = hardest_negatives(
+        image, caption, image_group, caption_group, similarity
+    )
+    f, g = image, caption
+    if row is None or column is None:
+        row = column = torch.arange(len(image), device=image.device)
+    else:
+        f, caption_index, of_image = (t[row] for t in (f, caption_index, of_image))
+        g, image_index, of_caption = (t[column] for t in (g, image_index, of_caption))
+    positive = pair_scores(f, g, similarity)
+    hinge = torch.stack((of_image, of_caption)).add_(margin - positive).clamp_(min=0)
+    weight = (hinge > 0).to(hinge.dtype)
+    return (
+        hinge,
+        torch.cat((row, row, image_index)),
+        torch.cat((column, caption_index, column)),
+        torch.cat((weight.sum(0).neg_(), weight.view(-1))),
+    )
 
 
 class SumHinge(torch.autograd.Function):
@@ -118,9 +147,7 @@ class SumHinge(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         to_image, to_caption = ctx.saved_tensors
-        # As in concept_cross_entropy: loss.backward() itself sends 1, which is cheaper seen than used.
-        traced = torch.compiler.is_compiling() or type(grad) is not Tensor
-        if traced or not grad.is_cpu or grad.item() != 1.0:
+        if not is_one(grad):
             to_image, to_caption = grad * to_image, grad * to_caption
         return to_image, to_caption, *(None,) * 6
 

@@ -258,7 +258,7 @@ def test_every_build_of_the_kernels(capability: str) -> None:
         str(here / f"test_{name}.py")
         for name in (
             *("perturb", "concept_cross_entropy", "rank1", "stored_operators", "mix_chains"),
-            "count_scores",
+            *("count_scores", "max_hinge"),
         )
     ]
     done = subprocess.run(

@@ -40,29 +40,36 @@ HRRL_INLINE void take_all(const Tile<scalar_t>& tile, const HardestCaptions<scal
     }
 }
 
+// The first of a row's scores that is as high as `most`, which one of them is.
+template <class scalar_t>
+HRRL_INLINE int64_t place_of(scalar_t most, const vector_of<scalar_t> (&row)[kPanelVectors]) {
+  using mask = typename Lanes<scalar_t>::mask;
+  constexpr int kLanes = Lanes<scalar_t>::kCount;
+  mask place = mask{} + kPanel<scalar_t>;
+  for (int v = kPanelVectors - 1; v >= 0; --v)
+    place = row[v] == most - vector_of<scalar_t>{} ? lane_numbers<mask>() + v * kLanes : place;
+  return across<kLanes>(place, Smaller{});
+}
+
 // The same for a whole tile without NaN. What was found before may be NaN, and is below nothing.
 template <class scalar_t>
 HRRL_INLINE void take_highest(const Tile<scalar_t>& tile, const HardestCaptions<scalar_t>& of_image,
                               const HardestImages<scalar_t>& of_caption, int64_t i, int64_t begin, int64_t j) {
   using vector = vector_of<scalar_t>;
   constexpr int kLanes = Lanes<scalar_t>::kCount;
-  const auto* scores = reinterpret_cast<const scalar_t*>(tile.scores);
   for (int r = 0; r < kRows; ++r) {
     vector highest = tile.scores[r][0];
     for (int v = 1; v < kPanelVectors; ++v) highest = max(highest, tile.scores[r][v]);
     const scalar_t most = max(highest);
     if (!(most > of_image.value[i + r])) continue;
-    const scalar_t* row = scores + r * kPanel<scalar_t>;
-    int64_t c = 0;
-    while (row[c] != most) ++c;
     of_image.value[i + r] = most;
-    of_image.index[i + r] = j + c;
+    of_image.index[i + r] = j + place_of(most, tile.scores[r]);
   }
   for (int v = 0; v < kPanelVectors; ++v) {
     vector highest = tile.scores[0][v];
     for (int r = 1; r < kRows; ++r) highest = max(highest, tile.scores[r][v]);
     vector best = load(of_caption.value + v * kLanes);
-    if (across<kLanes>(highest > best, Or{}) == 0) continue;
+    if (!any(highest > best)) continue;
     typename Lanes<scalar_t>::mask whose;
     __builtin_memcpy(&whose, of_caption.index + v * kLanes, sizeof(whose));
     for (int r = 0; r < kRows; ++r) {

@@ -1,4 +1,4 @@
-// pair_gradients: what pairs of rows add to each other, in the order of the pairs.
+// Pairs of rows: their scores, and what they add to each other in the gradient, in the order of the pairs.
 #include "cpu/kernels/score_tile.h"
 
 namespace hrrl::cpu::HRRL_ISA {
@@ -19,27 +19,50 @@ struct Pairs {
 HRRL_INLINE float root(float v) { return __builtin_sqrtf(v); }
 HRRL_INLINE double root(double v) { return __builtin_sqrt(v); }
 
+// f · g, or ||max(0, g - f)||^2
+template <bool kOrder, class scalar_t>
+HRRL_INLINE scalar_t product(const scalar_t* f, const scalar_t* g, int64_t size) {
+  using vector = vector_of<scalar_t>;
+  constexpr int kLanes = Lanes<scalar_t>::kCount;
+  vector products = {};
+  int64_t k = 0;
+  for (; k + kLanes <= size; k += kLanes) {
+    if constexpr (kOrder) {
+      const vector beyond = positive(load(g + k) - load(f + k));
+      products += beyond * beyond;
+    } else {
+      products += load(f + k) * load(g + k);
+    }
+  }
+  scalar_t total = sum(products);
+  for (; k < size; ++k) {
+    if constexpr (kOrder) {
+      const scalar_t beyond = g[k] - f[k];
+      if (!(beyond <= 0)) total += beyond * beyond;
+    } else {
+      total += f[k] * g[k];
+    }
+  }
+  return total;
+}
+
+template <class scalar_t>
+static void scores(const PairArgs& a, int64_t begin, int64_t end) {
+  const Pairs<scalar_t> p(a);
+  for (int64_t n = begin; n < end; ++n) {
+    const scalar_t *f = p.image + a.row[n] * a.size, *g = p.caption + a.column[n] * a.size;
+    p.scale[n] = a.order ? -root(product<true>(f, g, a.size)) : product<false>(f, g, a.size);
+  }
+}
+
 // What the rows of a pair are multiplied with: its weight, over the distance for "order"; 0 where that is 0.
 template <class scalar_t>
 static void scales(const PairArgs& a, int64_t begin, int64_t end) {
-  using vector = vector_of<scalar_t>;
-  constexpr int kLanes = Lanes<scalar_t>::kCount;
   const Pairs<scalar_t> p(a);
   for (int64_t n = begin; n < end; ++n) {
     p.scale[n] = a.row[n] < 0 || a.column[n] < 0 ? 0 : p.weight[n];
     if (!a.order || p.scale[n] == 0) continue;
-    const scalar_t *f = p.image + a.row[n] * a.size, *g = p.caption + a.column[n] * a.size;
-    vector squares = {};
-    int64_t k = 0;
-    for (; k + kLanes <= a.size; k += kLanes) {
-      const vector beyond = positive(load(g + k) - load(f + k));
-      squares += beyond * beyond;
-    }
-    scalar_t total = sum(squares);
-    for (; k < a.size; ++k) {
-      const scalar_t beyond = g[k] - f[k];
-      if (!(beyond <= 0)) total += beyond * beyond;
-    }
+    const scalar_t total = product<true>(p.image + a.row[n] * a.size, p.caption + a.column[n] * a.size, a.size);
     p.scale[n] = total == 0 ? 0 : p.scale[n] / root(total);
   }
 }
@@ -83,6 +106,10 @@ static void add_pairs(const PairArgs& a, int64_t begin, int64_t end) {
       to_caption[k] += scale * of_caption;
     }
   }
+}
+
+void pair_scores(Dtype dtype, const PairArgs& a, int64_t begin, int64_t end) {
+  dtype == Dtype::kDouble ? scores<double>(a, begin, end) : scores<float>(a, begin, end);
 }
 
 void pair_scales(Dtype dtype, const PairArgs& a, int64_t begin, int64_t end) {

@@ -137,13 +137,6 @@ HRRL_INLINE void score(const scalar_t* const (&rows)[kRows], const scalar_t* pan
     for (int v = 0; v < kPanelVectors; ++v) tile.scores[r][v] = total[r][v];
 }
 
-struct Or {
-  template <class vector>
-  vector operator()(vector a, vector b) const {
-    return a | b;
-  }
-};
-
 // Pairs of one group get -Inf, which nobody takes. Returns whether a NaN is left.
 template <class scalar_t>
 HRRL_INLINE bool mask_groups(const id_of<scalar_t> (&image)[kRows], const id_of<scalar_t>* caption,
@@ -160,7 +153,7 @@ HRRL_INLINE bool mask_groups(const id_of<scalar_t> (&image)[kRows], const id_of<
       nan |= tile.scores[r][v] != tile.scores[r][v];
     }
   }
-  return across<kLanes>(nan, Or{}) != 0;
+  return any(nan);
 }
 
 // Up to kRows rows from i on, the last of them again where there are fewer.

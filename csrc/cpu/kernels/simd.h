@@ -68,11 +68,14 @@ HRRL_INLINE To bit_cast(From from) {
 }
 
 HRRL_INLINE vfloat broadcast(float value) { return value - vfloat{}; }
-template <int... kLane>
-HRRL_INLINE vint lane_numbers(std::integer_sequence<int, kLane...>) {
-  return vint{kLane...};
+template <class vector, size_t... kLane>
+HRRL_INLINE vector lane_numbers(std::index_sequence<kLane...>) {
+  return vector{kLane...};
 }
-HRRL_INLINE vint lane_numbers() { return lane_numbers(std::make_integer_sequence<int, kWidth>()); }
+template <class vector = vint>
+HRRL_INLINE vector lane_numbers() {
+  return lane_numbers<vector>(std::make_index_sequence<sizeof(vector) / sizeof(vector{}[0])>());
+}
 template <size_t kFrom, size_t... kLane>
 HRRL_INLINE vdouble half_of(vfloat v, std::index_sequence<kLane...>) {
   return __builtin_convertvector(__builtin_shufflevector(v, v, (kFrom + kLane)...), vdouble);
@@ -227,12 +230,30 @@ struct Add {
     return a + b;
   }
 };
+struct Smaller {
+  template <class vector>
+  vector operator()(vector a, vector b) const {
+    return a < b ? a : b;
+  }
+};
 struct Larger {
   template <class vector>
   vector operator()(vector a, vector b) const {
     return a > b ? a : b;
   }
 };
+// Whether a comparison holds in any lane.
+template <class mask>
+HRRL_INLINE bool any(mask holds) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi64_mask(bit_cast<__m512i>(holds), bit_cast<__m512i>(holds)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_testz_si256(bit_cast<__m256i>(holds), bit_cast<__m256i>(holds)) == 0;
+#else
+  const vlong bits = bit_cast<vlong>(holds);
+  return (bits[0] | bits[1]) != 0;
+#endif
+}
 HRRL_INLINE float sum(vfloat v) { return across<kWidth>(v, Add{}); }
 HRRL_INLINE double sum(vdouble v) { return across<kDoubles>(v, Add{}); }
 HRRL_INLINE int64_t sum(vlong v) { return across<kDoubles>(v, Add{}); }
