@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -12,7 +12,7 @@ import torch
 @contextmanager
 def full_float32(device: torch.device) -> Iterator[None]:
     """Within, torch rounds the factors of float32 products on ``device`` neither to TensorFloat-32 nor
-    to bfloat16.
+    to bfloat16, and autocast is off.
 
     cuDNN's convolutions do by default: three digits, where a difference of large terms needs seven. The
     switches are the process's, one set for all CUDA devices and one for the CPU. They are put back as
@@ -20,15 +20,21 @@ def full_float32(device: torch.device) -> Iterator[None]:
     meanwhile, and what they set meanwhile is lost. A graph that torch.compile traces is left to the
     switches that it is traced under, and a gradient to those of the backward pass.
     """
-    switches = None if torch.compiler.is_compiling() else _SWITCHES.get(device.type)
+    switches = _SWITCHES.get(device.type)
     if switches is None:
         yield
         return
-    switches.enter()
-    try:
-        yield
-    finally:
-        switches.leave()
+    # Entering it takes as long as a small product.
+    casting = torch.is_autocast_enabled(device.type)
+    with torch.autocast(device.type, enabled=False) if casting else nullcontext():
+        if torch.compiler.is_compiling():
+            yield
+            return
+        switches.enter()
+        try:
+            yield
+        finally:
+            switches.leave()
 
 
 # torch has two sets of switches, allow_tf32 and float32_matmul_precision on the one hand, fp32_precision

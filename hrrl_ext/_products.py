@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 
@@ -18,9 +19,10 @@ def inner_products(x: Tensor, y: Tensor, constant: Tensor | None = None) -> Tens
 
     torch multiplies matrices on the CPU by MKL, which on the processors of AMD keeps to vectors of 256
     bits. There, of 512 bits, large products of float32 without a gradient are oneDNN's, on Zen 5 in half
-    the time (docs/kernels.md). Which it is depends on the machine and the shapes alone.
+    the time (docs/kernels.md). It copies an x that is not contiguous on one thread, which a Zen 4, whose
+    gain is less, would lose by. Which it is depends on the machine, shapes and strides alone.
     """
-    if _large(x, y, constant) and _onednn_is_faster():
+    if _large(x, y, constant) and _onednn_is_faster(x.is_contiguous()):
         return _of_onednn(x, y, constant)
     return F.linear(x, y, constant)
 
@@ -43,12 +45,14 @@ def _of_onednn(x: Tensor, y: Tensor, constant: Tensor | None) -> Tensor:
 
 
 @cache
-def _onednn_is_faster() -> bool:
+def _onednn_is_faster(contiguous: bool) -> bool:
     try:
-        amd = "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        cpu = Path("/proc/cpuinfo").read_text()
     except OSError:
         return False
-    wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
+    zen4 = re.search(r"^cpu family\s*: 25$", cpu, re.MULTILINE)  # the one with AVX-512
+    wide = "AVX512" in torch.backends.cpu.get_cpu_capability() and (contiguous or not zen4)
+    amd = "AuthenticAMD" in cpu
     return amd and wide and torch.backends.mkl.is_available() and _onednn_answers()
 
 

@@ -155,7 +155,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> max_hinge_cpu(const Tensor& image, co
     of_pairs.size = h.size;
     of_pairs.order = order;
     const auto kernel = cpu::kernels().pair_scores;
-    cpu::parallel_rows(pairs, h.size,
+    cpu::parallel_rows(pairs, h.size / 16,
                        [&](int64_t begin, int64_t end) { kernel(cpu::dtype_of(hinge), of_pairs, begin, end); });
     hinges_of(h, static_cast<scalar_t>(margin), positive.data(), pairs, static_cast<scalar_t*>(hinge.data_ptr()), i, c,
               static_cast<scalar_t*>(weight.data_ptr()));

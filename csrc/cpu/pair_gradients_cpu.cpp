@@ -42,7 +42,8 @@ std::tuple<Tensor, Tensor> pair_gradients_cpu(const Tensor& image, const Tensor&
                      [&](int64_t begin, int64_t end) { kernels.pair_scales(dtype, args, begin, end); });
   // Threads share out the columns: every entry has its terms in the order of the pairs, on any number of them.
   const int64_t slices = (p.size + cpu::kPairColumns - 1) / cpu::kPairColumns;
-  cpu::parallel_rows(slices, (p.pairs + p.images + p.captions) * cpu::kPairColumns, [&](int64_t begin, int64_t end) {
+  // A slice of a row takes a few loads and stores, and other threads have to fetch it first.
+  cpu::parallel_rows(slices, p.pairs + p.images + p.captions, [&](int64_t begin, int64_t end) {
     kernels.pair_gradients(dtype, args, begin * cpu::kPairColumns, std::min(end * cpu::kPairColumns, p.size));
   });
   return {p.grad_image, p.grad_caption};

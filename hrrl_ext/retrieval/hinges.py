@@ -116,7 +116,7 @@ class SumHinge(torch.autograd.Function):
         below = margin - pair_scores(image, caption, similarity)
         loss, of_pair = below.new_zeros(()), torch.zeros_like(below)
         to_image, to_caption = torch.empty_like(image), torch.empty_like(caption)
-        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+        with full_float32(image.device):
             for rows in tiles(len(image), len(caption), image.shape[1], similarity):
                 weights = image_weight[rows], caption_weight
                 of_tile = below[rows], below, *weights, image_group[rows], caption_group
@@ -177,7 +177,7 @@ class SumHingeOfEach(torch.autograd.Function):
         ctx.save_for_backward(image, caption, *of, image_weight, caption_weight)
         ctx.similarity = similarity
         loss = torch.zeros_like(below)
-        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+        with full_float32(image.device):
             for rows, (of_image, of_caption), _ in _hinges(image, caption, of, similarity):
                 loss[rows] += of_image.clamp_(min=0) @ caption_weight
                 loss += image_weight[rows] @ of_caption.clamp_(min=0)
@@ -189,7 +189,7 @@ class SumHingeOfEach(torch.autograd.Function):
         image, caption, *of, image_weight, caption_weight = ctx.saved_tensors
         to_image, to_caption = torch.empty_like(image), torch.zeros_like(caption)
         of_pair = torch.zeros_like(grad)
-        with torch.autocast(image.device.type, enabled=False), full_float32(image.device):
+        with full_float32(image.device):
             for rows, (of_image, of_caption), back in _hinges(image, caption, of, ctx.similarity):
                 row = (of_image > 0) * (grad[rows, None] * caption_weight)
                 column = (of_caption > 0) * (image_weight[rows, None] * grad)

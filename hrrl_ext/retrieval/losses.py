@@ -255,7 +255,7 @@ def _highest_below(
     query, keys = embeddings
     index = query.new_zeros(len(query), dtype=torch.int64)
     best = torch.full_like(positive, -torch.inf)
-    with torch.autocast(query.device.type, enabled=False), full_float32(query.device):
+    with full_float32(query.device):
         for rows in tiles(len(query), len(keys), query.shape[1], similarity):
             scores = score(query[rows], keys)
             masked = groups[0][rows, None] == groups[1]

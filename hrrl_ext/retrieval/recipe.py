@@ -183,7 +183,7 @@ class VSE(Recipe):
                 leaf = images.detach().requires_grad_()
                 mine = self.model.encode_image(leaf, precomputed=self.batches.encoded.precomputed)
             whole = self.processes.whole(mine.detach(), count)
-            with torch.autocast(whole.device.type, enabled=False), full_float32(whole.device):
+            with full_float32(whole.device):
                 grad = gradient_in(lambda f: self._of_sets(f, caption, group, each=False), whole)
                 same = owner[part.start : part.stop, None] == owner
                 grad = same.to(grad) @ grad * self.loss_scale

@@ -53,7 +53,7 @@ def similarity_loss(
             "similarity_loss: z and z_start must be [B, D] and [B, D*], features of the same B images, "
             f"got {list(z.shape)} and {list(z_start.shape)}; flatten maps from dim 1 on"
         )
-    with torch.autocast(z.device.type, enabled=False), full_float32(z.device):
+    with full_float32(z.device):
         difference = _similarity(z, normalise) - _similarity(z_start.detach(), normalise)
         pairs = max(1, difference.numel()) if mean else 1
         if squared:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -35,9 +37,9 @@ def problem(pairs: int, size: int, dtype: torch.dtype, *, listed: bool) -> list[
 def test_is_its_twin(
     pairs: int, size: int, similarity: str, listed: bool, dtype: torch.dtype
 ) -> None:
-    given = problem(pairs, size, dtype, listed=listed)
+    given: list[Any] = problem(pairs, size, dtype, listed=listed)
     hinge, rows, columns, weight = max_hinge(*given, 0.3, similarity == "order")
-    want, *pairs_of_torch, _ = max_hinge_by_torch(*given, 0.3, similarity)  # type: ignore[arg-type]
+    want, *pairs_of_torch, _ = max_hinge_by_torch(*given, 0.3, similarity)  # type: ignore[call-arg]
     # Scores of up to D rounded D times, in another order, and the root of their squares
     tolerance = 4 * max(size, 1) * torch.finfo(dtype).eps
     torch.testing.assert_close(hinge, want, rtol=tolerance, atol=tolerance * max(size, 1) ** 0.5)

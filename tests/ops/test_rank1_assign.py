@@ -281,7 +281,7 @@ def test_known_squares() -> None:
 def test_large_products(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
     """By oneDNN and by the BLAS: each to the rounding of float32, 2e-6 of sums of 4,096 products."""
     there = onednn and _products._onednn_answers()
-    monkeypatch.setattr(_products, "_onednn_is_faster", lambda: there)
+    monkeypatch.setattr(_products, "_onednn_is_faster", lambda contiguous: there)
     (gradient,) = to([layer(8, 4096, 1024, bias=True)], torch.float32)
     exact, at = to([gradient], torch.float64), centres([gradient], 131)
     got, expected = rank1_products([gradient], at), rank1_products(exact, at)
