@@ -114,6 +114,11 @@ class SumHinge(torch.autograd.Function):
         similarity: Similarity,
     ) -> Tensor:
         below = margin - pair_scores(image, caption, similarity)
+        of = image_weight, caption_weight, image_group, caption_group
+        if similarity == "cosine" and len(image) * len(caption) <= TILE:
+            loss, *grads = _sum_hinge_of_tile(image, caption, below, *of)
+            ctx.save_for_backward(*grads)
+            return loss
         loss, of_pair = below.new_zeros(()), torch.zeros_like(below)
         to_image, to_caption = torch.empty_like(image), torch.empty_like(caption)
         with full_float32(image.device):
@@ -150,6 +155,18 @@ class SumHinge(torch.autograd.Function):
         if not is_one(grad):
             to_image, to_caption = grad * to_image, grad * to_caption
         return to_image, to_caption, *(None,) * 6
+
+
+def _sum_hinge_of_tile(
+    image: Tensor, caption: Tensor, below: Tensor, *of: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of so few pairs that the own score of each has a place among the scores, which its group leaves
+    empty, for its derivative."""
+    hinges = hinge_coefficients(image, caption, below, below, *of)
+    hinges.coefficient.diagonal().sub_(hinges.of_image + hinges.of_caption)
+    with full_float32(image.device):
+        to_image = inner_products(hinges.coefficient, caption.T)
+        return hinges.loss, to_image, inner_products(hinges.coefficient.T, image.T)
 
 
 class SumHingeOfEach(torch.autograd.Function):
