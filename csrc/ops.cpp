@@ -72,6 +72,9 @@ STABLE_TORCH_LIBRARY(hrrl_ext, m) {
       "pair_gradients(Tensor image, Tensor caption, Tensor row, Tensor column, Tensor weight, bool order) "
       "-> (Tensor grad_image, Tensor grad_caption)");
 
+  // image, caption [P, D] -> s of row n and row n [P]; on the CPU, for hrrl_ext.retrieval.sum_hinge
+  m.def("_pair_scores(Tensor image, Tensor caption, bool order) -> Tensor");
+
   // image [I, D], caption [C, D], row and column [P] or none, groups [I], [C] -> (margin - s_row,column + s)+ of the
   // hardest negative of either, hinge [2, P], and of what scores their sum is made: rows and columns [3 P], and
   // weights; on the CPU, for hrrl_ext.retrieval.max_hinge

@@ -20,14 +20,12 @@ def full_float32(device: torch.device) -> Iterator[None]:
     meanwhile, and what they set meanwhile is lost. A graph that torch.compile traces is left to the
     switches that it is traced under, and a gradient to those of the backward pass.
     """
-    switches = _SWITCHES.get(device.type)
-    if switches is None:
-        yield
-        return
-    # Entering it takes as long as a small product.
-    casting = torch.is_autocast_enabled(device.type)
-    with torch.autocast(device.type, enabled=False) if casting else nullcontext():
-        if torch.compiler.is_compiling():
+    switches = None if torch.compiler.is_compiling() else _SWITCHES.get(device.type)
+    # Asked first: to turn it off takes as long as a small product.
+    kind = device.type
+    casting = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if casting else nullcontext():
+        if switches is None:
             yield
             return
         switches.enter()

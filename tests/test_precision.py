@@ -98,6 +98,15 @@ def _reduced() -> Iterator[None]:
     torch._C._set_fp32_precision_setter("mkldnn", "all", "none")
 
 
+@pytest.mark.parametrize("casts", [False, True])
+def test_autocast_is_off_within(casts: bool) -> None:
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", enabled=casts):
+        with full_float32(CPU), full_float32(torch.device("meta")):
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == (torch.bfloat16 if casts else torch.float32)
+
+
 @pytest.mark.usefixtures("_reduced")
 def test_errors_and_nesting() -> None:
     def fail() -> None:

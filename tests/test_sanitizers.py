@@ -39,7 +39,7 @@ def build(source: Path, folder: Path, sanitizers: str, target: str) -> Path:
             f"-DHRRL_SANITIZE={sanitizers}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ),
-        *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O1 -g1"),
+        *("-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS_DEBUG=-O0 -g1"),
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]
     for command in (configure, ["cmake", "--build", str(folder), "--target", target]):

@@ -146,17 +146,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> max_hinge_cpu(const Tensor& image, co
     using scalar_t = decltype(zero);
     find_hardest<scalar_t>(h, order);
     std::vector<scalar_t> positive(static_cast<size_t>(pairs));
-    cpu::PairArgs of_pairs{};
-    of_pairs.image = h.image.data_ptr();
-    of_pairs.caption = h.caption.data_ptr();
-    of_pairs.row = i;
-    of_pairs.column = c;
-    of_pairs.scale = positive.data();
-    of_pairs.size = h.size;
-    of_pairs.order = order;
-    const auto kernel = cpu::kernels().pair_scores;
-    cpu::parallel_rows(pairs, h.size / 16,
-                       [&](int64_t begin, int64_t end) { kernel(cpu::dtype_of(hinge), of_pairs, begin, end); });
+    cpu::score_pairs(h.image, h.caption, i, c, pairs, order, positive.data());
     hinges_of(h, static_cast<scalar_t>(margin), positive.data(), pairs, static_cast<scalar_t*>(hinge.data_ptr()), i, c,
               static_cast<scalar_t*>(weight.data_ptr()));
   };

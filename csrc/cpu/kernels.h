@@ -174,7 +174,7 @@ struct PairArgs {
   const void *image, *caption;  // [I, D], [C, D] float or double
   const int64_t *row, *column;  // [N]
   const void* weight;           // [N] as image
-  void* scale;                  // [N], what pair_scores gives, or what pair_scales leaves for pair_gradients
+  void* of_pair;                // [N], what pair_scores gives, or what pair_scales leaves for pair_gradients
   void *grad_image, *grad_caption;
   int64_t images, captions, size, pairs;  // I, C, D, N
   bool order;

@@ -1,8 +1,9 @@
 #include <torch/csrc/stable/library.h>
 
+#include <numeric>
 #include <vector>
 
-#include "cpu/dtype.h"
+#include "cpu/score_parts.h"
 #include "pair_gradients.h"
 
 namespace hrrl {
@@ -49,6 +50,24 @@ std::tuple<Tensor, Tensor> pair_gradients_cpu(const Tensor& image, const Tensor&
   return {p.grad_image, p.grad_caption};
 }
 
+// Row n and row n.
+Tensor pair_scores_cpu(const Tensor& image, const Tensor& caption, bool order) {
+  constexpr const char* op = "_pair_scores: ";
+  check_embeddings(op, image, caption);
+  HRRL_CHECK(caption.size(0) == image.size(0), op, "there must be as many captions as images");
+  HRRL_CHECK(image.scalar_type() == computed_type(image), op, "image must be float32 or float64");
+  const int64_t pairs = image.size(0);
+  const Tensor score = new_empty(image, {pairs}, image.scalar_type());
+  std::vector<int64_t> place(static_cast<size_t>(pairs));
+  std::iota(place.begin(), place.end(), int64_t{0});
+  cpu::score_pairs(as_contiguous(image), as_contiguous(caption), place.data(), place.data(), pairs, order,
+                   score.data_ptr());
+  return score;
+}
+
 }  // namespace hrrl
 
-STABLE_TORCH_LIBRARY_IMPL(hrrl_ext, CPU, m) { m.impl("pair_gradients", TORCH_BOX(&hrrl::pair_gradients_cpu)); }
+STABLE_TORCH_LIBRARY_IMPL(hrrl_ext, CPU, m) {
+  m.impl("pair_gradients", TORCH_BOX(&hrrl::pair_gradients_cpu));
+  m.impl("_pair_scores", TORCH_BOX(&hrrl::pair_scores_cpu));
+}

@@ -71,4 +71,20 @@ void over_parts(const Parts& rows, const Parts& columns, int64_t size, F f) {
   });
 }
 
+// of_pair_n = s(image_row_n, caption_column_n), of the type of both embeddings, which are contiguous.
+inline void score_pairs(const Tensor& image, const Tensor& caption, const int64_t* row, const int64_t* column,
+                        int64_t pairs, bool order, void* of_pair) {
+  PairArgs args{};
+  args.image = image.data_ptr();
+  args.caption = caption.data_ptr();
+  args.row = row;
+  args.column = column;
+  args.of_pair = of_pair;
+  args.size = image.size(1);
+  args.order = order;
+  const Dtype dtype = dtype_of(image);
+  const auto kernel = kernels().pair_scores;
+  parallel_rows(pairs, args.size / 16, [&](int64_t begin, int64_t end) { kernel(dtype, args, begin, end); });
+}
+
 }  // namespace hrrl::cpu

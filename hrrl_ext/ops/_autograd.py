@@ -60,7 +60,8 @@ def has_value(grad: Tensor) -> bool:
 
 def is_one(grad: Tensor) -> bool:
     """What loss.backward() itself sends, where seeing it costs nothing: then a pass is saved."""
-    return grad.is_cpu and grad.dim() == 0 and has_value(grad) and grad.item() == 1.0
+    plain = grad.is_cpu and grad.dim() == 0 and not grad.requires_grad
+    return plain and has_value(grad) and grad.item() == 1.0
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:

@@ -193,6 +193,12 @@ def _(
     return index[0], score[0], index[1], score[1]
 
 
+@torch.library.register_fake("hrrl_ext::_pair_scores")
+def _(image: Tensor, caption: Tensor, order: bool) -> Tensor:
+    expect("_pair_scores", image=(image, "PD", REAL), caption=(caption, "PD", (image.dtype,)))
+    return image.new_empty(len(image))
+
+
 @torch.library.register_fake("hrrl_ext::_max_hinge")
 def _(
     image: Tensor,
@@ -204,6 +210,8 @@ def _(
     margin: float,
     order: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if (row is None) != (column is None):
+        raise ValueError("_max_hinge: row and column go together")
     expect(
         "_max_hinge",
         image=(image, "ID", REAL),

@@ -1,5 +1,6 @@
 """Images and captions in one space (Faghri's thesis, chapter 3)."""
 
+from .clip_losses import info_nce, sigmoid_loss
 from .config import RetrievalConfig, RetrievalTraining
 from .embeddings import Embeddings, load_embeddings
 from .emoji import EmojiPairs, load_emoji
@@ -7,7 +8,7 @@ from .exported import export
 from .gallery import Gallery, embed, open_gallery_images
 from .hugging_face import HuggingFaceEncoder, TokenizerWords
 from .index import Found, Index
-from .losses import Keys, info_nce, max_hinge, pairs_of_groups, sigmoid_loss, sum_hinge
+from .losses import Keys, max_hinge, pairs_of_groups, sum_hinge
 from .measures import Retrieval, evaluate
 from .model import JointEmbedding
 from .pair_queue import PairQueue

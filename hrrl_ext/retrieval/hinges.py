@@ -22,7 +22,7 @@ from ..ops._library import operator
 
 Back = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-_max_hinge = operator("_max_hinge")
+_max_hinge, _pair_scores = operator("_max_hinge"), operator("_pair_scores")
 
 TILE = 2**20
 """Scores that are kept at a time: few enough for a cache, and rows enough for products of matrices."""
@@ -160,8 +160,8 @@ class SumHinge(torch.autograd.Function):
 def _sum_hinge_of_tile(
     image: Tensor, caption: Tensor, below: Tensor, *of: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of so few pairs that the own score of each has a place among the scores, which its group leaves
-    empty, for its derivative."""
+    """Of so few pairs that the own score of each has a place among the scores, to which its derivative
+    is added: a group leaves it empty."""
     hinges = hinge_coefficients(image, caption, below, below, *of)
     hinges.coefficient.diagonal().sub_(hinges.of_image + hinges.of_caption)
     with full_float32(image.device):
@@ -221,6 +221,9 @@ class SumHingeOfEach(torch.autograd.Function):
 
 def pair_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
     """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
+    if image.is_cpu and not torch.is_grad_enabled():  # as within a Function
+        scores: Tensor = _pair_scores(image, caption, similarity == "order")
+        return scores
     if similarity == "cosine":
         return (image * caption).sum(1)
     return -torch.linalg.vector_norm((caption - image).relu_(), dim=1)

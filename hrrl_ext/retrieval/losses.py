@@ -1,4 +1,4 @@
-"""Losses of joint embeddings: VSE++ (Faghri et al. 2018), and those it is compared with.
+"""Losses of joint embeddings with hard negatives: VSE++ (Faghri et al. 2018).
 
 f [I, D] are embeddings of images, g [C, D] of captions, taken as they are; s(f, g) = f · g, or
 -‖max(0, g - f)‖₂ for "order". (i, c) runs over the pairs that belong together, and negatives of a pair
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .._arrays import wide
@@ -110,6 +109,9 @@ def max_hinge(
         the loss [], or of each pair [P], in float32, or float64 for float64. A pair without a negative
         counts 0. The gradient touches the pairs and their hardest negatives, and no matrix of scores is
         kept (:func:`hrrl_ext.ops.hardest_negatives`). NaN in a score gives NaN.
+
+    Raises ValueError for shapes and dtypes that do not match and for groups that are missing, IndexError
+    on the CPU for a pair of rows that there are not.
     """
     batch = _checked("max_hinge", image, caption, pairs, image_group, caption_group)
     if queue is not None:
@@ -123,10 +125,10 @@ def max_hinge(
             loss = loss.sum()
     else:
         groups = batch.image_group, batch.caption_group
-        rows = pairs or (None, None)
+        rows = batch.pairs or (None, None)
         each = reduction == "none"
         loss = MaxHinge.apply(batch.image, batch.caption, *rows, *groups, margin, similarity, each)
-    return _reduced(loss, len(image if pairs is None else pairs[0]), reduction)
+    return reduced(loss, len(image if pairs is None else pairs[0]), reduction)
 
 
 def sum_hinge(
@@ -148,16 +150,17 @@ def sum_hinge(
     batch = _checked("sum_hinge", image, caption, pairs, image_group, caption_group)
     image, caption = batch.paired()
     groups = batch.image_group, batch.caption_group
-    if pairs is None:
+    if batch.pairs is None:
         weights = [
             image.new_ones(len(image)) for _ in range(2)
         ]  # torch.compile: not one tensor twice
     else:
-        groups = groups[0][pairs[0]], groups[1][pairs[1]]
-        weights = [_shares(rows).to(image.dtype) for rows in pairs]
+        row, column = batch.pairs
+        groups = groups[0][row], groups[1][column]
+        weights = [_shares(rows).to(image.dtype) for rows in batch.pairs]
     kind = SumHingeOfEach if reduction == "none" else SumHinge
     loss: Tensor = kind.apply(image, caption, *groups, *weights, margin, similarity)
-    return _reduced(loss, len(image), reduction)
+    return reduced(loss, len(image), reduction)
 
 
 def _negatives(
@@ -284,7 +287,7 @@ def _shares(rows: Tensor) -> Tensor:
     return count[which].double().reciprocal()
 
 
-def _reduced(loss: Tensor, pairs: int, reduction: ReductionOrNone) -> Tensor:
+def reduced(loss: Tensor, pairs: int, reduction: ReductionOrNone) -> Tensor:
     if reduction not in get_args(ReductionOrNone):
         raise ValueError(f'reduction must be "sum", "mean" or "none", got {reduction!r}')
     return loss / max(pairs, 1) if reduction == "mean" else loss
@@ -313,87 +316,38 @@ def _checked(
             f"{name}: image_group and caption_group go together, and pairs need both: without them a "
             "pair's own items would be its negatives"
         )
+    if pairs is not None:
+        pairs = _checked_pairs(name, pairs, image, caption)
     if image_group is None or caption_group is None:
         image_group = caption_group = torch.arange(len(image), device=image.device)
-    if (
-        caption_group is image_group
-    ):  # torch.compile takes no Function that is handed one tensor twice
+    for side, group, rows in (("image", image_group, image), ("caption", caption_group, caption)):
+        if group.shape != rows.shape[:1] or group.is_floating_point():
+            raise ValueError(
+                f"{name}: {side}_group must be whole numbers [{len(rows)}], got {list(group.shape)} "
+                f"{group.dtype}"
+            )
+    if caption_group is image_group:
+        # torch.compile takes no Function that is handed one tensor twice
         caption_group = caption_group.view_as(caption_group)
     # Widened once: a gradient is then summed in float32 before it is rounded.
-    return _Batch(wide(image), wide(caption), pairs, image_group, caption_group)
+    return _Batch(wide(image), wide(caption), pairs, image_group.long(), caption_group.long())
 
 
-def info_nce(
-    image: Tensor,
-    caption: Tensor,
-    *,
-    group: Tensor | None = None,
-    temperature: float | Tensor = 0.07,
-    reduction: ReductionOrNone = "mean",
-) -> Tensor:
-    """CLIP's loss: the mean of two cross-entropies, in which row n belongs to row n.
-
-    Args:
-        image, caption: [B, D] embeddings, floating.
-        group: [B] int64; other rows of one group are left out. None: every row is a group of its own.
-        temperature: what scores are divided by, a number or [].
-        reduction: "sum" over the pairs, their "mean", or "none": of each pair.
-
-    Returns:
-        the loss [], or of each pair [B], in float32, or float64 for float64. Plain PyTorch, which keeps
-        [B, B] scores.
-
-    Raises ValueError where the shapes are others.
-    """
-    _check_rows("info_nce", image, caption, group)
-    score = _others_of_group_left_out(wide(image) @ wide(caption).T / temperature, group)
-    row = torch.arange(len(image), device=image.device)
-    of_image = F.cross_entropy(score, row, reduction=reduction)
-    return (of_image + F.cross_entropy(score.T, row, reduction=reduction)) / 2
-
-
-def sigmoid_loss(
-    image: Tensor,
-    caption: Tensor,
-    *,
-    group: Tensor | None = None,
-    scale: float | Tensor = 10.0,
-    bias: float | Tensor = -10.0,
-    reduction: ReductionOrNone = "mean",
-) -> Tensor:
-    """SigLIP's loss: every score is a yes or no of its own, -Σ_nm log σ(±(scale s(n,m) + bias)) / B.
-
-    Args:
-        image, caption, group: as for :func:`info_nce`.
-        scale, bias: of the scores, each a number or [].
-        reduction: as for :func:`info_nce`; a score of two pairs is half of each.
-
-    Returns:
-        the loss [], or of each pair [B], in float32, or float64 for float64. Plain PyTorch, which keeps
-        [B, B] scores.
-
-    Raises ValueError where the shapes are others.
-    """
-    _check_rows("sigmoid_loss", image, caption, group)
-    score = wide(image) @ wide(caption).T * scale + bias
-    sign = 1 - 2 * torch.eye(len(image), dtype=score.dtype, device=image.device)
-    terms = F.softplus(_others_of_group_left_out(sign * score, group))
-    loss = (terms.sum(0) + terms.sum(1)) / 2 if reduction == "none" else terms.sum()
-    return _reduced(loss, len(image), reduction)
-
-
-def _check_rows(name: str, image: Tensor, caption: Tensor, group: Tensor | None) -> None:
-    if image.dim() != 2 or image.shape != caption.shape:
+def _checked_pairs(name: str, pairs: Matches, image: Tensor, caption: Tensor) -> Matches:
+    row, column = pairs
+    if row.dim() != 1 or row.shape != column.shape:
         raise ValueError(
-            f"{name}: image and caption must both be [B, D], row n of one with row n of the other, got "
-            f"{list(image.shape)} and {list(caption.shape)}; max_hinge and sum_hinge take other pairs"
+            f"{name}: pairs must be rows of images and rows of captions, both [P], got {list(row.shape)} "
+            f"and {list(column.shape)}"
         )
-    if group is not None and group.shape != image.shape[:1]:
-        raise ValueError(f"{name}: group must be [{len(image)}], got {list(group.shape)}")
-
-
-def _others_of_group_left_out(score: Tensor, group: Tensor | None) -> Tensor:
-    if group is None:
-        return score
-    others = (group[:, None] == group).fill_diagonal_(False)
-    return score.masked_fill(others, -torch.inf)
+    for of, place, rows in (("images", row, image), ("captions", column, caption)):
+        if place.is_floating_point() or place.dtype == torch.bool:
+            raise ValueError(f"{name}: pairs must be whole numbers, got {place.dtype} of {of}")
+        # A device would have to be waited for, and a trace has no values: there torch's own check is.
+        if place.is_cpu and len(place) and not torch.compiler.is_compiling():
+            least, most = (int(end) for end in place.aminmax())
+            if least < 0 or most >= len(rows):
+                raise IndexError(
+                    f"{name}: pairs must be rows of the {len(rows)} {of}, got {least} to {most}"
+                )
+    return row.long(), column.long()

@@ -11,9 +11,10 @@ from torch import Tensor
 from .._precision import full_float32
 from ..data.batches import batch_sizes
 from ..training.schedule import in_steps
+from .clip_losses import info_nce, sigmoid_loss
 from .config import RetrievalConfig
 from .hinges import all_scores, pair_scores
-from .losses import Keys, info_nce, max_hinge, negatives_among, sigmoid_loss, sum_hinge
+from .losses import Keys, max_hinge, negatives_among, sum_hinge
 from .model import JointEmbedding
 
 LossOfStep = Literal["max_hinge", "semi_hard", "sum_hinge", "info_nce", "sigmoid"]

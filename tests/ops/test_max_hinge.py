@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from hrrl_ext.ops._library import operator
-from hrrl_ext.retrieval.hinges import max_hinge_by_torch
+from hrrl_ext.retrieval.hinges import max_hinge_by_torch, pair_scores
 
 max_hinge = operator("_max_hinge")
 
@@ -49,6 +49,61 @@ def test_is_its_twin(
     checks = ["test_schema", "test_faketensor"]
     arguments = (*given, 0.3, similarity == "order")
     opcheck(torch.ops.hrrl_ext._max_hinge.default, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "order"])
+def test_any_layout_and_any_number_of_threads(similarity: str) -> None:
+    """The same bits."""
+    given = problem(700, 70, torch.float32, listed=True)
+    apart = [torch.stack([t, t], -1)[..., 0] for t in given if t is not None]
+    assert not any(t.is_contiguous() for t in apart)
+    before = torch.get_num_threads()
+    found = []
+    for threads, arguments in ((1, given), (3, given), (1, apart)):
+        torch.set_num_threads(threads)
+        found.append(max_hinge(*arguments, 0.3, similarity == "order"))
+    torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("similarity", ["cosine", "order"])
+@pytest.mark.parametrize(("pairs", "size"), SHAPES)
+def test_pair_scores(pairs: int, size: int, similarity: Any, dtype: torch.dtype) -> None:
+    f, g = (
+        torch.cat([t, t]) for t in problem(pairs, size, dtype, listed=False)[:2] if t is not None
+    )
+    f = f.T.contiguous().T
+    for grad in (False, True):  # the operator, and torch's
+        with torch.set_grad_enabled(grad):
+            got = pair_scores(f, g, similarity)
+        square = (g.double() - f.double()).clamp(min=0).square().sum(1)
+        want = (f.double() * g.double()).sum(1) if similarity == "cosine" else -square.sqrt()
+        tolerance = 4 * max(size, 1) * torch.finfo(dtype).eps
+        torch.testing.assert_close(
+            got.double(), want, rtol=tolerance, atol=tolerance * max(size, 1) ** 0.5
+        )
+    f[-1:, -1:] = torch.nan
+    with torch.no_grad():
+        assert pair_scores(f, g, similarity)[-1:].isnan().all() or size == 0
+        opcheck(
+            torch.ops.hrrl_ext._pair_scores.default, (f, g, similarity == "order"),
+            test_utils=["test_schema", "test_faketensor"],
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image", "caption", "message"),
+    [
+        (torch.zeros(3, 2), torch.zeros(2, 2), "as many captions as images"),
+        (torch.zeros(3, 2), torch.zeros(3, 1), r"caption must have shape \[C, 2\]"),
+        (torch.zeros(3, 2).half(), torch.zeros(3, 2).half(), "image must be float32 or float64"),
+    ],
+)
+def test_bad_pairs(image: Tensor, caption: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^_pair_scores: .*{message}"):
+        operator("_pair_scores")(image, caption, False)
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "order"])

@@ -301,6 +301,9 @@ def test_equal_logits_are_the_log_of_their_number(rows: int, sign: float) -> Non
         assert all(grad.isfinite().all() for grad in torch.autograd.grad(value, (f, g)))
 
 
+GROUPS = {"image_group": torch.arange(3), "caption_group": torch.arange(3)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -309,12 +312,64 @@ def test_equal_logits_are_the_log_of_their_number(rows: int, sign: float) -> Non
         ({"image_group": torch.arange(3)}, "image_group and caption_group go together"),
         ({"pairs": (torch.arange(3),) * 2}, "pairs need both"),
         ({"reduction": "average"}, "reduction must be .sum., .mean. or .none., got .average."),
+        (GROUPS | {"image_group": torch.ones(3)}, r"image_group must be whole numbers \[3\]"),
+        (GROUPS | {"caption_group": torch.arange(2)}, r"caption_group must be .* \[3\], got \[2\]"),
+        (
+            GROUPS | {"pairs": (torch.arange(3), torch.arange(2))},
+            r"both \[P\], got \[3\] and \[2\]",
+        ),
+        (
+            GROUPS | {"pairs": (torch.ones(3),) * 2},
+            "pairs must be whole numbers, got torch.float32",
+        ),
+        (
+            GROUPS | {"pairs": (torch.arange(3), torch.arange(3) + 1)},
+            "of the 3 captions, got 1 to 3",
+        ),
+        (
+            GROUPS | {"pairs": (torch.arange(3) - 1, torch.arange(3))},
+            "of the 3 images, got -1 to 1",
+        ),
     ],
 )
 def test_bad_input(arguments: dict[str, Any], message: str) -> None:
-    for loss in (max_hinge, sum_hinge):
-        with pytest.raises(ValueError, match=message):
-            loss(**({"image": torch.ones(3, 4), "caption": torch.ones(3, 4)} | arguments))
+    for name in ("max", "sum", "semi-hard"):
+        with pytest.raises(
+            (ValueError, IndexError),
+            match=f"^{'sum' if name == 'sum' else 'max'}_hinge: .*{message}|^{message}",
+        ):
+            LOSSES[name](**({"image": torch.ones(3, 4), "caption": torch.ones(3, 4)} | arguments))
+
+
+@pytest.mark.parametrize("name", ["max", "sum", "semi-hard"])
+def test_whole_numbers_of_any_dtype(name: str) -> None:
+    """Groups and pairs of 32 bits, and of every other row of a list."""
+    f, g, group = embeddings(6, seed=1), embeddings(6, seed=2), torch.arange(6) // 2
+    row, column = torch.tensor([0, 1, 5, 3]), torch.tensor([1, 0, 4, 2])
+    given = {"pairs": (row, column), "image_group": group, "caption_group": group}
+    want = LOSSES[name](f, g, **given)
+    apart = [torch.stack([t, t], 1)[:, 0].int() for t in (row, column, group)]
+    given = {"pairs": tuple(apart[:2]), "image_group": apart[2], "caption_group": apart[2]}
+    assert torch.equal(LOSSES[name](f, g, **given), want)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.5])
+@pytest.mark.parametrize("similarity", ["cosine", "order"])
+def test_higher_derivatives(similarity: Any, scale: float) -> None:
+    """max_hinge, a factor before it too: also where that is 1, at which backward() leaves a product out."""
+    f, g = (embeddings(5, seed=seed).requires_grad_() for seed in (3, 4))
+    factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+
+    def loss(f: Tensor, g: Tensor, factor: Tensor) -> Tensor:
+        return factor * max_hinge(f, g, margin=1.0, similarity=similarity)
+
+    assert torch.autograd.gradgradcheck(loss, (f, g, factor))
+    each = max_hinge(f, g, margin=1.0, similarity=similarity, reduction="none")
+    rows = torch.eye(5, dtype=torch.float64)
+    (mapped,) = torch.autograd.grad(each, f, rows, is_grads_batched=True, retain_graph=True)
+    for row, got in zip(rows, mapped, strict=True):
+        (want,) = torch.autograd.grad(each, f, row, retain_graph=True)
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("loss", [retrieval.info_nce, retrieval.sigmoid_loss])

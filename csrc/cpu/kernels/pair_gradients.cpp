@@ -6,12 +6,12 @@ namespace hrrl::cpu::HRRL_ISA {
 template <class scalar_t>
 struct Pairs {
   const scalar_t *image, *caption, *weight;
-  scalar_t *scale, *grad_image, *grad_caption;
+  scalar_t *of_pair, *grad_image, *grad_caption;
   explicit Pairs(const PairArgs& a)
       : image(static_cast<const scalar_t*>(a.image)),
         caption(static_cast<const scalar_t*>(a.caption)),
         weight(static_cast<const scalar_t*>(a.weight)),
-        scale(static_cast<scalar_t*>(a.scale)),
+        of_pair(static_cast<scalar_t*>(a.of_pair)),
         grad_image(static_cast<scalar_t*>(a.grad_image)),
         grad_caption(static_cast<scalar_t*>(a.grad_caption)) {}
 };
@@ -51,7 +51,7 @@ static void scores(const PairArgs& a, int64_t begin, int64_t end) {
   const Pairs<scalar_t> p(a);
   for (int64_t n = begin; n < end; ++n) {
     const scalar_t *f = p.image + a.row[n] * a.size, *g = p.caption + a.column[n] * a.size;
-    p.scale[n] = a.order ? -root(product<true>(f, g, a.size)) : product<false>(f, g, a.size);
+    p.of_pair[n] = a.order ? -root(product<true>(f, g, a.size)) : product<false>(f, g, a.size);
   }
 }
 
@@ -60,10 +60,10 @@ template <class scalar_t>
 static void scales(const PairArgs& a, int64_t begin, int64_t end) {
   const Pairs<scalar_t> p(a);
   for (int64_t n = begin; n < end; ++n) {
-    p.scale[n] = a.row[n] < 0 || a.column[n] < 0 ? 0 : p.weight[n];
-    if (!a.order || p.scale[n] == 0) continue;
+    p.of_pair[n] = a.row[n] < 0 || a.column[n] < 0 ? 0 : p.weight[n];
+    if (!a.order || p.of_pair[n] == 0) continue;
     const scalar_t total = product<true>(p.image + a.row[n] * a.size, p.caption + a.column[n] * a.size, a.size);
-    p.scale[n] = total == 0 ? 0 : p.scale[n] / root(total);
+    p.of_pair[n] = total == 0 ? 0 : p.of_pair[n] / root(total);
   }
 }
 
@@ -81,7 +81,7 @@ static void add_pairs(const PairArgs& a, int64_t begin, int64_t end) {
   clear(p.grad_image, a.images);
   clear(p.grad_caption, a.captions);
   for (int64_t n = 0; n < a.pairs; ++n) {
-    const scalar_t scale = p.scale[n];
+    const scalar_t scale = p.of_pair[n];
     if (scale == 0) continue;
     const int64_t i = a.row[n] * a.size, c = a.column[n] * a.size;
     const scalar_t *f = p.image + i, *g = p.caption + c;
