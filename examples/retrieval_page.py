@@ -15,6 +15,7 @@ from retrieval_pictures import draw_curves, draw_distances, draw_negatives
 from retrieval_rows import (
     BY_QUEUE,
     CURVES,
+    ENCODERS,
     LAMBDAS,
     MEASURES,
     OF_Q,
@@ -26,6 +27,7 @@ from retrieval_rows import (
     in_common,
     lambda_chosen,
     negatives,
+    of_encoder,
     of_hardest,
     of_sizes,
     of_splits,
@@ -41,6 +43,7 @@ from hrrl_ext.transfer.study.analysis import Difference, difference
 ENOUGH = 5
 """Splits, below which a difference is marked."""
 AT_EPOCHS = (1, 2, 5, 10, 15, 20, 30, 40, 50, 60)
+IMAGE_EPOCHS = (1, 2, 5, 8, 10, 12, 16, 20, 24)
 
 AGAINST = {
     "mining": [
@@ -53,7 +56,7 @@ AGAINST = {
     "encoder": [
         *((f"{loss}, fine-tuned", f"{loss}, frozen") for loss in ("VSE++", "SH")),
         *((f"{loss}, fine-tuned", f"{loss}, fresh") for loss in ("VSE++", "SH")),
-        *((f"VSE++, {encoder}", f"SH, {encoder}") for encoder in ("frozen", "fine-tuned", "fresh")),
+        *((f"VSE++, {encoder}", f"SH, {encoder}") for encoder in ENCODERS),
     ],
     "q": [
         (f"VSE++, frozen{q}", "VSE++, frozen")
@@ -173,6 +176,39 @@ The worst concept is the one of the nine with the least rsum.
 <!-- table: encoder -->
 <!-- end: encoder -->
 
+### By epoch
+
+VSE++ and SH on validation pairs at the learning rate of the split, with the frozen encoder:
+
+<!-- table: curves, frozen -->
+<!-- end: curves, frozen -->
+
+![rsum by epoch, emoji, frozen encoder](retrieval/emoji-curves.png)
+
+With the fine-tuned one, which is frozen up to the twelfth epoch:
+
+<!-- table: curves, fine-tuned -->
+<!-- end: curves, fine-tuned -->
+
+With the fresh one:
+
+<!-- table: curves, fresh -->
+<!-- end: curves, fresh -->
+
+Skewness of the distances of the hardest negatives, as above for features; with the frozen encoder, the
+fine-tuned and the fresh one:
+
+<!-- table: skewness, frozen -->
+<!-- end: skewness, frozen -->
+
+<!-- table: skewness, fine-tuned -->
+<!-- end: skewness, fine-tuned -->
+
+<!-- table: skewness, fresh -->
+<!-- end: skewness, fresh -->
+
+![Distances of the hardest negatives, emoji, frozen encoder](retrieval/emoji-distances.png)
+
 ### The worst concept, with and without q
 
 HRRL's adversary q weights the pairs of VSE++ by the nine concepts. Every λ has its row; that of q alone
@@ -247,6 +283,10 @@ def write_page(rows: Rows, page: Path, of_all: int) -> None:
         "lambda": one_line(lambdas(whole)),
         **{name: differences(whole, pairs) for name, pairs in AGAINST.items()},
     }
+    by_encoder = {encoder: of_encoder(images, encoder) for encoder in ENCODERS}
+    for encoder, of in by_encoder.items():
+        tables[f"curves, {encoder}"] = by_epoch(of, IMAGE_EPOCHS)
+        tables[f"skewness, {encoder}"] = skewness(of)
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
     columns, lines = flat(through)
@@ -256,6 +296,9 @@ def write_page(rows: Rows, page: Path, of_all: int) -> None:
         draw_distances(features, out / "distances.png")
         if sizes:
             draw_negatives(by_size, out / "negatives.png")
+    if {"VSE++", "SH"} <= {row["variant"] for row in by_encoder["frozen"]}:
+        draw_curves(by_encoder["frozen"], out / "emoji-curves.png")
+        draw_distances(by_encoder["frozen"], out / "emoji-distances.png")
     write_text(page, with_tables(page, tables))
 
 
@@ -377,12 +420,12 @@ def differences(rows: Rows, pairs: Sequence[tuple[str, str]]) -> str:
     return table(lines)
 
 
-def by_epoch(rows: Rows) -> str:
+def by_epoch(rows: Rows, epochs: Sequence[int] = AT_EPOCHS) -> str:
     """rsum on the validation part: the hardest negative alone against all of them."""
     lines = [["epoch", "trials", "VSE++", "SH", "VSE++ − SH", "splits where VSE++ is behind"]]
     ours, theirs = (curves(rows, name) for name in ("VSE++", "SH"))
     shared = ours.keys() & theirs.keys()
-    for epoch in AT_EPOCHS if shared else ():
+    for epoch in epochs if shared else ():
         if epoch > min(len(ours[at]) for at in shared):
             break
         a, b = ({at: of[at][epoch - 1] for at in shared} for of in (ours, theirs))
@@ -395,14 +438,15 @@ def by_epoch(rows: Rows) -> str:
 
 def skewness(rows: Rows) -> str:
     """Of the distances of the hardest negatives, by epoch."""
-    ours, theirs, _ = CURVES
-    lines = [["epoch", "trials", *CURVES, f"{ours} − {theirs}"]]
+    ours, theirs, *more = CURVES
+    names = [ours, theirs, *(name for name in more if name in {row["variant"] for row in rows})]
+    lines = [["epoch", "trials", *names, f"{ours} − {theirs}"]]
     for epoch in epochs_looked_at(rows):
-        of = {name: of_hardest(rows, name, epoch, "skewness") for name in CURVES}
+        of = {name: of_hardest(rows, name, epoch, "skewness") for name in names}
         cells = [spread(of_splits(each)) if each else "" for each in of.values()]
         shared = len(of[ours].keys() & of[theirs].keys())
         lines.append([str(epoch), str(shared), *cells, cell(paired(of[ours], of[theirs]))])
-    return markdown(lines)
+    return table(lines)
 
 
 def flat(rows: Rows) -> tuple[list[str], list[dict[str, Any]]]:

@@ -20,6 +20,7 @@ LAMBDAS = (0.1, 0.3, 1.0)
 """0.3 moves q by about 1/K on the nine concepts, where max_hinge has learned for some epochs."""
 BY_QUEUE = " by queue"
 CURVES = ("VSE++", "SH", "VSE0")
+ENCODERS = ("frozen", "fine-tuned", "fresh")
 Rows = Sequence[dict[str, Any]]
 Values = dict[tuple[int, int], float]
 
@@ -52,6 +53,13 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 def curves(rows: Rows, variant: str) -> dict[tuple[int, int], list[float]]:
     return {tuple(row["at"]): row["curve"] for row in rows if row["variant"] == variant}
+
+
+def of_encoder(rows: Rows, encoder: str) -> Rows:
+    """Trials of the losses with this encoder of images, named as those of features are."""
+    end = f", {encoder}"
+    with_it = [row for row in rows if row["variant"].endswith(end)]
+    return [row | {"variant": row["variant"].removesuffix(end)} for row in with_it]
 
 
 def lambda_chosen(rows: Rows) -> list[dict[str, Any]]:

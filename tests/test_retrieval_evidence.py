@@ -365,6 +365,30 @@ def test_curves_are_compared_epoch_by_epoch() -> None:
     assert table[2].startswith("| 1 | 2 | 1.0 ± 0.0 | 2.0 ± 0.0 | -1.0")
     assert table[2].endswith("| 2 of 2 |") and table[3].endswith("| 0 of 2 |")
     assert "| +4.5 (" in table[3] and len(table) == 4
+    assert retrieval_page.by_epoch(rows, [2]).splitlines()[2:] == table[3:]
+
+
+def test_skewness_is_of_each_encoder_by_itself() -> None:
+    """Emoji have no VSE0; what has a name besides the encoder's, as those with q, is not of the losses."""
+    rows: list[dict[str, Any]] = [
+        {
+            "variant": f"{loss}, {of}",
+            "at": [split, 0],
+            "hardest": {"10": {"skewness": skewness + split}},
+        }
+        for split in (0, 1)
+        for loss, of, skewness in (
+            *(("VSE++", "frozen", -2), ("SH", "frozen", 1), ("SH", "fresh", 7)),
+            ("VSE++", "frozen, q at λ 1", 9),
+        )
+    ]
+    table = retrieval_page.skewness(retrieval_rows.of_encoder(rows, "frozen")).splitlines()
+    assert table[0] == "| epoch | trials | VSE++ | SH | VSE++ − SH |"
+    assert table[2] == "| 10 | 2 | -1.5 ± 0.7 | 1.5 ± 0.7 | -3.0 (-3.0 to -3.0) \\* |"
+    fresh = retrieval_page.skewness(retrieval_rows.of_encoder(rows, "fresh"))
+    assert fresh.splitlines()[2] == "| 10 | 0 |  | 7.5 ± 0.7 |  |"
+    none = retrieval_rows.of_encoder(rows, "fine-tuned")
+    assert retrieval_page.skewness(none) == "Nothing is measured yet."
 
 
 def test_lambda_is_chosen_by_the_worst_concept_on_validation_pairs() -> None:
