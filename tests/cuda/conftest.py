@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from emulated import ROOT, SANITIZE, Change, Emulation
+from emulated import ROOT, SANITIZE, SHARED, Change, Emulation, compiled_once
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,10 @@ def emulation(tmp_path_factory: pytest.TempPathFactory) -> Emulation:
     if shutil.which("g++") is None:
         pytest.skip("the emulation of CUDA needs g++")
     level = "-O0" if SANITIZE else "-O1"  # they take longer to compile than to run
-    return Emulation(tmp_path_factory.mktemp("emulation"), level=level)
+    own = tmp_path_factory.getbasetemp()
+    of_run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    os.environ.setdefault(SHARED, str(of_run / "emulation"))
+    return Emulation(compiled_once(level), level=level)
 
 
 @pytest.fixture

@@ -7,16 +7,14 @@ Outputs start as NaN, so an entry that is never written shows.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import ctypes
 import dataclasses
+import fcntl
 import functools
 import math
 import os
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +32,8 @@ FLAGS = (
     *("-std=c++17", "-fPIC", "-shared", "-fno-gnu-unique", "-fno-strict-aliasing"),
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-maybe-uninitialized"),
 )
+# The folder of what is compiled for all processes of a run of tests (conftest.py)
+SHARED = "HRRL_EMULATION_SHARED"
 # Set for a process that has the libraries of the sanitizers loaded (test_sanitized_kernels.py).
 SANITIZE = bool(os.environ.get("HRRL_EMULATION_SANITIZE"))
 SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -79,24 +79,38 @@ class RedZoneError(AssertionError):
 
 
 def build(name: str, folder: Path, csrc: Path = ROOT / "csrc", level: str = "-O1") -> ctypes.CDLL:
-    """Compiles emulation/<name>.cpp against the kernels in ``csrc`` and loads it."""
+    """Compiles emulation/<name>.cpp against the kernels in ``csrc``, unless it is there, and loads it."""
     library, once = folder / f"{name}.so", compiled_once(level)
     header = ("-include", str(once / "runtime_emulation.h"))
     source = [f"-I{csrc}", str(SOURCES / f"{name}.cpp"), *map(str, sorted(once.glob("*.o")))]
-    compiled(level, *header, *source, "-o", str(library))
+    with alone_with(library):
+        if not library.exists():
+            compiled(level, *header, *source, "-o", str(library))
     return ctypes.CDLL(str(library))
 
 
 @functools.cache
 def compiled_once(level: str) -> Path:
     """A folder with what all libraries share: the emulation's header, and its machine, always optimised."""
-    folder = Path(tempfile.mkdtemp())
-    atexit.register(shutil.rmtree, folder)
+    folder = Path(os.environ[SHARED]) / (level + "-sanitized" * SANITIZE)
+    folder.mkdir(parents=True, exist_ok=True)
     header = SOURCES / "runtime_emulation.h"
-    compiled(level, "-w", "-x", "c++-header", str(header), "-o", f"{folder / header.name}.gch")
-    for name in ("machine", "runtime"):
-        compiled("-O1", "-c", str(SOURCES / f"{name}.cpp"), "-o", str(folder / f"{name}.o"))
+    with alone_with(folder / "runtime.o"):
+        if not (folder / "runtime.o").exists():
+            compiled(
+                level, "-w", "-x", "c++-header", str(header), "-o", f"{folder / header.name}.gch"
+            )
+            for name in ("machine", "runtime"):
+                compiled("-O1", "-c", str(SOURCES / f"{name}.cpp"), "-o", str(folder / f"{name}.o"))
     return folder
+
+
+@contextlib.contextmanager
+def alone_with(file: Path) -> Iterator[None]:
+    """Until it is left other processes of the same tests wait here."""
+    with open(file.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def compiled(*arguments: str) -> None:
