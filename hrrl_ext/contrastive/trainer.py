@@ -70,7 +70,8 @@ class URRLTrainer(Trainer):
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had never
             stopped. Without it a folder that holds a run is refused.
         init: weights that a new run begins with (:func:`hrrl_ext.pretrained.load_weights`), MoCo's and
-            others' among them; a warning names what did not match.
+            others' among them, or the folder of another run, for its last state; a warning names what
+            did not match.
         init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
             :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.

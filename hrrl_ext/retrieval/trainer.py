@@ -24,7 +24,7 @@ from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
 from ..training.loggers import Loggers, asked_for
-from ..training.opening import check_init, open_reading, open_run, place, told_channels
+from ..training.opening import check_init, open_reading, open_run, place, told_channels, weights_of
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, names_of_images, open_level, readable
@@ -69,8 +69,9 @@ class RetrievalTrainer(Trainer):
         out: folder of the run; None saves nothing. Its ``best`` is the epoch of the largest rsum.
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had never
             stopped. Without it a folder that holds a run is refused.
-        init: the model of another run (``best`` of it) that a new one begins with, its words too, such as
-            one of a frozen image encoder that is now fine-tuned. A warning names what did not match.
+        init: the model of another run (its folder, for the last state, or ``best`` in it) that a new one
+            begins with, its words too, such as one of a frozen image encoder that is now fine-tuned. A
+            warning names what did not match.
         init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
             :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.
@@ -146,7 +147,8 @@ class RetrievalTrainer(Trainer):
         level = open_level(pairs, given, method, device_)
         self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
-            load_weights(self.model, init, part=init_part).warn(f"init {os.fspath(init)}")
+            weights, init_part = weights_of(init, init_part)
+            load_weights(self.model, weights, part=init_part).warn(f"init {os.fspath(init)}")
         place(self.model, device_, processes)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

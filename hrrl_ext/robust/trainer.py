@@ -62,9 +62,9 @@ class HRRLTrainer(Trainer):
         resume: continue the run in ``out`` from its last checkpoint, to the same bits as if it had
             never stopped. Without it a folder that holds a run is refused.
         init: weights that a new run on the same classes begins with, the last layer's among them
-            (:func:`hrrl_ext.pretrained.load_weights`): a state dict, or ``best`` of another run; a
-            warning names what did not match. For another task, :func:`hrrl_ext.finetune` draws the last
-            layer anew.
+            (:func:`hrrl_ext.pretrained.load_weights`): a state dict, the folder of another run, whose
+            last state is taken, or ``best`` in it; a warning names what did not match. For another task,
+            :func:`hrrl_ext.finetune` draws the last layer anew.
         init_part: which of several networks in the file of ``init``, such as "encoder_k" (``part`` of
             :func:`hrrl_ext.pretrained.load_weights`).
         checkpoint_every: save every so many steps, besides at the end of each epoch.

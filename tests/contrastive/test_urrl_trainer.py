@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -78,14 +79,22 @@ def test_it_is_fine_tuned(run: tuple[URRLTrainer, Path], tmp_path: Path) -> None
     assert load_model(tmp_path / "a").fc.out_features == 10
 
 
-def test_it_begins_a_run_of_hrrl_and_one_of_its_own(run: tuple[URRLTrainer, Path]) -> None:
-    """The last layer too: it is the probe's, of the same classes."""
+@pytest.mark.parametrize("folder", ["best", ""], ids=["best", "the run"])
+def test_it_begins_a_run_of_hrrl_and_one_of_its_own(
+    run: tuple[URRLTrainer, Path], folder: str
+) -> None:
+    """The last layer too: it is the probe's, of the same classes. Of the run itself it is the last state."""
     made, out = run
     common: dict[str, Any] = {"width": 4, "device": "cpu", "progress": "off"}
-    hrrl = HRRLTrainer("convnet", data=DIGITS, concepts="classes", init=out / "best", **common)
-    assert same(hrrl.model, from_pretrained(out / "best"))
-    again = URRLTrainer("convnet", **SETTINGS, init=out / "best")
-    assert same(again.encoder.backbone, from_pretrained(out / "best"))
+    begin = load_model(out, which=folder or "last")
+    told = (
+        contextlib.nullcontext() if folder else pytest.warns(match="behind 'backbone.'; 4 beside")
+    )
+    with told:
+        hrrl = HRRLTrainer("convnet", data=DIGITS, concepts="classes", init=out / folder, **common)
+        again = URRLTrainer("convnet", **SETTINGS, init=out / folder)
+    assert same(hrrl.model, begin)
+    assert same(again.encoder.backbone, begin)
     assert not same(again.encoder.head, made.encoder.head)
 
 

@@ -422,8 +422,12 @@ def test_fine_tuning_goes_on_from_a_frozen_model(tmp_path: Path) -> None:
     )
     assert all(torch.equal(v, first.state_dict()[k]) for k, v in tuned.model.state_dict().items())
     newest = max((tmp_path / "frozen" / "checkpoints").iterdir())  # which has no words beside it
-    begun = trainer(other, init=newest, **(settings | {"out": None}))
-    assert begun.model.words is not None and len(begun.model.words) == len(first.words)
+    last, of_run = (
+        trainer(other, init=begin, **(settings | {"out": None})).model
+        for begin in (newest, tmp_path / "frozen")
+    )
+    assert last.words is not None and len(last.words) == len(first.words)
+    assert all(torch.equal(v, last.state_dict()[k]) for k, v in of_run.state_dict().items())
     tuned.fit(until=1)
     unlike = Pairs(of.images, ["some other text", *of.captions[1:]], of.owner)
     with pytest.raises(ValueError, match=r"settings \(labels, validation_labels differ\)"):
