@@ -51,7 +51,10 @@ AGAINST = {
         ("VSE++, begun by SH", "VSE++"),
     ],
     "mask": [("VSE++", "VSE++, no mask"), ("SH", "SH, no mask")],
-    "order": [("Order++", "Order0"), ("Order++", "VSE++")],
+    "order": [
+        *(("Order++", "Order0"), ("Order++", "VSE++")),
+        *(("Order++, begun by Order0", name) for name in ("Order++", "Order0")),
+    ],
     "losses": [("VSE++", "InfoNCE"), ("VSE++", "SigLIP"), ("SH", "InfoNCE")],
     "encoder": [
         *((f"{loss}, fine-tuned", f"{loss}, frozen") for loss in ("VSE++", "SH")),
