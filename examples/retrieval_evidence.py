@@ -111,7 +111,7 @@ BEGUN_BY_SH = {"warmup_loss": "sum_hinge", "warmup_for": 5}
 BESIDE_FEATURES = {
     "VSE++, free lengths": Variant(settings={"normalise_image": False}),
     "VSE++, begun by SH": Variant(settings=BEGUN_BY_SH),
-    "Order++, begun by Order0": Variant("Order++", BEGUN_BY_SH),
+    "Order++, begun by SH": Variant("Order++", BEGUN_BY_SH),
     **BY_QUEUE,
 }
 BESIDE_IMAGES = of_images("fresh")

@@ -53,7 +53,7 @@ AGAINST = {
     "mask": [("VSE++", "VSE++, no mask"), ("SH", "SH, no mask")],
     "order": [
         *(("Order++", "Order0"), ("Order++", "VSE++")),
-        *(("Order++, begun by Order0", name) for name in ("Order++", "Order0")),
+        *(("Order++, begun by SH", name) for name in ("Order++", "Order0")),
     ],
     "losses": [("VSE++", "InfoNCE"), ("VSE++", "SigLIP"), ("SH", "InfoNCE")],
     "encoder": [
