@@ -56,6 +56,15 @@ def test_loss_and_gradient(
         check((query, key, queue), temperature, loss, grad, weight)
 
 
+def test_agrees_with_cross_entropy_to_a_millionth() -> None:
+    """At MoCo's temperature and a batch's size: of the largest loss and the largest gradient."""
+    query, key, queue = problem(256, 4096, 128)
+    loss = info_nce(query, key, queue, temperature=0.2)
+    (grad,) = torch.autograd.grad(loss.sum(), query)
+    for got, want in zip((loss, grad), by_cross_entropy(query, key, queue, 0.2), strict=True):
+        assert (got.double() - want).abs().max() <= 1e-6 * want.abs().max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_halves_are_computed_in_float32(dtype: torch.dtype) -> None:
     query, key, queue = problem(9, 50, 16, dtype)

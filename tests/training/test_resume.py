@@ -238,7 +238,7 @@ class Way:
     method: str = "HRRL"
 
 
-# Of a method that is cut on one process above, two are killed: they have the same loop.
+# Of each method that is cut on one process above, one of its ways is killed on two.
 WAYS = {
     "plain": Way(),
     "fp16": Way({"precision": "fp16", "accumulate": 2}),
@@ -248,6 +248,18 @@ WAYS = {
     "two processes, stored": Way({"example_level": "stored"}, 2),
     "two processes, balanced": Way({"sampling": "concept"}, 2),
     "pretraining, two processes": Way(processes=2, method="URRL"),
+    "memory and views of URRL, two processes": Way(
+        {
+            "epochs": 4,
+            "method": "pirl",
+            "jigsaw_side": 2,
+            "views": "urrl",
+            "model": "convnet",
+            "width": 4,
+        },
+        processes=2,
+        method="URRL",
+    ),
     "joint embedding, two processes": Way({"epochs": 6, "loss": "sigmoid"}, 2, method="VSE"),
 }
 
