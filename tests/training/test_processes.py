@@ -136,6 +136,8 @@ def test_a_parameter_that_comes_late_is_named() -> None:
         with pytest.raises(ValueError, match=r"model: late\.weight had no part in the first step"):
             move(losses, x)
     finally:
+        # The group waits for its threads as it is taken apart, and they for the interpreter.
+        Processes(0, 2).let_go()
         dist.destroy_process_group()
 
 
