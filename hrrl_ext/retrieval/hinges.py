@@ -113,7 +113,7 @@ class SumHinge(torch.autograd.Function):
         margin: float,
         similarity: Similarity,
     ) -> Tensor:
-        below = margin - pair_scores(image, caption, similarity)
+        below = margin - _constant_scores(image, caption, similarity)
         of = image_weight, caption_weight, image_group, caption_group
         if similarity == "cosine" and len(image) * len(caption) <= TILE:
             loss, *grads = _sum_hinge_of_tile(image, caption, below, *of)
@@ -189,7 +189,7 @@ class SumHingeOfEach(torch.autograd.Function):
         margin: float,
         similarity: Similarity,
     ) -> Tensor:
-        below = margin - pair_scores(image, caption, similarity)
+        below = margin - _constant_scores(image, caption, similarity)
         of = below, image_group, caption_group
         ctx.save_for_backward(image, caption, *of, image_weight, caption_weight)
         ctx.similarity = similarity
@@ -221,12 +221,17 @@ class SumHingeOfEach(torch.autograd.Function):
 
 def pair_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
     """[P] of row n and row n; with the subgradient 0 where the caption lies below its image."""
-    if image.is_cpu and not torch.is_grad_enabled():  # as within a Function
-        scores: Tensor = _pair_scores(image, caption, similarity == "order")
-        return scores
     if similarity == "cosine":
         return (image * caption).sum(1)
     return -torch.linalg.vector_norm((caption - image).relu_(), dim=1)
+
+
+def _constant_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> Tensor:
+    """The same within a Function, of wide embeddings and without a graph; by a kernel on the CPU."""
+    if not image.is_cpu:
+        return pair_scores(image, caption, similarity)
+    scores: Tensor = _pair_scores(image, caption, similarity == "order")
+    return scores
 
 
 def all_scores(image: Tensor, caption: Tensor, similarity: Similarity) -> tuple[Tensor, Back]:

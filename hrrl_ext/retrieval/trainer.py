@@ -19,12 +19,12 @@ from ..data.image_sets import ImageSet, as_float
 from ..data.resize import size_of
 from ..data.unreadable import OnError
 from ..perturbation import FP16_LOSS_SCALE
-from ..pretrained import described_in, load_weights
+from ..pretrained import described_in
 from ..processes import start_processes
 from ..training import Loop
 from ..training.face import Trainer
 from ..training.loggers import Loggers, asked_for
-from ..training.opening import check_init, open_reading, open_run, place, told_channels, weights_of
+from ..training.opening import check_init, fill, open_reading, open_run, place, told_channels
 from ..training.progress import ProgressStyle
 from .batches import EncodedPairs, PairBatches
 from .concept_level import ConceptLevel, names_of_images, open_level, readable
@@ -147,8 +147,7 @@ class RetrievalTrainer(Trainer):
         level = open_level(pairs, given, method, device_)
         self.model = _built(model, text, pairs, method, training.seed, out if resume else init)
         if init is not None:
-            weights, init_part = weights_of(init, init_part)
-            load_weights(self.model, weights, part=init_part).warn(f"init {os.fspath(init)}")
+            fill(self.model, init, init_part)
         place(self.model, device_, processes)
         if training.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -100,19 +100,18 @@ def begin_from(
     check_init(init, part, resume)
     if init is None:
         return
-    weights, part = weights_of(init, part)
-    load_weights(model, weights, part=part).warn(f"init {os.fspath(init)}")
+    fill(model, init, part)
     warn_unnormalised(model, f"init {os.fspath(init)}")
 
 
-def weights_of(
-    init: str | os.PathLike[str], part: str | None
-) -> tuple[str | os.PathLike[str], str | None]:
-    """Of the folder of a run its newest checkpoint, and of its networks the one that it is opened as."""
-    run = RunFolder(init)
-    if not run.checkpoints or (run.path / "model.safetensors").is_file():
-        return init, part
-    return run.checkpoints[-1], run.config().get("part") if part is None else part
+def fill(model: nn.Module, init: str | os.PathLike[str], part: str | None) -> None:
+    """With weights; of the folder of a run those of its newest checkpoint, and of its networks the one
+    that it is opened as."""
+    run, weights = RunFolder(init), init
+    if (newest := run.checkpoints[-1:]) and not (run.path / "model.safetensors").is_file():
+        weights = newest[0]
+        part = run.config().get("part") if part is None else part
+    load_weights(model, weights, part=part).warn(f"init {os.fspath(init)}")
 
 
 def place(model: nn.Module, device: torch.device, processes: Processes) -> None:

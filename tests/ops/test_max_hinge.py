@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.library import opcheck
 
 from hrrl_ext.ops._library import operator
-from hrrl_ext.retrieval.hinges import max_hinge_by_torch, pair_scores
+from hrrl_ext.retrieval.hinges import _constant_scores, max_hinge_by_torch, pair_scores
 
 max_hinge = operator("_max_hinge")
 
@@ -75,9 +75,8 @@ def test_pair_scores(pairs: int, size: int, similarity: Any, dtype: torch.dtype)
         torch.cat([t, t]) for t in problem(pairs, size, dtype, listed=False)[:2] if t is not None
     )
     f = f.T.contiguous().T
-    for grad in (False, True):  # the operator, and torch's
-        with torch.set_grad_enabled(grad):
-            got = pair_scores(f, g, similarity)
+    for found in (_constant_scores, pair_scores):  # the operator, and torch's
+        got = found(f, g, similarity)
         square = (g.double() - f.double()).clamp(min=0).square().sum(1)
         want = (f.double() * g.double()).sum(1) if similarity == "cosine" else -square.sqrt()
         tolerance = 4 * max(size, 1) * torch.finfo(dtype).eps
@@ -86,11 +85,18 @@ def test_pair_scores(pairs: int, size: int, similarity: Any, dtype: torch.dtype)
         )
     f[-1:, -1:] = torch.nan
     with torch.no_grad():
-        assert pair_scores(f, g, similarity)[-1:].isnan().all() or size == 0
+        assert _constant_scores(f, g, similarity)[-1:].isnan().all() or size == 0
         opcheck(
             torch.ops.hrrl_ext._pair_scores.default, (f, g, similarity == "order"),
             test_utils=["test_schema", "test_faketensor"],
         )  # fmt: skip
+
+
+def test_pair_scores_of_halves() -> None:
+    """Also where no gradient is asked for: the operator is for what was widened."""
+    f = torch.ones(3, 2, dtype=torch.bfloat16)
+    with torch.no_grad():
+        assert pair_scores(f, f, "cosine").tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize(
