@@ -74,10 +74,10 @@ def alone(name: str, height: int, width: int) -> Program:
             p[2], p[3, :4] = 1e9, torch.tensor([0.0, 0, 1, 1])
         case "hue":
             p = 2 * u - 1
-            p[:2] = 0
+            p[:3, 0] = torch.tensor([0.0, 1e30, torch.nan])
         case "blur":
-            p = u * torch.tensor([0.2, 0.1, 0.05, 0.02, 0.01, 0.005])
-            p[:3], p[3:6, 1:], p[6:9, 4:] = 0, 0, 0
+            p = 2.2 * u
+            p[:8, 0] = torch.tensor([0.0, 0.01, 9.0, 64.0, 1e30, -1.0, -torch.inf, torch.nan])
         case "brightness" | "contrast" | "color" | "sharpness":
             p[:, 0] = 2.5 * u[:, 0]
             p[:5, 0] = torch.tensor([0.0, 1.0, -1.0, 1e30, torch.nan])

@@ -24,7 +24,7 @@ enum ImageOperation : int64_t {
 };
 
 constexpr int64_t kImageParameters = 6;  // of an operation
-constexpr int64_t kBlurReach = kImageParameters;
+constexpr int kMostBlur = 64;            // pixels of a Gaussian
 
 enum class ImageType { kLevels, kFloat, kDouble, kHalf, kBFloat16 };  // kLevels: uint8
 

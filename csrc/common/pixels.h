@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "common/image_program.h"
+
 #ifdef __CUDACC__
 #define HRRL_PIXEL static __device__ __forceinline__
 #else
@@ -74,24 +76,62 @@ HRRL_PIXEL word coloured(word pixel, float factor) {
 // Of the weighted sum of nine levels, at most 13 * 255: (2 sum + 13) / 26
 HRRL_PIXEL float smoothed(word sum) { return static_cast<float>(((2 * sum + 13) * 40330u) >> 20); }
 
-HRRL_PIXEL word turned(word pixel, float sextants) {
-  const auto red = static_cast<float>(channel(pixel, 0)), green = static_cast<float>(channel(pixel, 1)),
-             blue = static_cast<float>(channel(pixel, 2));
-  const float largest = red > green ? red : green, value = largest > blue ? largest : blue;
-  const float smallest = red < green ? red : green, chroma = value - (smallest < blue ? smallest : blue);
-  const float per = chroma > 1.0f ? chroma : 1.0f;
-  const float of_red = (green - blue) / per, of_green = (blue - red) / per + 2.0f, of_blue = (red - green) / per + 4.0f;
-  const float at = (value == red ? of_red : value == green ? of_green : of_blue) + sextants;
+// Whole 255ths of the colour circle, cut off
+HRRL_PIXEL int hue_steps(double turn) { return static_cast<int>(within(turn * 255, -255.0, 255.0)) & 255; }
+// In HSV of 8 bits: as Pillow rounds to it, and back
+HRRL_PIXEL word turned(word pixel, int steps) {
+  const int red = channel(pixel, 0), green = channel(pixel, 1), blue = channel(pixel, 2);
+  const int larger = red > green ? red : green, value = larger > blue ? larger : blue;
+  const int smaller = red < green ? red : green, chroma = value - (smaller < blue ? smaller : blue);
+  const auto per = static_cast<float>(chroma > 1 ? chroma : 1);
+  const double of_red = static_cast<float>(value - red) / per, of_green = static_cast<float>(value - green) / per,
+               of_blue = static_cast<float>(value - blue) / per;
+  const double sextant = value == red     ? of_blue - of_green
+                         : value == green ? 2.0 + of_red - of_blue
+                                          : 4.0 + of_green - of_red;
+  const double turn = static_cast<double>(static_cast<float>(sextant)) * (1.0 / 6) + 1.0;
+  const auto rest = static_cast<float>(turn < 1.0 ? turn : turn - 1.0);
+  const int hue = (static_cast<int>(rest * 255.0f) + steps) & 255;
+  const float of_value = static_cast<float>(chroma) / static_cast<float>(value > 1 ? value : 1);
+  const int saturation = static_cast<int>(of_value * 255.0f);
+  constexpr word kOne = 255 * 255;
   int level[3];
   for (int c = 0; c < 3; ++c) {
-    float k = at + (5.0f - 2.0f * static_cast<float>(c));
-    k = k - 6.0f * floorf(k * static_cast<float>(1.0 / 6));
-    const float other = 4.0f - k, least = k < other ? k : other;
-    const float share = least > 0.0f ? least < 1.0f ? least : 1.0f : 0.0f;
-    level[c] = static_cast<int>(level_within(floorf(value - chroma * share + 0.5f)));
+    int place = 6 * hue + 255 * (5 - 2 * c);
+    place = place < 6 * 255 ? place : place - 6 * 255;
+    const int other = 4 * 255 - place, least = place < other ? place : other;
+    const int share = least > 0 ? least < 255 ? least : 255 : 0;
+    const word rest_of_one = kOne - static_cast<word>(saturation * share);
+    level[c] = static_cast<int>((2 * static_cast<word>(value) * rest_of_one + kOne) / (2 * kOne));
   }
-  return chroma > 0.0f ? pixel_of(level[0], level[1], level[2]) : pixel;
+  return pixel_of(level[0], level[1], level[2]);
 }
+
+// A box in fixed point: 2 reach + 1 pixels weigh `near`, and one more on either side `far`, in units of 2^-24.
+struct Box {
+  int reach;
+  word near, far;
+};
+// Three of them have the variance of a Gaussian of so many pixels (Gwosdek et al., 2011).
+HRRL_PIXEL Box box_of(double gaussian) {
+  const auto sigma = static_cast<float>(within(gaussian, 0.0, kMostBlur));
+  const float variance = sigma * sigma / 3.0f;
+  const auto length = static_cast<float>(sqrt(12.0 * static_cast<double>(variance) + 1.0));
+  const float whole = floorf((length - 1.0f) / 2.0f), next = whole + 1.0f;
+  const float part = (2.0f * whole + 1.0f) * (whole * next - 3.0f * variance);
+  const float radius = whole + part / (6.0f * (variance - next * next));
+  Box box;
+  box.reach = static_cast<int>(radius);
+  box.near = static_cast<word>(16777216.0f / (2.0f * radius + 1.0f));
+  box.far = (16777216u - static_cast<word>(2 * box.reach + 1) * box.near) / 2;
+  return box;
+}
+// Sums of levels: up to 64 + 1 + 64 of the near ones, and both far ones
+HRRL_PIXEL int boxed(word near, word far, const Box& box) {
+  return static_cast<int>((near * box.near + far * box.far + (1u << 23)) >> 24);
+}
+// Two sums in a word, of red and blue: they stay apart up to 257 levels. Green has one of its own.
+constexpr word kRedAndBlue = 0x00ff00ffu;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Places

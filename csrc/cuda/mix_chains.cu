@@ -147,24 +147,32 @@ __device__ inline void sharpness(const Image& image, const word* from, word* to,
 
 // Along rows or columns; kAcross: rows
 template <bool kAcross>
-__device__ void blur(const Image& image, const word* from, word* to, const double* neighbours) {
-  double own = 1.0;
-  for (int k = 0; k < kBlurReach; ++k) own = own - 2 * neighbours[k];
-  const int size = kAcross ? image.width : image.height, stride = kAcross ? 1 : image.width;
+__device__ void average(const Image& image, const word* from, word* to, const Box& box) {
+  const int last = (kAcross ? image.width : image.height) - 1, stride = kAcross ? 1 : image.width;
   for_each_pixel(image, [&](int pixel) {
     const int at = kAcross ? pixel % image.width : pixel / image.width;
-    float sums[3];
-    for (int c = 0; c < 3; ++c) sums[c] = static_cast<float>(own) * static_cast<float>(channel(from[pixel], c));
-    for (int k = 1; k <= kBlurReach; ++k) {
-      const int before = at - k > 0 ? k : at, after = at + k < size ? k : size - 1 - at;
-      const word left = from[pixel - before * stride], right = from[pixel + after * stride];
-      const auto weight = static_cast<float>(neighbours[k - 1]);
-      for (int c = 0; c < 3; ++c) sums[c] += weight * static_cast<float>(channel(left, c) + channel(right, c));
+    const auto moved = [&](int k) {
+      return from[pixel + ((at + k < 0 ? 0 : at + k < last ? at + k : last) - at) * stride];
+    };
+    word near[3] = {}, far[3];
+    for (int k = -box.reach; k <= box.reach; ++k) {
+      const word p = moved(k);
+      for (int c = 0; c < 3; ++c) near[c] += static_cast<word>(channel(p, c));
     }
-    int level[3];
-    for (int c = 0; c < 3; ++c) level[c] = static_cast<int>(level_within(sums[c] + 0.5f));
-    to[pixel] = pixel_of(level[0], level[1], level[2]);
+    const word before = moved(-box.reach - 1), after = moved(box.reach + 1);
+    for (int c = 0; c < 3; ++c) far[c] = static_cast<word>(channel(before, c) + channel(after, c));
+    to[pixel] = pixel_of(boxed(near[0], far[0], box), boxed(near[1], far[1], box), boxed(near[2], far[2], box));
   });
+}
+
+// Ends in `other`.
+__device__ inline void blur(const Image& image, const word* from, word* to, word* other, const Box& box) {
+  average<true>(image, from, to, box);
+  average<true>(image, to, other, box);
+  average<true>(image, other, to, box);
+  average<false>(image, to, other, box);
+  average<false>(image, other, to, box);
+  average<false>(image, to, other, box);
 }
 
 __device__ inline float mean_grey(const Image& image, const word* from) {
@@ -214,16 +222,15 @@ __device__ inline word* operate(const Image& image, int64_t operation, const dou
       for_each_pixel(image, [&](int e) { to[e] = coloured(from[e], factor); });
       break;
     case kHue: {
-      const auto sextants = static_cast<float>(parameter[0] * 6);
-      for_each_pixel(image, [&](int e) { to[e] = turned(from[e], sextants); });
+      const int steps = hue_steps(parameter[0]);
+      for_each_pixel(image, [&](int e) { to[e] = turned(from[e], steps); });
       break;
     }
     case kSharpness:
       sharpness(image, from, to, factor);
       break;
     case kBlur:
-      blur<true>(image, from, to, parameter);
-      blur<false>(image, to, other, parameter);
+      blur(image, from, to, other, box_of(parameter[0]));
       return other;
     default:
       return nullptr;

@@ -231,9 +231,8 @@ def _parameters(
     parameter = np.zeros((*number.shape, 6))
     parameter[operation == _AFFINE, 0] = parameter[operation == _AFFINE, 4] = 1
     np.put_along_axis(parameter, _PLACE[number][..., None], value[..., None], -1)
-    rotated, blurred = number == _NUMBER["rotate"], number == _NUMBER["blur"]
+    rotated = number == _NUMBER["rotate"]
     parameter[rotated] = _rotation(value[rotated], height, width)
-    parameter[blurred] = blur_weights(value[blurred])
     return torch.from_numpy(operation), torch.from_numpy(parameter)
 
 
@@ -243,9 +242,3 @@ def _rotation(degrees: Array, height: int, width: int) -> Array:
     cos, sin = np.cos(angle), np.sin(angle)
     x, y = width / 2, height / 2
     return np.stack([cos, -sin, x - x * cos + y * sin, sin, cos, y - x * sin - y * cos], -1)
-
-
-def blur_weights(sigma: Array) -> Array:
-    """Of a Gaussian, cut off after six neighbours [..., 6]: three sigma of the widest of MoCo's views."""
-    density = np.exp(-0.5 * (np.arange(7) / sigma[..., None]) ** 2)
-    return density[..., 1:] / (density[..., :1] + 2 * density[..., 1:].sum(-1, keepdims=True))

@@ -221,46 +221,59 @@ def _enhanced(levels: Tensor, degenerate: Tensor, parameter: Tensor) -> Tensor:
 
 
 def hue(levels: Tensor, parameter: Tensor) -> Tensor:
-    """Turned by so much of the colour circle; brightest and darkest channel keep their levels."""
+    """Turned by so much of the colour circle in HSV of 8 bits: whole 255ths, cut off."""
     if levels.shape[1] == 1:
         return levels.clone()
-    red, green, blue = channels = levels.float().unbind(1)
-    value = levels.amax(1).float()
-    chroma = value - levels.amin(1)
-    per = chroma.clamp(min=1)
+    value, chroma = levels.amax(1), levels.amax(1) - levels.amin(1)
+    away = (value[:, None] - levels).float() / chroma.clamp(min=1).float()[:, None]
+    of_red, of_green, of_blue = away.double().unbind(1)
+    red, green = levels[:, 0] == value, levels[:, 1] == value
     sextant = torch.where(
-        value == red,
-        (green - blue) / per,
-        torch.where(value == green, (blue - red) / per + 2, (red - green) / per + 4),
+        red,
+        of_blue - of_green,
+        torch.where(green, 2 + of_red - of_blue, 4 + of_green - of_red),
     )
-    sextant = sextant + (parameter[:, 0, None, None] * 6).float()
+    turn = sextant.float().double() * (1 / 6) + 1
+    steps = (_of_pixels(parameter)[:, 0].nan_to_num(-1) * 255).clamp(-255, 255).long()
+    hue = (((turn - turn.floor()).float() * 255).long() + steps) % 256
+    saturation = (chroma.float() / value.clamp(min=1).float() * 255).long()
+    value, one = value.long(), 255 * 255
     turned = []
-    for start in (5.0, 3.0, 1.0):
-        k = sextant + start
-        k = k - 6 * (k * (1 / 6)).floor()
-        share = torch.minimum(k, 4 - k).nan_to_num_().clamp(0, 1)
-        turned.append((value - chroma * share + 0.5).floor())
-    result = torch.where(chroma[:, None] > 0, torch.stack(turned, 1), torch.stack(channels, 1))
-    return result.nan_to_num_().clamp(0, 255).to(torch.uint8)
+    for start in (5, 3, 1):
+        place = (6 * hue + 255 * start) % (6 * 255)
+        share = torch.minimum(place, 4 * 255 - place).clamp(0, 255)
+        turned.append((2 * value * (one - saturation * share) + one) // (2 * one))
+    return torch.stack(turned, 1).to(torch.uint8)
 
 
 def blur(levels: Tensor, parameter: Tensor) -> Tensor:
-    """Along rows, rounded, then along columns: the six numbers are the weights of the first to the sixth
-    neighbour on each side, and the pixel's own makes them one. The edge goes on."""
-    reach = parameter.shape[1]
-    own = torch.ones_like(parameter[:, 0])
-    for k in range(reach):
-        own = own - 2 * parameter[:, k]
-    weights = torch.cat([own[:, None], parameter], 1).float()[:, :, None, None, None].unbind(1)
-    for dim in (3, 2):
-        x, size = levels.float(), levels.shape[dim]
-        place = torch.arange(size, device=levels.device)
-        total = weights[0] * x
-        for k in range(1, reach + 1):
-            sides = (place - k).clamp(min=0), (place + k).clamp(max=size - 1)
-            total = total + weights[k] * sum(x.index_select(dim, side) for side in sides)
-        levels = (total + 0.5).nan_to_num_().clamp(0, 255).to(torch.uint8)
-    return levels
+    """A Gaussian of so many pixels, 64 at most, as three boxes of its variance, along rows and then along
+    columns: each rounded, and the edge goes on for each of them."""
+    radius = _box_radius(parameter[:, 0].nan_to_num(0).clamp(0, 64).float())
+    reach = radius.floor()
+    near = (torch.full_like(radius, 2**24) / (2 * radius + 1)).long()  # in units of 2^-24
+    far = (2**24 - (2 * reach.long() + 1) * near) // 2
+    x, most = levels.long(), int(reach.max()) + 1 if len(reach) else 0
+    for dim in (3, 3, 3, 2, 2, 2):
+        last = levels.shape[dim] - 1
+        place = torch.arange(last + 1, device=levels.device)
+        total = near[:, None, None, None] * x
+        for k in range(1, most + 1):
+            weight = torch.where(reach >= k, near, torch.where(reach == k - 1, far, 0))
+            sides = (place - k).clamp(min=0), (place + k).clamp(max=last)
+            total += weight[:, None, None, None] * sum(x.index_select(dim, side) for side in sides)
+        x = (total + 2**23) >> 24
+    return x.to(torch.uint8)
+
+
+def _box_radius(sigma: Tensor) -> Tensor:
+    """[B] float32: a box has 2 r + 1 pixels, of a radius that is not whole a part of two of them (Gwosdek
+    et al., 2011)."""
+    variance = sigma * sigma / torch.full_like(sigma, 3)
+    length = (12 * variance.double() + 1).sqrt().float()
+    whole = ((length - 1) / 2).floor()
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance)
+    return whole + part / (6 * (variance - (whole + 1) * (whole + 1)))
 
 
 OPERATIONS = {

@@ -32,8 +32,8 @@ def mix_chains(
     color          0 is grey
     sharpness      0 is smoothed
     crop           top, left, height, width of a part, enlarged; flipped if the fifth is above 0
-    hue            turned by so much of the colour circle
-    blur           the weights of the six nearest neighbours on each side, along rows and columns
+    hue            turned by so much of the colour circle, in HSV of 8 bits
+    blur           a Gaussian of so many pixels, 64 at most, by three boxes
     =============  ==============================================================================
 
     Args:

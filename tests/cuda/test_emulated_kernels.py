@@ -391,7 +391,7 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
         "inside(across, height) && inside(down, width)",
     ),
     "sharpness at the edge": (MIX, "x > 0 && x < image.width - 1", "x >= 0 && x < image.width - 1"),
-    "blur at the edge": (MIX, "at - k > 0 ? k : at", "k"),
+    "blur at the edge": (MIX, "at + k < 0 ? 0 : ", ""),
     "a picture that is read and written": (
         *(
             MIX,

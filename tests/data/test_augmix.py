@@ -103,6 +103,7 @@ def test_parameters_are_in_their_ranges(severity: float, size: tuple[int, int]) 
         **dict.fromkeys(NAMES[9:13], (0.1 + 0.018, 0.1 + 1.8 * share)),
         **dict.fromkeys(NAMES[13:16], (0.6, 1.4)),
         "hue_jitter": (-0.1, 0.1),
+        "blur": (0.1, 2),
     }
     for name in NAMES:
         of = drawn[NAMES.index(name) > 12]
@@ -110,11 +111,6 @@ def test_parameters_are_in_their_ranges(severity: float, size: tuple[int, int]) 
         got = parameters(name, level, height, width, severity)
         if name in ("autocontrast", "equalize", "grey"):  # grey: color by 0
             assert not got.any()
-            continue
-        if name == "blur":
-            sigma = 0.1 + 1.9 * level.abs() / severity
-            expected = torch.exp(-0.5 * (torch.arange(1, 7) / sigma[:, None]) ** 2)
-            torch.testing.assert_close(got, expected / (1 + 2 * expected.sum(1, keepdim=True)))
             continue
         if name in bounds:
             low, high = bounds[name]

@@ -225,6 +225,8 @@ def test_the_laws_of_moco() -> None:
         value = number[:, :4][steps[:, :4] == NAMES.index(name)]
         assert low <= value.min() < low + 0.01 and high - 0.01 < value.max() <= high
         assert abs(value.mean() - (low + high) / 2) < 5 * (high - low) / (12 * len(value)) ** 0.5
+    sigma = number[:, 5]
+    assert 0.1 <= sigma.min() < 0.11 and 1.99 < sigma.max() <= 2
 
 
 def test_augmix_views_are_augmix() -> None:
@@ -285,11 +287,12 @@ def test_urrl_at_its_ends_is_one_family() -> None:
         (lambda: RandomResizedCrop(224), "scale must be .*, got 224; the size of the result is size=224"),
         (lambda: RandomResizedCrop((0.2, "1")), "scale must be"),
         (lambda: MoCoViews((0.4, 0.4, 0.4)), r"jitter must be four strengths .* got \(0.4, 0.4, 0.4\)"),
-        (lambda: MoCoViews(sigma=2.0), "sigma must be the least and the most, above 0, got 2.0"),
+        (lambda: MoCoViews(sigma=2.0), "sigma must be the least and the most, above 0 and at most 64 pixels, got 2.0"),
         (lambda: RandomResizedCrop(flip=1.5), "flip must be a probability, got 1.5"),
         (lambda: MoCoViews(blur_p=-1), "blur_p must be a probability, got -1"),
         (lambda: MoCoViews((0.4, 0.4, 0.4, 0.6)), "that of the hue at most 0.5"),
         (lambda: MoCoViews(sigma=(0.0, 1)), "sigma must be the least and the most, above 0"),
+        (lambda: MoCoViews(sigma=(1, 65)), r"at most 64 pixels, got \(1, 65\)"),
         (lambda: AugMixViews("al"), "operations 'al' is not known; did you mean 'all'"),
         (lambda: AugMixViews(severity=11), "severity must lie between 0.1 and 10, got 11"),
         (lambda: URRLViews(2), "p must be a probability, got 2"),

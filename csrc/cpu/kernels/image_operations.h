@@ -5,6 +5,8 @@
 // - sharpness adds up two channels of a word at a time.
 #pragma once
 
+#include <type_traits>
+
 #include "common/pixels.h"
 #include "cpu/kernels.h"
 #include "cpu/kernels/simd.h"
@@ -186,14 +188,16 @@ static void color(const Picture& from, word* to, float factor) {
 }
 
 static void hue(const Picture& from, word* to, double turn) {
-  const auto sextants = static_cast<float>(turn * 6);
+  const int steps = hue_steps(turn);
   const int64_t size = from.size();
-  for (int64_t e = 0; e < size; ++e) to[e] = turned(from.pixels[e], sextants);
+  for (int64_t e = 0; e < size; ++e) to[e] = turned(from.pixels[e], steps);
 }
+
+HRRL_INLINE word red_and_blue(word pixel) { return pixel & kRedAndBlue; }
+HRRL_INLINE word green(word pixel) { return (pixel >> 8) & 255; }
 
 static void sharpness(const Picture& from, word* to, float factor, double* lines) {
   const int64_t height = from.height, width = from.width;
-  constexpr word kTwo = 0x00ff00ffu;  // red and blue, or green: sums of up to 13 levels stay apart
   word* __restrict two = reinterpret_cast<word*>(lines);
   word* __restrict one = two + width;
   for (int64_t y = 0; y < height; ++y) {
@@ -203,8 +207,8 @@ static void sharpness(const Picture& from, word* to, float factor, double* lines
     if (!edge)
       for (int64_t x = 0; x < width; ++x) {
         const word a = line[x - width], b = line[x], c = line[x + width];
-        two[x] = (a & kTwo) + (b & kTwo) + (c & kTwo);
-        one[x] = ((a >> 8) & 255) + ((b >> 8) & 255) + ((c >> 8) & 255);
+        two[x] = red_and_blue(a) + red_and_blue(b) + red_and_blue(c);
+        one[x] = green(a) + green(b) + green(c);
       }
     for (int64_t x = 0; x < width; x += edge || width < 2 ? 1 : width - 1) {
       const word p = line[x];
@@ -214,76 +218,75 @@ static void sharpness(const Picture& from, word* to, float factor, double* lines
     if (edge) continue;
     for (int64_t x = 1; x < width - 1; ++x) {
       const word p = line[x];
-      const word both = two[x - 1] + two[x] + two[x + 1] + 4 * (p & kTwo);
-      const word green = one[x - 1] + one[x] + one[x + 1] + 4 * ((p >> 8) & 255);
-      out[x] = enhanced(p, smoothed(both & 0xffff), smoothed(green), smoothed(both >> 16), factor);
+      const word of_two = two[x - 1] + two[x] + two[x + 1] + 4 * red_and_blue(p);
+      const word of_one = one[x - 1] + one[x] + one[x + 1] + 4 * green(p);
+      out[x] = enhanced(p, smoothed(of_two & 0xffff), smoothed(of_one), smoothed(of_two >> 16), factor);
     }
   }
 }
 
-// Lines of floats, a channel after the other
-HRRL_INLINE void spread(const word* line, int64_t width, float* __restrict to, int64_t step) {
-  for (int c = 0; c < 3; ++c)
-    for (int64_t x = 0; x < width; ++x) to[c * step + x] = static_cast<float>(channel(line[x], c));
-}
-
-HRRL_INLINE void gather(const float* __restrict sums, int64_t width, word* __restrict to) {
-  for (int64_t x = 0; x < width; ++x)
-    to[x] =
-        pixel_of(static_cast<int>(level_within(sums[x] + 0.5f)), static_cast<int>(level_within(sums[width + x] + 0.5f)),
-                 static_cast<int>(level_within(sums[2 * width + x] + 0.5f)));
-}
-
-struct BlurWeights {
-  float of[kBlurReach + 1];
-  int64_t reach;
-  explicit BlurWeights(const double* neighbours) : reach(0) {
-    double own = 1.0;
-    for (int64_t k = 0; k < kBlurReach; ++k) {
-      own = own - 2 * neighbours[k];
-      of[k + 1] = static_cast<float>(neighbours[k]);
-      if (of[k + 1] != 0.0f) reach = k + 1;
+// A line of pixels by the lines at(k) that are moved by k pixels, or lie k lines away
+template <class At>
+HRRL_INLINE void box_line(At at, word* __restrict to, int64_t count, const Box& box) {
+  const word *const before = at(-box.reach - 1), *const after = at(box.reach + 1);
+  const auto put = [&](int64_t x, word two, word one) {
+    const word far_two = red_and_blue(before[x]) + red_and_blue(after[x]), far_one = green(before[x]) + green(after[x]);
+    to[x] = pixel_of(boxed(two & 0xffff, far_two & 0xffff, box), boxed(one, far_one, box),
+                     boxed(two >> 16, far_two >> 16, box));
+  };
+  const auto known = [&](auto reach) {
+    for (int64_t x = 0; x < count; ++x) {
+      word two = 0, one = 0;
+      for (int k = -reach; k <= reach; ++k) {
+        two += red_and_blue(at(k)[x]);
+        one += green(at(k)[x]);
+      }
+      put(x, two, one);
     }
-    of[0] = static_cast<float>(own);
+  };
+  if (box.reach == 0) return known(std::integral_constant<int, 0>{});
+  if (box.reach == 1) return known(std::integral_constant<int, 1>{});  // up to 2.1 pixels
+  constexpr int64_t kPixels = 64;                                      // whose sums stay at hand
+  for (int64_t begin = 0; begin < count; begin += kPixels) {
+    const int64_t end = count - begin < kPixels ? count - begin : kPixels;
+    word two[kPixels] = {}, one[kPixels] = {};
+    for (int k = -box.reach; k <= box.reach; ++k) {
+      const word* const line = at(k) + begin;
+      for (int64_t x = 0; x < end; ++x) {
+        two[x] += red_and_blue(line[x]);
+        one[x] += green(line[x]);
+      }
+    }
+    for (int64_t x = 0; x < end; ++x) put(begin + x, two[x], one[x]);
   }
-};
+}
 
-static void blur_rows(const Picture& from, word* to, const BlurWeights& weights, double* lines) {
-  const int64_t width = from.width, step = width + 2 * kBlurReach;
-  float* __restrict around = reinterpret_cast<float*>(lines);
-  float* __restrict sums = around + 3 * step;
+static void box_rows(const Picture& from, word* to, const Box& box, double* lines) {
+  const int64_t width = from.width, edge = box.reach + 1;
+  word* const own = reinterpret_cast<word*>(lines) + edge;
+  word* const made[] = {own, own + width + 2 * edge};
   for (int64_t y = 0; y < from.height; ++y) {
-    spread(from.pixels + y * width, width, around + kBlurReach, step);
-    for (int c = 0; c < 3; ++c) {
-      float* const line = around + c * step + kBlurReach;
-      for (int64_t k = 1; k <= kBlurReach; ++k) {
+    for (int64_t x = 0; x < width; ++x) own[x] = from.pixels[y * width + x];
+    for (int time = 0; time < 3; ++time) {
+      word* const line = made[time % 2];
+      for (int64_t k = 1; k <= edge; ++k) {
         line[-k] = line[0];
         line[width - 1 + k] = line[width - 1];
       }
-      for (int64_t x = 0; x < width; ++x) sums[c * width + x] = weights.of[0] * line[x];
-      for (int64_t k = 1; k <= weights.reach; ++k)
-        for (int64_t x = 0; x < width; ++x) sums[c * width + x] += weights.of[k] * (line[x - k] + line[x + k]);
+      box_line([&](int k) { return line + k; }, time < 2 ? made[1 - time] : to + y * width, width, box);
     }
-    gather(sums, width, to + y * width);
   }
 }
 
-static void blur_columns(const Picture& from, word* to, const BlurWeights& weights, double* lines) {
-  const int64_t width = from.width, height = from.height;
-  float* __restrict sums = reinterpret_cast<float*>(lines);
-  for (int64_t y = 0; y < height; ++y) {
-    const word* const line = from.pixels + y * width;
-    for (int c = 0; c < 3; ++c)
-      for (int64_t x = 0; x < width; ++x) sums[c * width + x] = weights.of[0] * static_cast<float>(channel(line[x], c));
-    for (int64_t k = 1; k <= weights.reach; ++k) {
-      const word* const above = from.pixels + (y - k > 0 ? y - k : 0) * width;
-      const word* const below = from.pixels + (y + k < height ? y + k : height - 1) * width;
-      for (int c = 0; c < 3; ++c)
-        for (int64_t x = 0; x < width; ++x)
-          sums[c * width + x] += weights.of[k] * static_cast<float>(channel(above[x], c) + channel(below[x], c));
-    }
-    gather(sums, width, to + y * width);
-  }
+static void box_columns(const Picture& from, word* to, const Box& box) {
+  const int64_t width = from.width, last = from.height - 1;
+  for (int64_t y = 0; y <= last; ++y)
+    box_line(
+        [&](int k) {
+          const int64_t row = y + k < 0 ? 0 : y + k;
+          return from.pixels + (row < last ? row : last) * width;
+        },
+        to + y * width, width, box);
 }
 
 }  // namespace hrrl::cpu::HRRL_ISA

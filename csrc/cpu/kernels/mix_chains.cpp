@@ -169,10 +169,10 @@ struct Chain {
       case kSharpness:
         return make([&](const Picture& from, word* to) { sharpness(from, to, factor, lines); });
       case kBlur: {
-        const BlurWeights weights(parameter);
-        if (weights.reach == 0) return;
-        make([&](const Picture& from, word* to) { blur_rows(from, to, weights, lines); });
-        return make([&](const Picture& from, word* to) { blur_columns(from, to, weights, lines); });
+        const Box box = box_of(parameter[0]);
+        make([&](const Picture& from, word* to) { box_rows(from, to, box, lines); });
+        for (int time = 0; time < 3; ++time) make([&](const Picture& from, word* to) { box_columns(from, to, box); });
+        return;
       }
       default:
         return;

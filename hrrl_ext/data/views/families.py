@@ -12,7 +12,7 @@ from ... import ops
 from ..._arrays import is_numbers
 from ..._streams import Draws
 from ...spec import not_known
-from ..augmix import AugMix, AugMixOperations, ImageProgram, blur_weights
+from ..augmix import AugMix, AugMixOperations, ImageProgram
 
 _SMALL = 128  # pixels of a side: the paper has its severity of 3 below, of 1 above
 
@@ -33,7 +33,7 @@ class MoCoViews:
             from 0, in turns of the colour circle.
         jitter_p, grey_p, blur_p, solarize_p: probabilities. MoCo v2 does not solarise; for images of 32
             pixels it is common to leave out the blur.
-        sigma: of the blur, in pixels, the least and the most; more than 2 are cut off after six pixels.
+        sigma: of the blur, in pixels, the least and the most, which is 64 at most.
     """
 
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -54,9 +54,10 @@ class MoCoViews:
                 "MoCoViews: jitter must be four strengths of at least 0, that of the hue at most 0.5; "
                 f"got {self.jitter}"
             )
-        if not (is_numbers(self.sigma, 2) and 0 < self.sigma[0] <= self.sigma[1]):
+        if not (is_numbers(self.sigma, 2) and 0 < self.sigma[0] <= self.sigma[1] <= 64):
             raise ValueError(
-                f"MoCoViews: sigma must be the least and the most, above 0, got {self.sigma}"
+                "MoCoViews: sigma must be the least and the most, above 0 and at most 64 pixels, got "
+                f"{self.sigma}"
             )
 
     def program(self, draws: Draws, shared: Draws, height: int, width: int) -> ImageProgram:
@@ -72,7 +73,7 @@ class MoCoViews:
         operation[:, :4] = torch.where(chosen, torch.tensor(_JITTER)[order], -1)
         parameter[:, :4, 0] = factor.gather(1, order)
         blurred = draws.named("blur")
-        parameter[:, 5] = torch.from_numpy(blur_weights(blurred.uniform(*self.sigma).numpy()))
+        parameter[:, 5, 0] = blurred.uniform(*self.sigma)
         parameter[:, 6, 0] = 128
         for place, does, chance in (
             (4, "color", draws.named("grey").chance(self.grey_p)),  # a factor of 0
