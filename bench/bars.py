@@ -88,7 +88,7 @@ def bars(facts: dict[str, Any]) -> list[Bar]:
         case "hardest_negatives":
             return _ratios(gather=1, compile=1)
         case "info_nce":
-            return _ratios(eager=5, compile=2)
+            return _ratios(attention=1.2, eager=5, compile=2)
         case "mix_chains":  # a million images of 32 pixels a second, 30,000 of 224
             return [Bar("", "device", shape[0] / (1 if shape[-1] <= 32 else 0.03))]
         case "rank1_assign":

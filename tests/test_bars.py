@@ -67,6 +67,7 @@ BANDWIDTH, LATENCY, BETWEEN = (
         ),
         (gpu("rank1_assign", 64, 10, kind="convolution"), {"eager": 5.0, "compile": 1.5}),
         (gpu("rank1_assign", 64, 100, kind="convolution"), {"eager": 1.5, "compile": 1.5}),
+        (gpu("info_nce", 256, 65_536, 128), {"attention": 1.2, "eager": 5.0, "compile": 2.0}),
     ],
     ids=lambda value: f"{value['op']}-{value['shape']}-{value['dtype']}" if "op" in value else "",
 )
@@ -131,6 +132,7 @@ def test_every_regime_is_measured() -> None:
         *(("project_simplex", peer) for peer in ("eager", "liger", "")),
         *(("project_simplex_backward", peer) for peer in ("copy", "eager", "compile", "entmax")),
         *(("rank1_assign", peer) for peer in ("copy", "gemm", "eager", "compile", "explicit", "")),
+        *(("info_nce", peer) for peer in ("attention", "eager", "compile")),
     } <= tried  # fmt: skip
 
 

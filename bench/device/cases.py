@@ -106,11 +106,13 @@ CALL_B: dict[str, list[Measured]] = {
         *_each(_BACKWARD, [Rows(16_384, 1024)], "ours", "compile", "entmax"),
         *_each("project_simplex", [Rows(16_384, 1024)], "ours", "liger", "entmax"),
     ],
-    "rank1": _each(
-        "rank1_assign",
-        [Perceptron(512, 1000), Perceptron(512, 100), *(Layer3x3(128, 16, 32, m) for m in (10, 100))],
-        "ours", "compile",
-    ),
+    "rank1": [
+        *_each("rank1_assign",
+               [Perceptron(512, 1000), Perceptron(512, 100),
+                Layer3x3(128, 16, 32, 10), Layer3x3(128, 16, 32, 100)],
+               "ours", "compile"),
+        *_each("info_nce", [Negatives(256, 65_536)], "ours", "compile"),
+    ],
 }  # fmt: skip
 """torch.compile, Liger and entmax."""
 

@@ -7,6 +7,7 @@ import math
 import memory
 import pytest
 import torch
+from contrastive_comparisons import TEMPERATURE, attention_info_nce, in_chunks
 from info_nce_cases import by_cross_entropy, check, problem
 
 from hrrl_ext.contrastive import info_nce
@@ -63,6 +64,21 @@ def test_agrees_with_cross_entropy_to_a_millionth() -> None:
     (grad,) = torch.autograd.grad(loss.sum(), query)
     for got, want in zip((loss, grad), by_cross_entropy(query, key, queue, 0.2), strict=True):
         assert (got.double() - want).abs().max() <= 1e-6 * want.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("k", "count"), [(1, 64), (7, 1), (40, 64), (1000, 3), (1000, 64), (4096, 64)]
+)
+def test_attention_in_chunks_is_the_same(k: int, count: int) -> None:
+    """The peer of the benchmarks, whatever its last chunk lacks: as near as eager's float32, 1e-7 of the
+    largest, however many chunks."""
+    query, key, queue = problem(33, k, 16)
+    chunks = in_chunks(queue, count)
+    assert len(chunks) <= min(k, count)
+    found = attention_info_nce(query, key, chunks)
+    loss, grad = by_cross_entropy(query, key, queue, TEMPERATURE)
+    for got, want in zip(found, (loss.mean(), grad / 33), strict=True):
+        assert (got.double() - want).abs().max() <= 5e-7 * want.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
