@@ -1,25 +1,41 @@
 #!/usr/bin/env python3
-"""The bars of contrastive pretraining, in one table: InfoNCE with a queue, AugMix, and what views cost.
+"""The bars of contrastive pretraining, in one table: InfoNCE with a queue, AugMix, views, steps, epochs.
 
-    python bench/contrastive_bars.py > bench/results/contrastive-NAME.md
+    python bench/contrastive_bars.py > bench/results/contrastive-NAME.md          # a quarter of an hour
     python bench/contrastive_bars.py --only info_nce --threads 1
+    python bench/contrastive_bars.py --only "pretraining epoch" --threads 1       # most of that
 
 How it is measured, turns.py says. InfoNCE is loss and gradient, every way checked against float64 first
 to 1e-6; its memory is asked for as well, a share of queries, keys and queue. AugMix and both views of
 URRL, which are asked for per core, are measured on one thread alone. Both views of a batch are held
 against a step of MoCo on as many images of 32 pixels, by the network of examples/contrastive_evidence.py.
+
+A step and an epoch of pretraining, of which no bar is asked, are those of test_pretraining.py on one
+thread: beside MoCo's notebook ("eager"), lightly's parts and solo-learn's, as pretraining_peers.py has
+them. The first loss of each is looked at before it is timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import bars
+from comparisons import Call
 from contrastive_comparisons import negatives
 from places import Place
-from pretraining_peers import PretrainingCase, step_on_views
+from pretraining_peers import (
+    PRETRAINING_CASES,
+    PRETRAINING_EPOCHS,
+    PRETRAINING_STEPS,
+    NotInstalled,
+    PretrainingCase,
+    of_peer,
+    step_on_views,
+)
 from shapes import Negatives
+from torch import Tensor
 from turns import Row, Rows, Way, compared, main
 from view_calls import BATCH, augmix_calls, both_views, photographs
 
@@ -43,6 +59,11 @@ def rows(place: Place) -> Rows:
                 name = f"augmix {BATCH[side]}x3x{side}x{side}-{operations}"
                 cases[name] = partial(augmix, side, operations)
         cases |= {f"views of URRL, {case}": partial(views, case) for case in STEPS}
+        cases |= {f"pretraining step, {case}": partial(step, case) for case in PRETRAINING_CASES}
+        cases |= {
+            f"pretraining epoch of {case.images}, {case}": partial(epoch, case)
+            for case in PRETRAINING_CASES
+        }
     return cases
 
 
@@ -64,6 +85,32 @@ def views(case: PretrainingCase) -> Row:
     step = step_on_views(case, "cpu", "ours")
     ours = Way(both_views(images, "urrl", blur=0.0))
     return Row((images,), {"ours": ours, "a step": Way(step, 1 / bars.VIEWS_BAR)})
+
+
+def step(case: PretrainingCase) -> Row:
+    makes = {name: partial(step_on_views, case, "cpu", name) for name in PRETRAINING_STEPS}
+    return pretraining(case, case.views("cpu"), makes)
+
+
+def epoch(case: PretrainingCase) -> Row:
+    makes = {name: partial(make, case, "cpu") for name, make in PRETRAINING_EPOCHS.items()}
+    return pretraining(case, (), makes)  # no more memory than a step, and minutes to look at it
+
+
+def pretraining(
+    case: PretrainingCase, held: tuple[Tensor, ...], makes: Mapping[str, Callable[[], Call]]
+) -> Row:
+    ways = {}
+    for name, make in makes.items():
+        try:
+            call = of_peer(name, make)
+        except NotInstalled as missing:
+            print(missing, file=sys.stderr)
+            ways[name] = Way(None)
+            continue
+        case.check(call())
+        ways[name] = Way(call)
+    return Row(held, ways)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import copy
 import importlib
 import importlib.util
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,13 @@ class PretrainingCase:
         coarse = torch.rand(self.images, 3, 8, 8, generator=g)
         images = F.interpolate(coarse, size=self.side, mode="bicubic").clamp(0, 1)
         return (255 * images).to(torch.uint8)
+
+    def check(self, loss: Tensor) -> None:
+        """A first one. Negatives are random then: no more than chance, and a positive that is near."""
+        assert 0 < loss.item() < math.log(self.keys + 1), f"{self}: the loss is {loss.item()}"
+
+
+PRETRAINING_CASES = [PretrainingCase(16, dtype) for dtype in ("fp32", "bf16")]
 
 
 def our_trainer(case: PretrainingCase, device: str) -> URRLTrainer:
@@ -297,3 +305,18 @@ def solo_epoch(case: PretrainingCase, device: str) -> Call:
 
 
 PRETRAINING_EPOCHS = {"ours": our_epoch, "lightly": lightly_epoch, "solo-learn": solo_epoch}
+
+
+class NotInstalled(Exception):
+    """What a peer asks for."""
+
+
+def of_peer(provider: str, make: Callable[[], Call]) -> Call:
+    """What is made; NotInstalled where a package of lightly's or solo-learn's is not."""
+    try:
+        return make()
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision for another torch
+        if provider not in ("lightly", "solo-learn"):
+            raise
+        needs = f"{provider}, torchvision, hydra-core, pytorch_lightning"
+        raise NotInstalled(f"pip install --no-deps {needs}: {error}") from error

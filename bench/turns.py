@@ -22,6 +22,8 @@ from torch import Tensor
 
 TURN = 2e-3
 """Seconds of a turn at least."""
+LONG = 1.0
+"""Seconds of a call to which the caches that another way left make no difference."""
 
 
 class Way(NamedTuple):
@@ -33,7 +35,7 @@ class Way(NamedTuple):
 
 class Row(NamedTuple):
     held: tuple[Tensor, ...]
-    """What ours is given."""
+    """What ours is given: MB is beyond that, and not looked at where this is empty."""
     ways: dict[str, Way]
     """By name, "ours" the first."""
     memory_limit: float | None = None
@@ -58,17 +60,19 @@ def measured(
     calls: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
     """Seconds of a call, by way and turn."""
-    times: dict[str, int] = {}
+    once: dict[str, float] = {}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         call()
         begun = clock()
         call()
-        times[name] = max(1, round(TURN / (clock() - begun)))
-    slow = max(times.values()) == 1
+        once[name] = clock() - begun
+    times = {name: max(1, round(TURN / spent)) for name, spent in once.items()}
+    slow, long = max(times.values()) == 1, min(once.values()) >= LONG
     for _ in range(min(rounds, 5) if slow else rounds):
         for name, call in calls.items():
-            call()  # meets the caches as another way left them, and is not counted
+            if not long:
+                call()  # meets the caches as another way left them, and is not counted
             begun = clock()
             for _ in range(times[name]):
                 call()
@@ -82,8 +86,9 @@ def lines(case: str, row: Row, place: Place, rounds: int) -> Iterator[str]:
     calls = {name: way.call for name, way in row.ways.items() if way.call is not None}
     seconds = measured(calls, rounds, clock)
     held = sum(t.numel() * t.element_size() for t in row.held)
-    peak = {n: memory.peak_bytes(call, row.held, None) - held for n, call in calls.items()}
-    ours = [case, place.threads, f"{1e3 * min(seconds['ours']):.3g}", _megabytes(peak["ours"])]
+    looked_at = calls if row.held else {}
+    peak = {n: memory.peak_bytes(call, row.held, None) - held for n, call in looked_at.items()}
+    ours = [case, place.threads, _digits(1e3 * min(seconds["ours"])), _megabytes(peak.get("ours"))]
     if len(row.ways) == 1:
         yield _cells(*ours, *["–"] * 5)
     for name, way in list(row.ways.items())[1:]:
@@ -95,7 +100,7 @@ def lines(case: str, row: Row, place: Place, rounds: int) -> Iterator[str]:
         ratio = min(seconds[name]) / min(seconds["ours"])
         quartiles = ", ".join(f"{q:.2f}" for q in statistics.quantiles(ratios, n=4))
         shown = f"{ratio:.2f}" if ratio >= way.limit else f"**{ratio:.2f}**"
-        yield _cells(*ours, name, shown, quartiles, bar, _megabytes(peak[name]))
+        yield _cells(*ours, name, shown, quartiles, bar, _megabytes(peak.get(name)))
     if row.memory_limit is not None:
         share = peak["ours"] / held
         shown = f"{100 * share:.1f} %" if share <= row.memory_limit else f"**{100 * share:.1f} %**"
@@ -103,8 +108,13 @@ def lines(case: str, row: Row, place: Place, rounds: int) -> Iterator[str]:
         yield _cells(*ours, "its arguments, MB", shown, "–", bar, _megabytes(held))
 
 
-def _megabytes(size: float) -> str:
-    return f"{size / 1e6:.3g}"
+def _megabytes(size: float | None) -> str:
+    return "–" if size is None else _digits(size / 1e6)
+
+
+def _digits(value: float) -> str:
+    """Three, or all of a larger whole number."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _cells(*cells: object) -> str:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import contrastive_bars
 import memory
 import pytest
 import torch
 from bars import bars, by_wall_clock, least_ratio, most_microseconds
 from device.cases import CALL_A, CALL_B
 from places import Place
-from turns import Row, Way, lines
+from pretraining_peers import PretrainingCase
+from turns import Row, Way, lines, measured
 
 Facts = dict[str, Any]
 
@@ -155,3 +158,48 @@ def test_turns_show_what_is_below_its_bar(monkeypatch: pytest.MonkeyPatch) -> No
     assert not shown["any"][0].startswith("**") and shown["any"][1] == "–"
     assert shown["absent"] == ("not installed", "2.00", "–")
     assert shown["its arguments, MB"] == ("**75.0 %**", "at most 50 %", "0.004")
+    (line,) = lines("sum", Row((), {"ours": ways["ours"]}), Place("cpu", 1), 2)
+    assert line.split(" | ")[3] == "–"  # nothing is held: no memory is asked for
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [((1.5, 3.0), 7), ((0.5, 3.0), 12)])
+def test_a_long_call_is_not_warmed_up_again(seconds: tuple[float, ...], calls: int) -> None:
+    """As long as all ways of a row are: they meet no other caches."""
+    now, counted = [0.0], [0, 0]
+
+    def call(which: int) -> None:
+        counted[which] += 1
+        now[0] += seconds[which]
+
+    ways = {str(i): lambda i=i: call(i) for i in range(2)}
+    found = measured(ways, 15, lambda: now[0])
+    assert counted == [calls] * 2 and found == {str(i): [seconds[i]] * 5 for i in range(2)}
+
+
+def test_pretraining_beside_a_peer_that_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And one whose torchvision is another torch's; of ours nothing may be, nor a loss beyond chance."""
+    case = PretrainingCase(4, "fp32", keys=7)
+
+    def fails(error: Exception) -> Callable[[], Any]:
+        def make() -> Any:
+            raise error
+
+        return make
+
+    def learns(loss: float) -> Callable[[], Any]:
+        return lambda: lambda: torch.tensor(loss)
+
+    lacks, other = (
+        ModuleNotFoundError("No module named 'lightly'"),
+        RuntimeError("torchvision::nms"),
+    )
+    makes = {"ours": learns(2.0), "lightly": fails(lacks), "solo-learn": fails(other)}
+    ways = contrastive_bars.pretraining(case, (), makes).ways
+    assert [name for name, way in ways.items() if way.call is None] == ["lightly", "solo-learn"]
+    told = capsys.readouterr().err
+    assert "--no-deps lightly" in told and "torchvision::nms" in told
+    for spoilt, error in ((fails(other), RuntimeError), (learns(2.1), AssertionError)):
+        with pytest.raises(error):
+            contrastive_bars.pretraining(case, (), makes | {"ours": spoilt})
