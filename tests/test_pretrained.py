@@ -96,7 +96,8 @@ def test_the_network_of_a_pretraining(tmp_path: Path, part: str, others: list[st
 
 
 def test_a_resnet_by_the_places_of_its_layers(tmp_path: Path) -> None:
-    """As lightly's examples train it: Sequential(conv1, bn1, relu, maxpool, layer1, ..., avgpool)."""
+    """As lightly's examples train it: Sequential(conv1, bn1, relu, maxpool, layer1, ..., avgpool), and the
+    one that follows it beside."""
     model = network()
     places = {"conv1": 0, "bn1": 1, "layer1": 4, "layer2": 5, "layer3": 6, "layer4": 7}
     state = {
@@ -105,10 +106,13 @@ def test_a_resnet_by_the_places_of_its_layers(tmp_path: Path) -> None:
         for top, _, rest in [name.partition(".")]
         if top in places
     }
-    torch.save(state | {"projection_head.0.weight": torch.zeros(2)}, tmp_path / "w.pt")
+    follower = {n.replace("backbone", "backbone_momentum"): v + 1 for n, v in state.items()}
+    head = {"projection_head.0.weight": torch.zeros(2)}
+    torch.save(follower | state | head, tmp_path / "w.pt")
     fresh = network()
     report = load_weights(fresh, tmp_path / "w.pt")
     assert report.missing == ["fc.weight", "fc.bias"] and report.unexpected == []
+    assert report.beside == [*follower, *head, "names behind 'backbone_momentum.'"]
     assert torch.equal(fresh.layer3[0].downsample[0].weight, model.layer3[0].downsample[0].weight)
 
 

@@ -92,6 +92,11 @@ FOUND: dict[str, tuple[Any, str, list[str]]] = {
         "'state_dict', names behind 'module.encoder_q.'",
         [*behind("module.encoder_k.", W), "'state_dict', names behind 'module.encoder_k.'"],
     ),
+    "lightly": (
+        {"state_dict": behind("backbone.", W) | behind("backbone_momentum.", other(W)) | HEAD},
+        "'state_dict', names behind 'backbone.'",
+        [*behind("backbone_momentum.", W), *HEAD, "'state_dict', names behind 'backbone_momentum.'"],
+    ),
     "DINO": (
         {"student": behind("module.backbone.", other(W)), "teacher": behind("backbone.", W)},
         "'teacher', names behind 'backbone.'", ["'student', names behind 'module.backbone.'"],

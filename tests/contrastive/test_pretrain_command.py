@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("jsonargparse")
-from hrrl_ext import load_model
+from hrrl_ext import load_images, load_model
 from hrrl_ext.cli import command_parser, main
+from hrrl_ext.evaluation import Report, predict
 
 SMALL = [
     "--data", "digits", "--validation", "digits", "--model", "convnet", "--width", "4", "--max_steps", "2",
     "--batch_size", "64", "--queue", "100", "--bank", "50", "--device", "cpu", "--progress", "off",
 ]  # fmt: skip
+
+MEASURED = ["--data", "digits", "--attacks", "none", "--corruptions", "none", "--device", "cpu"]
 
 
 def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -31,6 +34,11 @@ def test_a_run_and_its_continuation(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert settings["epochs"] == 200 and settings["schedule"] == "cosine"
     assert load_model(out).fc.out_features == 10
     assert (out / "plots/accuracy.png").exists()
+    assert main(["evaluate", str(out), *MEASURED, "--out", str(tmp_path / "report")]) == 0
+    report = Report.from_json(tmp_path / "report/run")
+    found = predict(load_model(out), load_images("digits", split="test")).correct
+    assert report.accuracy["correct"] == int(found.sum())
+    capsys.readouterr()
     assert main(["pretrain", *SMALL, "--out", str(out)]) == 1
     assert "already holds a run" in capsys.readouterr().err
     resumed = ["pretrain", "--config", str(config), *SMALL, "--out", str(out), "--resume"]
