@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,14 @@ from torch import Tensor
 
 from .._streams import Draws, random_stream
 from ..processes import ALONE, Processes
+from ..spec import not_known
 from .augmix import AugMix
-from .fetching import Fetcher
+from .fetching import Fetcher, pictures_of
 from .ids import checked_ids
 from .image_sets import ImageSet, as_float
 from .mixup import Mixup
 from .sampling import GroupSampling, Sampling, Shuffling, check_order
-from .views.crops import RandomResizedCrop
+from .views.crops import CropOf, RandomResizedCrop
 from .views.erasing import RandomErasing
 
 
@@ -117,6 +119,8 @@ class Batches:
     example joins the batch before it, since batch normalisation cannot train on one value.
     Augmentation and the conversion of uint8 to float run on the device.
 
+    crop_of: "picture" has RandomResizedCrop take its part of the whole picture in a file, at its own
+    size, by the same draws; workers do so, and every epoch decodes all pictures anew: none is kept.
     sampling: "class" or "concept" draws the N examples of an epoch with replacement, and class or
     concept k with a probability ∝ N_k^(1 - balance) (:class:`GroupSampling`); for training, that is
     with shuffle. ``concept`` counts as it is when the epoch begins.
@@ -142,6 +146,7 @@ class Batches:
         shuffle: bool,
         seed: int = 0,
         augment: Augmentation | RandomResizedCrop | None = None,
+        crop_of: CropOf = "image",
         device: str | torch.device = "cpu",
         num_workers: int = 0,
         keep_gib: float = 0.0,
@@ -171,6 +176,7 @@ class Batches:
         self.shuffle = shuffle
         self.seed = seed
         self.augment = augment
+        self._picture_crop = _picture_crop(images, augment, crop_of)
         self.device = torch.device(device)
         self.processes = processes
         self.views = views
@@ -217,23 +223,32 @@ class Batches:
         order = self._order(epoch)
         if len(order) == 0:
             return
-        keys = order + len(self.images) * _times_before(order)
-        rows, keys_of = (t.split(self.sizes)[start:] for t in (order, keys))
+        key = order + len(self.images) * _times_before(order)
+        rows, keys_of = (t.split(self.sizes)[start:] for t in (order, key))
         parts = [self.processes.part(self.sizes[n]) for n in range(start, len(self.sizes))]
         fetched = [self._fetched(part, len(batch)) for part, batch in zip(parts, rows, strict=True)]
         mine = [batch[here] for batch, here in zip(rows, fetched, strict=True)]
-        images = self._fetcher.batches([indices for indices in mine if len(indices)])
+        keys = [batch[here] for batch, here in zip(keys_of, fetched, strict=True)]
+        images = self._images(mine, keys, epoch)
         for number, (indices, part) in enumerate(zip(mine, parts, strict=True), start):
             if len(indices) == 0:  # a last batch of evaluation with fewer examples than processes
                 continue
-            here = fetched[number - start]
-            key = keys_of[number - start][here]
+            here, key = fetched[number - start], keys[number - start]
             x, view, mixtures = self._augmented(next(images), key, here, epoch, number)
             others = [self.images.target[indices], self.concept[indices]]
             others += [indices, view] if self.views else []
             if self.mixup is not None:
                 x, others = self._mixed(x, others, key, part, here.start, epoch, number)
             yield x, *(t.to(self.device, non_blocking=True) for t in others), *mixtures
+
+    def _images(self, rows: list[Tensor], keys: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        """[B, 3, H, W] of each of the rows [B], but of those without any; parts of pictures, where these
+        are cropped."""
+        rows, keys = ([t for t in of_batches if len(t)] for of_batches in (rows, keys))
+        if self._picture_crop is None:
+            return self._fetcher.batches(rows)
+        draws = [[self._draws(key, "crop", epoch)] for key in keys]
+        return (parts[0] for parts in self._fetcher.parts(rows, draws, self._picture_crop))
 
     def _fetched(self, part: range, count: int) -> slice:
         """Of a batch of so many, the images that a part needs: with mixup its partners, which may be in
@@ -249,7 +264,8 @@ class Batches:
         """Images [B, 3, H, W] → what is trained on, float; their views [B, 3]; their mixtures."""
         view = torch.zeros(len(x), 3, dtype=torch.int64)
         if isinstance(self.augment, RandomResizedCrop):
-            x = self.augment(x, self._draws(key, "crop", epoch))
+            if self._picture_crop is None:
+                x = self.augment(x, self._draws(key, "crop", epoch))
         elif self.augment is not None:
             generator, of = random_stream(self.seed, epoch, number), self.sizes[number]
             view = self.augment.draw(len(x), generator, range(here.start, here.stop), of)
@@ -301,6 +317,23 @@ class Batches:
         if by_group is not None:
             return by_group.order(generator)
         return self._shuffling.order(generator)
+
+
+def _picture_crop(
+    images: ImageSet, augment: Augmentation | RandomResizedCrop | None, crop_of: CropOf
+) -> RandomResizedCrop | None:
+    """What takes its parts of whole pictures; none, where images are cropped as they were opened."""
+    if crop_of not in get_args(CropOf):
+        raise ValueError(f"Batches: crop_of {not_known(crop_of, get_args(CropOf))}")
+    if crop_of == "image":
+        return None
+    if not isinstance(augment, RandomResizedCrop):
+        raise ValueError(
+            f"Batches: crop_of='picture' is of RandomResizedCrop, and augment is {augment}; give that, "
+            "or leave crop_of out"
+        )
+    pictures_of(images)  # for its error, before any work
+    return augment
 
 
 def _times_before(order: Tensor) -> Tensor:

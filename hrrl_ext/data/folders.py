@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from .._streams import Draws
 from ..spec import listed, nearest
 from .columns import sorted_names
 from .concept_map import ConceptMap
@@ -22,6 +25,7 @@ from .ids import Ids
 from .image_sets import ImageSet
 from .packed import Sources, chosen_of, packed
 from .resize import ImageSize, fit_picture, sides
+from .views.crops import RandomResizedCrop
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -87,12 +91,31 @@ class DecodedImages(ImageSet):
         rows = self._rows(indices)
         images = torch.empty(len(rows), *self.image_shape, dtype=torch.uint8)
         for out, row in zip(images, rows.tolist(), strict=True):
-            out.copy_(self._decode(self.sources[row]))
+            source = self.sources[row]
+            out.copy_(self._decode(source, lambda whole: fit_picture(whole, self.image_shape[1:])))
         return images, self.target[rows]
 
-    def _decode(self, source: Any) -> Tensor:
+    def parts(self, indices: Ids, draws: Sequence[Draws], crop: RandomResizedCrop) -> Tensor:
+        """Parts of whole pictures, each at its own size: for each of V draws of these images one of every
+        picture, which is decoded once; [V, B, 3, H, W] uint8, of the size of ``crop`` or else of the
+        images.
+
+        At reduced scale a JPEG has twice that size left even of the smallest part.
+        """
+        rows = self._rows(indices)
+        size = self.image_shape[1:] if crop.size is None else sides(crop.size)
+        whole = self.resized(math.ceil(max(size) / crop.narrowest))
+        parts = torch.empty(len(draws), len(rows), 3, *size, dtype=torch.uint8)
+        for place, row in enumerate(rows.tolist()):
+            its = Draws.joined([of_all[place : place + 1] for of_all in draws])
+            of_picture = partial(crop.of_picture, draws=its, size=size)
+            parts[:, place] = whole._decode(self.sources[row], of_picture)
+        return parts
+
+    def _decode(self, source: Any, make: Callable[[Image.Image], Tensor]) -> Tensor:
+        """What ``make`` makes of the whole picture, in RGB and upright."""
         try:
-            return fit_picture(as_rgb(self._open(source)), self.image_shape[1:])
+            return make(as_rgb(self._open(source)))
         except Exception as error:  # broken files raise many types, from SyntaxError on
             raise OSError(
                 f"{self.name}: cannot decode image {self.told(source)}: {error}; hrrl data check names "

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from hrrl_ext.data import FolderImages, folders, load_images
+from hrrl_ext._streams import Draws
+from hrrl_ext.data import FolderImages, RandomResizedCrop, folders, load_images
 from hrrl_ext.data.decoding import FORMATS, SUFFIXES, as_rgb, read_picture
 
 Image = pytest.importorskip("PIL.Image")
@@ -361,6 +362,32 @@ def test_jpeg_files_are_decoded_at_reduced_scale(photos, monkeypatch):
     again = whole.subset([0, 3]).at_reduced_scale().resized(side)  # as every copy
     assert torch.equal(again.__getitems__([0, 1])[0], pixels[1][[0, 3]])
     assert again.name == reduced.name == f"{photos}:decode=reduced"
+
+
+def test_at_reduced_scale_enough_is_left_of_the_smallest_part(photos):
+    """Of a part that has half the sides, twice 24 pixels: of a picture at least 96, where 48 are enough
+    of one that is seen whole."""
+    sizes = []
+
+    class Seen(RandomResizedCrop):
+        def of_picture(self, picture, draws, size):
+            sizes.append(picture.size)
+            return super().of_picture(picture, draws, size)
+
+    draws = [Draws.of_images(torch.arange(4), 0)]
+    for source, scale in (
+        (photos, 0.25),
+        (f"{photos}:decode=reduced", 0.25),
+        (f"{photos}:decode=reduced", 1),
+    ):
+        images = load_images(source, image_size=24)
+        assert isinstance(images, FolderImages)
+        images.parts([0, 1, 2, 3], draws, Seen((scale, 1.0), (1.0, 1.0)))
+    assert sizes == [
+        *((410, 330), (410, 330), (170, 130), (330, 410)),
+        *((205, 165), (410, 330), (170, 130), (165, 205)),
+        *((103, 83), (410, 330), (85, 65), (83, 103)),
+    ]
 
 
 def test_reduced_scale_is_of_image_files(photos):

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from hrrl_ext.data import FolderImages, load_images
+from hrrl_ext._streams import Draws
+from hrrl_ext.data import FolderImages, RandomResizedCrop, load_images
 from hrrl_ext.data.folders import DecodedImages
 from hrrl_ext.data.resize import fit_picture
+from hrrl_ext.data.views import resized_crop
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -169,6 +171,45 @@ def test_fetch_and_subset(tmp_path):
         part[2]
 
 
+def test_parts_are_cut_out_of_whole_pictures(tmp_path):
+    """By Pillow as torchvision does it, to the bit, and by our own filter, to a level; one by each draw."""
+    shapes, crop = [(30, 90), (90, 30), (41, 40)], RandomResizedCrop((0.08, 1))
+    (tmp_path / "c").mkdir()
+    for seed, shape in enumerate(shapes):
+        picture(seed, *shape).save(tmp_path / f"c/{seed}.png")
+    images, rows = FolderImages(tmp_path, image_size=(6, 8)), [2, 0, 1, -3]
+    draws = [Draws.of_images(torch.arange(4), 0, view) for view in (0, 1)]
+    parts = images.parts(rows, draws, crop)
+    assert parts.shape == (2, 4, 3, 6, 8) and parts.dtype == torch.uint8
+    assert torch.equal(images.parts(rows, draws, crop), parts)  # draws are as they were
+    for of_view, made in zip(draws, parts, strict=True):
+        for place, row in enumerate(rows):
+            whole = picture(row % 3, *shapes[row])
+            box = crop.boxes(of_view[place : place + 1], *shapes[row])
+            top, left, h, w, flip = box[0].int().tolist()
+            cut = whole.crop((left, top, left + w, top + h))
+            scaled = cut.resize((8, 6), Image.Resampling.BILINEAR)
+            want = torch.from_numpy(np.array(scaled)).permute(2, 0, 1)
+            assert torch.equal(made[place], want.flip(2) if flip else want)
+            pixels = torch.from_numpy(np.array(whole)).permute(2, 0, 1)[None]
+            ours = resized_crop(pixels, box, (6, 8))[0]
+            assert (ours.int() - made[place].int()).abs().max() <= 1
+    assert images.parts(rows, draws, RandomResizedCrop(size=5)).shape == (2, 4, 3, 5, 5)
+
+
+def test_parts_show_what_is_beside_the_middle(tmp_path):
+    pixels = np.zeros((8, 48, 3), np.uint8)
+    pixels[:, :12] = 255
+    (tmp_path / "c").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "c/0.png")
+    images = FolderImages(tmp_path, image_size=8)
+    draws = Draws.of_images(torch.arange(40), 0)
+    (parts,) = images.parts([0] * 40, [draws], RandomResizedCrop((0.08, 1)))
+    assert not images[0][0].any()
+    lit = (parts == 255).flatten(1).any(1)
+    assert lit.any() and not lit.all()
+
+
 def test_pickling_for_spawned_workers(tmp_path):
     images = FolderImages(save(tmp_path, {"c/0.png": 0}), image_size=5)
     again = pickle.loads(pickle.dumps(images))
@@ -194,6 +235,8 @@ def test_an_unreadable_image_is_named(tmp_path):
         images[1]
     with pytest.raises(OSError, match=r"cannot decode image .*truncated\.png"):
         images[2]
+    with pytest.raises(OSError, match=r"cannot decode image .*truncated\.png"):
+        images.parts([0, 2], [Draws.of_images(torch.arange(2), 0)], RandomResizedCrop())
 
 
 def test_missing_and_empty_folders(tmp_path):

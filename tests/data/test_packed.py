@@ -52,7 +52,7 @@ def test_a_subset() -> None:
 
 
 class Unread(ImageFiles):
-    def _decode(self, source: str) -> torch.Tensor:
+    def _decode(self, source: str, make: object) -> torch.Tensor:
         return torch.full((3, 1, 1), len(source) % 256, dtype=torch.uint8)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +15,13 @@ from ..._arrays import is_numbers
 from ..._streams import Draws
 from ..augmix import ImageProgram
 from ..resize import ImageSize, sides
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+CropOf: TypeAlias = Literal["image", "picture"]
+"""What a part is of: an image as it was opened, of one size with all others; or the whole picture in a
+file, at its own size."""
 
 _ATTEMPTS = 10
 _CROP = ops.IMAGE_OPERATIONS.index("crop")
@@ -68,6 +77,17 @@ class RandomResizedCrop:
             return crop_program(box)(images)
         return resized_crop(images, box, size)
 
+    def of_picture(self, picture: Image.Image, draws: Draws, size: tuple[int, int]) -> Tensor:
+        """A decoded file, in RGB → a part of it by each of the draws, [V, 3, *size] uint8, as Pillow
+        resizes it: torchvision's to the bit."""
+        boxes = self.boxes(draws, picture.height, picture.width)
+        return torch.stack([resized_part(picture, box, size) for box in boxes])
+
+    @property
+    def narrowest(self) -> float:
+        """The shortest side that a part may have, as a share of a square's."""
+        return math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1], 1.0))
+
     def boxes(self, draws: Draws, height: int, width: int) -> Tensor:
         """[B, 5] float64: top, left, height and width of each part, and whether it is flipped, 0 or 1"""
         shape = (_ATTEMPTS,)
@@ -100,6 +120,19 @@ def crop_program(box: Tensor) -> ImageProgram:
     parameter = torch.cat([box, box.new_zeros(b, 1)], 1)[:, None, None]
     one = torch.ones(b, 1)
     return ImageProgram(torch.full((b, 1, 1), _CROP), parameter, one, one[:, 0])
+
+
+def resized_part(picture: Image.Image, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """A decoded file, in RGB, and one part [5] → [3, *size] uint8."""
+    from PIL.Image import Resampling, Transpose
+
+    top, left, h, w, flip = map(int, box.tolist())
+    # Cut out first: with resize(box=) the filter would see pixels beyond the part.
+    part = picture.crop((left, top, left + w, top + h))
+    part = part.resize((size[1], size[0]), Resampling.BILINEAR)  # Pillow always antialiases
+    if flip:
+        part = part.transpose(Transpose.FLIP_LEFT_RIGHT)
+    return torch.from_numpy(np.array(part)).permute(2, 0, 1)
 
 
 def resized_crop(images: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:

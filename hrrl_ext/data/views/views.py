@@ -24,6 +24,9 @@ class Views:
     What an image looks like is a function of (seed, epoch, index, view): the same bits in any batch, for
     any number of workers or processes, and whatever else is drawn anywhere. Families share their crops.
 
+    Where the parts are of pictures that were decoded (:meth:`hrrl_ext.data.folders.DecodedImages.parts`),
+    crop is None and :func:`crop_draws` says by which draws.
+
     Args:
         family: what :func:`view_family` gives, or one's own.
         crop: None is without.
@@ -45,12 +48,24 @@ class Views:
                 f"Views: index must be integers [{len(images)}], the number of each image, got "
                 f"{index.dtype} {list(index.shape)}"
             )
-        shared = Draws.of_images(index, self.seed, "views", epoch)
-        draws = shared.named(f"view {view}")
+        shared, draws = _draws(index, self.seed, epoch, view)
         if self.crop is not None:
-            images = self.crop(images, draws.named("crop"))
+            images = self.crop(images, crop_draws(index, self.seed, epoch, view))
         return self.family.program(draws, shared, *images.shape[2:])(images)
 
     def two(self, images: Tensor, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
-        """Both views of a pair."""
-        return self(images, index, epoch, 0), self(images, index, epoch, 1)
+        """Both views of a pair. Images [2, B, C, H, W] are another one for each view, such as parts that
+        were taken of pictures."""
+        first, second = images.unbind() if images.ndim == 5 else (images, images)
+        return self(first, index, epoch, 0), self(second, index, epoch, 1)
+
+
+def crop_draws(index: Tensor, seed: int, epoch: int, view: int) -> Draws:
+    """By which `Views` crop the images of these numbers [B]."""
+    return _draws(index, seed, epoch, view)[1].named("crop")
+
+
+def _draws(index: Tensor, seed: int, epoch: int, view: int) -> tuple[Draws, Draws]:
+    """Those that the views of an image share, and those of one view."""
+    shared = Draws.of_images(index, seed, "views", epoch)
+    return shared, shared.named(f"view {view}")
