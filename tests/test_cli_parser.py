@@ -45,6 +45,7 @@ def test_a_positional_may_be_in_the_file(
     [
         (["--epo", "3"], {"epochs": 3}),
         (["--epochs=3", "--flip=false"], {"epochs": 3, "flip": False}),
+        (["--resized_crop", "0.08", "--crop_of", "picture"], {"resized_crop": 0.08, "crop_of": "picture"}),
         (["--milestones+", "3", "--milestones+=5"], {"milestones": [3, 5]}),
         (["--optimizer_options.eps", "1", "--optimizer_options.betas", "[0, 0.5]"],
          {"optimizer_options": {"eps": 1, "betas": [0, 0.5]}}),

@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..data import RandomResizedCrop, Views, view_family
 from ..data.resize import ImageSize
+from ..data.views.crops import CropOf
 from ..spec import make_plain
 from ..training.config import TrainingConfig, require_one_of, require_positive
 from ..training.freezing import read_patterns
@@ -35,6 +36,10 @@ class ContrastiveConfig:
     """Of urrl: both views of an image have the family that was drawn once for it."""
     crop_scale: float = 0.2
     """The least share of an image's area that a crop shows."""
+    crop_of: CropOf = "image"
+    """What is cropped: image, an image as it was opened, image_size large, which is decoded once where
+    keep_gib keeps it; picture, the whole picture in a file at its own size, as MoCo has it, which every
+    epoch decodes anew."""
     flip: bool = True
     """Random horizontal flip."""
     blur: float = 0.5
@@ -83,7 +88,7 @@ class ContrastiveConfig:
             self, "dim", "queue", "temperature", "norm_groups", "bank", "neighbours",
             "neighbour_temperature", "width", "jigsaw_side",
         )  # fmt: skip
-        require_one_of(self, method=Method, views=Family)
+        require_one_of(self, method=Method, views=Family, crop_of=CropOf)
         for name in ("p", "blur", "key_momentum", "memory_momentum", "jigsaw", "crop_scale"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -94,7 +99,8 @@ class ContrastiveConfig:
 
     def _require_used(self) -> None:
         """ValueError where a setting of views is given to those that have no use for it."""
-        of_urrl, of_all = ("p", "share_family"), ("crop_scale", "flip", "blur", "augmix")
+        of_urrl = ("p", "share_family")
+        of_all = ("crop_scale", "crop_of", "flip", "blur", "augmix")
         unused = {"urrl": (), "own": of_urrl + of_all}.get(self.views, of_urrl)
         for name in unused:
             if (value := getattr(self, name)) != getattr(type(self), name):
@@ -107,9 +113,19 @@ class ContrastiveConfig:
                     f"{name}={value} does nothing with views={self.views!r}: {of}; leave it out"
                 )
 
+    @property
+    def crop(self) -> RandomResizedCrop:
+        """What becomes of an image, or of a picture, before the family."""
+        return RandomResizedCrop((self.crop_scale, 1.0), flip=0.5 if self.flip else 0.0)
+
+    @property
+    def picture_crop(self) -> RandomResizedCrop | None:
+        """The crop, where it is of pictures: then views have none."""
+        return self.crop if self.crop_of == "picture" else None
+
     def make_views(self, seed: int) -> Views:
         """What ``views`` names; T_urrl where it is own."""
-        crop = RandomResizedCrop((self.crop_scale, 1.0), flip=0.5 if self.flip else 0.0)
+        crop = self.crop if self.picture_crop is None else None
         name = "urrl" if self.views == "own" else self.views
         family = view_family(
             name,

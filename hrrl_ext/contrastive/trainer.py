@@ -80,7 +80,7 @@ class URRLTrainer(Trainer):
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept, of data, of the bank
-            among them and of validation each; 0 keeps none.
+            among them and of validation each; 0 keeps none. Parts of pictures (crop_of) are not kept.
         on_error: "raise" or "skip": images that cannot be read, as for :class:`hrrl_ext.HRRLTrainer`.
         progress: "auto", "bar", "plain" or "off".
         tensorboard: short for loggers=["tensorboard"].
@@ -151,8 +151,7 @@ class URRLTrainer(Trainer):
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
         images = as_begun(open_images(data, "train", "data"), run if resume else None)
-        buffer = training.shuffle_buffer
-        batches = ViewBatches(images, make, training.batch_size, shuffle_buffer=buffer, **options)
+        batches = _batches(images, make, method, training, **options)
         measured = _measured(
             images,
             None if validation is None else open_images(validation, "test", "validation"),
@@ -250,6 +249,23 @@ def _check_parts(network: nn.Module, images: ImageSet, jigsaw: Jigsaw) -> None:
             f"{of}, and {type(network).__name__} fails on these: {error}; lower jigsaw_side, raise "
             "image_size, or give a network for images of any size"
         ) from error
+
+
+def _batches(
+    images: ImageSet,
+    make: TwoViews,
+    method: ContrastiveConfig,
+    training: ContrastiveTraining,
+    **options: Any,
+) -> ViewBatches:
+    return ViewBatches(
+        images,
+        make,
+        training.batch_size,
+        shuffle_buffer=training.shuffle_buffer,
+        crop=method.picture_crop,
+        **options,
+    )
 
 
 def _measured(

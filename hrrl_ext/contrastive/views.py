@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from .._streams import random_stream
-from ..data import ImageSet
+from ..data import ImageSet, RandomResizedCrop
 from ..data.batches import batch_sizes
-from ..data.fetching import Fetcher
+from ..data.fetching import Fetcher, pictures_of
 from ..data.image_sets import as_float
 from ..data.sampling import Shuffling
+from ..data.views.views import crop_draws
 from ..processes import Processes
 
 
@@ -22,7 +23,8 @@ class TwoViews(Protocol):
 
     def two(self, images: Tensor, index: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Both views of images [B, 3, H, W], uint8 or float in [0, 1], of the same kind: a function of
-        each image, its number in index [B] and the epoch alone."""
+        each image, its number in index [B] and the epoch alone. Images [2, B, 3, H, W] are parts of
+        pictures, another one for each view, where `ViewBatches` has a crop."""
         ...
 
 
@@ -34,6 +36,9 @@ class ViewBatches:
     numbers and the epoch: starting at any epoch or batch gives the same bits as getting there, and on
     several processes, each of which has its part, the images of a batch are those of one. A last batch
     with fewer than two images for each process joins the one before it.
+
+    crop: each view is of a part of its own of the whole picture in a file, at its own size, by the draws
+    of `Views`; every epoch decodes all pictures anew, and none is kept.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class ViewBatches:
         num_workers: int = 0,
         keep_gib: float = 0.0,
         shuffle_buffer: int | None = None,
+        crop: RandomResizedCrop | None = None,
     ) -> None:
         least = 2 * processes.size
         if min(batch_size, len(images)) < least:
@@ -55,8 +61,10 @@ class ViewBatches:
                 f"batch_size: every process needs at least two images of a batch, which has {batch_size} "
                 f"of {len(images)} images for {processes.size} of them"
             )
+        if crop is not None:
+            pictures_of(images)  # for its error, before any work
         _check_views(images, views)
-        self.images, self.views, self.seed = images, views, seed
+        self.images, self.views, self.seed, self.crop = images, views, seed, crop
         self.device, self.processes = device, processes
         self._shuffling = Shuffling(images, shuffle_buffer)
         self._fetcher = Fetcher(
@@ -73,12 +81,21 @@ class ViewBatches:
         order = self._shuffling.order(random_stream(self.seed, epoch, "order"))
         parts = [rows[_slice(self.processes.part(len(rows)))] for rows in order.split(self.sizes)]
         parts = parts[start:]
-        for rows, images in zip(parts, self._fetcher.batches(parts), strict=True):
+        for rows, images in zip(parts, self._images(parts, epoch), strict=True):
             first, second = (as_float(view) for view in self.views.two(images, rows, epoch))
             target, rows = (
                 t.to(self.device, non_blocking=True) for t in (self.images.target[rows], rows)
             )
             yield first, second, target, rows
+
+    def _images(self, rows: list[Tensor], epoch: int) -> Iterator[Tensor]:
+        """[B, 3, H, W] of each of the rows [B]; with ``crop`` [2, B, 3, H, W], the part of each view."""
+        if self.crop is None:
+            return self._fetcher.batches(rows)
+        draws = [
+            [crop_draws(indices, self.seed, epoch, view) for view in (0, 1)] for indices in rows
+        ]
+        return self._fetcher.parts(rows, draws, self.crop)
 
 
 def _check_views(images: ImageSet, make: TwoViews) -> None:

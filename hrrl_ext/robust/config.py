@@ -12,6 +12,7 @@ from ..data.mixup import Mixup
 from ..data.resize import ImageSize
 from ..data.sampling import Sampling
 from ..data.views import RandomErasing, RandomResizedCrop
+from ..data.views.crops import CropOf
 from ..losses import ClassificationLoss
 from ..perturbation import BatchNormStatistics
 from ..spec import make_plain, not_known
@@ -90,6 +91,10 @@ class HRRLConfig:
     resized_crop: float = 0.0
     """Random resized crop in place of crop_padding: the least share of an image's area, such as 0.08; 0
     is without."""
+    crop_of: CropOf = "image"
+    """What resized_crop crops: image, an image as it was opened, image_size large, which is decoded once
+    where keep_gib keeps it; picture, the whole picture in a file at its own size, as training on ImageNet
+    has it, which every epoch decodes anew."""
     flip: bool = True
     """Random horizontal flip."""
     augmix: float = 0.0
@@ -130,6 +135,7 @@ class HRRLConfig:
             select=Selection,
             example_level=ExampleLevel,
             stored_bits=StoredBits,
+            crop_of=CropOf,
         )
         self._check_example_level()
         self._check_concept_level()
@@ -211,6 +217,11 @@ class HRRLConfig:
             raise ValueError(
                 "resized_crop must be the least share of an image's area, from 0 (without) to 1, got "
                 f"{self.resized_crop}"
+            )
+        if self.crop_of == "picture" and not self.resized_crop:
+            raise ValueError(
+                "crop_of='picture' says what resized_crop crops, and that is 0, without; give the least "
+                "share of a picture's area, such as resized_crop=0.08, or leave crop_of out"
             )
         if self.resized_crop and self.stored:
             raise ValueError(

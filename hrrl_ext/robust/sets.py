@@ -97,6 +97,7 @@ def open_sets(
             shuffle=shuffle,
             seed=training.seed,
             augment=method.augmentation if shuffle else None,
+            crop_of=method.crop_of if shuffle else "image",
             device=device,
             processes=processes,
             num_workers=num_workers,

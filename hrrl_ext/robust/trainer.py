@@ -73,7 +73,7 @@ class HRRLTrainer(Trainer):
         device: "auto" is CUDA where there is one.
         num_workers: processes that decode images from files.
         keep_gib: images of up to so many GiB, as uint8, are decoded once and kept: on the device
-            where they fit, else in RAM; 0 keeps none.
+            where they fit, else in RAM; 0 keeps none. Parts of pictures (crop_of) are not kept.
         on_error: what becomes of images that cannot be read. "raise" stops at the first that is met, with
             the run saved; "skip" tries all before a run begins, leaves those out, warns, and names them
             in config.json. Where the run goes on the same are left out.

@@ -369,6 +369,14 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ({"augmix": 20.0}, "severity must lie between 0.1 and 10, got 20"),
         ({"crop_scale": 0.0}, "crop_scale must be above 0"),
         (
+            {"crop_of": "picture"},
+            "crop_of=picture does nothing with views='own': an object of your",
+        ),
+        (
+            {"views": "moco", "crop_of": "picture"},
+            "digits-train has images of 8 x 8 pixels and no others; leave crop_of out, or give image f",
+        ),
+        (
             {"views": "augmix:al"},
             "views must be one of moco, augmix, augmix:all, .* got 'augmix:al'",
         ),

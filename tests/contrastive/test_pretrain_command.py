@@ -56,6 +56,8 @@ def test_the_defaults_are_moco_s() -> None:
         0.999,
     )
     assert read.lr is None and read.weight_decay == 1e-4 and read.norm_groups == 8
+    given = ["--data", "photos", "--out", "x", "--crop_of", "picture"]
+    assert read.crop_of == "image" and command_parser("pretrain").parse(given).crop_of == "picture"
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from hrrl_ext._streams import Draws
 from hrrl_ext.contrastive import ContrastiveConfig, ViewBatches
-from hrrl_ext.data import Views, load_images
+from hrrl_ext.contrastive.jigsaw import Jigsaw
+from hrrl_ext.data import FolderImages, RandomResizedCrop, Views, load_images, view_family
+from hrrl_ext.data.image_sets import as_float
 from hrrl_ext.processes import Processes
 
 DIGITS = load_images("digits", split="train").subset(range(53))
@@ -51,6 +55,44 @@ def test_processes_have_the_images_of_one() -> None:
             assert torch.equal(torch.cat(halves), one)
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
+    image = pytest.importorskip("PIL.Image")
+    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    (folder / "a").mkdir()
+    for i in range(14):
+        pixels = noise.integers(0, 256, (15 + i, 40 - i, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(folder / f"a/{i:02}.png")
+    return FolderImages(folder, image_size=8)
+
+
+def test_views_of_parts_of_pictures(pictures: FolderImages) -> None:
+    """Each by the draws of its crop; a jigsaw is of the second, and workers, processes and starts do not
+    count."""
+    crop, options = RandomResizedCrop((0.2, 1)), {"seed": 3, "device": torch.device("cpu")}
+    views = Views(view_family("moco"), None, seed=3)
+
+    def made(size: int = 6, of: Any = views, **settings: Any) -> ViewBatches:
+        given = options | {"processes": Processes()} | settings
+        return ViewBatches(pictures, of, size, crop=crop, keep_gib=1.0, **given)
+
+    first, second, _, index = want = whole(made(), 2)
+    shared = Draws.of_images(index, 3, "views", 2)
+    draws = [shared.named(f"view {view}").named("crop") for view in (0, 1)]
+    parts = pictures.parts(index, draws, crop)
+    assert torch.equal(first, as_float(views(parts[0], index, 2, 0)))
+    assert torch.equal(second, as_float(views(parts[1], index, 2, 1)))
+    cut = whole(made(of=Jigsaw(views, 2, 3)), 2)
+    jigsaw = Jigsaw(views, 2, 3).cut(second, Draws.of_images(index, 3, "jigsaw", 2))
+    assert torch.equal(cut[0], first) and torch.equal(cut[1], jigsaw)
+    for got in (whole(made(num_workers=2), 2), whole(made(4), 2)):
+        assert all(map(torch.equal, got, want))
+    assert all(torch.equal(got, of[6:]) for got, of in zip(whole(made(), 2, 1), want, strict=True))
+    ranks = [whole(made(14, processes=Processes(rank, 2)), 2) for rank in (0, 1)]
+    for halves, of in zip(zip(*ranks, strict=True), want, strict=True):
+        assert torch.equal(torch.cat(halves), of)
+
+
 def test_names_of_views_and_an_object() -> None:
     """Each name is a family with these settings; T_rob and T_rep are those of their own names."""
     x, index = DIGITS.images, torch.arange(53)
@@ -67,6 +109,10 @@ def test_names_of_views_and_an_object() -> None:
     assert not torch.equal(first(views="augmix", augmix=0.1), first(views="augmix", augmix=9.0))
     plain = {"views": "augmix", "augmix": 0.1, "crop_scale": 1.0, "flip": False}
     assert (first(**plain).float() - x.float()).abs().mean() < 40  # all but a crop to 3/4 or 4/3
+    of_parts = ContrastiveConfig(crop_of="picture", crop_scale=0.3, flip=False)
+    assert of_parts.make_views(5).crop is None
+    assert of_parts.picture_crop == RandomResizedCrop((0.3, 1.0), flip=0.0)
+    assert ContrastiveConfig().picture_crop is None
 
 
 def test_too_few_images() -> None:

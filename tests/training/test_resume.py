@@ -24,6 +24,7 @@ from torchrun import FORKS, connected, forked
 
 from hrrl_ext import HRRLTrainer, URRLTrainer
 from hrrl_ext.data import ArrayImages, load_images
+from hrrl_ext.data.folders import DecodedImages
 from hrrl_ext.models import ConvNet
 from hrrl_ext.retrieval import RetrievalTrainer, load_pairs
 from hrrl_ext.retrieval.model import without_classifier
@@ -40,6 +41,20 @@ class Shards(ArrayImages):
         return torch.arange(len(self)).split([50, 20, 30])
 
 
+class Pictures(DecodedImages):
+    """Images that are pictures of other sizes, as if they lay in files."""
+
+    def _open(self, source: int) -> Any:
+        from PIL import Image
+
+        digit = DIGITS.images[source].permute(1, 2, 0).numpy()
+        return Image.fromarray(digit).resize((12 + source % 5, 20))
+
+
+PICTURES: dict[str, Any] = {
+    "data": Pictures(range(100), DIGITS.target, image_size=8, classes=DIGITS.classes, name="pictures"),
+    "crop_of": "picture", "keep_gib": 1.0,
+}  # fmt: skip
 BUFFERED: dict[str, Any] = {
     "data": Shards(DIGITS.__getitems__(range(100))[0], DIGITS.target, name="digits"), "shuffle_buffer": 25,
 }  # fmt: skip
@@ -122,7 +137,7 @@ def result(trainer: HRRLTrainer) -> list[Any]:
         {"example_level": "stored", "c": "auto", "channels_last": True},
         {"example_level": "stored", "stored_bits": 1, "precision": "fp16", "accumulate": 2},
         {"augmix": 3, "tau": 0.0},
-        {"resized_crop": 0.2, "erasing": 0.5, "mixup": 0.4, "accumulate": 2},
+        {"resized_crop": 0.2, "erasing": 0.5, "mixup": 0.4, "accumulate": 2, **PICTURES},
         {"augmix": 3, "jsd": 12.0, "accumulate": 2},
         {"example_level": "stored", "stored_resolution": 3},
         {"example_level": "stored", "concepts": "clusters:6,every=1,rounds=3,refresh_rounds=2"},
@@ -157,7 +172,7 @@ def test_within_an_epoch(tmp_path: Path, settings: dict[str, Any]) -> None:
         ("URRL", {"views": "urrl", "num_workers": 2, "ema": 0.5, **BUFFERED}),
         ("URRL", {"precision": "bf16", "channels_last": True}),
         ("URRL", {"precision": "fp16", "accumulate": 2}),
-        ("URRL", {"method": "instdis", "views": "augmix", "num_workers": 1}),  # the memory
+        ("URRL", {"method": "instdis", "views": "augmix", "num_workers": 1, **PICTURES}),  # the memory
         ("URRL", {"method": "pirl", "jigsaw_side": 2, "model": "convnet", "width": 4, "accumulate": 2}),
         ("VSE", {"warmup_loss": "semi_hard", "warmup_for": "4 steps"}),
         # A start that is kept, before the first clustering; then two of them.
