@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from hrrl_ext.data.augmix import OPERATIONS, Chains
@@ -26,9 +26,10 @@ def as_tensor(pictures: Sequence[Any]) -> Tensor:
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
 
 
-def operated(picture: Any, name: str, level: float) -> Any:
-    """A level below 0 goes in the other direction, where there is one."""
-    sign, level = (1 if level > 0 else -1), abs(level)
+def operated(picture: Any, name: str, level: float, severity: float = 3.0) -> Any:
+    """A level below 0 goes in the other direction, where there is one. Of MoCo's operations a level as
+    high as the severity goes as far as its views do."""
+    sign, level, moved_by = (1 if level > 0 else -1), abs(level), level / severity
     width, height = picture.size
 
     def moved(*matrix: float) -> Any:
@@ -53,6 +54,17 @@ def operated(picture: Any, name: str, level: float) -> Any:
             return moved(1, 0, sign * int(level * (width / 3) / 10), 0, 1, 0)
         case "translate_y":
             return moved(1, 0, 0, 0, 1, sign * int(level * (height / 3) / 10))
+        case "brightness_jitter" | "contrast_jitter" | "color_jitter":
+            enhance = getattr(ImageEnhance, name.removesuffix("_jitter").capitalize())
+            return enhance(picture).enhance(1 + 0.4 * moved_by)
+        case "hue_jitter":  # as torchvision's, a byte that goes around
+            hue, saturation, value = picture.convert("HSV").split()
+            hue = hue.point([(h + int(0.1 * moved_by * 255)) % 256 for h in range(256)])
+            return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        case "grey":
+            return ImageEnhance.Color(picture).enhance(0)
+        case "blur":
+            return picture.filter(ImageFilter.GaussianBlur(0.1 + 1.9 * abs(moved_by)))
     return getattr(ImageEnhance, name.capitalize())(picture).enhance(level * 1.8 / 10 + 0.1)
 
 

@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
-"""The bars of contrastive pretraining, in one table: InfoNCE with a queue, AugMix, views, steps, epochs.
+"""The bars of contrastive pretraining, in one table: InfoNCE with a queue, AugMix and each of its
+operations, views, steps, epochs.
 
     python bench/contrastive_bars.py > bench/results/contrastive-NAME.md          # a quarter of an hour
     python bench/contrastive_bars.py --only info_nce --threads 1
     python bench/contrastive_bars.py --only "pretraining epoch" --threads 1       # most of that
 
 How it is measured, turns.py says. InfoNCE is loss and gradient, every way checked against float64 first
-to 1e-6; its memory is asked for as well, a share of queries, keys and queue. AugMix and both views of
-URRL, which are asked for per core, are measured on one thread alone. Both views of a batch are held
+to 1e-6; its memory is asked for as well, a share of queries, keys and queue. AugMix, an operation of
+its chains, of which no bar is asked, and both views of URRL, which are asked for per core, are measured
+on one thread alone. Both views of a batch are held
 against a step of MoCo on as many images of 32 pixels, by the network of examples/contrastive_evidence.py.
 
 A step and an epoch of pretraining, of which no bar is asked, are those of test_pretraining.py on one
@@ -37,12 +39,12 @@ from pretraining_peers import (
 from shapes import Negatives
 from torch import Tensor
 from turns import Row, Rows, Way, compared, main
-from view_calls import BATCH, augmix_calls, both_views, photographs
+from view_calls import BATCH, augmix_calls, both_views, operation_calls, photographs
 
-from hrrl_ext.data.augmix import AugMixOperations
+from hrrl_ext.data.augmix import OPERATIONS, AugMixOperations
 
 BATCHES, KEYS = (256, 128), (4096, 16_384, 65_536)
-OPERATIONS: tuple[AugMixOperations, ...] = ("paper", "all")
+KINDS: tuple[AugMixOperations, ...] = ("paper", "all")
 STEPS = [PretrainingCase(16, dtype, batch, channels_last=True)
          for dtype in ("bf16", "fp32") for batch in BATCHES]  # fmt: skip
 
@@ -55,9 +57,11 @@ def rows(place: Place) -> Rows:
             cases[f"info_nce {case}"] = partial(info_nce, case, place)
     if place.threads == 1:
         for side in BATCH:
-            for operations in OPERATIONS:
-                name = f"augmix {BATCH[side]}x3x{side}x{side}-{operations}"
-                cases[name] = partial(augmix, side, operations)
+            images = f"{BATCH[side]}x3x{side}x{side}"
+            for kind in KINDS:
+                cases[f"augmix {images}-{kind}"] = partial(augmix, side, kind)
+            for one in OPERATIONS:
+                cases[f"operation {one.name} {images}"] = partial(operation, side, one.name)
         cases |= {f"views of URRL, {case}": partial(views, case) for case in STEPS}
         cases |= {f"pretraining step, {case}": partial(step, case) for case in PRETRAINING_CASES}
         cases |= {
@@ -77,6 +81,11 @@ def augmix(side: int, operations: AugMixOperations) -> Row:
     facts = {"op": "augmix", "device": "cpu", "shape": (BATCH[side], 3, side, side)}
     calls = augmix_calls(side, operations)
     ways = {name: Way(call, bars.least_ratio(facts, name)) for name, call in calls.items()}
+    return Row((photographs(side),), ways)
+
+
+def operation(side: int, name: str) -> Row:
+    ways = {way: Way(call) for way, call in operation_calls(side, name).items()}
     return Row((photographs(side),), ways)
 
 

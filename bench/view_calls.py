@@ -1,4 +1,4 @@
-"""AugMix whole, with its draws, and views of contrastive pretraining, on photographs: calls to time.
+"""AugMix whole, with its draws, one operation alone, and views of pretraining, on photographs: to time.
 
 Ours and Pillow's mix the same images by the same draws, and agree before they are handed out.
 """
@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from augmix_peer import as_pictures, mixed
+from augmix_peer import as_pictures, as_tensor, mixed, operated
 from test_corruptions import photograph
 from torch import Tensor
 
+from hrrl_ext import ops
 from hrrl_ext.data import Augmentation, AugMix, Views, view_family
-from hrrl_ext.data.augmix import AugMixOperations
+from hrrl_ext.data.augmix import OPERATIONS, AugMixOperations, Chains
 from hrrl_ext.data.image_sets import as_float
 
 BATCH = {32: 64, 224: 8}
@@ -42,6 +43,24 @@ def augmix_calls(side: int, operations: AugMixOperations) -> dict[str, Callable[
         "Pillow": lambda: mixed(pictures, augmix.draw(count, generator)),
         "torchvision": by_torchvision(images, all_ops=operations == "all"),
     }
+
+
+def operation_calls(side: int, name: str) -> dict[str, Callable[[], Any]]:
+    """One of AugMix's operations, half as strong as they are drawn at most."""
+    images, augmix = photographs(side), AugMix(operations="moco")
+    number, level = [one.name for one in OPERATIONS].index(name), augmix.severity / 2
+    shape, one = (len(images), 1, 1), torch.ones(len(images), 1)
+    chains = Chains(torch.full(shape, number), torch.full(shape, level).double(), one, one[:, 0])
+    program, pictures = augmix.program(chains, side, side), as_pictures(images)
+
+    def ours() -> Tensor:
+        return ops.mix_chains(images, *program)
+
+    def pillow() -> list[Any]:
+        return [operated(picture, name, level, augmix.severity) for picture in pictures]
+
+    assert ((ours().int() - as_tensor(pillow()).int()).abs() > 1).float().mean() < 1e-4
+    return {"ours": ours, "Pillow": pillow}
 
 
 def by_torchvision(images: Tensor, all_ops: bool) -> Callable[[], Tensor] | None:

@@ -145,34 +145,31 @@ __device__ inline void sharpness(const Image& image, const word* from, word* to,
   });
 }
 
-// Along rows or columns; kAcross: rows
-template <bool kAcross>
-__device__ void average(const Image& image, const word* from, word* to, const Box& box) {
-  const int last = (kAcross ? image.width : image.height) - 1, stride = kAcross ? 1 : image.width;
-  for_each_pixel(image, [&](int pixel) {
-    const int at = kAcross ? pixel % image.width : pixel / image.width;
-    const auto moved = [&](int k) {
-      return from[pixel + ((at + k < 0 ? 0 : at + k < last ? at + k : last) - at) * stride];
-    };
-    word near[3] = {}, far[3];
-    for (int k = -box.reach; k <= box.reach; ++k) {
-      const word p = moved(k);
-      for (int c = 0; c < 3; ++c) near[c] += static_cast<word>(channel(p, c));
-    }
-    const word before = moved(-box.reach - 1), after = moved(box.reach + 1);
-    for (int c = 0; c < 3; ++c) far[c] = static_cast<word>(channel(before, c) + channel(after, c));
-    to[pixel] = pixel_of(boxed(near[0], far[0], box), boxed(near[1], far[1], box), boxed(near[2], far[2], box));
-  });
-}
-
-// Ends in `other`.
+// Three boxes along rows, then along columns; ends in `other`.
 __device__ inline void blur(const Image& image, const word* from, word* to, word* other, const Box& box) {
-  average<true>(image, from, to, box);
-  average<true>(image, to, other, box);
-  average<true>(image, other, to, box);
-  average<false>(image, to, other, box);
-  average<false>(image, other, to, box);
-  average<false>(image, to, other, box);
+#pragma unroll 1
+  for (int time = 0; time < 6; ++time) {
+    const bool across = time < 3;
+    const int last = (across ? image.width : image.height) - 1, stride = across ? 1 : image.width;
+    for_each_pixel(image, [&](int pixel) {
+      const int at = across ? pixel % image.width : pixel / image.width;
+      const auto moved = [&](int k) {
+        const int place = at + k < 0 ? 0 : at + k < last ? at + k : last;
+        return from[pixel + (place - at) * stride];
+      };
+      word near[3] = {}, far[3];
+      for (int k = -box.reach; k <= box.reach; ++k) {
+        const word p = moved(k);
+        for (int c = 0; c < 3; ++c) near[c] += static_cast<word>(channel(p, c));
+      }
+      const word before = moved(-box.reach - 1), after = moved(box.reach + 1);
+      for (int c = 0; c < 3; ++c) far[c] = static_cast<word>(channel(before, c) + channel(after, c));
+      to[pixel] = pixel_of(boxed(near[0], far[0], box), boxed(near[1], far[1], box), boxed(near[2], far[2], box));
+    });
+    word* const made = to;
+    to = other;
+    from = other = made;
+  }
 }
 
 __device__ inline float mean_grey(const Image& image, const word* from) {

@@ -181,9 +181,12 @@ def test_a_share_of_nothing_is_the_identity(dtype: torch.dtype) -> None:
     assert torch.equal(AugMix().apply(x, chains), x)
 
 
+GREY = ("color", "color_jitter", "grey")  # which leave it as it is
+
+
 @pytest.mark.parametrize("level", [2.9, -2.9])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", NAMES[:13])
+@pytest.mark.parametrize("name", NAMES)
 def test_one_operation_is_pillows(name: str, channels: int, level: float) -> None:
     """The table of parameters a second time, by the peer of the benchmark; edges: test_operations.py."""
     pytest.importorskip("PIL")
@@ -194,9 +197,10 @@ def test_one_operation_is_pillows(name: str, channels: int, level: float) -> Non
     )
     x = x.to(torch.uint8)
     ours = AugMix().apply(x, chain(name, level=level))
-    theirs = as_tensor([operated(as_pictures(x)[0], name, level)])
+    no_hue = name == "hue_jitter" and channels == 1  # of which Pillow has no HSV
+    theirs = x if no_hue else as_tensor([operated(as_pictures(x)[0], name, level)])
     assert (ours.int() - theirs.int()).abs().max() <= (name == "rotate")
-    assert not torch.equal(ours, x) or (name == "color" and channels == 1)
+    assert no_hue or (channels == 1 and name in GREY) or not torch.equal(ours, x)
 
 
 @pytest.mark.parametrize("operations", ["paper", "all"])
