@@ -9,12 +9,12 @@ operations, views, steps, epochs.
 How it is measured, turns.py says. InfoNCE is loss and gradient, every way checked against float64 first
 to 1e-6; its memory is asked for as well, a share of queries, keys and queue. AugMix, an operation of
 its chains, of which no bar is asked, and both views of URRL, which are asked for per core, are measured
-on one thread alone. Both views of a batch are held
-against a step of MoCo on as many images of 32 pixels, by the network of examples/contrastive_evidence.py.
+on one thread alone. Both views of a batch are held against a step of MoCo on as many images of 32
+pixels, by the network of examples/contrastive_evidence.py.
 
 A step and an epoch of pretraining, of which no bar is asked, are those of test_pretraining.py on one
 thread: beside MoCo's notebook ("eager"), lightly's parts and solo-learn's, as pretraining_peers.py has
-them. The first loss of each is looked at before it is timed.
+them. The loss of the first call of each is looked at before it is timed.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def _megabytes(size: float | None) -> str:
 
 def _digits(value: float) -> str:
     """Three, or all of a larger whole number."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 999.5 else f"{value:.3g}"
 
 
 def _cells(*cells: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -52,11 +51,6 @@ class Draws:
         """A key for each of so many images from a generator, or torch's global one."""
         key = torch.randint(2**63 - 1, (count,), generator=generator)
         return cls(key.numpy().astype(np.uint64))
-
-    @classmethod
-    def joined(cls, several: Sequence[Draws]) -> Draws:
-        """Those of all images of each, as if nothing had been drawn."""
-        return cls(np.concatenate([draws._key for draws in several]))
 
     def __len__(self) -> int:
         return len(self._key)

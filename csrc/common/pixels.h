@@ -126,7 +126,7 @@ HRRL_PIXEL Box box_of(double gaussian) {
   box.far = (16777216u - static_cast<word>(2 * box.reach + 1) * box.near) / 2;
   return box;
 }
-// Sums of levels: up to 64 + 1 + 64 of the near ones, and both far ones
+// Sums of levels: of up to 63 + 1 + 63 near ones, and of both far ones
 HRRL_PIXEL int boxed(word near, word far, const Box& box) {
   return static_cast<int>((near * box.near + far * box.far + (1u << 23)) >> 24);
 }

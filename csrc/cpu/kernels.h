@@ -116,8 +116,8 @@ struct MixChainsArgs {
   const void* images;
   void* out;
 };
-// Doubles: three pictures of 4 bytes a pixel, a sum for each channel, and what lines are worked out in, of which two
-// with what a blur reaches on either side are the widest
+// Doubles: three pictures of 4 bytes a pixel, a sum for each channel, and what lines are worked out in; of narrow
+// images two with what a blur reaches on either side are the widest
 inline int64_t mix_chains_scratch(const ImageShape& of) {
   return of.height * of.width * (2 + of.channels) + 16 * (of.width + of.height) + 2 * kMostBlur;
 }

@@ -105,9 +105,7 @@ class ContrastiveConfig:
         for name in unused:
             if (value := getattr(self, name)) != getattr(type(self), name):
                 of = (
-                    "an object of your own has its settings itself"
-                    if name in of_all
-                    else "it is of urrl"
+                    "an object of your own makes views whole" if name in of_all else "it is of urrl"
                 )
                 raise ValueError(
                     f"{name}={value} does nothing with views={self.views!r}: {of}; leave it out"

@@ -151,7 +151,10 @@ class URRLTrainer(Trainer):
             "num_workers": num_workers, "keep_gib": keep_gib,
         }  # fmt: skip
         images = as_begun(open_images(data, "train", "data"), run if resume else None)
-        batches = _batches(images, make, method, training, **options)
+        buffer, crop = training.shuffle_buffer, method.picture_crop
+        batches = ViewBatches(
+            images, make, training.batch_size, shuffle_buffer=buffer, crop=crop, **options
+        )
         measured = _measured(
             images,
             None if validation is None else open_images(validation, "test", "validation"),
@@ -249,23 +252,6 @@ def _check_parts(network: nn.Module, images: ImageSet, jigsaw: Jigsaw) -> None:
             f"{of}, and {type(network).__name__} fails on these: {error}; lower jigsaw_side, raise "
             "image_size, or give a network for images of any size"
         ) from error
-
-
-def _batches(
-    images: ImageSet,
-    make: TwoViews,
-    method: ContrastiveConfig,
-    training: ContrastiveTraining,
-    **options: Any,
-) -> ViewBatches:
-    return ViewBatches(
-        images,
-        make,
-        training.batch_size,
-        shuffle_buffer=training.shuffle_buffer,
-        crop=method.picture_crop,
-        **options,
-    )
 
 
 def _measured(

@@ -63,7 +63,7 @@ class ViewBatches:
             )
         if crop is not None:
             pictures_of(images)  # for its error, before any work
-        _check_views(images, views)
+        _check_views(images, views, of_parts=crop is not None)
         self.images, self.views, self.seed, self.crop = images, views, seed, crop
         self.device, self.processes = device, processes
         self._shuffling = Shuffling(images, shuffle_buffer)
@@ -98,11 +98,11 @@ class ViewBatches:
         return self._fetcher.parts(rows, draws, self.crop)
 
 
-def _check_views(images: ImageSet, make: TwoViews) -> None:
-    """That what makes views takes the images, before the run has begun."""
+def _check_views(images: ImageSet, make: TwoViews, *, of_parts: bool) -> None:
+    """That what makes views takes the images, or parts of pictures, before the run has begun."""
     x, _ = images.__getitems__([0, 1])
     try:
-        views = make.two(x, torch.arange(2), 0)
+        views = make.two(x.expand(2, *x.shape) if of_parts else x, torch.arange(2), 0)
     except (IndexError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"views: {make} fails on images {list(x.shape[1:])} of {images.name}: {error}"

@@ -19,7 +19,8 @@ from .views.crops import RandomResizedCrop
 
 
 class Fetcher:
-    """Gives the images of batches, one batch after the other; where they come from changes no bit.
+    """Gives the images of batches, one batch after the other, or parts of the pictures behind them; where
+    they come from changes no bit.
 
     device: where they are wanted; num_workers: processes that fetch them, worthwhile for images decoded
     from files; keep_gib: up to so many GiB of images are kept as they were fetched, on the device or else
@@ -100,7 +101,7 @@ def pictures_of(images: ImageSet) -> DecodedImages:
     raise ValueError(
         f"crop_of='picture' crops pictures as they are decoded, at their own size, and {images.name} has "
         f"images of {height} x {width} pixels and no others; leave crop_of out, or give image files: a "
-        'folder, "files:", a table, "hf:" or "wds:"'
+        'folder, "files:", a table, "hf:", "wds:", or files that torchvision names'
     )
 
 

@@ -107,7 +107,7 @@ class DecodedImages(ImageSet):
         whole = self.resized(math.ceil(max(size) / crop.narrowest))
         parts = torch.empty(len(draws), len(rows), 3, *size, dtype=torch.uint8)
         for place, row in enumerate(rows.tolist()):
-            its = Draws.joined([of_all[place : place + 1] for of_all in draws])
+            its = [of_all[place : place + 1] for of_all in draws]
             of_picture = partial(crop.of_picture, draws=its, size=size)
             parts[:, place] = whole._decode(self.sources[row], of_picture)
         return parts

@@ -70,8 +70,8 @@ def test_agrees_with_cross_entropy_to_a_millionth() -> None:
     ("k", "count"), [(1, 64), (7, 1), (40, 64), (1000, 3), (1000, 64), (4096, 64)]
 )
 def test_attention_in_chunks_is_the_same(k: int, count: int) -> None:
-    """The peer of the benchmarks, whatever its last chunk lacks: as near as eager's float32, 1e-7 of the
-    largest, however many chunks."""
+    """The peer of the benchmarks, whatever its last chunk lacks: as near as eager's float32, some 1e-7 of
+    the largest, however many chunks."""
     query, key, queue = problem(33, k, 16)
     chunks = in_chunks(queue, count)
     assert len(chunks) <= min(k, count)

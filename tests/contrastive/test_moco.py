@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         ({"p": 1.5}, r"p must lie in \[0, 1\], got 1.5"),
         (
             {"crop_scale": 0.5},
-            "crop_scale=0.5 does nothing with views='own': an object of your own has",
+            "crop_scale=0.5 does nothing with views='own': an object of your own makes",
         ),
         (
             {"views": "moco", "p": 0.3},

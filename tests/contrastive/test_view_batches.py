@@ -92,6 +92,13 @@ def test_views_of_parts_of_pictures(pictures: FolderImages) -> None:
     for halves, of in zip(zip(*ranks, strict=True), want, strict=True):
         assert torch.equal(torch.cat(halves), of)
 
+    class OfImages(Views):
+        def two(self, images: Tensor, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
+            return self(images, index, epoch, 0), self(images, index, epoch, 1)
+
+    with pytest.raises(ValueError, match=r"OfImages.* fails on images"):
+        made(of=OfImages(view_family("moco"), None, seed=3))
+
 
 def test_names_of_views_and_an_object() -> None:
     """Each name is a family with these settings; T_rob and T_rep are those of their own names."""

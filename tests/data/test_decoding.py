@@ -390,6 +390,15 @@ def test_at_reduced_scale_enough_is_left_of_the_smallest_part(photos):
     ]
 
 
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (0.5, 0.6), (2.0, 3.0)])
+@pytest.mark.parametrize("scale", [(0.1, 0.3), (1.0, 1.0)])
+def test_no_part_is_narrower(scale, ratio):
+    """But for a pixel of rounding; parts of the middle among them, where none that is drawn fits."""
+    crop, draws = RandomResizedCrop(scale, ratio), Draws.of_images(torch.arange(300), 0)
+    for height, width in ((100, 100), (100, 370), (230, 100)):
+        assert crop.boxes(draws, height, width)[:, 2:4].min() >= 100 * crop.narrowest - 1
+
+
 def test_reduced_scale_is_of_image_files(photos):
     with pytest.raises(ValueError, match="digits-train: decode=reduced goes with image files"):
         load_images("digits:decode=reduced")

@@ -2,7 +2,8 @@
 //
 // - affine and crop find places and weights line by line, and once for all lines where they are the same in them. What
 //   lies on whole pixels is moved, and what lies on whole rows or columns has two neighbours instead of four.
-// - sharpness adds up two channels of a word at a time.
+// - sharpness and blur add up two channels of a word at a time. A blur is three boxes along rows, a line after another,
+//   and three along columns, a picture after another.
 #pragma once
 
 #include <type_traits>

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -77,16 +78,21 @@ class RandomResizedCrop:
             return crop_program(box)(images)
         return resized_crop(images, box, size)
 
-    def of_picture(self, picture: Image.Image, draws: Draws, size: tuple[int, int]) -> Tensor:
-        """A decoded file, in RGB → a part of it by each of the draws, [V, 3, *size] uint8, as Pillow
-        resizes it: torchvision's to the bit."""
-        boxes = self.boxes(draws, picture.height, picture.width)
+    def of_picture(
+        self, picture: Image.Image, draws: Sequence[Draws], size: tuple[int, int]
+    ) -> Tensor:
+        """A decoded file, in RGB → a part of it by each of the draws, of this image alone, [V, 3, *size]
+        uint8, as Pillow resizes it: torchvision's to the bit."""
+        boxes = [self.boxes(one, picture.height, picture.width)[0] for one in draws]
         return torch.stack([resized_part(picture, box, size) for box in boxes])
 
     @property
     def narrowest(self) -> float:
-        """The shortest side that a part may have, as a share of a square's."""
-        return math.sqrt(self.scale[0] * min(self.ratio[0], 1 / self.ratio[1], 1.0))
+        """At least this share of a picture's shorter side is the shorter one of a part, drawn or in the
+        middle."""
+        least, most = self.ratio
+        drawn = math.sqrt(self.scale[0] * min(least, 1 / most))
+        return min(drawn, most, 1 / least)
 
     def boxes(self, draws: Draws, height: int, width: int) -> Tensor:
         """[B, 5] float64: top, left, height and width of each part, and whether it is flipped, 0 or 1"""

@@ -48,9 +48,10 @@ class Views:
                 f"Views: index must be integers [{len(images)}], the number of each image, got "
                 f"{index.dtype} {list(index.shape)}"
             )
-        shared, draws = _draws(index, self.seed, epoch, view)
+        shared = _shared_draws(index, self.seed, epoch)
+        draws = shared.named(f"view {view}")
         if self.crop is not None:
-            images = self.crop(images, crop_draws(index, self.seed, epoch, view))
+            images = self.crop(images, draws.named("crop"))
         return self.family.program(draws, shared, *images.shape[2:])(images)
 
     def two(self, images: Tensor, index: Tensor, epoch: int = 0) -> tuple[Tensor, Tensor]:
@@ -62,10 +63,8 @@ class Views:
 
 def crop_draws(index: Tensor, seed: int, epoch: int, view: int) -> Draws:
     """By which `Views` crop the images of these numbers [B]."""
-    return _draws(index, seed, epoch, view)[1].named("crop")
+    return _shared_draws(index, seed, epoch).named(f"view {view}").named("crop")
 
 
-def _draws(index: Tensor, seed: int, epoch: int, view: int) -> tuple[Draws, Draws]:
-    """Those that the views of an image share, and those of one view."""
-    shared = Draws.of_images(index, seed, "views", epoch)
-    return shared, shared.named(f"view {view}")
+def _shared_draws(index: Tensor, seed: int, epoch: int) -> Draws:
+    return Draws.of_images(index, seed, "views", epoch)
