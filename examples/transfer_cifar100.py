@@ -3,8 +3,10 @@
     python examples/transfer_cifar100.py DATA --out runs/cifar100 --search      # of the levels
     python examples/transfer_cifar100.py DATA --out runs/cifar100 --tau T --lam L --alpha A \\
         --seeds 0 1 2 --page docs/results/cifar100.md
+    python examples/transfer_cifar100.py --page docs/results/cifar100.md   # of its trials alone
 
 --page puts the tables between the page's marks, and the trials and pictures into the folder beside it.
+Without DATA nothing is trained: the tables of accuracy come from the trials that are there.
 
 DATA is a folder with NumPy archives (image uint8, label, class_names; see docs/data.md):
 cifar100-train-{0..3}of4, cifar100-test, cifar10-*, grocery-* and fashion-mnist-*.
@@ -26,11 +28,16 @@ import torch
 from result_page import with_tables
 
 from hrrl_ext import HRRLTrainer
+from hrrl_ext._tables import markdown
 from hrrl_ext.data import ArrayImages, ImageSet, load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
 from hrrl_ext.transfer import Target, TransferTable, transfer_table
-from hrrl_ext.transfer.table import BASELINES, VARIANTS
+from hrrl_ext.transfer.study.analysis import paired
+from hrrl_ext.transfer.table import BASELINES, VARIANTS, Trial
 
+BASE = "ERM"
+OF_SOURCE = ("accuracy", "worst_concept_accuracy")
+OF_Q = ("effective_concepts", "largest_weight")
 SIZE = 32
 TAU_GRID = (0.003, 0.01, 0.03, 0.1, 0.3)
 LAM_GRID = (1.0, 3.0, 10.0, 30.0, 100.0)
@@ -38,10 +45,12 @@ ETA_Q_GRID = (0.001, 0.01, 0.1)
 ALPHA_GRID = (0.2, 0.5, 0.7, 0.9)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument(
+        "data", type=Path, nargs="?", help="without it --page is of the trials it has"
+    )
+    parser.add_argument("--out", type=Path, help="folder of the trainings")
     parser.add_argument("--search", action="store_true", help="search the levels, then stop")
     parser.add_argument("--tau", type=float)
     parser.add_argument("--lam", type=float)
@@ -52,7 +61,17 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--width", type=int, default=16, help="64 is ResNet-18's own")
     parser.add_argument("--page", type=Path, help="Markdown page to bring up to date")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    if args.data is None:
+        if args.page is None:
+            parser.error(
+                "without DATA there is nothing to train on; give it, or a --page with trials"
+            )
+        tables = accuracies(read_trials(args.page))
+        args.page.write_text(with_tables(args.page, tables), encoding="utf-8")
+        return
+    if args.out is None:
+        parser.error("DATA is to train on, and the trainings need a folder: give --out")
     config = {
         "epochs": args.epochs,
         "batch_size": 64,
@@ -94,23 +113,50 @@ def plot(table: TransferTable, out: Path) -> None:
 
 
 def write_page(table: TransferTable, page: Path) -> None:
-    tables = {
-        "accuracy": table.to_markdown(),
-        "difference": table.to_markdown(base="ERM"),
-        "seconds": seconds(table),
-    }
-    text = with_tables(page, tables)
+    text = with_tables(page, {**accuracies(table), "seconds": seconds(table)})
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
     plot(table, out)
     with (out / "trials.csv").open("w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f)
-        writer.writerow(["variant", "seed", *table.columns, "effective_concepts", "largest_weight"])
+        writer.writerow(["variant", "seed", *table.columns, *OF_Q])
         for t in table.trials:
-            accuracies = [f"{(t.source | t.targets)[c]:.4f}" for c in table.columns]
-            q = [f"{t.history[-1][name]:.2f}" for name in ("effective_concepts", "largest_weight")]
-            writer.writerow([t.variant, t.seed, *accuracies, *q])
+            measured = [(t.source | t.targets)[c] for c in table.columns]
+            q = [f"{t.history[-1][name]:.2f}" for name in OF_Q]
+            writer.writerow([t.variant, t.seed, *measured, *q])
     page.write_text(text, encoding="utf-8")
+
+
+def read_trials(page: Path) -> TransferTable:
+    """What ``write_page`` left in the folder beside the page: without the course of the trainings."""
+    trials = []
+    with (page.with_suffix("") / "trials.csv").open(newline="", encoding="utf-8") as f:
+        for row in csv.DictReader(f):
+            variant, seed = row.pop("variant"), int(row.pop("seed"))
+            source = {name: float(row.pop(name)) for name in OF_SOURCE}
+            targets = {name: float(value) for name, value in row.items() if name not in OF_Q}
+            trials.append(Trial(variant, seed, source, targets, []))
+    return TransferTable(trials)
+
+
+def accuracies(table: TransferTable) -> dict[str, str]:
+    """The tables that need no more than the trials."""
+    return {"accuracy": table.to_markdown(), "difference": differences(table)}
+
+
+def differences(table: TransferTable) -> str:
+    """To ``BASE`` of the same seed, in points: mean (95 % interval of Student's t; seeds)."""
+
+    def by_seed(variant: str, column: str) -> dict[int, float]:
+        of = [trial for trial in table.trials if trial.variant == variant]
+        return {trial.seed: (trial.source | trial.targets)[column] for trial in of}
+
+    rows = table.rows()[:1]
+    for variant in table.variants:
+        if variant != BASE:
+            found = (paired(by_seed(variant, c), by_seed(BASE, c)) for c in table.columns)
+            rows.append([variant, *("" if one is None else str(one) for one in found)])
+    return markdown(rows)
 
 
 def seconds(table: TransferTable) -> str:

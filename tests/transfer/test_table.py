@@ -20,6 +20,7 @@ from hrrl_ext.plots import plot_histories
 from hrrl_ext.processes import Processes
 from hrrl_ext.training import load_model
 from hrrl_ext.transfer import table
+from hrrl_ext.transfer.study import difference
 from hrrl_ext.transfer.table import Target, TransferTable, Trial, transfer_table, variant_config
 
 DIGITS = load_images("digits", split="train").subset(range(150))
@@ -191,15 +192,23 @@ def test_the_results_page_is_written_by_its_example(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     old = (Path(__file__).parents[2] / "docs/results/cifar100.md").read_text(encoding="utf-8")
     page.write_text(old, encoding="utf-8")
+    halves = {(t.variant, t.seed): t.targets["half"] for t in table.trials}
+    above = [halves["CL", seed] - halves["ERM", seed] for seed in (0, 1)]
     for _ in range(2):  # once more changes nothing
         transfer_cifar100.write_page(table, page)
         new = page.read_text(encoding="utf-8")
         assert table.to_markdown() in new
-        assert table.to_markdown(base="ERM") in new
+        assert str(difference(above)) in new.split("<!-- table: difference -->")[1]
         assert "| EL |" not in new
         assert new.split("<!-- table: accuracy -->")[0] == old.split("<!-- table: accuracy -->")[0]
         assert new.split("<!-- end: seconds -->")[1] == old.split("<!-- end: seconds -->")[1]
     assert len((tmp_path / "page/trials.csv").read_text().splitlines()) == 5
+    page.write_text(new.replace(str(difference(above)), "?"), encoding="utf-8")
+    transfer_cifar100.main(["--page", str(page)])
+    assert page.read_text(encoding="utf-8") == new  # from the trials alone
+    for told in ([], [str(tmp_path)]):
+        with pytest.raises(SystemExit):
+            transfer_cifar100.main(told)
     page.write_text("no place", encoding="utf-8")
     with pytest.raises(ValueError, match="no place for the table"):
         transfer_cifar100.write_page(table, page)
