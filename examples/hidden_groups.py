@@ -30,14 +30,20 @@ from safetensors.torch import save_model
 from torch import Tensor
 
 from hrrl_ext import DiscoveredConcepts, HRRLTrainer
+from hrrl_ext._tables import markdown
 from hrrl_ext.data import Batches
 from hrrl_ext.demo.groups import coloured_digits, found_share, plain_network
 from hrrl_ext.evaluation import accuracy
+from hrrl_ext.transfer.study.analysis import paired
 
 SEARCH_SEEDS = (100, 101)  # other splits, colours and weights than those of the table
 LAM_GRID = (2.0, 8.0, 32.0)
 K_GRID = (4, 8, 16)
-WAYS = ("ERM", "CL, true groups", "CL, discovered", "CL, discovered, shuffled")
+ERM, TRUE, FOUND, SHUFFLED = WAYS = (
+    "ERM", "CL, true groups", "CL, discovered", "CL, discovered, shuffled"
+)  # fmt: skip
+PAIRS = ((TRUE, ERM), (FOUND, ERM), (SHUFFLED, ERM), (FOUND, SHUFFLED), (FOUND, TRUE))
+"""What is compared: a way, and what its differences are to."""
 
 
 class Experiment:
@@ -157,8 +163,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def differences(rows: list[dict[str, Any]]) -> str:
+    """Of the same seed, in points: mean (95 % interval of Student's t; seeds)."""
+
+    def by_seed(way: str, name: str) -> dict[int, float]:
+        return {row["seed"]: row[name] for row in rows if row["way"] == way}
+
+    lines = [["difference", "accuracy", "worst group"]]
+    for way, base in PAIRS:
+        names = ("accuracy", "worst_group")
+        found = (paired(by_seed(way, name), by_seed(base, name)) for name in names)
+        lines.append([f"{way} − {base}", *("" if one is None else str(one) for one in found)])
+    return markdown(lines)
+
+
 def write_page(rows: list[dict[str, Any]], page: Path) -> None:
-    text = with_tables(page, {"accuracy": table(rows)})
+    text = with_tables(page, {"accuracy": table(rows), "difference": differences(rows)})
     page.write_text(text, encoding="utf-8")
     out = page.with_suffix("")
     out.mkdir(exist_ok=True)
@@ -171,7 +191,7 @@ def write_page(rows: list[dict[str, Any]], page: Path) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--search", action="store_true", help="search K, then stop")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--epochs", type=int, default=30, help="in all, the warm-up included")
     parser.add_argument(
         "--warm-up", type=int, default=3, help="epochs of ERM before the clustering"
@@ -184,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
         search(args)
         return
     rows = compare(args)
-    print("\n" + table(rows))
+    print(f"\n{table(rows)}\n\n{differences(rows)}")
     if args.page is not None:
         write_page(rows, args.page)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from hrrl_ext.demo.groups import found_share
+from hrrl_ext.transfer.study import difference
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--epochs", "2", "--warm-up", "1", "--clusters", "3", "--width", "2"]
@@ -54,12 +56,17 @@ def test_it_compares_and_writes_its_page(
     example.main([*SMALL, "--seeds", "0", "1", "--page", str(page)])
     printed = capsys.readouterr().out
     new = page.read_text(encoding="utf-8")
-    assert printed.split("\n\n")[1].strip() in new
+    for shown in printed.split("\n\n")[1:]:
+        assert shown.strip() in new
+    rows = list(csv.DictReader((tmp_path / "page/trials.csv").open(encoding="utf-8")))
+    worst = {(row["way"], row["seed"]): float(row["worst_group"]) for row in rows}
+    above = difference([worst[example.FOUND, s] - worst[example.ERM, s] for s in "01"])
+    assert "| CL, discovered − ERM | " in new and f" | {above} |" in new
     for way in example.WAYS:
         assert f"| {way} |" in new
     assert new.split("<!-- table: accuracy -->")[0] == old.split("<!-- table: accuracy -->")[0]
-    assert new.split("<!-- end: accuracy -->")[1] == old.split("<!-- end: accuracy -->")[1]
-    assert len((tmp_path / "page/trials.csv").read_text().splitlines()) == 1 + 2 * 4
+    assert new.split("<!-- end: difference -->")[1] == old.split("<!-- end: difference -->")[1]
+    assert len(rows) == 2 * 4
     page.write_text("no place", encoding="utf-8")
     with pytest.raises(ValueError, match="no place for the table"):
         example.write_page([], page)

@@ -81,7 +81,7 @@ MEASURES = {
 }
 PURPOSE = {
     "EL": ("images worse than at home", ("moved", "half"), "docs/results/robustness.md"),
-    "CL": ("unequal concepts", ("worst", "rare"), "docs/results/cifar100.md"),
+    "CL": ("unequal concepts", ("worst", "rare"), "docs/results/hidden-groups.md"),
     "HRRL": ("both", ("moved", "half", "worst", "rare"), "docs/study.md"),
 }
 """Of a method: what it is for, the measures of that, and a page with more."""
