@@ -118,6 +118,12 @@ def test_no_loss_passes_the_ball_and_the_cap(settings: dict[str, Any]) -> None:
     assert adversary.distance <= settings.get("rho", math.inf) * (1 + 1e-12)
     assert adversary.weight.max() <= settings.get("max_weight", math.inf) * (1 + 1e-12)
     assert adversary.effective_concepts > 1.5
+    each = adversary.weight.repeat_interleave(torch.tensor(COUNT))  # of every example
+    share = (each.mean() ** 2 / each.square().mean()).item()
+    if "rho" in settings:  # which binds
+        assert share == pytest.approx(1 / (1 + settings["rho"] ** 2))
+    else:
+        assert share >= 1 / settings["max_weight"]
 
 
 # --- theory (docs/algorithm.md)
