@@ -80,7 +80,7 @@ MEASURES = {
     "half": "half resolution, SVM",
 }
 PURPOSE = {
-    "EL": ("images worse than at home", ("moved", "half"), "docs/results/robustness.md"),
+    "EL": ("images worse than at home", ("moved", "half"), "docs/study.md"),
     "CL": ("unequal concepts", ("worst", "rare"), "docs/results/hidden-groups.md"),
     "HRRL": ("both", ("moved", "half", "worst", "rare"), "docs/study.md"),
 }
