@@ -35,9 +35,8 @@ from margin_cases import (  # type: ignore[import-not-found]  # noqa: E402
     printed,
     synthetic,
 )
-from result_page import with_tables  # noqa: E402
 
-from hrrl_ext._tables import markdown  # noqa: E402
+from hrrl_ext._tables import markdown, with_tables  # noqa: E402
 from hrrl_ext.linear import (  # noqa: E402
     MaxMarginClassifier,
     duality,

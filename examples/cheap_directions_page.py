@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from result_page import with_tables
-
-from hrrl_ext._tables import markdown, one_line
+from hrrl_ext._tables import markdown, one_line, with_tables
 from hrrl_ext.plots.figures import panels_of, save
 from hrrl_ext.storage import write_text
 from hrrl_ext.transfer.study.analysis import Difference, paired

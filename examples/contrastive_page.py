@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from result_page import processor, with_tables
+from result_page import processor
 
-from hrrl_ext._tables import markdown
+from hrrl_ext._tables import markdown, place, with_tables
 from hrrl_ext.plots.figures import panels_of, save, shown
 from hrrl_ext.storage import write_text
 
@@ -200,8 +200,7 @@ def write_page(rows: Sequence[Row], page: Path, of_all: int, failed: Sequence[st
     if not page.exists():
         parts = ["# Pretraining on robust views, in small\n"]
         for name in tables:
-            marks = f"<!-- table: {name} -->\n<!-- end: {name} -->"
-            parts.append(f"## {name[0].upper()}{name[1:]}\n\n{marks}\n")
+            parts.append(f"## {name[0].upper()}{name[1:]}\n\n{place(name)}\n")
         write_text(page, "\n".join(parts))
     write_text(page, with_tables(page, tables))
     out = page.with_suffix("")

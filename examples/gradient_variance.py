@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from result_page import with_tables
 from torch import Tensor, nn
 
+from hrrl_ext._tables import with_tables
 from hrrl_ext.clustering import GradientClustering, VarianceRecorder
 from hrrl_ext.clustering.examples import cross_entropy
 from hrrl_ext.data import ImageSet, load_images

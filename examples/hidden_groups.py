@@ -25,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result_page import with_tables
 from safetensors.torch import save_model
 from torch import Tensor
 
 from hrrl_ext import DiscoveredConcepts, HRRLTrainer
-from hrrl_ext._tables import markdown
+from hrrl_ext._tables import markdown, with_tables
 from hrrl_ext.data import Batches
 from hrrl_ext.demo.groups import coloured_digits, found_share, plain_network
 from hrrl_ext.evaluation import accuracy

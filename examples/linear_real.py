@@ -30,11 +30,10 @@ import numpy as np
 import torch
 from kept_rows import KeptRows, Row
 from linear_page import NORMS
-from result_page import with_tables
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from hrrl_ext._tables import markdown
+from hrrl_ext._tables import markdown, with_tables
 from hrrl_ext.data import ImageSet, few_per_class, load_images
 from hrrl_ext.data.image_sets import as_float
 from hrrl_ext.linear import MaxMarginClassifier, NotSeparableError, certify

@@ -29,9 +29,9 @@ from linear_page import (
     shares,
     speeds,
 )
-from result_page import with_tables
 from torch import Tensor
 
+from hrrl_ext._tables import with_tables
 from hrrl_ext.linear import (
     MaxMarginClassifier,
     convolution_risk,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from result_page import processor, with_tables
+from result_page import processor
 from retrieval_pictures import draw_curves, draw_distances, draw_negatives
 from retrieval_rows import (
     BY_QUEUE,
@@ -36,7 +36,7 @@ from retrieval_rows import (
     values,
 )
 
-from hrrl_ext._tables import markdown, one_line
+from hrrl_ext._tables import markdown, one_line, with_tables
 from hrrl_ext.storage import write_csv, write_text
 from hrrl_ext.transfer.study.analysis import Difference, difference
 

@@ -25,10 +25,10 @@ from typing import Any
 import robust_networks_page
 from kept_rows import KeptRows
 from linear_real import image_size, load_run, method_of
-from result_page import with_tables
 from torch import Tensor, nn
 
 from hrrl_ext import HRRLTrainer
+from hrrl_ext._tables import with_tables
 from hrrl_ext.data import load_images
 from hrrl_ext.data.image_sets import as_float
 from hrrl_ext.evaluation.attacks import apgd, max_epsilon

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from result_page import with_tables
-
 from hrrl_ext import HRRLTrainer, load_model
+from hrrl_ext._tables import with_tables
 from hrrl_ext.data import load_images
 from hrrl_ext.evaluation import Report, evaluate, write_html
 

@@ -25,10 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from result_page import with_tables
 
 from hrrl_ext import HRRLTrainer
-from hrrl_ext._tables import markdown
+from hrrl_ext._tables import markdown, with_tables
 from hrrl_ext.data import ArrayImages, ImageSet, load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
 from hrrl_ext.transfer import Target, TransferTable, transfer_table

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 
-from hrrl_ext._tables import aligned, as_cell, from_cell, markdown, one_line
+from hrrl_ext._tables import (
+    aligned,
+    as_cell,
+    from_cell,
+    markdown,
+    one_line,
+    place,
+    require_places,
+    with_tables,
+)
 from hrrl_ext.storage import write_csv
 
 ODD = [
@@ -78,3 +87,25 @@ def test_no_cell_of_a_csv_is_a_formula_and_each_reads_back(value: object, tmp_pa
         with (tmp_path / "t.csv").open(newline="", encoding="utf-8") as file:
             rows = list(csv.reader(file))
         assert [from_cell(row[0]) for row in rows] == [value, value]
+
+
+def test_tables_of_a_page_are_made_again_and_its_prose_stays(tmp_path: Path) -> None:
+    page, names = tmp_path / "page.md", ["a, b", "c (d)", "e"]
+    places = "\n\nProse.\n\n".join(
+        [place("a, b"), place("c (d)", "old\n\nold"), place("e", "kept")]
+    )
+    page.write_text(f"# Ours\n\n{places}\n", encoding="utf-8")
+    new = with_tables(page, {"a, b": "new \\1", "c (d)": ""})
+    assert new.split("\n\nProse.\n\n") == [
+        "# Ours\n\n<!-- table: a, b -->\nnew \\1\n<!-- end: a, b -->",
+        "<!-- table: c (d) -->\n\n<!-- end: c (d) -->",
+        f"{place('e', 'kept')}\n",
+    ]
+    assert require_places(page, names) == page.read_text(encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"page.md has no place for the table 'f', 'g': put the lines"
+    ):
+        require_places(page, [*names, "f", "g"])
+    page.write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"page.md is not text in UTF-8: .*give another file"):
+        require_places(page, [])

@@ -11,10 +11,10 @@ import gradient_variance as example
 import pytest
 import torch
 import torch.nn.functional as F
-from result_page import with_tables
 from torch import nn
 
 from hrrl_ext._streams import random_stream
+from hrrl_ext._tables import with_tables
 from hrrl_ext.clustering import GradientClustering, gradient_variance
 from hrrl_ext.data import ArrayImages, load_images
 
