@@ -37,7 +37,9 @@ def _study_arguments(parser: CommandParser) -> None:
     parser.add_argument("--methods", nargs="+", help="the same of its methods; the base is in it")
     parser.add_argument("--threads", type=int, default=1, help="of this process")
     parser.add_argument(
-        "--page", help="Markdown file to write at the end, pictures in a folder beside"
+        "--page",
+        help="Markdown file to write at the end, pictures in a folder beside; of one that is there only "
+        "what stands between the marks of its tables",
     )
     parser.add_argument(
         "--weights", help="folder to write the networks to at the end, each with a card"
@@ -49,8 +51,9 @@ def _study(args: Namespace) -> None:
     """Train with each method on each source, and say when a level pays and what it costs."""
     import torch
 
+    from .._tables import require_places
     from ..spec import not_known
-    from ..transfer.study import STAGES, Study, StudyConfig, write_weights
+    from ..transfer.study import STAGES, Study, StudyConfig, page_tables, write_weights
     from .yaml_files import read_yaml
 
     if args.only not in (*STAGES, "page"):
@@ -63,11 +66,13 @@ def _study(args: Namespace) -> None:
     part = config.only(
         profiles=args.profiles, widths=args.widths, seeds=args.seeds, methods=args.methods
     )
-    study = Study(part, args.out)
+    study, page = Study(part, args.out), None if args.page is None else Path(args.page)
+    if page is not None and page.exists():  # before hours of work
+        require_places(page, page_tables(part))
     if args.only != "page":
         study.work(args.only, report=lambda line: print(line, flush=True))
-    if args.page is not None:
-        _write_page(study, Path(args.page))
+    if page is not None:
+        _write_page(study, page)
         print(f"saved {args.page}")
     if args.weights is not None:
         for network in write_weights(study, Path(args.weights), file.name):
@@ -88,7 +93,7 @@ def _write_page(study: Study, page: Path) -> None:
         drawn = plot_study(study, beside) | plot_paper(study, beside)
         pictures = {os.path.relpath(path, page.parent): text for path, text in drawn.items()}
     write_csv(beside / "rows.csv", (*KEYS, "value"), study_rows(study), line_end="\n")
-    write_text(page, study_page(study, pictures))
+    write_text(page, study_page(study, pictures, page))
 
 
 COMMANDS: Commands = {"study": (_study_arguments, _study)}

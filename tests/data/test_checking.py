@@ -452,7 +452,7 @@ def test_trainings_leave_out_what_the_list_says(folders, tmp_path):
 
 def test_pairs_and_studies_do_so_too(folders, tmp_path):
     from hrrl_ext.retrieval import load_pairs, open_gallery_images
-    from hrrl_ext.transfer.study.config import located
+    from hrrl_ext.transfer.study.images import located
 
     folder = tmp_path / "pictures"
     shutil.copytree(folders["clean"] / "test" / "cat", folder)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +37,7 @@ from hrrl_ext.transfer.study import (
 )
 from hrrl_ext.transfer.study import levels as levels_module
 from hrrl_ext.transfer.study import measures as measures_module
+from hrrl_ext.transfer.study import page as page_module
 from hrrl_ext.transfer.study import queue as queue_module
 from hrrl_ext.transfer.study.analysis import SECONDS, matching, over_targets
 from hrrl_ext.transfer.study.levels import score, worst_quarter
@@ -54,6 +56,7 @@ TINY: dict[str, Any] = {
     "search": {"images": 200, "epochs": 1},
 }  # fmt: skip
 SEARCHED = {"methods": {"ERM": {}, "CL": {"search": {"lam": [30.0, 10.0, 3.0]}}}}
+GAIN = {"gain": 1.0, "method": "EL", "target": "half", "count": 5}
 
 
 def study(out: Path, **changes: Any) -> Study:
@@ -411,6 +414,80 @@ def test_a_page_of_what_is_there(whole: Study, tmp_path: Path) -> None:
     assert line.split(" | ")[1] == str(shown)
 
 
+def test_a_page_keeps_its_prose(
+    whole: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun before the first trial it takes all that comes; what it lacks is said before any work."""
+    page = tmp_path / "page.md"
+    page.write_text(study_page(study(tmp_path), page=page), encoding="utf-8")
+    assert page.read_text(encoding="utf-8").count("Nothing is there yet.") == 5
+    begun = page.read_text(encoding="utf-8").replace("## Target by target", "## Ours\n\nEL pays.")
+    page.write_text(begun, encoding="utf-8")
+    page.write_text(study_page(whole, {"gain.png": "the gain"}, page), encoding="utf-8")
+    made = page.read_text(encoding="utf-8")
+    assert "## Ours\n\nEL pays." in made and "Nothing is there yet." not in made
+    assert made.replace("## Ours\n\nEL pays.", "## Target by target") == study_page(
+        whole, {"gain.png": "the gain"}
+    )
+    assert study_page(whole, page=page) == made  # without pictures those that are linked stay
+    pytest.importorskip("jsonargparse")
+    from hrrl_ext.cli import main
+
+    (tmp_path / "study.yaml").write_text(json.dumps(TINY | {"compare": [["EL", "ERM"]]}))
+    words = ["study", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out")]
+    assert main([*words, "--page", str(page)]) == 1
+    (said,) = capsys.readouterr().err.splitlines()
+    assert (
+        "page.md has no place for the table 'compared': put the lines <!-- table: NAME -->" in said
+    )
+    assert not (tmp_path / "out").exists() and page.read_text(encoding="utf-8") == made
+
+
+def test_comparisons_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other pairs than with the base, the best of several, and verdicts beside published gains."""
+    values = {
+        ("ERM", 5): [0.5, 0.6, 0.7], ("EL", 5): [0.52, 0.621, 0.719], ("CL", 5): [0.45, 0.56, 0.64],
+        ("ERM", 130): [0.5, 0.6, 0.7], ("EL", 130): [0.48, 0.621, 0.719], ("CL", 130): [0.8] * 3,
+    }  # fmt: skip
+    rows = [
+        {"profile": "tail:10", "width": 4, "method": method, "seed": seed, "target": "half",
+         "count": count, "measure": "svm", "value": value}
+        for (method, count), of_seeds in values.items() for seed, value in enumerate(of_seeds)
+    ]  # fmt: skip
+    monkeypatch.setattr(page_module, "study_rows", lambda _: rows)
+    at = {"method": "EL", "target": "half", "count": 5}
+    mine = study(
+        tmp_path,
+        methods={"ERM": {}, "EL": {"tau": 0.1}, "CL": {"lam": 3.0}},
+        profiles=["tail:10", "equal"],
+        compare=[["EL", "CL"], ["EL", "CL", "ERM"]],
+        published={
+            "a": at | {"gain": 4.1},
+            "b": at | {"gain": -1},
+            "c": at | {"gain": 1, "count": 130},
+        },
+    )
+    table = [line.strip("| ").split(" | ") for line in study_page(mine).splitlines()]
+    cells = {line[0]: line[1:] for line in table}
+
+    def apart(method: str, count: int) -> str:
+        pairs = zip(values["EL", count], values[method, count], strict=True)
+        return str(difference([a - b for a, b in pairs]))
+
+    known = [apart("CL", 5), apart("CL", 130)]
+    assert cells["tail:10, width 4, EL against CL"][:4] == ["", "", *known]
+    assert cells["tail:10, width 4, EL against the best of CL; ERM"][2:4] == [
+        f"{apart('ERM', 5)} ERM",
+        f"{apart('CL', 130)} CL",
+    ]
+    published = [line for line in table if line[0] in ("a", "b", "c")]
+    assert [(one[1], one[3], one[-1]) for one in published] == [
+        (gain, f"{profile}, width 4", verdict)
+        for gain, found in (("+4.1", "seen"), ("-1", "the other sign"), ("+1", "not told apart"))
+        for profile, verdict in (("tail:10", found), ("equal", "not there yet"))
+    ]
+
+
 def test_three_pictures(whole: Study, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from hrrl_ext.plots.study import plot_study
@@ -472,6 +549,15 @@ def test_other_settings_are_refused(whole: Study) -> None:
         ({"methods": {"ERM": {"search": {"tau": [1], "lam": [1]}}}}, "of one setting, got tau, lam"),
         ({"methods": {"ERM": {"levels_of": ["EL"]}}}, "levels_of: method with a search 'EL' is not"),
         ({"methods": {"ERM": {}, "a b": {}, "a-b": {}}}, "'a b' and 'a-b' are too alike"),
+        ({"compare": "EL"}, r"compare must list a method .* such as \[\[CL, Group DRO\]\], got 'EL'"),
+        ({"compare": [["EL"]]}, "compare must list a method and others to compare it with"),
+        ({"compare": [["EL", ["ERM"]]]}, "compare must list a method and others to compare it with"),
+        ({"compare": [["EL", "EMR"]]}, "study: compare: 'EMR' is not known; did you mean 'ERM'"),
+        ({"published": {"a": {"gain": 1, "method": "EL"}}}, "published a: target is missing"),
+        ({"published": {"a": GAIN | {"gain": 0}}}, "published a: gain must be points of accuracy, not 0"),
+        ({"published": {"a": GAIN | {"method": "ERM"}}}, "published a: ERM is the base"),
+        ({"published": {"a": GAIN | {"target": "hlaf"}}}, "published a: target 'hlaf' is not known"),
+        ({"published": {"a": GAIN | {"count": 7}}}, "published a: count 7 is not known"),
         ({"profiles": ["liner:10"]}, "profile 'liner' is not known; did you mean 'linear'"),
         ({"seeds": [0, 0]}, "seeds must be a list of different int"),
         ({"widths": 16}, "widths must be a list"),
@@ -501,8 +587,12 @@ def test_a_part_of_a_study_has_the_same_trials() -> None:
     assert part.search == whole.search
     assert part.search.width == 4
     methods = SEARCHED["methods"] | {"HRRL": {"levels_of": ["CL"]}, "EL": {"tau": 0.1}}
-    some = StudyConfig.read(TINY | {"methods": methods}).only(methods=["HRRL"])
+    compared = {"compare": [["HRRL", "CL"], ["HRRL", "CL", "EL"]], "published": {"a": GAIN}}
+    config = StudyConfig.read(TINY | {"methods": methods} | compared)
+    some = config.only(methods=["HRRL"])
     assert list(some.methods) == ["ERM", "CL", "HRRL"]
+    assert (some.compare, some.published) == ([["HRRL", "CL"]], {})
+    assert list(replace(config, base="HRRL").only(methods=["EL"]).methods) == ["CL", "HRRL", "EL"]
     with pytest.raises(
         ValueError, match="study: methods: 'HRRLL' is not known; did you mean 'HRRL'"
     ):
@@ -568,7 +658,7 @@ def test_sources_in_lists_are_located(tmp_path: Path) -> None:
 def test_its_trials_go_on_elsewhere(
     whole: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Packed in one file and unpacked, nothing is trained again; more seeds go on from there."""
+    """Packed in one file and unpacked, nothing is trained again; more seeds and methods go on from there."""
     records.pack(whole.out, tmp_path / "trials.jsonl.gz")
     records.unpack(tmp_path / "trials.jsonl.gz", tmp_path / "other")
     other = study(tmp_path / "other")
@@ -579,6 +669,9 @@ def test_its_trials_go_on_elsewhere(
     monkeypatch.setattr(queue_module, "train", none)
     other.work()
     assert study_rows(other) == study_rows(whole)
+    more = study(other.out, methods={"CL": {"lam": 3.0}, **TINY["methods"]}, compare=[["CL", "EL"]])
+    assert study_rows(more) == study_rows(whole)
+    assert [line.split(", ")[2] for line in missing_trials(more)] == ["CL", "CL"]
     with pytest.raises(AssertionError, match="trains"):
         study(tmp_path / "other", seeds=[0, 1, 2]).work()
 

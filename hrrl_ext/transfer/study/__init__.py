@@ -6,7 +6,7 @@ has been found; :func:`write_weights` hands the networks on. See docs/study.md.
 
 from .analysis import Difference, difference, missing_trials, paired, study_rows
 from .config import StudyConfig
-from .page import study_page
+from .page import page_tables, study_page
 from .queue import STAGES, Study
 from .weights import write_weights
 
@@ -17,6 +17,7 @@ __all__ = [
     "StudyConfig",
     "difference",
     "missing_trials",
+    "page_tables",
     "paired",
     "study_page",
     "study_rows",

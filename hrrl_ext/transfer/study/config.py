@@ -6,10 +6,8 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
-from ...data.leaving_out import split_leave_out
 from ...data.resize import ImageSize
 from ...data.shifts import concept_shares
 from ...evaluation.config import evaluation_config
@@ -97,6 +95,18 @@ class FinetuningSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PublishedGain:
+    """A gain over plain training that others have published, and what comes nearest to it here: the
+    difference of a method to the base, on a target, by the linear SVM."""
+
+    gain: float
+    """in points of accuracy"""
+    method: str
+    target: str
+    count: int | str = ALL
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
     """A study; :meth:`read` makes one of what a YAML file holds."""
 
@@ -105,6 +115,10 @@ class StudyConfig:
     methods: Mapping[str, MethodSpec]
     base: str = "ERM"
     """the method that the others are compared with"""
+    compare: Sequence[Sequence[str]] = ()
+    """further comparisons: a method, and one or several others, of which the best counts"""
+    published: Mapping[str, PublishedGain] = field(default_factory=dict)
+    """by what they are of, such as HRRL on SVHN"""
     profiles: Sequence[str] = ("equal",)
     """sizes of the source's concepts: :func:`hrrl_ext.data.concept_shares`"""
     widths: Sequence[int] = (16,)
@@ -142,6 +156,7 @@ class StudyConfig:
             for value in method.grid or (None,):
                 level = {} if method.level is None else {method.level: value}
                 _check_values(f"method {name}", settings | level)
+        self._check_comparisons()
         if self.robustness is not None:
             evaluation_config(**{"preset": "quick", **self.robustness})
         if self.finetuning is not None:
@@ -173,7 +188,7 @@ class StudyConfig:
         methods: Sequence[str] | None = None,
     ) -> StudyConfig:
         """A part of the study, whose trials are the same; the base is in it, and the methods whose levels
-        those asked for take. ValueError: it has no such."""
+        those in it take. Comparisons of others are not. ValueError: it has no such."""
         asked: dict[str, Any] = {
             "profiles": profiles,
             "widths": widths,
@@ -187,8 +202,10 @@ class StudyConfig:
                     raise ValueError(f"study: {name}: {not_known(value, map(str, known))}")
         if methods is not None:
             asked_for = {self.base, *methods}
-            asked_for |= {name for m in methods for name in self.methods[m].levels_of}
+            asked_for |= {name for m in asked_for for name in self.methods[m].levels_of}
             given["methods"] = {m: self.methods[m] for m in self.methods if m in asked_for}
+            given["compare"] = [names for names in self.compare if asked_for.issuperset(names)]
+            given["published"] = {k: g for k, g in self.published.items() if g.method in asked_for}
         return replace(self, **given)
 
     def _check_search(self) -> None:
@@ -215,6 +232,33 @@ class StudyConfig:
                 f"study: search: held_out must lie between 0 and 1, got {self.search.held_out}"
             )
 
+    def _check_comparisons(self) -> None:
+        is_list = isinstance(self.compare, list | tuple)
+        for names in self.compare if is_list else (self.compare,):
+            is_of_names = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+            if not is_of_names or len({*names}) < max(2, len(names)):
+                raise ValueError(
+                    "study: compare must list a method and others to compare it with, such as "
+                    f"[[CL, Group DRO]], got {names!r}"
+                )
+            for name in names:
+                if name not in self.methods:
+                    raise ValueError(f"study: compare: {not_known(name, self.methods)}")
+        for what, one in self.published.items():
+            where = f"study: published {what}"
+            if not isinstance(one.gain, int | float) or not abs(one.gain) > 0:
+                raise ValueError(
+                    f"{where}: gain must be points of accuracy, not 0, got {one.gain!r}"
+                )
+            if one.method == self.base:
+                raise ValueError(
+                    f"{where}: {one.method} is the base, which gains are to; give another"
+                )
+            places = {"method": self.methods, "target": self.targets, "count": self.counts}
+            for name, known in places.items():
+                if (value := getattr(one, name)) not in known:
+                    raise ValueError(f"{where}: {name} {not_known(value, map(str, known))}")
+
     @staticmethod
     def read(content: Mapping[str, Any], folder: str | os.PathLike[str] = ".") -> StudyConfig:
         """Of what a YAML file holds. ValueError names what is not known, or missing.
@@ -233,6 +277,14 @@ class StudyConfig:
         given["methods"] = {
             str(name): _read_method(str(name), entry)
             for name, entry in _mapping("study: methods", given["methods"]).items()
+        }
+        given["published"] = {
+            str(what): PublishedGain(
+                **_checked(
+                    f"study: published {what}", entry, PublishedGain, ("gain", "method", "target")
+                )
+            )
+            for what, entry in _mapping("study: published", given.get("published", {})).items()
         }
         given["training"] = _trainer_settings("study: training", given.get("training", {}))
         if "search" in given:
@@ -306,19 +358,6 @@ def _check_values(where: str, settings: Mapping[str, Any]) -> None:
         TrainingConfig(**of_loop)
     except (TypeError, ValueError) as error:
         raise ValueError(f"study: {where}: {error}") from None
-
-
-def located(source: Any, folder: str) -> Any:
-    """Files in ``folder``; what has a name of its own, such as digits, stays."""
-    if isinstance(source, list | tuple):
-        return [located(part, folder) for part in source]
-    source, file = split_leave_out(source)
-    if file is not None:
-        return f"{located(source, folder)}:leave_out={Path(folder) / file}"
-    if not isinstance(source, str) or source == "digits" or source.startswith("torchvision:"):
-        return source
-    kind = next((prefix for prefix in ("hf:", "wds:") if source.startswith(prefix)), "")
-    return kind + str(Path(folder) / source.removeprefix(kind))
 
 
 def _check_list(name: str, values: Any, kind: type) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +20,9 @@ from ...data import (
     resolve_concepts,
     with_classes,
 )
+from ...data.leaving_out import split_leave_out
 from ..table import Target
-from .config import ALL, StudyConfig, located
+from .config import ALL, StudyConfig
 
 
 class StudyImages:
@@ -106,3 +108,16 @@ def split_rows(
         count = min(len(members) - 1, max(1, round(held_out * len(members))))
         held[members[torch.randperm(len(members), generator=generator)[:count]]] = True
     return rows[~held], rows[held]
+
+
+def located(source: Any, folder: str) -> Any:
+    """Files in ``folder``; what has a name of its own, such as digits, stays."""
+    if isinstance(source, list | tuple):
+        return [located(part, folder) for part in source]
+    source, file = split_leave_out(source)
+    if file is not None:
+        return f"{located(source, folder)}:leave_out={Path(folder) / file}"
+    if not isinstance(source, str) or source == "digits" or source.startswith("torchvision:"):
+        return source
+    kind = next((prefix for prefix in ("hf:", "wds:") if source.startswith(prefix)), "")
+    return kind + str(Path(folder) / source.removeprefix(kind))
