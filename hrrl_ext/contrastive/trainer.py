@@ -155,13 +155,8 @@ class URRLTrainer(Trainer):
         batches = ViewBatches(
             images, make, training.batch_size, shuffle_buffer=buffer, crop=crop, **options
         )
-        measured = _measured(
-            images,
-            None if validation is None else open_images(validation, "test", "validation"),
-            method,
-            training,
-            **options,
-        )
+        shown = None if validation is None else open_images(validation, "test", "validation")
+        measured = _measured(images, shown, method, training, **options)
         network = build_network(model, images, method.width, training.seed)
         begin_from(init, init_part, network, resume=resume)
         place(network, device_, processes)
