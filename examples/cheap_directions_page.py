@@ -13,7 +13,7 @@ from typing import Any
 from hrrl_ext._tables import markdown, one_line, with_tables
 from hrrl_ext.plots.figures import panels_of, save
 from hrrl_ext.storage import write_text
-from hrrl_ext.transfer.study.analysis import Difference, paired
+from hrrl_ext.transfer.differences import Difference, paired
 
 BASE, EXACT = "ERM", "Algorithm 1, 0.1"
 SECONDS = "training_seconds"

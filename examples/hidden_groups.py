@@ -33,7 +33,7 @@ from hrrl_ext._tables import markdown, with_tables
 from hrrl_ext.data import Batches
 from hrrl_ext.demo.groups import coloured_digits, found_share, plain_network
 from hrrl_ext.evaluation import accuracy
-from hrrl_ext.transfer.study.analysis import paired
+from hrrl_ext.transfer.differences import paired
 
 SEARCH_SEEDS = (100, 101)  # other splits, colours and weights than those of the table
 LAM_GRID = (2.0, 8.0, 32.0)

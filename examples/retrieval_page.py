@@ -38,7 +38,7 @@ from retrieval_rows import (
 
 from hrrl_ext._tables import markdown, one_line, with_tables
 from hrrl_ext.storage import write_csv, write_text
-from hrrl_ext.transfer.study.analysis import Difference, difference
+from hrrl_ext.transfer.differences import Difference, difference
 
 ENOUGH = 5
 """Splits, below which a difference is marked."""

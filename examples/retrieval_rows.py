@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hrrl_ext.transfer.study.analysis import Difference, difference
+from hrrl_ext.transfer.differences import Difference, difference
 
 BINS = np.linspace(0, 2, 81)
 """Of distances, 1 - cosine."""

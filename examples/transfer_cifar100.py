@@ -27,11 +27,10 @@ from typing import Any
 import torch
 
 from hrrl_ext import HRRLTrainer
-from hrrl_ext._tables import markdown, with_tables
+from hrrl_ext._tables import with_tables
 from hrrl_ext.data import ArrayImages, ImageSet, load_images, lower_resolution
 from hrrl_ext.plots import plot_histories
 from hrrl_ext.transfer import Target, TransferTable, transfer_table
-from hrrl_ext.transfer.study.analysis import paired
 from hrrl_ext.transfer.table import BASELINES, VARIANTS, Trial
 
 BASE = "ERM"
@@ -140,22 +139,7 @@ def read_trials(page: Path) -> TransferTable:
 
 def accuracies(table: TransferTable) -> dict[str, str]:
     """The tables that need no more than the trials."""
-    return {"accuracy": table.to_markdown(), "difference": differences(table)}
-
-
-def differences(table: TransferTable) -> str:
-    """To ``BASE`` of the same seed, in points: mean (95 % interval of Student's t; seeds)."""
-
-    def by_seed(variant: str, column: str) -> dict[int, float]:
-        of = [trial for trial in table.trials if trial.variant == variant]
-        return {trial.seed: (trial.source | trial.targets)[column] for trial in of}
-
-    rows = table.rows()[:1]
-    for variant in table.variants:
-        if variant != BASE:
-            found = (paired(by_seed(variant, c), by_seed(BASE, c)) for c in table.columns)
-            rows.append([variant, *("" if one is None else str(one) for one in found)])
-    return markdown(rows)
+    return {"accuracy": table.to_markdown(), "difference": table.to_markdown(BASE)}
 
 
 def seconds(table: TransferTable) -> str:

@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..transfer.differences import Difference, paired
 from ..transfer.study.analysis import (
     SECONDS,
     WORST,
-    Difference,
     Row,
     by_seed,
     over_targets,
-    paired,
     study_rows,
     targets_of,
 )

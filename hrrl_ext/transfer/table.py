@@ -27,6 +27,7 @@ from ..spec import not_known, plain
 from ..storage import WorkFolder, read_rows, write_rows
 from ..training import TrainingConfig, TrainingResult
 from ..training.run_folder import RunFolder
+from .differences import Difference, paired
 from .features import extract_features
 from .probe import probe
 
@@ -95,25 +96,21 @@ class TransferTable:
 
     def cell(self, variant: str, column: str) -> tuple[float, float]:
         """(mean, sample standard deviation; NaN for one seed)."""
-        values = [
-            (trial.source | trial.targets)[column]
-            for trial in self.trials
-            if trial.variant == variant
-        ]
+        values = list(self._by_seed(variant, column).values())
         spread = statistics.stdev(values) if len(values) > 1 else math.nan
         return statistics.fmean(values), spread
 
-    def difference(self, variant: str, base: str, column: str) -> tuple[float, float]:
-        """As ``cell``, of variant minus base under the same seed: same weights, same batches."""
-        by_seed: dict[str, dict[int, float]] = {variant: {}, base: {}}
-        for trial in self.trials:
-            if trial.variant in by_seed:
-                by_seed[trial.variant][trial.seed] = (trial.source | trial.targets)[column]
-        shared = by_seed[variant].keys() & by_seed[base].keys()
-        values = [by_seed[variant][seed] - by_seed[base][seed] for seed in sorted(shared)]
-        if not values:
+    def difference(self, variant: str, base: str, column: str) -> Difference:
+        """Of variant minus base under the same seed: same weights, same batches. Mean, and its 95 % interval
+        by Student's t."""
+        found = paired(self._by_seed(variant, column), self._by_seed(base, column))
+        if found is None:
             raise ValueError(f"{variant} and {base} have no seed in common")
-        return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
+        return found
+
+    def _by_seed(self, variant: str, column: str) -> dict[int, float]:
+        of = [trial for trial in self.trials if trial.variant == variant]
+        return {trial.seed: (trial.source | trial.targets)[column] for trial in of}
 
     @property
     def variants(self) -> list[str]:
@@ -125,18 +122,20 @@ class TransferTable:
         return [*self.trials[0].source, *self.trials[0].targets] if self.trials else []
 
     def rows(self, base: str | None = None) -> list[list[str]]:
-        """Header and one row per variant, in per cent; with ``base`` the differences from it."""
+        """Header and one row per variant, in per cent: mean ± standard deviation; with ``base`` the
+        differences from it, mean (95 % interval; seeds)."""
         table = [["features", *(c.replace("_", " ") for c in self.columns)]]
         for variant in self.variants:
             if variant == base:
                 continue
-            cells = [
-                self.cell(variant, c) if base is None else self.difference(variant, base, c)
-                for c in self.columns
-            ]
-            sign = "" if base is None else "+"
-            table.append([variant, *(_per_cent(mean, spread, sign) for mean, spread in cells)])
+            table.append([variant, *(self._shown(variant, base, c) for c in self.columns)])
         return table
+
+    def _shown(self, variant: str, base: str | None, column: str) -> str:
+        if base is not None:
+            return str(self.difference(variant, base, column))
+        mean, spread = self.cell(variant, column)
+        return f"{100 * mean:.1f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}")
 
     def to_markdown(self, base: str | None = None) -> str:
         return markdown(self.rows(base))
@@ -294,7 +293,3 @@ def _read(path: Path) -> list[Trial]:
         shape=record(variant=text, seed=count, history=many(entries)),
     )
     return [Trial(**{name: row[name] for name in names}) for row in rows]
-
-
-def _per_cent(mean: float, spread: float, sign: str) -> str:
-    return f"{100 * mean:{sign}.1f}" + ("" if math.isnan(spread) else f" ± {100 * spread:.1f}")

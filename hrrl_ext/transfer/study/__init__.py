@@ -4,7 +4,8 @@
 has been found; :func:`write_weights` hands the networks on. See docs/study.md.
 """
 
-from .analysis import Difference, difference, missing_trials, paired, study_rows
+from ..differences import Difference, difference, paired
+from .analysis import missing_trials, study_rows
 from .config import StudyConfig
 from .page import page_tables, study_page
 from .queue import STAGES, Study

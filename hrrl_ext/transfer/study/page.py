@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from ..._tables import escaped, markdown, place, with_tables
+from ..differences import Difference, paired
 from .analysis import (
     SECONDS,
     WORST,
-    Difference,
     Row,
     by_seed,
     missing_trials,
     over_targets,
-    paired,
     skipped_parts,
     study_rows,
     targets_of,
