@@ -101,8 +101,8 @@ class TransferTable:
         return statistics.fmean(values), spread
 
     def difference(self, variant: str, base: str, column: str) -> Difference:
-        """Of variant minus base under the same seed: same weights, same batches. Mean, and its 95 % interval
-        by Student's t."""
+        """Of variant minus base under the same seed: same weights, same batches. Mean, and its 95 %
+        interval by Student's t."""
         found = paired(self._by_seed(variant, column), self._by_seed(base, column))
         if found is None:
             raise ValueError(f"{variant} and {base} have no seed in common")
