@@ -1,11 +1,17 @@
 """The example level for less than Algorithm 1 costs: what each way of saving keeps of its effect.
 
     python examples/cheap_directions.py DATA --out runs/directions --page docs/results/cheap-directions.md
-    python examples/cheap_directions.py digits --out runs/look --epochs 4 --width 4    # anywhere, minutes
+    python examples/cheap_directions.py digits --out runs/look --epochs 4 --width 4 --per-class 20 100
 
 DATA is a folder with the archives cifar100-train-{0..3}of4, cifar100-test, cifar10-train and -test. Of
-CIFAR-100 some 22,000 images are taken, with concepts of 200 to 2,000 (linear:10). Each trial, a way and a
-seed, is a file in --out: the same command goes on after any end, and several may run on one --out.
+CIFAR-100 some 22,000 images are taken, with concepts of 200 to 2,000 (linear:10); digits run anywhere, in
+minutes. Each trial, a way and a seed, is a file in --out: the same command goes on after any end, and
+several may run on one --out. Other settings need another --out.
+
+Whether it holds in other trainings: --epochs for longer ones, --lam with the concept level, --per-class
+for fewer target images, --crop-padding for a stronger augmentation. Crops and flips are what stored
+directions undo; the library refuses them with resized crops, AugMix, erasing and mixup, so that no way
+is compared under these.
 
 All ways of a seed have the same images, first weights, order and views, and train on as many passes over
 the images; what line 9 takes besides shows in the processor's seconds.
@@ -229,6 +235,14 @@ def in_memory(path: Path) -> ArrayImages:
 
 # --- a trial
 
+BESIDE: Mapping[str, Any] = {"lam": None, "crop_padding": HRRLConfig.crop_padding}
+"""Settings of HRRL that every way has, where no option gives others."""
+
+
+def beside(args: argparse.Namespace) -> dict[str, Any]:
+    """What options give besides a way's settings; nothing of ``BESIDE``, which is in no description."""
+    return {name: getattr(args, name) for name, v in BESIDE.items() if getattr(args, name) != v}
+
 
 def training(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
     """As many passes that move weights, or that add to their gradient, for every way."""
@@ -245,7 +259,7 @@ def training(args: argparse.Namespace, way: Way, seed: int) -> dict[str, Any]:
 def loop_of(way: Way, data: Data, args: argparse.Namespace, seed: int) -> Loop:
     """What HRRLTrainer does, for a recipe of one's own."""
     config = TrainingConfig(**training(args, way, seed), evaluate_every=args.epochs)
-    method = HRRLConfig(lam=None, width=args.width, **way.settings)
+    method = HRRLConfig(width=args.width, **{**BESIDE, **beside(args), **way.settings})
     processes, device = start_processes("cpu")
     sets = open_sets(
         data.source(args, seed), data.concepts, data.test, None, root=None, training=config,
@@ -267,6 +281,11 @@ def loop_of(way: Way, data: Data, args: argparse.Namespace, seed: int) -> Loop:
 
 
 def trial(way: Way, data: Data, args: argparse.Namespace, seed: int) -> Part:
+    few = {  # drawn first, so that a class of too few images costs no training
+        (name, count): train.subset(few_per_class(train, count, seed))
+        for name, (train, _) in data.targets.items()
+        for count in args.per_class
+    }
     loop = loop_of(way, data, args, seed)
     begun = time.process_time()
     model, last = (result := loop.fit()).model, result.last
@@ -277,10 +296,12 @@ def trial(way: Way, data: Data, args: argparse.Namespace, seed: int) -> Part:
     curve = perturbation_curve(model, data.test, STEPS)
     found |= {moved_by(step): v for step, v in zip(STEPS, curve.accuracy, strict=True)}
     found["worst concept"] = last["worst_concept_accuracy"]
-    for name, (train, test) in data.targets.items():
-        few = train.subset(few_per_class(train, args.per_class, seed))
-        of_train, of_test = (extract_features(model, images) for images in (few, test))
-        found[name] = probe(of_train, of_test, method="svm").accuracy
+    of_test = {name: extract_features(model, test) for name, (_, test) in data.targets.items()}
+    for (name, count), images in few.items():
+        measure = name if len(args.per_class) == 1 else f"{name}, {count} a class"
+        found[measure] = probe(
+            extract_features(model, images), of_test[name], method="svm"
+        ).accuracy
     return found
 
 
@@ -290,9 +311,11 @@ def trial(way: Way, data: Data, args: argparse.Namespace, seed: int) -> Part:
 def description(args: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
     """A trial is taken up only as what it is of."""
     way = WAYS[name]
-    names = ("profile", "images", "width", "per_class")
-    of = {"way": name, "data": Path(args.data).name} | {n: getattr(args, n) for n in names}
-    return of | {"training": training(args, way, seed), "settings": dict(way.settings)}
+    of = {"way": name, "data": Path(args.data).name}
+    of |= {n: getattr(args, n) for n in ("profile", "images", "width")}
+    of["per_class"] = args.per_class if len(args.per_class) > 1 else args.per_class[0]
+    settings = {**beside(args), **way.settings}
+    return of | {"training": training(args, way, seed), "settings": settings}
 
 
 def trials(args: argparse.Namespace) -> Iterator[tuple[str, int, Parts, dict[str, Any]]]:
@@ -334,7 +357,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--profile", default="linear:10", help="sizes of the concepts")
     parser.add_argument("--images", type=int, help="train on so many of them")
-    parser.add_argument("--per-class", type=int, default=500, help="a target's training images")
+    parser.add_argument(
+        "--per-class", type=int, nargs="+", default=[500], help="a target's training images"
+    )
+    parser.add_argument("--lam", type=float, help="with the concept level")
+    parser.add_argument(
+        "--crop-padding", type=int, default=BESIDE["crop_padding"], help="of the augmentation"
+    )
     parser.add_argument("--epochs", type=int, default=12, help="passes over the images")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--lr", type=float, default=0.1)
@@ -349,8 +378,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     work(args)
     if args.page is not None:
         of_all = len(args.ways) * len(args.seeds)
-        settings = ("profile", "width", "epochs", "batch_size", "lr", "precision")
-        write_page(rows(args), args.page, of_all, {n: getattr(args, n) for n in settings})
+        names = ("profile", "width", "epochs", "batch_size", "lr", "precision", *BESIDE)
+        settings = {n: v for n in names if (v := getattr(args, n)) is not None}
+        settings["images per class"] = " and ".join(map(str, args.per_class))
+        write_page(rows(args), args.page, of_all, settings)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ number after a way is τ.
 
 Accuracy in %: on the source's test images, clean and moved by so much along the trained network's
 own gradient; of its worst concept; of a linear SVM on the features of a target. Time is the
-processor's seconds of training, also against {BASE}'s of the same seed. Mean ± standard deviation.
+processor's seconds of training, also over {BASE}'s of the same seed (with the 95 % interval). Mean ±
+standard deviation.
+
+Training crops and flips its images, which stored directions undo. They are refused with resized
+crops, AugMix, erasing and mixup: of these nothing is said here.
 
 <!-- table: means -->
 <!-- end: means -->
@@ -110,13 +114,18 @@ def means(rows: Rows) -> str:
     for way in ways(rows):
         seconds, ratio = of_way(rows, way, SECONDS), cost(rows, way)
         cells = [way, str(len(seconds)), f"{statistics.fmean(seconds.values()):.0f}"]
-        cells.append("" if ratio is None else f"{ratio.mean:.2f}")
+        cells.append("" if ratio is None else _ratio(ratio))
         for measure in measures(rows):
             values = [100 * v for v in of_way(rows, way, measure).values()]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.fmean(values):.1f}{spread}")
         lines.append(cells)
     return markdown(lines)
+
+
+def _ratio(found: Difference) -> str:
+    interval = "" if found.seeds == 1 else f" ({found.low:.2f} to {found.high:.2f})"
+    return f"{found.mean:.2f}{interval}"
 
 
 def differences(rows: Rows, base: str) -> str:

@@ -100,6 +100,7 @@ def test_it_trains_goes_on_and_writes_its_page(
     args: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page, out = tmp_path / "page.md", tmp_path / "out"
+    args += ["--lam", "5", "--crop-padding", "1", "--per-class", "5", "20"]
     example.main([*args, "--seeds", "0", "--ways", "ERM", "first layer, 0.3"])
     assert len(capsys.readouterr().out.splitlines()) == 2
     kept = {path: path.read_bytes() for path in out.rglob("trial.json")}
@@ -114,18 +115,42 @@ def test_it_trains_goes_on_and_writes_its_page(
         f"{2 * len(example.WAYS)} of {2 * len(example.WAYS)} trials are through, each on 100"
         in text
     )
+    assert "lam 5.0, crop padding 1, images per class 5 and 20." in text
+    assert "| digits, 5 a class | digits, 20 a class | half resolution, 5 a class |" in text
     assert (tmp_path / "page/cost.png").stat().st_size > 1000
     page.write_text(text.replace("# The example level for less", "# By hand"), encoding="utf-8")
     example.main([*args, "--seeds", "0", "--page", str(page)])
     assert page.read_text(encoding="utf-8").startswith("# By hand")
 
 
-def test_a_trial_of_other_settings_is_refused(args: list[str]) -> None:
+def test_a_trial_of_other_settings_is_refused(
+    args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     example.main([*args, "--seeds", "0", "--ways", "ERM"])
     with pytest.raises(ValueError, match=r"was made with other settings \(training\)"):
         example.main([*args, "--seeds", "0", "--ways", "ERM", "--lr", "0.02"])
     with pytest.raises(ValueError, match="--epochs must be a multiple of 2, got 5"):
         example.main([*args, "--ways", "first layer, 0.3", "--epochs", "5"])
+    with pytest.raises(ValueError, match=r"was made with other settings \(settings\)"):
+        example.main([*args, "--seeds", "0", "--ways", "ERM", "--lam", "5"])
+    monkeypatch.setattr(example, "loop_of", None)  # said before a training
+    with pytest.raises(ValueError, match="fewer than 500"):
+        example.main([*args, "--seeds", "7", "--ways", "ERM", "--per-class", "500"])
+
+
+def test_what_is_beside_a_way_reaches_its_training_and_its_description() -> None:
+    """And the trials of no option are what they were."""
+    parsed = example.parser().parse_args([*SMALL, "--out", "unused"])
+    of = example.description(parsed, "stored, 0.3", 0)
+    assert of["settings"] == {"tau": 0.3, "example_level": "stored"} and of["per_class"] == 20
+    more = ["--out", "unused", "--lam", "5", "--crop-padding", "2", "--per-class", "5", "20"]
+    parsed = example.parser().parse_args([*SMALL, *more])
+    of = example.description(parsed, "stored, 0.3", 0)
+    assert of["settings"].items() >= {"lam": 5.0, "crop_padding": 2}.items()
+    assert of["per_class"] == [5, 20]
+    way, data = example.WAYS["stored, 0.3"], example.open_data("digits")
+    recipe = example.loop_of(way, data, parsed, seed=0).recipe
+    assert (recipe.config.lam, recipe.config.crop_padding) == (5.0, 2)
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -136,7 +161,8 @@ def test_differences_are_paired_by_seed() -> None:
         )
     ]  # fmt: skip
     assert "| slow | +10.0 (+10.0 to +10.0; 2) |" in cheap_directions_page.differences(rows, "ERM")
-    assert "| slow | 2 | 30 | 2.00 | 50.0 ± 14.1 |" in cheap_directions_page.means(rows)
+    means = cheap_directions_page.means(rows)
+    assert "| slow | 2 | 30 | 2.00 (2.00 to 2.00) | 50.0 ± 14.1 |" in means
     with pytest.raises(ValueError, match="no trial is through yet"):
         cheap_directions_page.write_page([], Path("page.md"), 3, {})
 
