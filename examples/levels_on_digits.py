@@ -55,7 +55,7 @@ class Experiment:
     levels: Mapping[str, Settings]
     """by the name in the table; horizon, which the trainer sets itself, is of ChiSquare"""
     chosen: Mapping[str, Sequence[str]]
-    """names of the best of several levels on the held-out images"""
+    """names of the best of several levels on the held-out images; with the first all are compared"""
     others: Sequence[str]
     """columns beside the accuracies"""
 
@@ -262,9 +262,8 @@ def tables_of(args: argparse.Namespace, table: str, rows: Rows) -> dict[str, str
         f"are through: {steps} steps on {images} images, the smallest class of {least}. {processor()}."
     )
     alone = [{name: row[name] for name in ("way", "seed", *ACCURACIES)} for row in rows]
-    against = {
-        f"{table} against {base}": differences(alone, base) for base in ("ERM", *experiment.chosen)
-    }
+    bases = "ERM", next(iter(experiment.chosen))
+    against = {f"{table} against {base}": differences(alone, base) for base in bases}
     return {f"{table} state": one_line(state), table: means(rows, experiment.others)} | against
 
 
