@@ -25,10 +25,10 @@ from typing import Any
 
 import torch
 from cheap_directions_page import Rows, differences, of_way, ways
-from result_page import processor, with_tables
+from result_page import processor
 
 from hrrl_ext import HRRLTrainer
-from hrrl_ext._tables import markdown, one_line
+from hrrl_ext._tables import markdown, one_line, with_tables
 from hrrl_ext.data import Batches, ImageSet, imbalance, load_images
 from hrrl_ext.evaluation import accuracy
 from hrrl_ext.storage import write_text
