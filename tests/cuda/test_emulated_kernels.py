@@ -407,7 +407,8 @@ MUTANTS = {  # name: ((file, the operator that shows it), text, its replacement)
     "one level alone": (PIXELS, "if (low == high) return level;", ""),
     "the edge of a place": (PIXELS, "number > 0 ? number - 1 : 0", "number - 1 + 0 * size"),
     "half a pixel": (PIXELS, "(pixel + 0.5) * part.per - 0.5", "pixel * part.per"),
-    "the turn of a circle": (PIXELS, "k - 6.0f * floorf(", "k - 6.0f * truncf("),
+    "the turn of a circle": (PIXELS, "turn < 1.0 ? turn : turn - 1.0", "turn"),
+    "the part of a pixel at the end of a box": (PIXELS, "far * box.far", "0 * far"),
     "the lowest of equal negatives": (HARDEST, "whose < index", "whose > index"),
     "a NaN that is passed over": (HARDEST, "|| value != value)", ")"),
     "negatives of the same group": (
