@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,11 +116,16 @@ def means(rows: Rows) -> str:
         cells = [way, str(len(seconds)), f"{statistics.fmean(seconds.values()):.0f}"]
         cells.append("" if ratio is None else _ratio(ratio))
         for measure in measures(rows):
-            values = [100 * v for v in of_way(rows, way, measure).values()]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.1f}{spread}")
+            cells.append(mean_of(of_way(rows, way, measure).values()))
         lines.append(cells)
     return markdown(lines)
+
+
+def mean_of(shares: Iterable[float]) -> str:
+    """In %: mean ± standard deviation, where there are several."""
+    values = [100 * share for share in shares]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
 
 
 def _ratio(found: Difference) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cheap_directions_page import Rows, differences, of_way, ways
+from cheap_directions_page import Rows, differences, mean_of, of_way, ways
 from result_page import processor
 
 from hrrl_ext import HRRLTrainer
@@ -237,10 +237,7 @@ def means(rows: Rows, others: Sequence[str]) -> str:
     lines = [["setting", "seeds", *ACCURACIES, *others]]
     for way in ways(rows):
         cells = [way, str(len(of_way(rows, way, "accuracy")))]
-        for name in ACCURACIES:
-            values = [100 * v for v in of_way(rows, way, name).values()]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.fmean(values):.1f}{spread}")
+        cells += [mean_of(of_way(rows, way, name).values()) for name in ACCURACIES]
         for name in others:
             values = list(of_way(rows, way, name).values())
             if name == "warned":

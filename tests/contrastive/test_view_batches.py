@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from pictures import noisy_pictures
 from torch import Tensor
 
 from hrrl_ext._streams import Draws
@@ -57,13 +57,7 @@ def test_processes_have_the_images_of_one() -> None:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
-    image = pytest.importorskip("PIL.Image")
-    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    (folder / "a").mkdir()
-    for i in range(14):
-        pixels = noise.integers(0, 256, (15 + i, 40 - i, 3), dtype=np.uint8)
-        image.fromarray(pixels).save(folder / f"a/{i:02}.png")
-    return FolderImages(folder, image_size=8)
+    return noisy_pictures(tmp_path_factory.mktemp("pictures"), 14, image_size=8)
 
 
 def test_views_of_parts_of_pictures(pictures: FolderImages) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from pictures import noisy_pictures
 from torch import Tensor, nn
 
 from hrrl_ext import HRRLTrainer
@@ -39,14 +39,7 @@ def batches(dtype: torch.dtype = torch.uint8, **changes: object) -> Batches:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> FolderImages:
-    """20 files, no two of one size."""
-    image = pytest.importorskip("PIL.Image")
-    folder, noise = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    (folder / "a").mkdir()
-    for i in range(20):
-        pixels = noise.integers(0, 256, (15 + i, 40 - i, 3), dtype=np.uint8)
-        image.fromarray(pixels).save(folder / f"a/{i:02}.png")
-    return FolderImages(folder, image_size=12)
+    return noisy_pictures(tmp_path_factory.mktemp("pictures"), 20, image_size=12)
 
 
 def equal(left: list[tuple[Tensor, ...]], right: list[tuple[Tensor, ...]]) -> bool:

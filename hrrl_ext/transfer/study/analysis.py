@@ -1,4 +1,4 @@
-"""What a study has found: a row for every number, and differences to the base, paired by seed."""
+"""What a study has found: a row for every number, and values of such rows by seed."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def _robustness(target: str, part: Part) -> Iterator[tuple[str, Any, str, float 
         yield target, None, f"attack {spec}", accuracy
 
 
-# --- paired by seed
+# --- by seed
 
 
 def matching(rows: Iterable[Row], **where: Any) -> list[Row]:
